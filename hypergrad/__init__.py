@@ -1,0 +1,1 @@
+"""Hypergradients for bilevel hyperparameter optimization in JAX."""

@@ -1,0 +1,101 @@
+"""The three verbs that every family of hypergradient answers, and what they return."""
+
+from abc import abstractmethod
+from typing import Any
+
+import equinox as eqx
+from jaxtyping import Array, Bool, Int, PyTree, Scalar
+
+from hypergrad.problem import BilevelProblem
+
+
+class HypergradientInfo(eqx.Module):
+    """How far a hypergradient can be trusted. Every field is a scalar array; NaN means "not known".
+
+    - `inner_residual`: stationarity of the inner point, `‖∂f/∂w‖` relative to the larger of
+      `‖∂f/∂w‖` and `‖H w‖` at the point given to `init`.
+    - `inner_iterations`: inner iterations spent by the last `fit`.
+    - `linear_residual`: `‖g − H q‖ / ‖g‖` of the adjoint system.
+    - `iterations`: inverse-Hessian products spent on it (for unrolling: steps differentiated).
+    - `nonpositive_curvature`: a direction of non-positive curvature was met.
+    - `breakdown`: a non-finite number was met and contained.
+    - `error`: estimate of `‖estimate − truth‖ / ‖estimate‖`; infinite when it is known to be
+      unreliable.
+    """
+
+    inner_residual: Scalar
+    inner_iterations: Int[Array, ""]
+    linear_residual: Scalar
+    iterations: Int[Array, ""]
+    nonpositive_curvature: Bool[Array, ""]
+    breakdown: Bool[Array, ""]
+    error: Scalar
+
+
+class FitInfo(eqx.Module):
+    """One `fit`: its `iterations`, and the `residual` as `HypergradientInfo.inner_residual`."""
+
+    residual: Scalar
+    iterations: Int[Array, ""]
+
+
+class Hypergradient(eqx.Module):
+    """The outer loss and its total derivative with respect to the hyperparameters.
+
+    - `value`: outer loss, a scalar.
+    - `grad`: pytree like `hparams`, `None` at leaves that cannot be differentiated.
+    - `state`: the estimator's state, to be passed to the next call (warm start).
+    - `info`: see `HypergradientInfo`.
+    - `aux`: auxiliary output of the outer loss.
+    """
+
+    value: Scalar
+    grad: PyTree
+    state: Any
+    info: HypergradientInfo
+    aux: PyTree = None
+
+
+class Estimator(eqx.Module):
+    """One family of hypergradient: a representation of the best response `w*(hparams)`.
+
+    Estimators are immutable; everything that changes is in the state, a pytree. All verbs work
+    under `jit`, `vmap` and `scan`. `state.params` is always the current inner solution.
+    """
+
+    @abstractmethod
+    def init(
+        self,
+        problem: BilevelProblem,
+        params: PyTree,
+        hparams: PyTree,
+        inner_batch: PyTree,
+        *,
+        key: Array | None = None,
+    ) -> Any:
+        """The state at the inner point `params`."""
+
+    @abstractmethod
+    def fit(
+        self,
+        problem: BilevelProblem,
+        state: Any,
+        hparams: PyTree,
+        inner_batch: PyTree,
+        *,
+        key: Array | None = None,
+    ) -> tuple[Any, FitInfo]:
+        """Improve the response at `hparams`."""
+
+    @abstractmethod
+    def hypergradient(
+        self,
+        problem: BilevelProblem,
+        state: Any,
+        hparams: PyTree,
+        inner_batch: PyTree,
+        outer_batch: PyTree,
+        *,
+        key: Array | None = None,
+    ) -> Hypergradient:
+        """The hypergradient at the state's inner point."""

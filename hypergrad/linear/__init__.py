@@ -1,0 +1,1 @@
+"""Linear solvers for inverse-Hessian-vector products, one method a file."""

@@ -1,0 +1,80 @@
+"""The vector space of parameter pytrees: the few operations that iterative solvers need.
+
+Inner products and norms are accumulated in at least float32, so that bfloat16 leaves do not lose
+the small differences on which conjugate-direction methods depend. `None` leaves (the
+non-differentiable part of a model, as left by `equinox.partition`) are skipped.
+"""
+
+from collections.abc import Callable
+from functools import reduce
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree, Scalar
+
+
+def _accumulator(*leaves: Array) -> jnp.dtype:
+    return jnp.result_type(jnp.float32, *leaves)
+
+
+def vdot(x: PyTree, y: PyTree) -> Scalar:
+    """Euclidean inner product of two pytrees of one structure; zero for empty trees."""
+
+    def leaf(a: Array, b: Array) -> Scalar:
+        dtype = _accumulator(a, b)
+        return jnp.vdot(a.astype(dtype), b.astype(dtype), precision=jax.lax.Precision.HIGHEST)
+
+    products = jax.tree.leaves(jax.tree.map(leaf, x, y))
+    return reduce(jnp.add, products) if products else jnp.zeros(())
+
+
+def norm(x: PyTree) -> Scalar:
+    """Euclidean norm, scaled by the largest entry so that tiny vectors do not underflow."""
+    leaves = jax.tree.leaves(x)
+    if not leaves:
+        return jnp.zeros(())
+    dtype = _accumulator(*leaves)
+    tops = [jnp.max(jnp.abs(leaf), initial=0).astype(dtype) for leaf in leaves]
+    top = reduce(jnp.maximum, tops)
+    safe = jnp.where((top > 0) & jnp.isfinite(top), top, 1)
+    squares = [jnp.sum(jnp.square(leaf.astype(dtype) / safe)) for leaf in leaves]
+    return safe * jnp.sqrt(reduce(jnp.add, squares))
+
+
+def scale(factor: Array | float, x: PyTree) -> PyTree:
+    """`factor * x`, each leaf in its own dtype."""
+    return jax.tree.map(lambda a: (factor * a).astype(a.dtype), x)
+
+
+def axpy(factor: Array | float, x: PyTree, y: PyTree) -> PyTree:
+    """`factor * x + y`, each leaf in the dtype of `y`."""
+    return jax.tree.map(lambda a, b: (factor * a + b).astype(b.dtype), x, y)
+
+
+def sub(x: PyTree, y: PyTree) -> PyTree:
+    """`x - y`."""
+    return jax.tree.map(jnp.subtract, x, y)
+
+
+def where(condition: Array, x: PyTree, y: PyTree) -> PyTree:
+    """`x` where the scalar `condition` holds, else `y`."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), x, y)
+
+
+def zeros_like(x: PyTree) -> PyTree:
+    """The zero vector of the space of `x`."""
+    return jax.tree.map(jnp.zeros_like, x)
+
+
+def all_finite(x: PyTree) -> Array:
+    """Whether every entry is finite, as a boolean scalar."""
+    flags = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(x)]
+    return reduce(jnp.logical_and, flags) if flags else jnp.asarray(True)
+
+
+def size(x: PyTree) -> int:
+    """Number of scalar entries (static)."""
+    return sum(leaf.size for leaf in jax.tree.leaves(x))
+
+
+Product = Callable[[PyTree], PyTree]

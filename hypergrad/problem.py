@@ -1,0 +1,111 @@
+"""The bilevel problem: two losses (or an optimality map) and their derivatives.
+
+minimise over hparams   outer(w*, hparams; outer batch)
+subject to              w* in argmin over w of inner(w, hparams; inner batch)
+"""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree, Scalar
+
+
+class BilevelProblem(eqx.Module):
+    """Two plain functions over any pytrees.
+
+    **Arguments:**
+
+    - `inner`: `inner(params, hparams, batch) -> loss`, the training objective. It may be `None`
+      when `optimality` is given.
+    - `outer`: `outer(params, hparams, batch) -> loss`, the validation objective.
+    - `optimality`: optional `optimality(params, hparams, batch) -> residual`, a pytree like
+      `params` that is zero at the inner solution: the fixed-point residual of a proximal step, a
+      KKT system. By default the gradient of `inner` with respect to `params`.
+    - `has_aux`: both losses return `(loss, aux)`.
+    - `stochastic`: both losses (and `optimality`) take a fourth argument `key`. One key serves a
+      whole linear solve, so that the operator stays the same from product to product.
+
+    Losses must be scalars: anything else is a `ValueError` that names the loss and its shape.
+    Leaves of `params` and `hparams` that are not inexact arrays (step counts, activation functions)
+    are carried along and not differentiated.
+    """
+
+    inner: Callable | None
+    outer: Callable
+    optimality: Callable | None = None
+    has_aux: bool = eqx.field(static=True, default=False)
+    stochastic: bool = eqx.field(static=True, default=False)
+
+    def __check_init__(self) -> None:
+        if self.inner is None and self.optimality is None:
+            raise ValueError("BilevelProblem needs `inner` or `optimality`; both are None.")
+
+    def inner_loss(
+        self, params: PyTree, hparams: PyTree, batch: PyTree, key: Array | None = None
+    ) -> tuple[Scalar, PyTree]:
+        """The inner loss and its auxiliary output (`None` without `has_aux`)."""
+        if self.inner is None:
+            raise ValueError("This problem has an optimality map and no inner loss.")
+        return self._loss("inner", self.inner, params, hparams, batch, key)
+
+    def outer_loss(
+        self, params: PyTree, hparams: PyTree, batch: PyTree, key: Array | None = None
+    ) -> tuple[Scalar, PyTree]:
+        """The outer loss and its auxiliary output (`None` without `has_aux`)."""
+        return self._loss("outer", self.outer, params, hparams, batch, key)
+
+    def residual(
+        self, params: PyTree, hparams: PyTree, batch: PyTree, key: Array | None = None
+    ) -> PyTree:
+        """What vanishes at the inner solution, like `params` (`None` where not differentiable)."""
+        if self.optimality is not None:
+            value = self.optimality(params, hparams, batch, *self._key(key))
+            expected = eqx.filter(params, eqx.is_inexact_array)
+            if jax.tree.map(jnp.shape, value) != jax.tree.map(jnp.shape, expected):
+                raise ValueError(
+                    "The optimality map must return a pytree like params: expected "
+                    f"{jax.tree.map(jnp.shape, expected)}, got {jax.tree.map(jnp.shape, value)}."
+                )
+            return value
+        return eqx.filter_grad(lambda p: self.inner_loss(p, hparams, batch, key)[0])(params)
+
+    def _key(self, key: Array | None) -> tuple:
+        if not self.stochastic:
+            return ()
+        if key is None:
+            raise ValueError("This problem is stochastic: pass `key`.")
+        return (key,)
+
+    def _loss(
+        self,
+        name: str,
+        function: Callable,
+        params: PyTree,
+        hparams: PyTree,
+        batch: PyTree,
+        key: Array | None,
+    ) -> tuple[Scalar, PyTree]:
+        out = function(params, hparams, batch, *self._key(key))
+        if self.has_aux:
+            if not (isinstance(out, tuple) and len(out) == 2):
+                raise ValueError(
+                    f"With has_aux the {name} loss must return (loss, aux); "
+                    f"got {type(out).__name__}."
+                )
+            loss, aux = out
+        else:
+            loss, aux = out, None
+        if isinstance(loss, tuple):
+            raise ValueError(
+                f"The {name} loss returned a tuple; expected a scalar. "
+                "Set has_aux=True if its second element is auxiliary output."
+            )
+        loss = jnp.asarray(loss)
+        if loss.shape != () or not jnp.issubdtype(loss.dtype, jnp.floating):
+            raise ValueError(
+                f"The {name} loss must be a real scalar; "
+                f"got shape {loss.shape}, dtype {loss.dtype}."
+            )
+        return loss, aux

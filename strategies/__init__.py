@@ -1,0 +1,1 @@
+"""The search layer: one space, one searcher, three engines."""

@@ -1,0 +1,1 @@
+"""Searchers propose configurations; each is a pure function of its history."""
