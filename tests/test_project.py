@@ -1,0 +1,57 @@
+"""What the project says about itself agrees with itself."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@pytest.fixture(scope="module")
+def citation():
+    return yaml.safe_load((ROOT / "CITATION.cff").read_text())
+
+
+def test_the_versions_agree(project, citation):
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    latest = re.search(r"^## (\S+) - (\S+)$", changelog, re.MULTILINE)
+    assert latest is not None
+    assert (project["version"], project["version"]) == (latest[1], citation["version"])
+    assert citation["date-released"] == latest[2]
+    assert citation["license"] == project["license"]
+
+
+def test_the_citation_has_what_version_1_2_requires(citation):
+    assert citation["cff-version"] == "1.2.0"
+    assert all(citation[key] for key in ("message", "title", "authors"))
+    for reference in citation["references"]:
+        assert reference["type"] in {"article", "book", "conference-paper"}
+        assert reference["title"]
+        assert all(author["family-names"] for author in reference["authors"])
+        assert 1900 < reference["year"] < 2100
+
+
+def test_no_dependency_has_an_upper_bound(project):
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    requirements = [requirement for group in groups for requirement in group]
+    assert not [requirement for requirement in requirements if re.search(r"[<~!]|==", requirement)]
+    third_party = [r for r in requirements if not r.startswith(project["name"])]
+    assert not [requirement for requirement in third_party if ">=" not in requirement]
+
+
+def test_every_extra_that_users_need_is_in_all(project):
+    extras = project["optional-dependencies"]
+    (everything,) = extras["all"]
+    assert set(re.findall(r"\w+", everything.partition("[")[2])) == set(extras) - {
+        "all",
+        "dev",
+        "docs",
+    }
