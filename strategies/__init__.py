@@ -1,1 +1,52 @@
 """The search layer: one space, one searcher, three engines."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from strategies.observation import Observation, Report, Suggestion, report
+    from strategies.searchers.base import Searcher
+    from strategies.searchers.random import RandomSearcher
+    from strategies.space import (
+        Categorical,
+        Choice,
+        Constant,
+        Float,
+        Int,
+        Ordinal,
+        SearchSpace,
+    )
+
+__all__ = [
+    "Categorical",
+    "Choice",
+    "Constant",
+    "Float",
+    "Int",
+    "Observation",
+    "Ordinal",
+    "RandomSearcher",
+    "Report",
+    "SearchSpace",
+    "Searcher",
+    "Suggestion",
+    "report",
+]
+
+# Imported on first use: `import strategies` loads no engine and no searcher.
+_HOMES = {
+    "observation": ["Observation", "Report", "Suggestion", "report"],
+    "searchers": ["RandomSearcher", "Searcher"],
+    "space": ["Categorical", "Choice", "Constant", "Float", "Int", "Ordinal", "SearchSpace"],
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

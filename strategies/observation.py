@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+
 Status = Literal["complete", "failed", "pruned"]
 
 
@@ -52,3 +54,144 @@ class Observation:
         usable = self.value is not None and math.isfinite(self.value)
         if self.status == "complete" and not usable:
             object.__setattr__(self, "status", "failed")
+
+
+@dataclass(frozen=True)
+class Report:
+    """One trial's result: plain Python numbers and lists only, safe for JSON.
+
+    The fields are those of `strategies.observation.Observation`, in the user's own orientation
+    (the engine knows whether the metric is minimised); `info` holds further numbers, such as the
+    residuals behind a hypergradient.
+    """
+
+    value: float | None
+    gradient: dict[str, Any] | None = None
+    gradient_error: float | None = None
+    config: dict[str, Any] | None = None
+    cost: float | None = None
+    resource: float | None = None
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of JSON values without NaN or infinity (they become `None`)."""
+        stored = {
+            name: to_json_values(value)
+            for name, value in self.__dict__.items()
+            if value is not None
+        }
+        stored["value"] = to_json_values(self.value)
+        if self.gradient_error is not None:
+            # Infinity, a gradient known to be unreliable, has no JSON number.
+            stored["gradient_error"] = repr(self.gradient_error)
+        return stored
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "Report":
+        """The report that `to_json` stored; `None` inside a gradient is NaN again."""
+        fields = dict(stored)
+        if fields.get("gradient") is not None:
+            fields["gradient"] = from_json_values(fields["gradient"])
+        if fields.get("gradient_error") is not None:
+            fields["gradient_error"] = float(fields["gradient_error"])
+        return cls(**fields)
+
+
+def report(
+    value: Any,
+    gradient: Any = None,
+    *,
+    gradient_error: Any = None,
+    config: Mapping[str, Any] | None = None,
+    cost: Any = None,
+    resource: Any = None,
+    info: Mapping[str, Any] | None = None,
+) -> Report:
+    """A trial's result from arrays of any library.
+
+    **Arguments:**
+
+    - `value`: the objective, a scalar; or a `hypergrad.Hypergradient`, which brings its gradient,
+      its error estimate and its residuals along.
+    - `gradient`: derivative of `value` with respect to the configuration's natural values: a
+      mapping keyed like the configuration, nested or flat, partial. `None` leaves and missing keys
+      mean "no derivative". A gradient given beside a `Hypergradient` replaces its `grad`, for
+      hyperparameters that are not themselves a mapping keyed like the configuration.
+    - `gradient_error`: estimated relative error of the gradient.
+    - `config`: the configuration that the trial tuned itself into, if it did.
+    - `cost`: what the trial cost, in seconds or another unit.
+    - `resource`: the epochs, steps or samples it was given.
+    - `info`: further numbers to keep with the trial.
+
+    **Raises:** `ValueError` if `value` is not a scalar or the gradient is not a mapping.
+    """
+    details = dict(info or {})
+    if hasattr(value, "grad") and hasattr(value, "info") and hasattr(value, "value"):
+        for name in getattr(value.info, "__dataclass_fields__", {}):
+            details.setdefault(name, getattr(value.info, name))
+        gradient = value.grad if gradient is None else gradient
+        if gradient_error is None:
+            error = _scalar(getattr(value.info, "error", None), "gradient_error")
+            # NaN is "not known"; infinity is "known to be unreliable" and must stay.
+            gradient_error = None if error is None or math.isnan(error) else error
+        value = value.value
+    if gradient is not None and not isinstance(gradient, Mapping):
+        raise ValueError(
+            "'gradient': expected a mapping keyed like the configuration, "
+            f"received {type(gradient).__name__}"
+        )
+    return Report(
+        value=_scalar(value, "value"),
+        gradient=None if gradient is None else _plain(gradient),
+        gradient_error=_scalar(gradient_error, "gradient_error"),
+        config=None if config is None else _plain(config),
+        cost=_scalar(cost, "cost"),
+        resource=_scalar(resource, "resource"),
+        info=_plain(details),
+    )
+
+
+def _scalar(value: Any, name: str) -> float | None:
+    if value is None:
+        return None
+    array = np.asarray(value)
+    if array.size != 1 or array.dtype.kind not in "iufb":
+        raise ValueError(f"{name!r}: expected a number, received {value!r}")
+    return float(array.reshape(()))
+
+
+def _plain(tree: Any) -> Any:
+    """Mappings, lists and plain numbers out of whatever arrays and containers a user has."""
+    if isinstance(tree, Mapping):
+        return {str(key): _plain(leaf) for key, leaf in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_plain(leaf) for leaf in tree]
+    if tree is None or isinstance(tree, bool | int | float | str):
+        return tree
+    if hasattr(tree, "__array__"):
+        array = np.asarray(tree)
+        if array.dtype.kind in "iufb":
+            return array.tolist()
+        if array.dtype.kind == "V" or array.dtype.names:  # JAX's float0: no derivative
+            return None
+    return tree if not isinstance(tree, np.generic) else tree.item()
+
+
+def to_json_values(tree: Any) -> Any:
+    """Nested values with `None` for NaN and infinity, which JSON does not have."""
+    if isinstance(tree, Mapping):
+        return {key: to_json_values(leaf) for key, leaf in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [to_json_values(leaf) for leaf in tree]
+    if isinstance(tree, float) and not math.isfinite(tree):
+        return None
+    return tree
+
+
+def from_json_values(tree: Any) -> Any:
+    """Nested values with NaN for `None`, the inverse of `to_json_values` for gradients."""
+    if isinstance(tree, Mapping):
+        return {key: from_json_values(leaf) for key, leaf in tree.items()}
+    if isinstance(tree, list):
+        return [from_json_values(leaf) for leaf in tree]
+    return math.nan if tree is None else tree

@@ -1,0 +1,292 @@
+"""What every searcher is: a pure function that proposes, and a ledger around it."""
+
+import json
+import os
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from strategies.observation import Observation, Suggestion, from_json_values, to_json_values
+from strategies.space import SearchSpace
+
+_FORMAT = "hypergrad searcher state"
+_VERSION = 1
+
+
+class Searcher(ABC):
+    """Proposes configurations.
+
+    A subclass implements `_propose`, a function of the space, the seed, the options and its
+    arguments only: no state, and randomness from `self.rng(number)`. So the same results lead to
+    the same suggestions on every engine, whatever the timing, and after a restart. `propose` is
+    that function with the points to try first and the filter of duplicates around it; `ask` and
+    `tell` keep the ledger for engines that do not keep their own.
+
+    **Arguments:**
+
+    - `space`: where to search.
+    - `seed`: an integer.
+    - `first`: configurations to try first, nested or flat, complete or partial; what is missing is
+      completed with defaults.
+    """
+
+    def __init__(
+        self, space: SearchSpace, *, seed: int = 0, first: Iterable[Mapping[str, Any]] = ()
+    ):
+        if not isinstance(space, SearchSpace):
+            space = SearchSpace(space)
+        if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+            raise ValueError(f"'seed': expected an integer >= 0, received {seed!r}")
+        self.space = space
+        self.seed = int(seed)
+        self.first = tuple(space.complete(point) for point in first)
+        self._next = 0
+        self._pending: dict[int, Suggestion] = {}
+        self._told: dict[int, Observation] = {}
+        self._given: list[Observation] = []
+
+    # The pure part
+
+    def rng(self, number: int) -> np.random.Generator:
+        """The generator that decides everything random about one suggestion."""
+        return np.random.default_rng([self.seed, number])
+
+    def propose(
+        self, number: int, history: Sequence[Observation], pending: Sequence[Suggestion]
+    ) -> Suggestion:
+        """The configuration to try next: a pure function, whatever the order of its arguments.
+
+        **Arguments:**
+
+        - `number`: position of the suggestion in the search, from 0.
+        - `history`: all observations so far.
+        - `pending`: suggestions that are being evaluated.
+        """
+        if number < len(self.first):
+            return Suggestion(number, self.first[number], {"origin": "first"})
+        history = sorted(history, key=_place)
+        pending = sorted(pending, key=lambda suggestion: suggestion.number)
+        suggestion = self._propose(number, history, pending)
+        if self.space.differentiable.any():
+            return suggestion
+        # In a discrete space a configuration that was tried already teaches nothing new.
+        tried = {repr(item.config) for item in history}
+        tried.update(repr(item.config) for item in pending)
+        rng = np.random.default_rng([self.seed, number, 1])
+        config = suggestion.config
+        for _ in range(100):
+            if repr(config) not in tried:
+                return replace(suggestion, config=config)
+            config = self.space.sample(rng)
+        return suggestion
+
+    @abstractmethod
+    def _propose(
+        self, number: int, history: Sequence[Observation], pending: Sequence[Suggestion]
+    ) -> Suggestion:
+        """`propose` for the searcher at hand; both lists come sorted by number."""
+
+    # The ledger
+
+    def ask(self) -> Suggestion:
+        """A configuration to try; it is pending until `tell` or `forget`."""
+        suggestion = self.propose(self._next, self.history, self.pending)
+        self._next += 1
+        self._pending[suggestion.number] = suggestion
+        return suggestion
+
+    def tell(self, observation: Observation) -> None:
+        """Record what came of a suggestion, or of any other configuration (`number=None`).
+
+        Telling a number again replaces what was told. A value that is missing or not finite is a
+        failed observation, kept without gradient. Gradient entries that are not finite are ignored.
+
+        **Raises:** `ValueError` naming the key, what was expected and what was received, if the
+        configuration or the gradient does not fit the space. Nothing is recorded or lost then:
+        the suggestion is still pending.
+        """
+        config = self.space.validate(observation.config)
+        gradient = None
+        if observation.gradient is not None and observation.status != "failed":
+            flat = self.space.flatten_gradient(config, observation.gradient)
+            gradient = {
+                path: array.tolist() for path, array in flat.items() if np.isfinite(array).any()
+            }
+        value = observation.value
+        clean = replace(
+            observation,
+            config=config,
+            value=None if value is None or not np.isfinite(value) else float(value),
+            gradient=gradient or None,
+        )
+        number = observation.number
+        if number is None:
+            self._given.append(clean)
+            return
+        asked = self._pending.pop(number, None)
+        if not clean.note and asked is not None:
+            clean = replace(clean, note=asked.note)
+        self._told[number] = clean
+        self._next = max(self._next, number + 1)
+
+    def forget(self, number: int) -> None:
+        """Drop a pending suggestion that will never be told; unknown numbers are ignored."""
+        self._pending.pop(number, None)
+
+    @property
+    def history(self) -> list[Observation]:
+        """Everything told, points that were not suggested first, then by number."""
+        return [*self._given, *(self._told[number] for number in sorted(self._told))]
+
+    @property
+    def pending(self) -> list[Suggestion]:
+        """Suggestions that were neither told nor forgotten, by number."""
+        return [self._pending[number] for number in sorted(self._pending)]
+
+    @property
+    def best(self) -> Observation | None:
+        """The complete observation with the smallest value."""
+        complete = [item for item in self.history if item.status == "complete"]
+        return min(complete, key=lambda item: item.value or 0.0, default=None)
+
+    # State
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything told and pending as JSON values."""
+        return {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "searcher": type(self).__name__,
+            "seed": self.seed,
+            "space": self.space.describe(),
+            "next": self._next,
+            "pending": [
+                {
+                    "number": item.number,
+                    "config": self.space.to_json(item.config),
+                    "note": dict(item.note),
+                }
+                for item in self.pending
+            ],
+            "history": [self._observation_to_json(item) for item in self.history],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Replace the ledger by one that `state_dict` gave.
+
+        **Raises:** `ValueError` if it is of another format, searcher, seed or space.
+        """
+        if state.get("format") != _FORMAT or state.get("version") != _VERSION:
+            received = f"{state.get('format')!r} version {state.get('version')!r}"
+            raise ValueError(f"state: expected {_FORMAT!r} version {_VERSION}, received {received}")
+        for name, expected in [("searcher", type(self).__name__), ("seed", self.seed)]:
+            if state[name] != expected:
+                raise ValueError(
+                    f"state: {name!r}: expected {expected!r}, received {state[name]!r}"
+                )
+        described = self.space.describe()
+        if state["space"] != described:
+            for path in {**described, **state["space"]}:
+                ours, theirs = described.get(path), state["space"].get(path)
+                if ours != theirs:
+                    raise ValueError(f"state: space {path!r}: expected {ours}, received {theirs}")
+        self._next = state["next"]
+        self._pending = {
+            item["number"]: Suggestion(
+                item["number"], self.space.from_json(item["config"]), item["note"]
+            )
+            for item in state["pending"]
+        }
+        self._told, self._given = {}, []
+        for item in state["history"]:
+            observation = self._observation_from_json(item)
+            if observation.number is None:
+                self._given.append(observation)
+            else:
+                self._told[observation.number] = observation
+
+    def _observation_to_json(self, observation: Observation) -> dict[str, Any]:
+        return {
+            "number": observation.number,
+            "status": observation.status,
+            "config": self.space.to_json(observation.config),
+            "value": observation.value,
+            "gradient": to_json_values(observation.gradient),
+            # Infinity, a gradient known to be unreliable, has no JSON number.
+            "gradient_error": None
+            if observation.gradient_error is None
+            else repr(float(observation.gradient_error)),
+            "cost": observation.cost,
+            "resource": observation.resource,
+            "note": dict(observation.note),
+        }
+
+    def _observation_from_json(self, stored: Mapping[str, Any]) -> Observation:
+        fields = dict(stored)
+        fields["config"] = self.space.from_json(fields["config"])
+        fields["gradient"] = fields["gradient"] and from_json_values(fields["gradient"])
+        error = fields["gradient_error"]
+        fields["gradient_error"] = None if error is None else float(error)
+        return Observation(**fields)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the state to a file; the previous one is kept as `path + ".backup"`.
+
+        The file is complete at every moment: it is written under a temporary name and renamed.
+        """
+        path = os.fspath(path)
+        temporary = f"{path}.{os.getpid()}.tmp"
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(self.state_dict(), file, allow_nan=False)
+            file.flush()
+            os.fsync(file.fileno())
+        if os.path.exists(path):
+            kept = f"{path}.{os.getpid()}.old"
+            if os.path.exists(kept):
+                os.remove(kept)
+            # A hard link, so that `path` never disappears.
+            try:
+                os.link(path, kept)
+                os.replace(kept, path + ".backup")
+            except OSError:  # a file system without links
+                os.replace(path, path + ".backup")
+        os.replace(temporary, path)
+
+    def restore(self, path: str | os.PathLike[str]) -> None:
+        """Load what `save` wrote, from the backup if the file itself is damaged (with a warning).
+
+        **Raises:** `ValueError` if neither can be read, or if they are of another search.
+        `FileNotFoundError` if there is neither.
+        """
+        path = os.fspath(path)
+        problems = []
+        for name in (path, path + ".backup"):
+            try:
+                with open(name, encoding="utf-8") as file:
+                    state = json.load(file)
+                if not isinstance(state, dict):
+                    raise ValueError("not a JSON object")
+            except FileNotFoundError:
+                problems.append(f"{name} does not exist")
+                continue
+            except ValueError as error:
+                problems.append(f"{name} is truncated or damaged ({error})")
+                continue
+            if problems:
+                warnings.warn(f"{problems[0]}; restored from {name}", stacklevel=2)
+            self.load_state_dict(state)
+            return
+        if not os.path.exists(path) and not os.path.exists(path + ".backup"):
+            raise FileNotFoundError(path)
+        raise ValueError(f"state: expected a searcher's state, but {' and '.join(problems)}")
+
+
+def _place(observation: Observation) -> tuple[int, float, str]:
+    if observation.number is not None:
+        return observation.number, 0.0, ""
+    value = observation.value
+    return -1, float("inf") if value is None else value, repr(observation.config)

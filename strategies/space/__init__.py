@@ -1,0 +1,16 @@
+"""The shared search space: domains, conditions, transforms."""
+
+from strategies.space.domains import Categorical, Constant, Domain, Float, Int, Ordinal
+from strategies.space.search_space import Choice, Config, SearchSpace
+
+__all__ = [
+    "Categorical",
+    "Choice",
+    "Config",
+    "Constant",
+    "Domain",
+    "Float",
+    "Int",
+    "Ordinal",
+    "SearchSpace",
+]

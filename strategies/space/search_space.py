@@ -1,0 +1,493 @@
+"""The search space: a tree of named domains, and the vectors that searchers work on."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from strategies.space.domains import (
+    Categorical,
+    Constant,
+    Domain,
+    Int,
+    Ordinal,
+    _fail,
+    same,
+)
+
+Config = dict[str, Any]
+
+#: Unconstrained coordinates stop here: logit(1e-12) is about -27.6.
+_EDGE = 1e-12
+_BRANCH = "kind"
+
+
+class Choice:
+    """A choice that opens its own sub-space: alternatives, each with its own hyperparameters.
+
+    `{"model": Choice({"svm": {"C": ...}, "mlp": {"width": ...}})}` gives configurations
+    `{"model": {"kind": "svm", "svm": {"C": 1.0}}}`; the alternatives that were not chosen are
+    absent. Alternatives may hold further choices, to any depth.
+
+    **Arguments:**
+
+    - `alternatives`: mapping from a name to a (possibly empty) nested mapping of domains.
+    - `default`: the alternative to start from; the first if not given.
+    - `weights`: prior probabilities of the alternatives, in order.
+    """
+
+    def __init__(
+        self,
+        alternatives: Mapping[str, Mapping[str, Any]],
+        *,
+        default: str | None = None,
+        weights: Sequence[float] | None = None,
+    ):
+        if not isinstance(alternatives, Mapping) or not alternatives:
+            raise _fail("alternatives", "a mapping from names to sub-spaces", alternatives)
+        if _BRANCH in alternatives:
+            raise _fail("alternatives", f"names other than {_BRANCH!r}", _BRANCH)
+        self.alternatives = dict(alternatives)
+        self.kind = Categorical(list(alternatives), weights=weights, default=default)
+
+
+def _walk(tree: Mapping[str, Any], prefix: str, when: Mapping[str, Any]) -> Iterator[Any]:
+    """Yield (path, domain) in the order of declaration, conditions of enclosing choices added."""
+    for key, value in tree.items():
+        if not isinstance(key, str) or not key or "/" in key:
+            raise _fail(prefix + str(key), "a key that is a non-empty string without '/'", key)
+        path = prefix + key
+        if isinstance(value, Choice):
+            kind = f"{path}/{_BRANCH}"
+            yield kind, _with_conditions(value.kind, when)
+            for name, branch in value.alternatives.items():
+                if not isinstance(branch, Mapping):
+                    raise _fail(f"{path}/{name}", "a mapping of domains", branch)
+                yield from _walk(branch, f"{path}/{name}/", {**when, kind: (name,)})
+        elif isinstance(value, Domain):
+            yield path, _with_conditions(value, when)
+        elif isinstance(value, Mapping):
+            if not value and not prefix:
+                raise _fail(path, "a mapping with at least one key", value)
+            yield from _walk(value, path + "/", when)
+        elif isinstance(value, list | tuple) and any(
+            isinstance(item, Domain | Mapping | Choice) for item in value
+        ):
+            raise _fail(
+                path, "a domain, a mapping or a constant (lists cannot hold domains)", value
+            )
+        else:
+            yield path, _with_conditions(Constant(value), when)
+
+
+def _with_conditions(domain: Domain, when: Mapping[str, Any]) -> Domain:
+    if not when and not domain.when:
+        return domain
+    merged: dict[str, tuple[Any, ...]] = {}
+    for path, values in [*when.items(), *domain.when.items()]:
+        listed = tuple(values) if isinstance(values, list | tuple) else (values,)
+        if path in merged:
+            listed = tuple(v for v in listed if any(same(v, w) for w in merged[path]))
+        merged[path] = listed
+    # A shallow copy; the frozen dataclass's other fields have been checked already.
+    copy = object.__new__(type(domain))
+    copy.__dict__.update(domain.__dict__)
+    copy.__dict__["when"] = merged
+    return copy
+
+
+class SearchSpace:
+    """Named hyperparameters, each with a domain, some existing only under conditions.
+
+    A *configuration* is a nested dict of plain Python values. Searchers see it as a vector of
+    `dimension` *unit* coordinates in [0, 1], or, for its differentiable part, as an unconstrained
+    vector, the logit of the unit coordinates. Inactive hyperparameters are absent from a
+    configuration; their coordinates hold the encoding of their default.
+
+    **Arguments:**
+
+    - `tree`: nested mapping from names to domains, to `Choice`s, to nested mappings, or to plain
+      values, which become constants. Names are joined with `/` to paths.
+
+    **Raises:** `ValueError` naming the key, what was expected and what was received, if a name is
+    not a non-empty string without `/`, a condition cannot be met, or nothing can be tuned.
+
+    !!! example
+
+        ```python
+        from strategies.space import Categorical, Float, Int, SearchSpace
+
+        space = SearchSpace(
+            {
+                "l2": Float(1e-6, 1e2, log=True, shape=(64,)),
+                "model": {"width": Int(8, 256, log=True)},
+                "scale": Categorical(["none", "standard"]),
+            }
+        )
+        ```
+    """
+
+    def __init__(self, tree: Mapping[str, Any]):
+        if not isinstance(tree, Mapping):
+            raise ValueError(f"space: expected a mapping from names to domains, received {tree!r}")
+        self.domains: dict[str, Domain] = {}
+        for path, domain in _walk(tree, "", {}):
+            if path in self.domains:
+                raise _fail(path, "one domain for a path", "two")
+            self.domains[path] = domain
+        for path in self.domains:
+            parts = path.split("/")
+            for i in range(1, len(parts)):
+                if "/".join(parts[:i]) in self.domains:
+                    raise _fail("/".join(parts[:i]), "a hyperparameter or a group", "both")
+        if not any(domain.tunable for domain in self.domains.values()):
+            raise ValueError(
+                "space: expected at least one hyperparameter to tune, received "
+                f"{'only constants: ' + str(list(self.domains)) if self.domains else 'none'}"
+            )
+        self._order = self._parents_first()
+        self.slices: dict[str, slice] = {}
+        start = 0
+        for path, domain in self.domains.items():
+            self.slices[path] = slice(start, start + domain.size)
+            start += domain.size
+        #: Number of unit coordinates.
+        self.dimension = start
+        #: Boolean mask of the unit coordinates that a gradient can exist for.
+        self.differentiable = np.zeros(start, bool)
+        for path, domain in self.domains.items():
+            self.differentiable[self.slices[path]] = domain.differentiable
+        self._middle = {path: domain.middle() for path, domain in self.domains.items()}
+        self._rest = np.concatenate(
+            [d.encode(self._middle[p]) for p, d in self.domains.items()] or [np.empty(0)]
+        )
+
+    # Conditions
+
+    def _parents_first(self) -> tuple[str, ...]:
+        for path, domain in self.domains.items():
+            for parent, values in domain.when.items():
+                if parent not in self.domains:
+                    raise _fail(path, f"a condition on one of {list(self.domains)}", parent)
+                other = self.domains[parent]
+                if not isinstance(other, Categorical | Ordinal | Int | Constant):
+                    raise _fail(path, "a condition on a discrete hyperparameter", parent)
+                if not values:
+                    raise _fail(path, f"a condition on {parent!r} that can be met", values)
+                checked = tuple(other.check(v, f"{path} when {parent}") for v in values)
+                domain.when[parent] = checked  # type: ignore[index]
+        order: list[str] = []
+        waiting = list(self.domains)
+        while waiting:
+            ready = [p for p in waiting if all(q in order for q in self.domains[p].when)]
+            if not ready:
+                raise _fail(waiting[0], "conditions without a cycle", waiting)
+            order += ready
+            waiting = [p for p in waiting if p not in ready]
+        return tuple(order)
+
+    def is_active(self, path: str, flat: Mapping[str, Any]) -> bool:
+        """Whether a hyperparameter exists, given the values of its parents in `flat`."""
+        return all(
+            parent in flat and any(same(flat[parent], value) for value in values)
+            for parent, values in self.domains[path].when.items()
+        )
+
+    @property
+    def conditional(self) -> bool:
+        """Whether any hyperparameter has a condition."""
+        return any(domain.when for domain in self.domains.values())
+
+    def active_mask(self, config: Mapping[str, Any]) -> np.ndarray:
+        """Boolean mask of the unit coordinates of the hyperparameters that `config` has."""
+        flat = self._raw_flat(config)
+        mask = np.zeros(self.dimension, bool)
+        for path, where in self.slices.items():
+            mask[where] = path in flat
+        return mask
+
+    # Configurations
+
+    def _raw_flat(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Paths to values; stops at declared paths, so that constants may be dicts."""
+        flat: dict[str, Any] = {}
+
+        def descend(tree: Mapping[str, Any], prefix: str) -> None:
+            for key, value in tree.items():
+                path = prefix + str(key)
+                if path in self.domains:
+                    if path in flat:
+                        raise _fail(path, "one value", "two")
+                    flat[path] = value
+                elif isinstance(value, Mapping) and self._is_group(path):
+                    descend(value, path + "/")
+                elif not (isinstance(value, Mapping) and not value):
+                    raise _fail(path, f"one of the keys {list(self.domains)}", value)
+
+        if not isinstance(config, Mapping):
+            raise _fail("config", "a mapping", config)
+        descend(config, "")
+        return flat
+
+    def _is_group(self, path: str) -> bool:
+        return any(known.startswith(path + "/") for known in self.domains)
+
+    def flatten(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Paths to canonical values, in the order of the space.
+
+        **Arguments:**
+
+        - `config`: a complete configuration, nested or flat or anything between. Arrays of any
+          library are welcome.
+
+        **Raises:** `ValueError` naming the key, what was expected and what was received, for an
+        unknown, missing or inactive key, and for a value of the wrong type, shape or range.
+        """
+        flat = self._raw_flat(config)
+        checked: dict[str, Any] = {}
+        for path in self._order:
+            domain = self.domains[path]
+            if self.is_active(path, checked):
+                if path not in flat:
+                    if isinstance(domain, Constant):
+                        checked[path] = domain.value
+                        continue
+                    raise ValueError(f"{path!r}: expected {domain}, received nothing (missing key)")
+                checked[path] = domain.check(flat[path], path)
+            elif path in flat:
+                parents = {parent: checked.get(parent) for parent in domain.when}
+                raise _fail(
+                    path, f"no value, as its conditions do not hold ({parents})", flat[path]
+                )
+        return {path: checked[path] for path in self.domains if path in checked}
+
+    def unflatten(self, flat: Mapping[str, Any]) -> Config:
+        """The nested dict of a mapping from paths to values; nothing is checked."""
+        nested: Config = {}
+        for path, value in flat.items():
+            *groups, name = path.split("/")
+            at = nested
+            for group in groups:
+                at = at.setdefault(group, {})
+            at[name] = value
+        return nested
+
+    def validate(self, config: Mapping[str, Any]) -> Config:
+        """The canonical, nested form of a configuration; raises as `flatten` does."""
+        return self.unflatten(self.flatten(config))
+
+    def default(self) -> Config:
+        """Defaults where the domains have them, the middle of the domain elsewhere."""
+        return self.complete({})
+
+    def complete(
+        self, partial: Mapping[str, Any], rng: np.random.Generator | None = None
+    ) -> Config:
+        """A configuration from some of its values, nested or flat.
+
+        **Arguments:**
+
+        - `partial`: values to keep. Keys that turn out to be inactive are an error.
+        - `rng`: draws what is missing; without it the defaults are taken.
+        """
+        given = self._raw_flat(partial)
+        flat: dict[str, Any] = {}
+        for path in self._order:
+            domain = self.domains[path]
+            if not self.is_active(path, flat):
+                if path in given:
+                    raise _fail(
+                        path, f"no value, as {dict(domain.when)} does not hold", given[path]
+                    )
+                continue
+            if path in given:
+                flat[path] = domain.check(given[path], path)
+            elif rng is None:
+                flat[path] = self._middle[path]
+            else:
+                flat[path] = domain.draw(rng.random(domain.uniforms))
+        return self.unflatten({path: flat[path] for path in self.domains if path in flat})
+
+    def sample(self, rng: np.random.Generator) -> Config:
+        """A configuration from the prior: uniform in the unit coordinates, choices by weight.
+
+        Hyperparameters that are not active draw no random numbers.
+        """
+        return self.complete({}, rng)
+
+    # Vectors
+
+    @property
+    def uniforms(self) -> int:
+        """Number of uniform variates that `from_uniform` takes."""
+        return sum(domain.uniforms for domain in self.domains.values())
+
+    def from_uniform(self, point: np.ndarray) -> Config:
+        """The configuration at a point of the unit cube of `uniforms` dimensions.
+
+        Uniform points give configurations from the prior; points of a low-discrepancy sequence
+        give evenly spread ones.
+        """
+        flat: dict[str, Any] = {}
+        parts: dict[str, np.ndarray] = {}
+        start = 0
+        for path, domain in self.domains.items():
+            parts[path] = np.asarray(point[start : start + domain.uniforms], float)
+            start += domain.uniforms
+        for path in self._order:
+            if self.is_active(path, flat):
+                flat[path] = self.domains[path].draw(parts[path])
+        return self.unflatten({path: flat[path] for path in self.domains if path in flat})
+
+    def encode(self, config: Mapping[str, Any]) -> np.ndarray:
+        """Unit coordinates, shape `(dimension,)`, of a configuration.
+
+        Affine in a float's value or its logarithm, centres of equal intervals for integers and
+        ordinals, one-hot for categoricals; inactive ones hold their default's encoding.
+        """
+        flat = self.flatten(config)
+        vector = self._rest.copy()
+        for path, value in flat.items():
+            vector[self.slices[path]] = self.domains[path].encode(value)
+        return vector
+
+    def decode(self, vector: np.ndarray) -> Config:
+        """The canonical configuration at unit coordinates; the exact inverse of `encode`."""
+        vector = np.asarray(vector, float)
+        if vector.shape != (self.dimension,):
+            raise _fail("vector", f"shape ({self.dimension},)", f"shape {vector.shape}")
+        flat: dict[str, Any] = {}
+        for path in self._order:
+            if self.is_active(path, flat):
+                flat[path] = self.domains[path].decode(vector[self.slices[path]])
+        return self.unflatten({path: flat[path] for path in self.domains if path in flat})
+
+    def to_unconstrained(self, config: Mapping[str, Any]) -> np.ndarray:
+        """Logit of the differentiable unit coordinates of the hyperparameters that are active.
+
+        Values on a bound, whose logit is infinite, are moved inwards by 1e-12 of the range.
+        """
+        config = self.validate(config)
+        unit = self.encode(config)[self.differentiable & self.active_mask(config)]
+        unit = np.clip(unit, _EDGE, 1.0 - _EDGE)
+        return np.log(unit) - np.log1p(-unit)
+
+    def from_unconstrained(self, vector: np.ndarray, config: Mapping[str, Any]) -> Config:
+        """Inverse of `to_unconstrained`; everything that is not differentiable is `config`'s."""
+        config = self.validate(config)
+        where = self.differentiable & self.active_mask(config)
+        vector = np.asarray(vector, float)
+        if vector.shape != (where.sum(),):
+            raise _fail("vector", f"shape ({where.sum()},)", f"shape {vector.shape}")
+        unit = self.encode(config)
+        unit[where] = _sigmoid(vector)
+        return self.decode(unit)
+
+    # Gradients
+
+    def flatten_gradient(
+        self, config: Mapping[str, Any], gradient: Mapping[str, Any]
+    ) -> dict[str, np.ndarray]:
+        """Paths to float arrays of the derivative with respect to natural values.
+
+        Keys may be nested or flat and may be missing or `None`; constants are ignored.
+
+        **Raises:** `ValueError` naming the key, what was expected and what was received, for an
+        unknown or inactive key, one that has no derivative, and a wrong shape or type.
+        """
+        present = self._raw_flat(config)
+        flat: dict[str, np.ndarray] = {}
+        for path, value in self._raw_flat(gradient).items():
+            domain = self.domains[path]
+            if value is None or isinstance(domain, Constant):
+                continue
+            if not domain.differentiable:
+                raise _fail(path, f"no gradient, as it is {domain}", value)
+            if path not in present:
+                raise _fail(path, "no gradient, as the configuration does not have it", value)
+            shape = np.shape(present[path])
+            try:
+                array = np.asarray(value)
+            except ValueError:
+                raise _fail(path, f"a gradient of shape {shape}", value) from None
+            if array.shape != shape:
+                raise _fail(path, f"a gradient of shape {shape}", f"shape {array.shape}")
+            if array.dtype.kind not in "iuf":
+                raise _fail(path, f"a gradient of numbers of shape {shape}", value)
+            flat[path] = array.astype(float)
+        return flat
+
+    def pull_back(
+        self, config: Mapping[str, Any], gradient: Mapping[str, Any], *, unconstrained: bool = False
+    ) -> np.ndarray:
+        """Chain rule: a derivative in natural values becomes one in a searcher's coordinates.
+
+        **Arguments:**
+
+        - `config`: where the derivative was taken.
+        - `gradient`: with respect to the natural values, nested or flat, possibly partial.
+        - `unconstrained`: for the coordinates of `to_unconstrained` instead of those of `encode`.
+
+        **Returns:** An array of shape `(dimension,)` (or that of `to_unconstrained`); NaN where
+        the gradient says nothing or was itself not finite.
+        """
+        config = self.validate(config)
+        flat = self._raw_flat(config)
+        result = np.full(self.dimension, np.nan)
+        for path, part in self.flatten_gradient(config, gradient).items():
+            result[self.slices[path]] = self.domains[path].pull_back(flat[path], part)
+        result[~np.isfinite(result)] = np.nan
+        if not unconstrained:
+            return result
+        unit = np.clip(self.encode(config), _EDGE, 1.0 - _EDGE)
+        return (result * unit * (1.0 - unit))[self.differentiable & self.active_mask(config)]
+
+    # JSON
+
+    def to_json(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Paths to JSON values; choices that JSON would change are stored by position."""
+        stored = {}
+        for path, value in self.flatten(config).items():
+            domain = self.domains[path]
+            if isinstance(domain, Constant):
+                continue
+            if isinstance(domain, Categorical | Ordinal) and not _plain(value):
+                value = {"choice": domain.index(value)}
+            stored[path] = value
+        return stored
+
+    def from_json(self, stored: Mapping[str, Any]) -> Config:
+        """The configuration that `to_json` stored."""
+        flat = {}
+        for path, value in stored.items():
+            domain = self.domains.get(path)
+            if isinstance(domain, Categorical | Ordinal) and isinstance(value, Mapping):
+                choices = domain.choices if isinstance(domain, Categorical) else domain.values
+                value = choices[value["choice"]]
+            flat[path] = value
+        return self.validate(flat)
+
+    def describe(self) -> dict[str, str]:
+        """Paths to one line of text for each domain; equal for equal spaces."""
+        return {
+            path: f"{domain} when {dict(domain.when)}" if domain.when else str(domain)
+            for path, domain in self.domains.items()
+        }
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SearchSpace) and self.domains == other.domains
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        lines = [f"  {path}: {text}" for path, text in self.describe().items()]
+        return "\n".join(["SearchSpace(", *lines, ")"])
+
+
+def _plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    # Both branches of the usual formula at once, without overflow.
+    return 0.5 * (1.0 + np.tanh(0.5 * x))

@@ -1,0 +1,202 @@
+"""The ledger around a pure searcher: order, state on disk, bad input."""
+
+import json
+import math
+import os
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from strategies import Categorical, Float, Int, Observation, RandomSearcher, SearchSpace, report
+
+SPACE = SearchSpace(
+    {
+        "l2": Float(1e-6, 1e2, log=True, shape=(4,)),
+        "model": {"width": Int(8, 256, log=True)},
+        "scale": Categorical(["none", ("a", 1)]),
+    }
+)
+
+
+def filled(count=6):
+    searcher = RandomSearcher(SPACE, seed=7)
+    for _ in range(count):
+        suggestion = searcher.ask()
+        if suggestion.number in (1, 4):
+            continue
+        searcher.tell(
+            Observation(
+                suggestion.config,
+                value=math.nan if suggestion.number == 2 else float(suggestion.number),
+                gradient={"l2": [1.0, math.nan, 3.0, 4.0]},
+                gradient_error=math.inf,
+                number=suggestion.number,
+            )
+        )
+    return searcher
+
+
+def test_a_suggestion_depends_on_seed_and_number_only():
+    a, b = RandomSearcher(SPACE, seed=7), RandomSearcher(SPACE, seed=7)
+    asked = [a.ask() for _ in range(5)]
+    history = []
+    for number in (3, 0, 4):
+        assert b.propose(number, history, []) == asked[number]
+        history.append(Observation(asked[number].config, 1.0, number=number))
+    assert RandomSearcher(SPACE, seed=8).ask().config != asked[0].config
+
+
+def test_failed_observations_are_kept_without_value_and_gradient():
+    searcher = filled()
+    failed = searcher.history[1]
+    assert (failed.number, failed.status, failed.value, failed.gradient) == (
+        2,
+        "failed",
+        None,
+        None,
+    )
+    assert searcher.best.number == 0
+    searcher.tell(Observation(SPACE.default(), None))
+    assert searcher.history[0].status == "failed"
+
+
+def test_save_and_restore_lose_nothing(tmp_path):
+    searcher = filled()
+    searcher.tell(Observation(SPACE.default(), -1.0))
+    searcher.save(tmp_path / "state.json")
+    again = RandomSearcher(SPACE, seed=7)
+    again.restore(tmp_path / "state.json")
+    assert repr(again.history) == repr(searcher.history)
+    assert again.pending == searcher.pending
+    assert [item.number for item in again.pending] == [1, 4]
+    assert again.ask() == searcher.ask()
+    assert again.best.value == -1.0
+    assert sorted(os.listdir(tmp_path)) == ["state.json"]
+
+
+def test_a_truncated_file_is_refused_and_the_backup_used(tmp_path):
+    path = tmp_path / "state.json"
+    searcher = filled(5)
+    searcher.save(path)
+    kept = repr(searcher.history)
+    searcher.ask()
+    searcher.save(path)
+    path.write_text(path.read_text()[:-40])
+    again = RandomSearcher(SPACE, seed=7)
+    with pytest.warns(
+        UserWarning, match="state.json is truncated or damaged.*restored from .*backup"
+    ):
+        again.restore(path)
+    assert repr(again.history) == kept
+    (tmp_path / "state.json.backup").write_text("{")
+    with pytest.raises(ValueError, match=r"expected a searcher's state, but .* truncated"):
+        RandomSearcher(SPACE, seed=7).restore(path)
+    with pytest.raises(FileNotFoundError):
+        RandomSearcher(SPACE, seed=7).restore(tmp_path / "none.json")
+
+
+def test_a_state_of_another_search_is_refused(tmp_path):
+    path = tmp_path / "state.json"
+    filled().save(path)
+    with pytest.raises(ValueError, match="'seed': expected 8, received 7"):
+        RandomSearcher(SPACE, seed=8).restore(path)
+    other = SearchSpace({"l2": Float(1e-6, 1e3, log=True, shape=(4,))})
+    with pytest.raises(ValueError, match="space 'l2': expected Float"):
+        RandomSearcher(other, seed=7).restore(path)
+    path.write_text(json.dumps({"format": "else"}))
+    with pytest.raises(ValueError, match="expected 'hypergrad searcher state' version 1"):
+        RandomSearcher(SPACE, seed=7).restore(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gradient": {"l2": [1.0, 2.0]}}, r"'l2': expected a gradient of shape \(4,\)"),
+        ({"gradient": {"scale": 1.0}}, "'scale': expected no gradient"),
+        ({"gradient": {"l3": 1.0}}, "'l3': expected one of the keys"),
+        ({"config": {"l2": [1.0] * 4}}, "'model/width': expected Int"),
+    ],
+)
+def test_bad_observations_are_refused_and_nothing_is_lost(changes, message):
+    searcher = RandomSearcher(SPACE)
+    asked = searcher.ask()
+    fields = {"config": asked.config, "value": 1.0, "number": asked.number}
+    with pytest.raises(ValueError, match=message):
+        searcher.tell(Observation(**{**fields, **changes}))
+    assert searcher.pending == [asked]
+    searcher.tell(Observation(**fields))
+    assert searcher.pending == []
+    assert searcher.best.value == 1.0
+
+
+def test_observations_in_any_order_and_numbers_nobody_asked_for():
+    searcher = RandomSearcher(SPACE)
+    asked = [searcher.ask() for _ in range(3)]
+    for suggestion in reversed(asked):
+        searcher.tell(Observation(suggestion.config, 1.0, number=suggestion.number))
+    searcher.tell(Observation(asked[0].config, 0.5, number=9))
+    searcher.tell(Observation(asked[0].config, 0.25, number=9))
+    assert [item.number for item in searcher.history] == [0, 1, 2, 9]
+    assert searcher.best.value == 0.25
+    assert searcher.ask().number == 10
+    searcher.forget(10)
+    searcher.forget(77)
+    assert searcher.pending == []
+
+
+def test_points_to_try_first():
+    searcher = RandomSearcher(SPACE, first=[{"model/width": 9}, {"l2": np.ones(4)}])
+    first, second, third = searcher.ask(), searcher.ask(), searcher.ask()
+    assert first.config == {**SPACE.default(), "model": {"width": 9}}
+    assert second.config["l2"] == [1.0] * 4
+    assert first.note["origin"] == "first"
+    assert "origin" not in third.note
+    with pytest.raises(ValueError, match="'model/width'"):
+        RandomSearcher(SPACE, first=[{"model": {"width": 1}}])
+
+
+def test_duplicates_in_a_discrete_space():
+    searcher = RandomSearcher(SearchSpace({"a": Int(0, 3), "b": Categorical(["x", "y"])}), seed=1)
+    configs = []
+    for _ in range(8):
+        asked = searcher.ask()
+        configs.append(repr(asked.config))
+        searcher.tell(Observation(asked.config, 0.0, number=asked.number))
+    assert len(set(configs)) == 8
+    assert searcher.ask().config  # all are used up, and it still answers
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, True, "a"])
+def test_bad_seed(seed):
+    with pytest.raises(ValueError, match="'seed': expected an integer >= 0"):
+        RandomSearcher(SPACE, seed=seed)
+
+
+def test_report_makes_plain_json_of_arrays():
+    made = report(
+        jnp.float32(2.0),
+        {"l2": jnp.array([1.0, jnp.nan, 3.0, 4.0]), "model": {"width": None}},
+        gradient_error=np.float64(np.inf),
+        info={"inner_residual": jnp.asarray(1e-3), "ok": np.bool_(True)},
+    )
+    stored = json.loads(json.dumps(made.to_json(), allow_nan=False))
+    assert stored["value"] == 2.0
+    assert stored["gradient"] == {"l2": [1.0, None, 3.0, 4.0], "model": {"width": None}}
+    back = type(made).from_json(stored)
+    assert np.isnan(back.gradient["l2"][1])
+    assert back.gradient_error == math.inf
+    assert back.info == pytest.approx({"inner_residual": 1e-3, "ok": True})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([1.0, 2.0],), "'value': expected a number"),
+        ((1.0, [1.0]), "'gradient': expected a mapping"),
+        (("a",), "'value': expected a number"),
+    ],
+)
+def test_bad_reports(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        report(*arguments)
