@@ -1,0 +1,1 @@
+"""Runs on real data that state their claims beforehand and say whether they hold."""

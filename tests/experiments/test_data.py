@@ -1,0 +1,122 @@
+"""Data loaders, those of larger sets only where the set is on this machine."""
+
+import gzip
+import hashlib
+import os
+import urllib.error
+
+import numpy as np
+import pytest
+
+from experiments.data import LCBench, fashion_mnist, omniglot, tabular
+from experiments.data import files as files_module
+from experiments.data.files import data_folder, read
+
+CONTENTS = b"some numbers"
+SHA256 = hashlib.sha256(CONTENTS).hexdigest()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HYPERGRAD_DATA", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    def refuse(url, timeout):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(files_module.urllib.request, "urlopen", refuse)
+
+
+def here(relative, system=None):
+    """Skip where a set is absent: the tests must pass without any download."""
+    places = [data_folder() / relative, *([system] if system else [])]
+    if not any(os.path.exists(place) for place in places):
+        pytest.skip(f"{relative} is not on this machine")
+
+
+def test_a_file_is_read_from_the_data_folder(folder, offline):
+    (folder / "set").mkdir()
+    (folder / "set" / "a.gz").write_bytes(gzip.compress(CONTENTS))
+    assert read("set/a.gz", url="http://x", sha256=SHA256) == CONTENTS
+
+
+def test_a_file_is_read_from_the_system(folder, offline, tmp_path):
+    (tmp_path / "a").write_bytes(CONTENTS)
+    assert read("set/a", url="http://x", sha256=SHA256, system=str(tmp_path / "a")) == CONTENTS
+
+
+def test_a_file_that_is_nowhere_says_where_it_was_looked_for(folder, offline):
+    with pytest.raises(
+        FileNotFoundError, match=rf"set/a .*{folder}.*http://x.*no network.*try apt"
+    ):
+        read("set/a", url="http://x", sha256=SHA256, hint="try apt")
+
+
+def test_wrong_contents_are_refused(folder, offline):
+    (folder / "a").write_bytes(b"something else")
+    with pytest.raises(ValueError, match=f"expected contents with SHA-256 {SHA256}"):
+        read("a", url="http://x", sha256=SHA256)
+
+
+def test_a_download_is_kept(folder, tmp_path):
+    source = tmp_path / "source"
+    source.write_bytes(CONTENTS)
+    assert read("set/a", url=source.as_uri(), sha256=SHA256) == CONTENTS
+    assert (folder / "set" / "a").read_bytes() == CONTENTS
+
+
+def test_a_download_with_wrong_contents_is_not_kept(folder, tmp_path):
+    source = tmp_path / "source"
+    source.write_bytes(b"an error page")
+    with pytest.raises(ValueError, match="expected contents"):
+        read("set/a", url=source.as_uri(), sha256=SHA256)
+    assert not (folder / "set").exists()
+
+
+def test_tabular_parts_are_disjoint_stratified_and_seeded():
+    data = tabular("digits", seed=1)
+    assert [len(part.y) for part in data] == [898, 449, 450]
+    assert sum(len(part.x) for part in data) == 1797
+    shares = [np.bincount(part.y) / len(part.y) for part in data]
+    assert np.abs(shares[0] - shares[1]).max() < 0.01
+    np.testing.assert_array_equal(data.train.x, tabular("digits", seed=1).train.x)
+    assert not np.array_equal(data.train.x, tabular("digits", seed=2).train.x)
+
+
+def test_regression_data_need_no_classes():
+    assert [len(part.y) for part in tabular("diabetes", fractions=(0.3, 0.2))] == [220, 133, 89]
+
+
+def test_fashion_mnist():
+    name = "train-images-idx3-ubyte.gz"
+    here(f"fashion-mnist/{name}", f"/usr/share/datasets/fashion-mnist/{name}")
+    train, test = fashion_mnist()
+    assert (train.x.shape, test.x.shape) == ((60000, 28, 28), (10000, 28, 28))
+    np.testing.assert_array_equal(np.bincount(train.y), [6000] * 10)
+    np.testing.assert_array_equal(np.bincount(test.y), [1000] * 10)
+
+
+def test_omniglot():
+    here("omniglot/images_background_small1.zip")
+    alphabets = omniglot(size=14)
+    assert len(alphabets) == 8
+    assert sum(len(characters) for characters in alphabets.values()) == 242
+    for characters in alphabets.values():
+        assert characters.shape[1:] == (20, 14, 14)
+        assert 0.01 < characters.mean() < 0.2
+
+
+def test_lcbench_learns_with_epochs_and_names_an_unknown_task():
+    here("lcbench/model.onnx")
+    pytest.importorskip("onnxruntime")
+    surrogate = LCBench()
+    assert len(surrogate.tasks) == 34
+    middle = {name: (low + high) / 2 for name, (low, high, *_) in surrogate.space.items()}
+    out = surrogate("167104", [{**middle, "learning_rate": 1e-3, "max_dropout": 0.1}] * 2, [1, 52])
+    assert out["val_accuracy"][1] > out["val_accuracy"][0]
+    assert out["time"][1] > 10 * out["time"][0]
+    with pytest.raises(ValueError, match="Unknown task '1'"):
+        surrogate("1", [middle], [1])

@@ -1,0 +1,46 @@
+"""What can be run is listed, and the quick path of each experiment runs and holds its claims."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.__main__ import listing
+
+ROOT = Path(__file__).parents[2]
+KEYS = {"experiment", "paper", "settings", "versions", "seconds", "curves", "tables", "claims"}
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "MPLBACKEND": "Agg"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+def test_every_experiment_is_listed_with_a_line():
+    printed = run("experiments").stdout
+    for name, line in listing().items():
+        assert line.endswith(".")
+        assert f"{name} " in printed
+        assert line in printed
+
+
+@pytest.mark.parametrize("name", listing())
+def test_the_quick_path_runs_and_its_claims_hold(name, tmp_path):
+    done = run(f"experiments.{name}", "--quick", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results.keys() >= KEYS
+    assert results["experiment"] == name
+    assert results["curves"] or results["tables"]
+    assert all(claim["holds"] for claim in results["claims"])
+    assert "data:image/png" in (tmp_path / "index.html").read_text()
