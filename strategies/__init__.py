@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from strategies.observation import Observation, Report, Suggestion, report
-    from strategies.searchers.base import Searcher
-    from strategies.searchers.random import RandomSearcher
+    from strategies.searchers import HypergradientSearcher, RandomSearcher, Searcher
     from strategies.space import (
         Categorical,
         Choice,
@@ -22,6 +21,7 @@ __all__ = [
     "Choice",
     "Constant",
     "Float",
+    "HypergradientSearcher",
     "Int",
     "Observation",
     "Ordinal",
@@ -36,7 +36,7 @@ __all__ = [
 # Imported on first use: `import strategies` loads no engine and no searcher.
 _HOMES = {
     "observation": ["Observation", "Report", "Suggestion", "report"],
-    "searchers": ["RandomSearcher", "Searcher"],
+    "searchers": ["HypergradientSearcher", "RandomSearcher", "Searcher"],
     "space": ["Categorical", "Choice", "Constant", "Float", "Int", "Ordinal", "SearchSpace"],
 }
 

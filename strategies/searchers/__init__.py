@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from strategies.searchers.base import Searcher
+    from strategies.searchers.hypergradient import HypergradientSearcher
     from strategies.searchers.random import RandomSearcher
 
-__all__ = ["RandomSearcher", "Searcher"]
+__all__ = ["HypergradientSearcher", "RandomSearcher", "Searcher"]
 
 # Imported on first use, so that a searcher's own dependencies load only where it is chosen.
 _HOMES = {
+    "HypergradientSearcher": "hypergradient",
     "RandomSearcher": "random",
     "Searcher": "base",
 }

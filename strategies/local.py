@@ -1,0 +1,225 @@
+"""The embedded engine: run a search in this process, with no server and no cluster."""
+
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from strategies.observation import Observation, Report, Suggestion, report
+from strategies.searchers.base import Searcher
+from strategies.space import Config, SearchSpace
+
+Objective = Callable[[Config], Any]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One finished trial, as a callback sees it and as `Result.trials` keeps it.
+
+    - `number`: of the suggestion.
+    - `config`: what was evaluated (the trial's own, if it tuned itself).
+    - `value`: what the objective returned; `None` if the trial failed.
+    - `status`: `"complete"` or `"failed"`.
+    - `seconds`: wall time of the objective.
+    - `note`: the searcher's remark.
+    - `info`: what the objective reported beside value and gradient.
+    - `error`: the exception of a failed trial.
+    """
+
+    number: int
+    config: Config
+    value: float | None
+    status: str
+    seconds: float
+    note: Mapping[str, Any]
+    info: Mapping[str, Any]
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a search found.
+
+    - `best_config`, `best_value`: the best complete trial; `None` if every trial failed.
+    - `history`: every observation, as the searcher knows it by number.
+    - `trials`: the trials of this call (not those that an earlier, resumed call ran).
+    - `searcher`: the searcher with everything told; pass it on to continue.
+    """
+
+    best_config: Config | None
+    best_value: float | None
+    history: list[Observation]
+    trials: list[Trial]
+    searcher: Searcher
+
+    def best_so_far(self) -> np.ndarray:
+        """The incumbent's value after each observation, NaN before the first complete one."""
+        values = [np.inf if o.status != "complete" else o.value for o in self.history]
+        best = np.minimum.accumulate(np.array(values, float)) if values else np.empty(0)
+        return np.where(np.isinf(best), np.nan, best)
+
+    def table(self) -> list[dict[str, Any]]:
+        """One flat dict per observation: number, value, status, cost, and the configuration."""
+        return [
+            {
+                "number": item.number,
+                "value": item.value,
+                "status": item.status,
+                "cost": item.cost,
+                **self.searcher.space.flatten(item.config),
+            }
+            for item in self.history
+        ]
+
+
+def minimize(
+    objective: Objective,
+    space: SearchSpace | Mapping[str, Any],
+    *,
+    trials: int,
+    searcher: Searcher | None = None,
+    seed: int = 0,
+    workers: int | Executor = 1,
+    state_path: str | os.PathLike[str] | None = None,
+    callbacks: Iterable[Callable[[Trial], None]] = (),
+    raise_errors: bool = False,
+) -> Result:
+    """Search for the configuration with the smallest objective.
+
+    **Arguments:**
+
+    - `objective`: takes a configuration (nested dict of plain Python values) and returns a number,
+      or a `Report` from `strategies.report(value, gradient, ...)`.
+    - `space`: a `SearchSpace`, or the mapping that makes one.
+    - `trials`: total number of observations to reach, those restored from `state_path` included.
+    - `searcher`: decides what to try; a `HypergradientSearcher(space, seed=seed)` if not given.
+    - `seed`: for the default searcher.
+    - `workers`: trials at a time: a number of threads, or a `concurrent.futures.Executor`.
+      Suggestions then depend on which trials have finished; with 1 they depend on the seed only.
+    - `state_path`: file for the state, written after every trial. If it exists the search resumes
+      there: observations are kept, and what was being evaluated is evaluated again.
+    - `callbacks`: called with a `Trial` after each, in this thread.
+    - `raise_errors`: re-raise an exception of the objective (after saving the state). By default
+      the trial is recorded as failed, with a warning, and the search goes on.
+
+    **Returns:** A `Result`.
+
+    **Raises:** `ValueError` if a returned value or gradient does not fit the space, naming the
+    key, what was expected and what was received. That is a bug in the objective, not a failed
+    trial; everything told before it is in `state_path`.
+    """
+    if not isinstance(space, SearchSpace):
+        space = SearchSpace(space)
+    if isinstance(trials, bool) or not isinstance(trials, int) or trials < 0:
+        raise ValueError(f"'trials': expected an integer >= 0, received {trials!r}")
+    if searcher is None:
+        from strategies.searchers.hypergradient import HypergradientSearcher
+
+        searcher = HypergradientSearcher(space, seed=seed)
+    elif searcher.space != space:
+        raise ValueError(f"'searcher': expected one on {space}, received one on {searcher.space}")
+    if state_path is not None and (
+        os.path.exists(state_path) or os.path.exists(os.fspath(state_path) + ".backup")
+    ):
+        searcher.restore(state_path)
+    finished: list[Trial] = []
+    callbacks = tuple(callbacks)
+
+    def record(suggestion: Suggestion, outcome: "_Outcome") -> None:
+        made = outcome.report
+        if outcome.error is not None and not raise_errors:
+            warnings.warn(
+                f"trial {suggestion.number} failed: {outcome.error!r} "
+                f"at {suggestion.config!r:.200}",
+                stacklevel=3,
+            )
+        searcher.tell(
+            Observation(
+                config=suggestion.config if made.config is None else made.config,
+                value=made.value,
+                gradient=made.gradient,
+                gradient_error=made.gradient_error,
+                cost=outcome.seconds if made.cost is None else made.cost,
+                resource=made.resource,
+                number=suggestion.number,
+                note=suggestion.note,
+            )
+        )
+        if state_path is not None:
+            searcher.save(state_path)
+        if outcome.error is not None and raise_errors:
+            raise outcome.error
+        told = next(item for item in searcher.history if item.number == suggestion.number)
+        trial = Trial(
+            number=suggestion.number,
+            config=dict(told.config),
+            value=told.value,
+            status=told.status,
+            seconds=outcome.seconds,
+            note=suggestion.note,
+            info=made.info,
+            error=outcome.error,
+        )
+        finished.append(trial)
+        for callback in callbacks:
+            callback(trial)
+
+    # What a killed run was evaluating is evaluated again, under the same numbers.
+    again = searcher.pending
+    if isinstance(workers, Executor) or workers > 1:
+        owned = None if isinstance(workers, Executor) else ThreadPoolExecutor(workers)
+        executor = workers if isinstance(workers, Executor) else owned
+        assert executor is not None
+        slots = getattr(executor, "_max_workers", 1)
+        running: dict[Future[_Outcome], Suggestion] = {}
+        try:
+            while len(searcher.history) < trials or running:
+                while len(running) < slots and len(searcher.history) + len(running) < trials:
+                    suggestion = again.pop(0) if again else searcher.ask()
+                    running[executor.submit(_evaluate, objective, suggestion.config)] = suggestion
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in sorted(done, key=lambda f: running[f].number):
+                    record(running.pop(future), future.result())
+        finally:
+            for future in running:
+                future.cancel()
+            if owned is not None:
+                owned.shutdown(wait=True, cancel_futures=True)
+    else:
+        while len(searcher.history) < trials:
+            suggestion = again.pop(0) if again else searcher.ask()
+            record(suggestion, _evaluate(objective, suggestion.config))
+    best = searcher.best
+    return Result(
+        best_config=None if best is None else dict(best.config),
+        best_value=None if best is None else best.value,
+        history=searcher.history,
+        trials=finished,
+        searcher=searcher,
+    )
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    report: Report
+    seconds: float
+    error: BaseException | None = None
+
+
+def _evaluate(objective: Objective, config: Config) -> _Outcome:
+    """Run one trial; module-level, so that a process pool can run it too."""
+    start = time.perf_counter()
+    try:
+        returned = objective(config)
+    except Exception as error:
+        return _Outcome(Report(None), time.perf_counter() - start, error)
+    seconds = time.perf_counter() - start
+    return _Outcome(returned if isinstance(returned, Report) else report(returned), seconds)
+
+
+__all__ = ["Objective", "Result", "Trial", "minimize"]

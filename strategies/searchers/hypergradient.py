@@ -1,0 +1,372 @@
+"""Local search along hypergradients, many chains at once, with discrete search around it.
+
+A *chain* descends from one starting point by a bounded quasi-Newton method in the unit
+coordinates, where log domains are affine and every bound is 0 or 1. Each step minimises the model
+`g·s + s·Bs/2` over the intersection of the box and an ∞-norm trust region, `B` being the limited-
+memory BFGS matrix (Byrd, Lu, Nocedal and Zhu, SIAM J. Sci. Comput. 16, 1995) of the gradients seen
+on the chain; the trust region follows the ratio of actual to predicted decrease (Conn, Gould and
+Toint, Trust-Region Methods, 2000). Chains compete: the next evaluation goes to the chain whose
+value minus its optimistic further decrease is lowest. What has no gradient, such as categoricals
+and integers, is searched by changing it around the incumbent, which starts a new chain from the
+incumbent's continuous values; when the best chain has converged, chains start elsewhere.
+"""
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from strategies.observation import Observation, Suggestion
+from strategies.searchers.base import Searcher
+from strategies.space import SearchSpace
+
+
+@dataclass(frozen=True, eq=False)
+class _Point:
+    """An observation in unit coordinates; `gradient` is NaN where nothing is known."""
+
+    number: int
+    unit: np.ndarray
+    value: float
+    gradient: np.ndarray
+    error: float
+    note: Mapping[str, Any]
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class _Chain:
+    """The points that descended from one start, and the step that the model proposes next."""
+
+    name: int
+    points: list[_Point]
+    best: _Point
+    where: np.ndarray
+    radius: float
+    step: np.ndarray
+    decrease: float
+    trust: float
+
+
+class _Model:
+    """`B = theta I - W M Wᵀ`, the BFGS matrix of some pairs, as an operator."""
+
+    def __init__(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]], diagonal: np.ndarray):
+        self.diagonal = diagonal
+        # Unrolled rank-two updates; with at most tens of pairs this is as fast as the compact form.
+        self.terms: list[tuple[np.ndarray, np.ndarray]] = []
+        for s, y in pairs:
+            bs = self(s)
+            self.terms.append((y / np.sqrt(s @ y), bs / np.sqrt(s @ bs)))
+
+    def __call__(self, v: np.ndarray) -> np.ndarray:
+        result = self.diagonal * v
+        for plus, minus in self.terms:
+            result = result + plus * (plus @ v) - minus * (minus @ v)
+        return result
+
+
+def _box_minimum(
+    gradient: np.ndarray, model: _Model, low: np.ndarray, high: np.ndarray
+) -> np.ndarray:
+    """Minimise `g·s + s·Bs/2` for `low <= s <= high`: conjugate gradients on the free variables.
+
+    Whenever a conjugate-gradient path leaves the box, its end is projected and the variables on a
+    bound that want to stay there are held; the loop ends when no variable changes its side.
+    """
+    s = np.zeros_like(gradient)
+    for _ in range(20):
+        slope = gradient + model(s)
+        held = ((s <= low) & (slope >= 0)) | ((s >= high) & (slope <= 0))
+        free = ~held
+        residual = np.where(free, -slope, 0.0)
+        size = float(residual @ residual)
+        if size <= 1e-16 * float(gradient @ gradient):
+            break
+        start = s
+        d, p = np.zeros_like(s), residual
+        for _ in range(2 * len(model.terms) + 10):
+            curved = np.where(free, model(p), 0.0)
+            length = size / float(p @ curved)
+            d = d + length * p
+            residual = residual - length * curved
+            new = float(residual @ residual)
+            outside = np.any((start + d < low) | (start + d > high))
+            if new <= 1e-12 * float(gradient @ gradient) or outside:
+                break
+            p = residual + new / size * p
+            size = new
+        # Project; halve the path until the model decreases (projection may bend it upwards).
+        before = float(gradient @ s + 0.5 * (s @ model(s)))
+        length = 1.0
+        for _ in range(20):
+            trial = np.clip(start + length * d, low, high)
+            after = float(gradient @ trial + 0.5 * (trial @ model(trial)))
+            if after < before:
+                s = trial
+                break
+            length *= 0.5
+        else:
+            break
+        if before - after <= 1e-6 * abs(after):
+            break
+    return s
+
+
+class HypergradientSearcher(Searcher):
+    """Multi-start bounded quasi-Newton for what has a gradient, search around it for what has none.
+
+    Works with partial, noisy or missing gradients, any number of pending suggestions, and
+    observations in any order. Gradients whose reported relative error is 1 or more are ignored;
+    smaller errors shorten the steps and drop curvature that they could have caused. Where the
+    gradients seen do not predict the values seen, they are ignored altogether.
+
+    **Arguments:**
+
+    - `space`, `seed`, `first`: see `Searcher`.
+    - `radius`: first trust-region radius, in units of the box's side.
+    - `memory`: number of gradient differences kept by a chain.
+
+    `suggestion.note["move"]` says what a suggestion is: `"start"` (a new place), `"step"` (a
+    quasi-Newton step of a chain) or `"change"` (the incumbent, changed in what has no gradient).
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        *,
+        seed: int = 0,
+        first: Iterable[Mapping[str, Any]] = (),
+        radius: float = 0.15,
+        memory: int = 12,
+    ):
+        super().__init__(space, seed=seed, first=first)
+        if not 0 < radius <= 1:
+            raise ValueError(f"'radius': expected a number in (0, 1], received {radius!r}")
+        if memory < 1:
+            raise ValueError(f"'memory': expected an integer >= 1, received {memory!r}")
+        self.radius = radius
+        self.memory = memory
+        self._seen: dict[int, tuple[Observation, _Point]] = {}
+
+    # Reading the history
+
+    def _point(self, observation: Observation) -> _Point:
+        """The observation in unit coordinates; remembered, as encoding long arrays takes time."""
+        found = self._seen.get(id(observation))
+        if found is not None and found[0] is observation:
+            return found[1]
+        unit = self.space.encode(observation.config)
+        gradient = np.full(self.space.dimension, np.nan)
+        error = observation.gradient_error
+        error = 0.0 if error is None or np.isnan(error) else max(float(error), 0.0)
+        complete = observation.status == "complete"
+        if complete and observation.gradient and error < 1.0:
+            gradient = self.space.pull_back(observation.config, observation.gradient)
+        point = _Point(
+            number=-1 if observation.number is None else observation.number,
+            unit=unit,
+            value=float(observation.value) if complete else np.inf,  # type: ignore[arg-type]
+            gradient=gradient,
+            error=error,
+            note=observation.note,
+            config=observation.config,
+        )
+        if len(self._seen) > 100_000:
+            self._seen.clear()
+        self._seen[id(observation)] = (observation, point)
+        return point
+
+    def _chains(self, points: Sequence[_Point], graded: np.ndarray) -> list[_Chain]:
+        """The chains, best first."""
+        groups: dict[tuple[int, bytes], list[_Point]] = {}
+        for place, point in enumerate(points):
+            # A point that this searcher did not suggest is a start of its own.
+            name = point.note.get("chain", -1 - place)
+            fixed = np.where(graded, -1.0, point.unit).tobytes()
+            groups.setdefault((name, fixed), []).append(point)
+        chains = []
+        for (name, _), members in groups.items():
+            known = [p for p in members if np.isfinite(p.value)]
+            if known:
+                chains.append(self._chain(name, members, known))
+        return sorted(chains, key=lambda chain: (chain.best.value, chain.name))
+
+    def _chain(self, name: int, members: list[_Point], known: list[_Point]) -> _Chain:
+        best = min(known, key=lambda p: p.value)
+        where = np.isfinite(best.gradient)
+        radius, trust = self.radius, 1.0
+        by_number = {p.number: p for p in members}
+        for point in members:
+            base = by_number.get(point.note.get("base", -1))
+            if base is None or not np.isfinite(base.value) or base is point:
+                continue
+            length = float(np.max(np.abs(point.unit - base.unit), initial=0.0))
+            predicted = float(point.note["decrease"])
+            ratio = (base.value - point.value) / predicted if predicted > 0 else 0.0
+            if ratio < 0.25:
+                radius = min(radius, 0.5 * length if ratio > 0 else 0.3 * length)
+            elif ratio > 0.5 and length > 0.8 * radius:
+                radius = max(radius, min(2.0 * length, 1.0))
+            trust = float(np.clip(ratio, 0.1, 2.0))
+        step, decrease = np.zeros_like(best.unit), 0.0
+        if where.any():
+            step, decrease = self._step(best, self._pairs(known, where), where, radius)
+        return _Chain(name, known, best, where, radius, step, decrease, trust)
+
+    def _pairs(
+        self, known: Sequence[_Point], where: np.ndarray
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Differences of points and of gradients along the chain, oldest first."""
+        graded = [p for p in known if np.isfinite(p.gradient[where]).all()]
+        pairs = []
+        for earlier, later in itertools.pairwise(graded):
+            s = (later.unit - earlier.unit)[where]
+            y = (later.gradient - earlier.gradient)[where]
+            noise = max(earlier.error, later.error) * max(
+                float(np.linalg.norm(earlier.gradient[where])),
+                float(np.linalg.norm(later.gradient[where])),
+            )
+            curvature = float(s @ y)
+            if curvature > 1e-6 * float(np.linalg.norm(s)) * max(float(np.linalg.norm(y)), noise):
+                pairs.append((s, y))
+        return pairs[-self.memory :]
+
+    def _step(
+        self,
+        best: _Point,
+        pairs: Sequence[tuple[np.ndarray, np.ndarray]],
+        where: np.ndarray,
+        radius: float,
+    ) -> tuple[np.ndarray, float]:
+        """The model's minimiser in the box and the trust region, and its predicted decrease."""
+        gradient, unit = best.gradient[where], best.unit[where]
+        largest = float(np.max(np.abs(gradient), initial=0.0))
+        step = np.zeros_like(best.unit)
+        if largest == 0.0:
+            return step, 0.0
+        if pairs:
+            s, y = pairs[-1]
+            scale = float(y @ y) / float(s @ y)
+            diagonal = np.full(len(unit), scale)
+        else:
+            diagonal = np.full(len(unit), largest / radius)
+        model = _Model(pairs, diagonal)
+        radius = radius * (1.0 - best.error)
+        low = np.maximum(-radius, -unit)
+        high = np.minimum(radius, 1.0 - unit)
+        s = _box_minimum(gradient, model, low, high)
+        step[where] = s
+        return step, -float(gradient @ s + 0.5 * (s @ model(s)))
+
+    # Choosing
+
+    def _propose(
+        self, number: int, history: Sequence[Observation], pending: Sequence[Suggestion]
+    ) -> Suggestion:
+        rng = self.rng(number)
+        points = [self._point(observation) for observation in history]
+        known = [point for point in points if np.isfinite(point.value)]
+        waiting = [self.space.encode(suggestion.config) for suggestion in pending]
+        tried = {p.unit.tobytes() for p in points} | {unit.tobytes() for unit in waiting}
+
+        def start() -> Suggestion:
+            config = self.space.default()
+            if self.space.encode(config).tobytes() in tried:
+                config = self._elsewhere(rng, points, waiting)
+            return Suggestion(number, config, {"move": "start", "chain": number})
+
+        if not known:
+            return start()
+        finite = [np.isfinite(p.gradient) for p in known]
+        graded = np.any(finite, axis=0)
+        chains = self._chains(points, graded)
+        busy = {suggestion.note.get("chain") for suggestion in pending}
+        moves = [p.note.get("move") for p in points] + [s.note.get("move") for s in pending]
+        best = chains[0]
+        spread = float(np.median([p.value for p in known])) - best.best.value
+        least = 1e-4 * max(spread, 1e-6 * abs(best.best.value))
+        open_chains = [c for c in chains if c.decrease > least and c.name not in busy]
+        advance = min(
+            open_chains,
+            key=lambda c: c.best.value - 3.0 * c.trust * c.decrease,
+            default=None,
+        )
+        change = self._changed(rng, best.best, known, graded, tried)
+        if advance is not None and (change is None or moves.count("step") <= moves.count("change")):
+            config = self._moved(advance.best, advance.step)
+            unit = self.space.encode(config)
+            if unit.tobytes() not in tried:
+                base = advance.best
+                return Suggestion(
+                    number,
+                    config,
+                    {
+                        "move": "step",
+                        "chain": advance.name if advance.name >= 0 else number,
+                        "base": base.number,
+                        "radius": advance.radius,
+                        "decrease": advance.decrease,
+                    },
+                )
+        if change is not None:
+            return Suggestion(number, change, {"move": "change", "chain": number})
+        return start()
+
+    def _moved(self, base: _Point, step: np.ndarray) -> dict[str, Any]:
+        return self.space.decode(np.clip(base.unit + step, 0.0, 1.0))
+
+    def _elsewhere(
+        self, rng: np.random.Generator, points: Sequence[_Point], waiting: Sequence[np.ndarray]
+    ) -> dict[str, Any]:
+        """Of some draws from the prior, the one farthest from everything tried."""
+        draws = [self.space.sample(rng) for _ in range(10)]
+        others = np.array([p.unit for p in points] + list(waiting))
+        if not len(others):
+            return draws[0]
+        return max(
+            draws,
+            key=lambda c: float(np.min(np.sum((others - self.space.encode(c)) ** 2, axis=1))),
+        )
+
+    def _changed(
+        self,
+        rng: np.random.Generator,
+        base: _Point,
+        known: Sequence[_Point],
+        graded: np.ndarray,
+        tried: set[bytes],
+    ) -> dict[str, Any] | None:
+        """The incumbent with changes in what has no gradient; `None` if all near it was tried."""
+        flat = self.space.flatten(base.config)
+        searched = [
+            path
+            for path in flat
+            if self.space.domains[path].tunable and not graded[self.space.slices[path]].all()
+        ]
+        if not searched:
+            return None
+        fixed = {np.where(graded, -1.0, p.unit).tobytes() for p in known}
+        for attempt in range(60):
+            count = min(1 + rng.geometric(0.5) * (attempt > 20), len(searched))
+            unit = base.unit.copy()
+            for path in rng.choice(searched, count, replace=False):
+                where = self.space.slices[path]
+                domain = self.space.domains[path]
+                size = domain.size
+                if hasattr(domain, "choices"):
+                    unit[where] = np.eye(size)[rng.integers(size)]
+                else:
+                    spread = rng.choice([0.05, 0.15, 0.5])
+                    unit[where] = unit[where] + spread * rng.standard_normal(size)
+            unit = np.clip(unit, 0.0, 1.0)
+            config = self.space.decode(unit)
+            encoded = self.space.encode(config)
+            if encoded.tobytes() in tried:
+                continue
+            if np.where(graded, -1.0, encoded).tobytes() in fixed:
+                continue
+            return config
+        return None
