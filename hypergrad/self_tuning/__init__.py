@@ -1,0 +1,1 @@
+"""Self-tuning networks: hyperparameters tuned while the weights are trained."""
