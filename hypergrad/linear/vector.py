@@ -14,7 +14,8 @@ from jaxtyping import Array, PyTree, Scalar
 
 
 def _accumulator(*leaves: Array) -> jnp.dtype:
-    return jnp.result_type(jnp.float32, *leaves)
+    # Of dtypes and not of the arrays: a weakly typed float64 scalar must not count as float32.
+    return jnp.result_type(jnp.float32, *(leaf.dtype for leaf in leaves))
 
 
 def vdot(x: PyTree, y: PyTree) -> Scalar:

@@ -1,0 +1,155 @@
+"""Conjugate gradient for `A x = b` with `A` symmetric positive definite.
+
+Hestenes & Stiefel, "Methods of conjugate gradients for solving linear systems" (1952). Written out
+rather than taken from a library because an inverse-Hessian product needs what they do not give: a
+stop at non-positive curvature, containment of non-finite products, the best iterate, and no product
+with a vector of zeros.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, PyTree, Scalar
+
+from hypergrad.linear import vector
+from hypergrad.linear.base import LinearOperator, LinearSolution, LinearSolver
+
+
+class CG(LinearSolver):
+    """Conjugate gradient; one product a step.
+
+    On a direction of non-positive curvature it stops, keeps the iterate with the smallest residual,
+    and says so: the operator is then not positive definite and damping, Gauss-Newton curvature or a
+    solver for indefinite systems is called for.
+
+    A warm start is first scaled by the step that minimises the energy norm of the error along it,
+    so that it is never worse than no start, whatever happened to the length of `b` since.
+
+    **Arguments:**
+
+    - `tol`: stop at `‖b − A x‖ <= tol ‖b‖`. May be traced.
+    - `max_steps`: most products spent. May be traced.
+    """
+
+    tol: float | Scalar = 1e-6
+    max_steps: int | Int[Array, ""] = 1000
+
+    def __check_init__(self) -> None:
+        if isinstance(self.tol, float | int) and self.tol < 0:
+            raise ValueError(f"CG: tol must be >= 0, got {self.tol}.")
+        if isinstance(self.max_steps, int) and self.max_steps < 0:
+            raise ValueError(f"CG: max_steps must be >= 0, got {self.max_steps}.")
+
+    def solve(
+        self, operator: LinearOperator, rhs: PyTree, *, initial: PyTree | None = None
+    ) -> LinearSolution:
+        """See `LinearSolver.solve`.
+
+        **Raises:** `ValueError` if the operator is not marked symmetric.
+        """
+        if not operator.symmetric:
+            raise ValueError(
+                "CG needs a symmetric operator, and this one is not (a fixed point or a "
+                "user-given optimality map). Use GMRES, BiCGStab or NormalCG, or declare the "
+                "map symmetric if it is the gradient of something."
+            )
+        b_norm = vector.norm(rhs)
+        dtype = b_norm.dtype
+        eps = jnp.finfo(dtype).eps
+        b_square = vector.vdot(rhs, rhs)
+
+        # x = 0 and r = b need no product. A warm start is the first *direction*: the exact step
+        # along it is its best scaling, and the loop body stays the only place with a product.
+        warm = jnp.asarray(False)
+        direction = rhs
+        if initial is not None:
+            warm = vector.norm(initial) > 0
+            direction = vector.where(warm, initial, rhs)
+
+        def unfinished(carry: "_Iteration") -> Array:
+            return (
+                (carry.step < self.max_steps) & (carry.best_norm > self.tol * b_norm) & ~carry.stop
+            )
+
+        def body(c: "_Iteration") -> "_Iteration":
+            image = operator.mv(c.direction)
+            curvature = vector.vdot(c.direction, image)
+            square = vector.vdot(c.direction, c.direction)
+            quotient = curvature / square
+            finite = jnp.isfinite(curvature) & vector.all_finite(image)
+            positive = curvature > eps * square * jnp.where(c.step > 0, c.high, 0)
+            good = finite & positive
+            step = jnp.where(good, vector.vdot(c.direction, c.residual) / curvature, 0)
+            image = vector.where(finite, image, c.residual)
+            x = vector.axpy(step, c.direction, c.x)
+            residual = vector.axpy(-step, image, c.residual)
+            new_square = vector.vdot(residual, residual)
+            overflow = ~jnp.isfinite(new_square)
+            good = good & ~overflow
+            x = vector.where(good, x, c.x)
+            residual = vector.where(good, residual, c.residual)
+            new_square = jnp.where(good, new_square, c.square)
+            # After the step along a warm start the recurrence begins afresh at the residual.
+            factor = jnp.where(c.warm, 0, new_square / c.square)
+            new_norm = jnp.sqrt(new_square)
+            better = good & (new_norm < c.best_norm)
+            return _Iteration(
+                step=c.step + 1,
+                x=x,
+                residual=residual,
+                direction=vector.axpy(factor, c.direction, residual),
+                square=new_square,
+                best=vector.where(better, x, c.best),
+                best_norm=jnp.where(better, new_norm, c.best_norm),
+                warm=jnp.asarray(False),
+                stop=~good & ~(c.warm & finite & ~overflow),
+                indefinite=c.indefinite | (finite & ~positive),
+                breakdown=c.breakdown | ~finite | overflow,
+                low=jnp.where(finite, jnp.fmin(c.low, quotient), c.low),
+                high=jnp.where(finite, jnp.fmax(c.high, quotient), c.high),
+            )
+
+        no = jnp.asarray(False)
+        zero = vector.zeros_like(rhs)
+        unknown = jnp.full((), jnp.nan, dtype)
+        start = _Iteration(
+            step=jnp.zeros((), jnp.int32),
+            x=zero,
+            residual=rhs,
+            direction=direction,
+            square=b_square,
+            best=zero,
+            best_norm=b_norm,
+            warm=warm,
+            stop=~jnp.isfinite(b_norm) | (b_square == 0),
+            indefinite=no,
+            breakdown=~jnp.isfinite(b_norm),
+            low=unknown,
+            high=unknown,
+        )
+        end = jax.lax.while_loop(unfinished, body, start)
+        return LinearSolution(
+            value=end.best,
+            residual=jnp.where(b_norm > 0, end.best_norm / b_norm, 0),
+            products=end.step,
+            nonpositive_curvature=end.indefinite,
+            breakdown=end.breakdown,
+            curvature_min=end.low,
+            curvature_max=end.high,
+        )
+
+
+class _Iteration(eqx.Module):
+    step: Array
+    x: PyTree
+    residual: PyTree
+    direction: PyTree
+    square: Array
+    best: PyTree
+    best_norm: Array
+    warm: Array
+    stop: Array
+    indefinite: Array
+    breakdown: Array
+    low: Array
+    high: Array
