@@ -12,6 +12,7 @@ incumbent's continuous values; when the best chain has converged, chains start e
 """
 
 import itertools
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,7 @@ from strategies.space import SearchSpace
 class _Point:
     """An observation in unit coordinates; `gradient` is NaN where nothing is known."""
 
-    number: int
+    name: int
     unit: np.ndarray
     value: float
     gradient: np.ndarray
@@ -166,7 +167,8 @@ class HypergradientSearcher(Searcher):
         if complete and observation.gradient and error < 1.0:
             gradient = self.space.pull_back(observation.config, observation.gradient)
         point = _Point(
-            number=-1 if observation.number is None else observation.number,
+            # A point that nobody suggested is known by its coordinates.
+            name=-1 - zlib.crc32(unit) if observation.number is None else observation.number,
             unit=unit,
             value=float(observation.value) if complete else np.inf,  # type: ignore[arg-type]
             gradient=gradient,
@@ -182,30 +184,28 @@ class HypergradientSearcher(Searcher):
     def _chains(self, points: Sequence[_Point], graded: np.ndarray) -> list[_Chain]:
         """The chains, best first."""
         groups: dict[tuple[int, bytes], list[_Point]] = {}
-        for place, point in enumerate(points):
-            # A point that this searcher did not suggest is a start of its own.
-            name = point.note.get("chain", -1 - place)
+        for point in points:
+            name = point.note.get("chain", point.name)
             fixed = np.where(graded, -1.0, point.unit).tobytes()
             groups.setdefault((name, fixed), []).append(point)
         chains = []
         for (name, _), members in groups.items():
             known = [p for p in members if np.isfinite(p.value)]
             if known:
-                chains.append(self._chain(name, members, known))
+                chains.append(self._chain(name, members, known, graded))
         return sorted(chains, key=lambda chain: (chain.best.value, chain.name))
 
-    def _chain(self, name: int, members: list[_Point], known: list[_Point]) -> _Chain:
+    def _chain(
+        self, name: int, members: list[_Point], known: list[_Point], graded: np.ndarray
+    ) -> _Chain:
         best = min(known, key=lambda p: p.value)
-        where = np.isfinite(best.gradient)
+        where = np.isfinite(best.gradient) & graded
         radius, trust = self.radius, 1.0
-        by_number = {p.number: p for p in members}
         for point in members:
-            base = by_number.get(point.note.get("base", -1))
-            if base is None or not np.isfinite(base.value) or base is point:
+            if point.note.get("move") != "step":
                 continue
-            length = float(np.max(np.abs(point.unit - base.unit), initial=0.0))
-            predicted = float(point.note["decrease"])
-            ratio = (base.value - point.value) / predicted if predicted > 0 else 0.0
+            length, predicted = point.note["length"], point.note["decrease"]
+            ratio = (point.note["from"] - point.value) / predicted
             if ratio < 0.25:
                 radius = min(radius, 0.5 * length if ratio > 0 else 0.3 * length)
             elif ratio > 0.5 and length > 0.8 * radius:
@@ -280,8 +280,7 @@ class HypergradientSearcher(Searcher):
 
         if not known:
             return start()
-        finite = [np.isfinite(p.gradient) for p in known]
-        graded = np.any(finite, axis=0)
+        graded = self._graded(known)
         chains = self._chains(points, graded)
         busy = {suggestion.note.get("chain") for suggestion in pending}
         moves = [p.note.get("move") for p in points] + [s.note.get("move") for s in pending]
@@ -299,21 +298,30 @@ class HypergradientSearcher(Searcher):
             config = self._moved(advance.best, advance.step)
             unit = self.space.encode(config)
             if unit.tobytes() not in tried:
-                base = advance.best
-                return Suggestion(
-                    number,
-                    config,
-                    {
-                        "move": "step",
-                        "chain": advance.name if advance.name >= 0 else number,
-                        "base": base.number,
-                        "radius": advance.radius,
-                        "decrease": advance.decrease,
-                    },
-                )
+                note = {
+                    "move": "step",
+                    "chain": advance.name,
+                    "from": advance.best.value,
+                    "length": float(np.max(np.abs(advance.step))),
+                    "decrease": advance.decrease,
+                }
+                return Suggestion(number, config, note)
         if change is not None:
             return Suggestion(number, change, {"move": "change", "chain": number})
         return start()
+
+    def _graded(self, known: Sequence[_Point]) -> np.ndarray:
+        """Mask of the coordinates that gradients say something about.
+
+        A gradient that is zero everywhere, as that of a learning rate by implicit differentiation,
+        says nothing; one entry of an array may be zero for good reasons.
+        """
+        seen = np.zeros(self.space.dimension, bool)
+        for point in known:
+            seen |= np.nan_to_num(point.gradient) != 0.0
+        for where in self.space.slices.values():
+            seen[where] = seen[where].any()
+        return seen
 
     def _moved(self, base: _Point, step: np.ndarray) -> dict[str, Any]:
         return self.space.decode(np.clip(base.unit + step, 0.0, 1.0))

@@ -1,0 +1,180 @@
+"""The hypergradient searcher: descent, discrete search, noise, missing gradients, timing."""
+
+import math
+import time
+
+import numpy as np
+import pytest
+
+from strategies import (
+    Categorical,
+    Float,
+    HypergradientSearcher,
+    Int,
+    Observation,
+    RandomSearcher,
+    SearchSpace,
+)
+
+SIZE = 20
+RNG = np.random.default_rng(0)
+TARGET = RNG.uniform(0.2, 0.8, SIZE)
+BASIS = np.linalg.qr(RNG.standard_normal((SIZE, SIZE)))[0]
+MATRIX = BASIS @ np.diag(np.logspace(-2, 1, SIZE)) @ BASIS.T
+WIDTH = math.log(1e8)
+SPACE = SearchSpace(
+    {
+        "l2": Float(1e-6, 1e2, log=True, shape=(SIZE,)),
+        "scale": Categorical(["bad", "good", "worse"]),
+    }
+)
+OFFSET = {"bad": 0.1, "good": 0.0, "worse": 0.4}
+
+
+def bowl(config):
+    """An ill-conditioned quadratic in the logarithms, and an offset by the choice."""
+    unit = np.log(np.array(config["l2"]) / 1e-6) / WIDTH
+    away = MATRIX @ (unit - TARGET)
+    value = float(0.5 * (unit - TARGET) @ away) + OFFSET[config["scale"]]
+    return value, {"l2": away / (WIDTH * np.array(config["l2"]))}
+
+
+def search(searcher, objective, count, workers=1, change=lambda number, observation: observation):
+    """Run with a fixed number of suggestions pending, told in a scrambled order."""
+    pending = []
+    rng = np.random.default_rng(0)
+    while len(searcher.history) < count:
+        while len(pending) < workers:
+            pending.append(searcher.ask())
+        asked = pending.pop(int(rng.integers(len(pending))))
+        value, gradient = objective(asked.config)
+        searcher.tell(
+            change(
+                asked.number,
+                Observation(asked.config, value, gradient, number=asked.number),
+            )
+        )
+    return searcher.best and searcher.best.value
+
+
+def test_descends_to_the_minimum_of_the_right_choice():
+    searcher = HypergradientSearcher(SPACE)
+    assert search(searcher, bowl, 10) < 0.05
+    assert search(searcher, bowl, 25) < 0.005
+    assert searcher.best.config["scale"] == "good"
+    assert search(RandomSearcher(SPACE), bowl, 200) > 0.2
+
+
+def test_a_minimum_on_a_bound_is_reached():
+    space = SearchSpace({"x": Float(0, 1, shape=(3,)), "y": Float(1e-3, 1, log=True)})
+
+    def linear(config):
+        x, y = np.array(config["x"]), config["y"]
+        return float(x @ [1, -2, 0.5]) + y, {"x": np.array([1, -2, 0.5]), "y": 1.0}
+
+    assert search(HypergradientSearcher(space), linear, 12) == pytest.approx(-2 + 1e-3, abs=1e-9)
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_pending_suggestions_are_all_different_and_useful(workers):
+    searcher = HypergradientSearcher(SPACE, seed=workers)
+    assert search(searcher, bowl, 40, workers) < 0.02
+    configs = [repr(item.config) for item in [*searcher.history, *searcher.pending]]
+    assert len(set(configs)) == len(configs)
+
+
+def test_history_may_come_in_any_order():
+    searcher = HypergradientSearcher(SPACE, seed=1)
+    search(searcher, bowl, 15, workers=3)
+    again = HypergradientSearcher(SPACE, seed=1)
+    history, pending = searcher.history, searcher.pending
+    proposed = searcher.propose(99, history, pending)
+    assert again.propose(99, history[::-1], pending[::-1]) == proposed
+
+
+def test_continues_from_a_file_as_if_never_stopped(tmp_path):
+    whole, half = HypergradientSearcher(SPACE, seed=2), HypergradientSearcher(SPACE, seed=2)
+    search(whole, bowl, 20)
+    search(half, bowl, 9)
+    half.save(tmp_path / "state.json")
+    rest = HypergradientSearcher(SPACE, seed=2)
+    rest.restore(tmp_path / "state.json")
+    search(rest, bowl, 20)
+    assert [item.config for item in rest.history] == [item.config for item in whole.history]
+
+
+def test_learns_from_points_that_it_did_not_suggest():
+    searcher = HypergradientSearcher(SPACE)
+    near = SPACE.decode(np.concatenate([np.clip(TARGET + 0.02, 0, 1), [0, 1, 0]]))
+    value, gradient = bowl(near)
+    searcher.tell(Observation(near, value, gradient))
+    assert search(searcher, bowl, 6) < value / 2
+    steps = [item for item in searcher.history if item.note.get("move") == "step"]
+    assert {item.note["chain"] for item in steps} == {steps[0].note["chain"]}
+
+
+def test_failed_trials_shorten_the_step():
+    def cliff(config):
+        value, gradient = bowl(config)
+        inside = config["l2"][0] < 1e-2 * 10 ** (0.3 * 8 / 2)
+        return (value if inside else math.nan), gradient
+
+    searcher = HypergradientSearcher(SPACE)
+    assert search(searcher, cliff, 30) < 0.2
+
+
+def test_nothing_but_failures_is_survived():
+    searcher = HypergradientSearcher(SPACE)
+    assert search(searcher, lambda config: (math.nan, None), 8) is None
+    assert len({repr(item.config) for item in searcher.history}) == 8
+
+
+def test_partial_gradients_leave_the_rest_to_search():
+    space = SearchSpace({"a": Float(0, 1, shape=(4,)), "b": Float(0, 1), "n": Int(1, 20)})
+
+    def mixed(config):
+        a = np.array(config["a"]) - 0.3
+        rest = (config["b"] - 0.8) ** 2 + (config["n"] - 15) ** 2 / 100
+        return float(a @ a) + rest, {"a": 2 * a}
+
+    searcher = HypergradientSearcher(space)
+    assert search(searcher, mixed, 60) < 0.03
+    best = searcher.best.config
+    np.testing.assert_allclose(best["a"], 0.3, atol=1e-2)
+
+
+def test_without_any_gradient_it_is_better_than_random():
+    space = SearchSpace({"x": Float(-2, 2, shape=(4,)), "kind": Categorical(list("abc"))})
+
+    def plain(config):
+        return float(np.sum((np.array(config["x"]) - 0.7) ** 2)) + (config["kind"] != "b"), None
+
+    ours = [search(HypergradientSearcher(space, seed=s), plain, 60) for s in range(5)]
+    random = [search(RandomSearcher(space, seed=s), plain, 60) for s in range(5)]
+    assert np.median(ours) < 0.5 * np.median(random)
+
+
+def test_a_gradient_that_is_known_to_be_wrong_is_not_used():
+    def marked(number, observation):
+        wrong = {"l2": -np.array(observation.gradient["l2"])}
+        return Observation(
+            observation.config, observation.value, wrong, gradient_error=math.inf, number=number
+        )
+
+    searcher = HypergradientSearcher(SPACE)
+    search(searcher, bowl, 10, change=marked)
+    assert all(item.note.get("move") != "step" for item in searcher.history)
+
+
+def test_a_suggestion_takes_under_100_ms_at_100_observations():
+    searcher = HypergradientSearcher(SPACE)
+    search(searcher, bowl, 100)
+    start = time.perf_counter()
+    searcher.ask()
+    assert time.perf_counter() - start < 0.1
+
+
+@pytest.mark.parametrize("options", [{"radius": 0.0}, {"radius": 2.0}, {"memory": 0}])
+def test_bad_options(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        HypergradientSearcher(SPACE, **options)
