@@ -21,7 +21,10 @@ import numpy as np
 
 from strategies.observation import Observation, Suggestion
 from strategies.searchers.base import Searcher
-from strategies.space import SearchSpace
+from strategies.space import Categorical, SearchSpace
+
+# What a chain's further steps try while one is being evaluated, relative to its radius.
+_LENGTHS = (1.0, 0.4, 2.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +37,7 @@ class _Point:
     gradient: np.ndarray
     error: float
     note: Mapping[str, Any]
-    config: Mapping[str, Any]
+    active: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +52,7 @@ class _Chain:
     step: np.ndarray
     decrease: float
     trust: float
+    pairs: list[tuple[np.ndarray, np.ndarray]]
 
 
 class _Model:
@@ -168,13 +172,15 @@ class HypergradientSearcher(Searcher):
             gradient = self.space.pull_back(observation.config, observation.gradient)
         point = _Point(
             # A point that nobody suggested is known by its coordinates.
-            name=-1 - zlib.crc32(unit) if observation.number is None else observation.number,
+            name=-1 - zlib.crc32(unit.tobytes())
+            if observation.number is None
+            else observation.number,
             unit=unit,
             value=float(observation.value) if complete else np.inf,  # type: ignore[arg-type]
             gradient=gradient,
             error=error,
             note=observation.note,
-            config=observation.config,
+            active=self.space.active_mask(observation.config),
         )
         if len(self._seen) > 100_000:
             self._seen.clear()
@@ -212,9 +218,10 @@ class HypergradientSearcher(Searcher):
                 radius = max(radius, min(2.0 * length, 1.0))
             trust = float(np.clip(ratio, 0.1, 2.0))
         step, decrease = np.zeros_like(best.unit), 0.0
+        pairs = self._pairs(known, where)
         if where.any():
-            step, decrease = self._step(best, self._pairs(known, where), where, radius)
-        return _Chain(name, known, best, where, radius, step, decrease, trust)
+            step, decrease = self._step(best, pairs, where, radius)
+        return _Chain(name, known, best, where, radius, step, decrease, trust, pairs)
 
     def _pairs(
         self, known: Sequence[_Point], where: np.ndarray
@@ -270,45 +277,70 @@ class HypergradientSearcher(Searcher):
         points = [self._point(observation) for observation in history]
         known = [point for point in points if np.isfinite(point.value)]
         waiting = [self.space.encode(suggestion.config) for suggestion in pending]
-        tried = {p.unit.tobytes() for p in points} | {unit.tobytes() for unit in waiting}
-
-        def start() -> Suggestion:
-            config = self.space.default()
-            if self.space.encode(config).tobytes() in tried:
-                config = self._elsewhere(rng, points, waiting)
-            return Suggestion(number, config, {"move": "start", "chain": number})
-
+        places = [*(point.unit for point in points), *waiting]
         if not known:
-            return start()
+            return self._start(number, rng, places)
+        tried = {unit.tobytes() for unit in places}
         graded = self._graded(known)
         chains = self._chains(points, graded)
-        busy = {suggestion.note.get("chain") for suggestion in pending}
-        moves = [p.note.get("move") for p in points] + [s.note.get("move") for s in pending]
+        underway = [item.note.get("chain") for item in pending if item.note.get("move") == "step"]
+        notes = [*(item.note for item in history), *(item.note for item in pending)]
+        moves = [note.get("move") for note in notes]
         best = chains[0]
-        spread = float(np.median([p.value for p in known])) - best.best.value
-        least = 1e-4 * max(spread, 1e-6 * abs(best.best.value))
-        open_chains = [c for c in chains if c.decrease > least and c.name not in busy]
-        advance = min(
-            open_chains,
-            key=lambda c: c.best.value - 3.0 * c.trust * c.decrease,
-            default=None,
-        )
-        change = self._changed(rng, best.best, known, graded, tried)
-        if advance is not None and (change is None or moves.count("step") <= moves.count("change")):
-            config = self._moved(advance.best, advance.step)
-            unit = self.space.encode(config)
-            if unit.tobytes() not in tried:
-                note = {
-                    "move": "step",
-                    "chain": advance.name,
-                    "from": advance.best.value,
-                    "length": float(np.max(np.abs(advance.step))),
-                    "decrease": advance.decrease,
-                }
-                return Suggestion(number, config, note)
-        if change is not None:
+
+        change = None
+        if moves.count("change") <= moves.count("step") or best.decrease <= self._least(known):
+            change = self._changed(rng, best.best, places, graded)
+        if change is None or moves.count("step") <= moves.count("change"):
+            step = self._advanced(number, chains, underway, self._least(known), tried)
+            if step is not None:
+                return step
+        if change is not None and (moves.count("change") < 10 or rng.random() < 0.8):
             return Suggestion(number, change, {"move": "change", "chain": number})
-        return start()
+        return self._start(number, rng, places)
+
+    @staticmethod
+    def _least(known: Sequence[_Point]) -> float:
+        """A decrease that is not worth an evaluation."""
+        values = np.array([point.value for point in known])
+        lowest = float(values.min())
+        return max(1e-4 * (float(np.median(values)) - lowest), 1e-10 * abs(lowest))
+
+    def _advanced(
+        self,
+        number: int,
+        chains: Sequence[_Chain],
+        underway: Sequence[Any],
+        least: float,
+        tried: set[bytes],
+    ) -> Suggestion | None:
+        """The next step of the chain that may end lowest."""
+        offers = []
+        for chain in chains:
+            count = underway.count(chain.name)
+            if chain.decrease <= least or count >= len(_LENGTHS):
+                continue
+            # A step that is being evaluated already makes another one less valuable.
+            hope = 3.0 * chain.trust * chain.decrease * 0.5**count
+            offers.append((chain.best.value - hope, chain.name, count, chain))
+        for _, _, count, chain in sorted(offers, key=lambda offer: offer[:3]):
+            step, decrease = chain.step, chain.decrease
+            if count:
+                radius = chain.radius * _LENGTHS[count]
+                step, decrease = self._step(chain.best, chain.pairs, chain.where, radius)
+            config = self.space.decode(np.clip(chain.best.unit + step, 0.0, 1.0))
+            if decrease <= 0 or self.space.encode(config).tobytes() in tried:
+                continue
+            note = {
+                "move": "step",
+                "chain": chain.name,
+                "base": chain.best.name,
+                "from": chain.best.value,
+                "length": float(np.max(np.abs(step))),
+                "decrease": decrease,
+            }
+            return Suggestion(number, config, note)
+        return None
 
     def _graded(self, known: Sequence[_Point]) -> np.ndarray:
         """Mask of the coordinates that gradients say something about.
@@ -321,60 +353,83 @@ class HypergradientSearcher(Searcher):
             seen |= np.nan_to_num(point.gradient) != 0.0
         for where in self.space.slices.values():
             seen[where] = seen[where].any()
-        return seen
+        return seen & self._trusted(known)
 
-    def _moved(self, base: _Point, step: np.ndarray) -> dict[str, Any]:
-        return self.space.decode(np.clip(base.unit + step, 0.0, 1.0))
+    @staticmethod
+    def _trusted(known: Sequence[_Point]) -> bool:
+        """Whether the gradients seen predict the differences of the values seen.
 
-    def _elsewhere(
-        self, rng: np.random.Generator, points: Sequence[_Point], waiting: Sequence[np.ndarray]
-    ) -> dict[str, Any]:
-        """Of some draws from the prior, the one farthest from everything tried."""
+        The trapezoidal rule along a chain's steps gets the sign of nearly every difference right
+        if the gradients are those of the values, and of every second one if they are noise.
+        """
+        by_name = {point.name: point for point in known}
+        right = wrong = 0
+        for point in known:
+            base = by_name.get(point.note.get("base", point.name))
+            if base is None or base is point:
+                continue
+            slope = np.nan_to_num(0.5 * (base.gradient + point.gradient))
+            expected = float(slope @ (point.unit - base.unit))
+            actual = point.value - base.value
+            if expected * actual > 0:
+                right += 1
+            elif expected * actual < 0:
+                wrong += 1
+        return wrong < 4 or right > 2 * wrong
+
+    def _start(
+        self, number: int, rng: np.random.Generator, places: Sequence[np.ndarray]
+    ) -> Suggestion:
+        """The default; once it was tried, of some prior draws the one farthest from all tried."""
+        config = self.space.default()
+        note = {"move": "start", "chain": number}
+        if not places:
+            return Suggestion(number, config, note)
+        others = np.array(places)
+        if not np.any(np.all(others == self.space.encode(config), axis=1)):
+            return Suggestion(number, config, note)
         draws = [self.space.sample(rng) for _ in range(10)]
-        others = np.array([p.unit for p in points] + list(waiting))
-        if not len(others):
-            return draws[0]
-        return max(
-            draws,
-            key=lambda c: float(np.min(np.sum((others - self.space.encode(c)) ** 2, axis=1))),
-        )
+        away = [np.min(np.sum((others - self.space.encode(c)) ** 2, axis=1)) for c in draws]
+        return Suggestion(number, draws[int(np.argmax(away))], note)
 
     def _changed(
         self,
         rng: np.random.Generator,
         base: _Point,
-        known: Sequence[_Point],
+        places: Sequence[np.ndarray],
         graded: np.ndarray,
-        tried: set[bytes],
     ) -> dict[str, Any] | None:
         """The incumbent with changes in what has no gradient; `None` if all near it was tried."""
-        flat = self.space.flatten(base.config)
         searched = [
             path
-            for path in flat
-            if self.space.domains[path].tunable and not graded[self.space.slices[path]].all()
+            for path, where in self.space.slices.items()
+            if base.active[where].any() and not graded[where].all()
         ]
         if not searched:
             return None
-        fixed = {np.where(graded, -1.0, p.unit).tobytes() for p in known}
-        for attempt in range(60):
-            count = min(1 + rng.geometric(0.5) * (attempt > 20), len(searched))
+        seen = {unit[~graded].tobytes() for unit in places}
+        if np.prod([self.space.domains[path].count for path in searched]) <= len(
+            {unit[~graded & base.active].tobytes() for unit in places}
+        ):
+            return None
+        for attempt in range(40):
+            # One change at a time, more of them when single ones have all been tried.
+            count = min(1 + attempt // 10, len(searched))
             unit = base.unit.copy()
             for path in rng.choice(searched, count, replace=False):
                 where = self.space.slices[path]
-                domain = self.space.domains[path]
-                size = domain.size
-                if hasattr(domain, "choices"):
-                    unit[where] = np.eye(size)[rng.integers(size)]
-                else:
-                    spread = rng.choice([0.05, 0.15, 0.5])
-                    unit[where] = unit[where] + spread * rng.standard_normal(size)
-            unit = np.clip(unit, 0.0, 1.0)
+                unit[where] = self._mutated(rng, path, unit[where])
+            if unit[~graded].tobytes() in seen:
+                continue
             config = self.space.decode(unit)
-            encoded = self.space.encode(config)
-            if encoded.tobytes() in tried:
-                continue
-            if np.where(graded, -1.0, encoded).tobytes() in fixed:
-                continue
-            return config
+            if self.space.encode(config)[~graded].tobytes() not in seen:
+                return config
         return None
+
+    def _mutated(self, rng: np.random.Generator, path: str, part: np.ndarray) -> np.ndarray:
+        domain = self.space.domains[path]
+        if isinstance(domain, Categorical):
+            return domain.encode(domain.choices[int(rng.integers(len(domain.choices)))])
+        spread = rng.choice([0.05, 0.15, 0.5])
+        moved = np.clip(part + spread * rng.standard_normal(part.shape), 0.0, 1.0)
+        return domain.encode(domain.decode(moved))

@@ -96,9 +96,14 @@ class Domain(ABC):
         return self.size
 
     @property
+    def count(self) -> float:
+        """Number of values; infinite for a continuum."""
+        return math.inf
+
+    @property
     def tunable(self) -> bool:
         """Whether there is more than one value."""
-        return self.size > 0
+        return self.count > 1
 
     @abstractmethod
     def check(self, value: Any, path: str) -> Any:
@@ -111,6 +116,12 @@ class Domain(ABC):
     @abstractmethod
     def decode(self, unit: np.ndarray) -> Any:
         """The canonical value nearest to unit coordinates (which are clipped to [0, 1])."""
+
+    def snap(self, units: np.ndarray) -> np.ndarray:
+        """The encoding of the nearest value for each row of unit coordinates, shape `(n, size)`."""
+        if self.differentiable:
+            return np.clip(units, 0.0, 1.0)
+        return np.stack([self.encode(self.decode(row)) for row in units])
 
     def draw(self, uniform: np.ndarray) -> Any:
         """The value at a quantile: uniform variates in, a value of the prior out."""
@@ -206,6 +217,11 @@ class Float(Domain):
     def size(self) -> int:
         """One coordinate per entry."""
         return math.prod(self.shape)
+
+    @property
+    def count(self) -> float:
+        """See the base class."""
+        return math.inf if self.step is None else float(self._last + 1) ** self.size
 
     @property
     def _last(self) -> int:
@@ -324,6 +340,11 @@ class Int(Domain):
         return 1
 
     @property
+    def count(self) -> float:
+        """See the base class."""
+        return self._last + 1
+
+    @property
     def values(self) -> range:
         """All values."""
         return range(self.low, self.high + 1, self.step)
@@ -367,6 +388,17 @@ class Int(Domain):
         else:
             index = math.floor(position * (self._last + 1))
         return self.low + self.step * min(max(index, 0), self._last)
+
+    def snap(self, units: np.ndarray) -> np.ndarray:
+        """See the base class."""
+        units = np.clip(units, 0.0, 1.0)
+        if not self.log:
+            index = np.minimum(np.floor(units * (self._last + 1)), self._last)
+            return (index + 0.5) / (self._last + 1)
+        low, high = self._log_edges()
+        index = np.rint((np.exp(low + units * (high - low)) - self.low) / self.step)
+        value = self.low + self.step * np.clip(index, 0, self._last)
+        return (np.log(value) - low) / (high - low)
 
 
 def _check_choices(choices: Any, name: str) -> tuple[Any, ...]:
@@ -419,6 +451,11 @@ class Categorical(Domain):
         """One."""
         return min(self.size, 1)
 
+    @property
+    def count(self) -> float:
+        """See the base class."""
+        return len(self.choices)
+
     def index(self, value: Any, path: str = "value") -> int:
         """Position of a choice."""
         for i, choice in enumerate(self.choices):
@@ -437,6 +474,10 @@ class Categorical(Domain):
     def decode(self, unit: np.ndarray) -> Any:
         """The choice with the largest coordinate."""
         return self.choices[int(np.argmax(unit)) if self.size else 0]
+
+    def snap(self, units: np.ndarray) -> np.ndarray:
+        """See the base class."""
+        return np.eye(self.size)[np.argmax(units, axis=1)]
 
     def draw(self, uniform: np.ndarray) -> Any:
         """By the weights."""
@@ -475,6 +516,11 @@ class Ordinal(Domain):
         """One coordinate; none for a single value."""
         return 1 if len(self.values) > 1 else 0
 
+    @property
+    def count(self) -> float:
+        """See the base class."""
+        return len(self.values)
+
     def index(self, value: Any, path: str = "value") -> int:
         """Position of a value."""
         for i, choice in enumerate(self.values):
@@ -497,6 +543,11 @@ class Ordinal(Domain):
         position = float(np.clip(np.asarray(unit, float).reshape(()), 0.0, 1.0))
         return self.values[min(int(position * len(self.values)), len(self.values) - 1)]
 
+    def snap(self, units: np.ndarray) -> np.ndarray:
+        """See the base class."""
+        index = np.floor(np.clip(units, 0.0, 1.0) * len(self.values))
+        return (np.minimum(index, len(self.values) - 1) + 0.5) / len(self.values)
+
 
 @dataclass(frozen=True)
 class Constant(Domain):
@@ -514,6 +565,11 @@ class Constant(Domain):
     def size(self) -> int:
         """None."""
         return 0
+
+    @property
+    def count(self) -> float:
+        """One."""
+        return 1
 
     def check(self, value: Any, path: str) -> Any:
         """See the base class."""

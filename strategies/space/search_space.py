@@ -362,6 +362,19 @@ class SearchSpace:
                 flat[path] = self.domains[path].decode(vector[self.slices[path]])
         return self.unflatten({path: flat[path] for path in self.domains if path in flat})
 
+    def snap(self, units: np.ndarray) -> np.ndarray:
+        """`encode(decode(row))` for every row of a matrix of unit coordinates, much faster.
+
+        Floats without a step are only clipped, not rounded to their canonical digits.
+        """
+        units = np.array(units, float)
+        if self.conditional:
+            return np.stack([self.encode(self.decode(row)) for row in units])
+        for path, domain in self.domains.items():
+            if domain.size:
+                units[:, self.slices[path]] = domain.snap(units[:, self.slices[path]])
+        return units
+
     def to_unconstrained(self, config: Mapping[str, Any]) -> np.ndarray:
         """Logit of the differentiable unit coordinates of the hyperparameters that are active.
 
