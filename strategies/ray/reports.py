@@ -1,0 +1,130 @@
+"""How a trial of Ray Tune hands over its hypergradient."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from ray import tune
+
+from strategies.observation import report as _report
+
+#: The key under which `report` puts everything that is not a metric.
+RESERVED = "hypergrad"
+
+#: The most numbers that one report may carry. Ray keeps every report in memory and in several
+#: log files; larger arrays belong into a checkpoint.
+MAX_NUMBERS = 10_000
+
+
+def result(
+    value: Any,
+    gradient: Any = None,
+    *,
+    metric: str = "value",
+    metrics: Mapping[str, Any] | None = None,
+    gradient_error: Any = None,
+    config: Mapping[str, Any] | None = None,
+    cost: Any = None,
+    resource: Any = None,
+    info: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The result dict that carries a hypergradient: what a class trainable's `step` returns.
+
+    Takes the arguments of `report`, without the checkpoint.
+    """
+    given = _report(
+        value,
+        gradient,
+        gradient_error=gradient_error,
+        config=config,
+        cost=cost,
+        resource=resource,
+        info=info,
+    )
+    extra = {
+        name: entry
+        for name, entry in given.__dict__.items()
+        if name != "value" and entry is not None and entry != {}
+    }
+    size = _count(extra)
+    if size > MAX_NUMBERS:
+        raise ValueError(
+            f"expected at most {MAX_NUMBERS} numbers in a report, received {size}; "
+            "write large arrays into a checkpoint"
+        )
+    row = dict(metrics or {})
+    row[metric] = math.nan if given.value is None else given.value
+    if extra:
+        row[RESERVED] = extra
+    return row
+
+
+def report(
+    value: Any,
+    gradient: Any = None,
+    *,
+    metric: str = "value",
+    metrics: Mapping[str, Any] | None = None,
+    gradient_error: Any = None,
+    config: Mapping[str, Any] | None = None,
+    cost: Any = None,
+    resource: Any = None,
+    info: Mapping[str, Any] | None = None,
+    checkpoint: Any = None,
+) -> None:
+    """Report from inside a trainable: `tune.report` with a hypergradient.
+
+    Everything is turned into plain Python numbers and lists first: the driver never has to unpickle
+    a JAX array, and the log files hold numbers.
+
+    **Arguments:**
+
+    - `value`: the objective, a scalar; or a `hypergrad.Hypergradient`, which brings its gradient
+      and its residuals along.
+    - `gradient`: derivative of `value` with respect to the trial's `config`, keyed like it, nested
+      or flat, partial. Without one the trial still counts.
+    - `metric`: the name under which `value` is reported; that of `TuneConfig(metric=...)`.
+    - `metrics`: further metrics to report beside it.
+    - `gradient_error`, `config`, `cost`, `resource`, `info`: as in `strategies.report.report`. The
+      searcher takes Ray's `time_total_s` and `training_iteration` for cost and resource when they
+      are not given.
+    - `checkpoint`: a `tune.Checkpoint`, passed on to `tune.report`.
+
+    The gradient and the rest travel under the reserved key `hypergrad`, together at most
+    `MAX_NUMBERS` numbers.
+
+    **Raises:** `ValueError` if the value is not a scalar, the gradient not a mapping, or the report
+    too large.
+    """
+    row = result(
+        value,
+        gradient,
+        metric=metric,
+        metrics=metrics,
+        gradient_error=gradient_error,
+        config=config,
+        cost=cost,
+        resource=resource,
+        info=info,
+    )
+    tune.report(row, checkpoint=checkpoint)
+
+
+def _count(tree: Any) -> int:
+    if isinstance(tree, Mapping):
+        return sum(_count(item) for item in tree.values())
+    if isinstance(tree, list):
+        return sum(_count(item) for item in tree)
+    return 1
+
+
+def as_number(value: Any) -> float | None:
+    """A float from whatever a trial reported; `None` if it is no number."""
+    if isinstance(value, bool | str) or value is None:
+        return None
+    try:
+        array = np.asarray(value)
+        return float(array.reshape(())) if array.size == 1 else None
+    except (TypeError, ValueError):
+        return None

@@ -1,0 +1,442 @@
+"""Any of our searchers as a search algorithm of Ray Tune."""
+
+import copy
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ray.tune.search import UNDEFINED_METRIC_MODE, UNDEFINED_SEARCH_SPACE
+from ray.tune.search.searcher import Searcher as RaySearcher
+
+from strategies.observation import Report
+from strategies.ray.reports import RESERVED, as_number
+from strategies.ray.spaces import Layout, decode, encode, read_layout
+from strategies.searchers.base import Searcher
+from strategies.space import SearchSpace
+from strategies.translate import Warner, observe
+
+logger = logging.getLogger(__name__)
+
+_FORMAT = "hypergrad ray searcher state"
+_VERSION = 1
+
+
+class HypergradSearch(RaySearcher):
+    """Any of our searchers as a search algorithm of Ray Tune.
+
+    **Arguments:**
+
+    - `searcher`: a searcher; or a function `(space, *, seed, first) -> searcher`, such as a
+      searcher's class or a `functools.partial` of it, which is called once the space is known.
+      Default: the hypergradient searcher.
+    - `space`: where to search: a `SearchSpace`, or a dict of `tune.*` domains. Default: the
+      `param_space` of the tuner.
+    - `metric`, `mode`: what to optimise, `"min"` or `"max"`. Default: those of `TuneConfig`. They
+      must be given here when the tuner has no `param_space`: Ray does not pass them on then.
+    - `points_to_evaluate`: configurations to try first, nested or flat, complete or partial.
+    - `max_concurrent`: the most trials that may run at once, paused ones not counted. 0 (default)
+      leaves that to Ray. `TuneConfig(max_concurrent_trials=...)` and `ConcurrencyLimiter` set it
+      too.
+    - `seed`: an integer; with the position of a suggestion it decides all randomness.
+
+    Ray asks for the next configuration one trial ahead of need; a search that should see each
+    result before the next step wants `max_concurrent=1`.
+
+    Failures: a value that is NaN, infinite, missing or no number, and a trial that raised, are
+    failed observations. A gradient entry that does not fit is dropped, with a warning; the value
+    counts. See "When trials fail" in the documentation.
+
+    **Raises:** `ValueError` before the first trial if the space cannot be searched or metric and
+    mode are missing.
+    """
+
+    def __init__(
+        self,
+        searcher: Searcher | Callable[..., Searcher] | None = None,
+        *,
+        space: SearchSpace | Mapping[str, Any] | None = None,
+        metric: str | None = None,
+        mode: str | None = None,
+        points_to_evaluate: Sequence[Mapping[str, Any]] | None = None,
+        max_concurrent: int = 0,
+        seed: int = 0,
+    ) -> None:
+        if mode not in (None, "min", "max"):
+            raise ValueError(f"'mode': expected 'min' or 'max', received {mode!r}")
+        if isinstance(metric, list | tuple):
+            raise ValueError(f"'metric': expected one metric, received {metric!r}")
+        super().__init__(metric=metric, mode=mode)
+        # The base class drops either of them when the other is missing.
+        self._metric, self._mode = metric, mode
+        if isinstance(searcher, Searcher) and (space is not None or points_to_evaluate):
+            name = "space" if space is not None else "points_to_evaluate"
+            raise ValueError(
+                f"{name!r}: expected nothing beside a searcher that is built already; give it to "
+                "the searcher (`space`, `first`), or give the searcher's class here"
+            )
+        self.max_concurrent = max_concurrent
+        self._seed = seed
+        self._make = searcher
+        self._points = list(points_to_evaluate or [])
+        self._param_space: Any = None
+        self._layout: Layout | None = None
+        self._searcher: Searcher | None = None
+        self._numbers: dict[str, int] = {}
+        self._live: dict[str, dict[str, Any]] = {}
+        self._paused: set[str] = set()
+        self._warn = Warner()
+        if isinstance(searcher, Searcher):
+            self._layout = Layout(searcher.space, None)
+            self._searcher = searcher
+        elif isinstance(space, SearchSpace):
+            self._set_up(Layout(space, None))
+        elif space is not None:
+            self._set_up(read_layout(space))
+        self._own_space = self._searcher is not None
+
+    # Set-up
+
+    @property
+    def searcher_(self) -> Searcher:
+        """Our searcher inside, with its `history`, `pending` and `best` (values minimised)."""
+        if self._searcher is None:
+            raise ValueError("HypergradSearch has no space yet: Ray gives it when the run starts.")
+        return self._searcher
+
+    def _set_up(self, layout: Layout) -> None:
+        make = self._make
+        if make is None:
+            from strategies.searchers import HypergradientSearcher
+
+            make = HypergradientSearcher
+        assert not isinstance(make, Searcher)
+        first = [layout.from_ray(point) for point in self._points]
+        self._searcher = make(layout.space, seed=self._seed, first=first)
+        self._layout = layout
+
+    def set_search_properties(
+        self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
+    ) -> bool:
+        """Called by Ray at the start of an experiment (not at a restore).
+
+        Returns whether `config` was taken as the space: it is not if the space was given to the
+        constructor. Trials of an earlier experiment that never ended are forgotten.
+        """
+        if isinstance(metric, list | tuple):
+            raise ValueError(f"'metric': expected one metric, received {metric!r}")
+        self._metric = metric or self._metric
+        self._mode = mode or self._mode
+        for trial_id in list(self._live):
+            self._end(trial_id)
+        if self._own_space:
+            return False
+        layout = read_layout(config)
+        if self._searcher is not None and layout.space != self._searcher.space:
+            raise ValueError(
+                "'param_space': expected the space of the earlier experiment, because this "
+                "HypergradSearch holds its results; make a new one for another space"
+            )
+        self._param_space = config
+        if self._searcher is None:
+            self._set_up(layout)
+        else:
+            self._layout = layout
+        return True
+
+    def set_max_concurrency(self, max_concurrent: int) -> bool:
+        """Take over the limit of a `ConcurrencyLimiter`: here paused trials do not count."""
+        self.max_concurrent = max_concurrent
+        return True
+
+    # Suggestions
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """The config of a new trial, or `None` while as many run as may."""
+        if self._searcher is None or self._layout is None:
+            raise ValueError(
+                UNDEFINED_SEARCH_SPACE.format(cls=type(self).__name__, space="param_space")
+            )
+        if not self._metric or not self._mode:
+            raise ValueError(
+                UNDEFINED_METRIC_MODE.format(
+                    cls=type(self).__name__, metric=self._metric, mode=self._mode
+                )
+            )
+        running = len(self._live.keys() - self._paused)
+        if self.max_concurrent and running >= self.max_concurrent:
+            return None
+        suggestion = self._searcher.ask()
+        self._numbers[trial_id] = suggestion.number
+        self._live[trial_id] = {}
+        return self._layout.to_ray(suggestion.config)
+
+    def on_pause(self, trial_id: str) -> None:
+        """A scheduler paused a trial: it no longer counts as running."""
+        if trial_id in self._live:
+            self._paused.add(trial_id)
+
+    def on_unpause(self, trial_id: str) -> None:
+        """A paused trial runs again."""
+        self._paused.discard(trial_id)
+
+    # Results
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Remember the last report of a trial: Ray may end the trial without repeating it."""
+        try:
+            self._note_result(trial_id, result)
+        except Exception:
+            logger.exception("Trial %s: a report was not understood.", trial_id)
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Tell the searcher what came of a trial.
+
+        Without a result and without an error (a trial that was stopped while it was paused) the
+        last report counts. A trial that never reported is forgotten.
+        """
+        try:
+            self._complete(trial_id, result, error)
+        except Exception:
+            logger.exception("Trial %s: its result was not passed to the searcher.", trial_id)
+            self._end(trial_id)
+
+    def _note_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
+        if trial_id in self._live and self._metric in result:
+            # Ray may end the trial without repeating its result.
+            self._live[trial_id] = self._read_result(result)
+
+    def _read_result(self, result: Mapping[str, Any]) -> dict[str, Any]:
+        """What matters in a flat result, as plain JSON data."""
+        return Report(
+            value=as_number(result.get(self._metric or "")),
+            gradient=_under(result, f"{RESERVED}/gradient"),
+            gradient_error=as_number(result.get(f"{RESERVED}/gradient_error")),
+            config=_under(result, f"{RESERVED}/config"),
+            cost=as_number(result.get(f"{RESERVED}/cost", result.get("time_total_s"))),
+            resource=as_number(
+                result.get(f"{RESERVED}/resource", result.get("training_iteration"))
+            ),
+        ).to_json()
+
+    def _complete(self, trial_id: str, result: Mapping[str, Any] | None, failed: bool) -> None:
+        if self._searcher is None or self._layout is None:
+            return
+        if trial_id not in self._live:
+            if trial_id not in self._numbers:
+                self._adopt(trial_id, result, failed)
+            return
+        last = self._live[trial_id]
+        if result is not None and self._metric in result:
+            last = self._read_result(result)
+        elif failed or (result and not last):
+            # It raised, or it reported, but never the metric.
+            last = {"value": None}
+        number = self._numbers[trial_id]
+        suggestion = next((s for s in self._searcher.pending if s.number == number), None)
+        if suggestion is None or not last:
+            self._end(trial_id)
+            return
+        self._tell(trial_id, number, suggestion.config, last)
+        self._live.pop(trial_id, None)
+        self._paused.discard(trial_id)
+
+    def _adopt(self, trial_id: str, result: Mapping[str, Any] | None, failed: bool) -> None:
+        """A trial that we did not suggest, whose config is in its result.
+
+        `restart_errored` makes such trials, and so does a kill between two of Ray's state files.
+        """
+        assert self._searcher is not None
+        assert self._layout is not None
+        if failed or result is None or self._metric not in result:
+            return
+        flat = self._layout.from_ray(_under(result, "config"))
+        config = self._searcher.space.validate(flat)
+        self._tell(trial_id, None, config, self._read_result(result))
+        # Known from now on, so that a second completion is not counted twice.
+        self._numbers[trial_id] = -1
+
+    def _tell(
+        self, trial_id: str, number: int | None, config: Mapping[str, Any], last: Mapping[str, Any]
+    ) -> None:
+        assert self._searcher is not None
+        assert self._layout is not None
+        report = Report.from_json(last)
+        observation, problems = observe(
+            self._searcher.space,
+            config,
+            replace(
+                report,
+                gradient=self._layout.from_ray(report.gradient or {}, of=config),
+                config=self._layout.from_ray(report.config or {}, of=config),
+            ),
+            maximise=self._mode == "max",
+            number=number,
+        )
+        known = {_first(path) for path in self._searcher.space.domains}
+        for key in report.gradient or {}:
+            if _first(key) not in known:
+                problems[key] = f"a gradient entry is ignored: {key!r} is no hyperparameter"
+        self._warn(trial_id, problems)
+        self._searcher.tell(observation)
+
+    def _end(self, trial_id: str) -> None:
+        """A trial is over without a result: its suggestion is not pending any more."""
+        self._live.pop(trial_id, None)
+        self._paused.discard(trial_id)
+        if self._searcher is not None and trial_id in self._numbers:
+            self._searcher.forget(self._numbers[trial_id])
+
+    def add_evaluated_point(
+        self,
+        parameters: dict[str, Any],
+        value: float,
+        error: bool = False,
+        pruned: bool = False,
+        intermediate_values: list[float] | None = None,
+    ) -> None:
+        """Tell the searcher of a point that was evaluated elsewhere.
+
+        **Arguments:**
+
+        - `parameters`: a config as Ray keeps it (`Trial.config`), nested or flat; constants and
+          keys that are not searched are ignored.
+        - `value`: the metric, in the direction of `mode`.
+        - `error`, `pruned`: a point that failed, or that was stopped early.
+        - `intermediate_values`: ignored.
+
+        **Raises:** `ValueError` naming the key if a value is missing or outside its domain, or if
+        space or mode are not known yet.
+        """
+        if self._searcher is None or self._layout is None:
+            raise ValueError(
+                "add_evaluated_point needs the space: give it to HypergradSearch(space=...)"
+            )
+        if self._mode is None:
+            raise ValueError("add_evaluated_point needs the mode: HypergradSearch(mode=...)")
+        space = self._searcher.space
+        observation, _ = observe(
+            space,
+            space.validate(self._layout.from_ray(parameters)),
+            Report(None if error else as_number(value)),
+            maximise=self._mode == "max",
+            status="pruned" if pruned else "complete",
+        )
+        self._searcher.tell(observation)
+
+    # State
+
+    def get_state(self) -> dict[str, Any]:
+        """Everything that was suggested and told, as plain JSON data."""
+        return {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "metric": self._metric,
+            "mode": self._mode,
+            "max_concurrent": self.max_concurrent,
+            "param_space": None if self._param_space is None else encode(self._param_space),
+            "searcher": None if self._searcher is None else self._searcher.state_dict(),
+            "numbers": dict(self._numbers),
+            "live": copy.deepcopy(self._live),
+            "paused": sorted(self._paused),
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take over a state of `get_state`.
+
+        **Raises:** `ValueError` if it is of another format, or of another searcher or space.
+        """
+        if state.get("format") != _FORMAT or state.get("version") != _VERSION:
+            raise ValueError(
+                f"state: expected {_FORMAT!r} version {_VERSION}, received "
+                f"{state.get('format')!r} version {state.get('version')!r}"
+            )
+        # Ray pickles us before it tells us the space, so after a restore the space is here.
+        if self._searcher is None and state["param_space"] is not None:
+            self._param_space = decode(state["param_space"])
+            self._set_up(read_layout(self._param_space))
+        if state["searcher"] is not None:
+            self.searcher_.load_state_dict(state["searcher"])
+        self._metric = state["metric"] or self._metric
+        self._mode = state["mode"] or self._mode
+        self.max_concurrent = state["max_concurrent"]
+        self._numbers = dict(state["numbers"])
+        self._live = copy.deepcopy(state["live"])
+        self._paused = set(state["paused"])
+
+    def save(self, checkpoint_path: str) -> None:
+        """Write the state to a file. Problems are logged: an exception here would end the run."""
+        try:
+            with open(checkpoint_path, "w", encoding="utf-8") as file:
+                json.dump(self.get_state(), file)
+        except Exception:
+            logger.exception("The searcher's state was not saved; the previous one is kept.")
+            if os.path.exists(checkpoint_path):
+                os.remove(checkpoint_path)
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Load what `save` wrote.
+
+        **Raises:** `ValueError` if the file is damaged or of another search.
+        """
+        with open(checkpoint_path, encoding="utf-8") as file:
+            try:
+                state = json.load(file)
+            except ValueError as error:
+                raise ValueError(
+                    f"state: expected a searcher's state, but {checkpoint_path} is truncated or "
+                    f"damaged ({error})"
+                ) from None
+        self.set_state(state)
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """Called by Ray now and then. The previous file is kept as a backup."""
+        path = os.path.join(checkpoint_dir, self.CKPT_FILE_TMPL.format(session_str))
+        try:
+            if os.path.exists(path):
+                shutil.copyfile(path, path + ".copy")
+                os.replace(path + ".copy", path + ".backup")
+        except OSError:
+            logger.exception("The backup of the searcher's state was not written.")
+        super().save_to_dir(checkpoint_dir, session_str)
+
+    def restore_from_dir(self, checkpoint_dir: str) -> None:
+        """Called by Ray at a restore: the newest state, or its backup if that is damaged.
+
+        If neither can be read this logs an error and begins with an empty history. To raise would
+        be worse: Ray would then start the whole experiment over, with one sample.
+        """
+        names = sorted(
+            (n for n in os.listdir(checkpoint_dir) if n.startswith("searcher-state-")),
+            key=lambda n: (n.removesuffix(".backup"), not n.endswith(".backup")),
+            reverse=True,
+        )
+        for name in names:
+            if not name.endswith((".pkl", ".pkl.backup")):
+                continue
+            try:
+                self.restore(os.path.join(checkpoint_dir, name))
+            except Exception as error:
+                logger.error("%s cannot be used: %s", name, error)
+                continue
+            return
+        logger.error("No state of the searcher in %s: the search begins anew.", checkpoint_dir)
+
+
+def _first(path: str) -> str:
+    return str(path).split("/")[0]
+
+
+def _under(result: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The part of a flat result below a key, with plain values."""
+    start = prefix + "/"
+    return {
+        key[len(start) :]: value
+        for key, value in result.items()
+        if isinstance(key, str) and key.startswith(start)
+    }

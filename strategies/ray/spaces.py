@@ -1,0 +1,544 @@
+"""Ray's `param_space` and our space, in both directions."""
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ray import tune
+from ray.tune.search import sample as ray_domains
+
+from strategies.space import (
+    Categorical,
+    Choice,
+    Constant,
+    Domain,
+    Float,
+    Int,
+    Ordinal,
+    SearchSpace,
+)
+
+
+class _Node(ABC):
+    """One place in a `param_space`, and how its values translate."""
+
+    @abstractmethod
+    def fill(self, flat: Mapping[str, Any]) -> Any:
+        """The value that Ray expects here, from our paths and values."""
+
+    @abstractmethod
+    def read(self, value: Any, flat: dict[str, Any]) -> None:
+        """Collect our paths and values from what stands here in a trial's config."""
+
+
+@dataclass(frozen=True)
+class _Leaf(_Node):
+    """One hyperparameter."""
+
+    path: str
+
+    def fill(self, flat: Mapping[str, Any]) -> Any:
+        return flat[self.path]
+
+    def read(self, value: Any, flat: dict[str, Any]) -> None:
+        if value is not None:
+            flat[self.path] = value
+
+
+@dataclass(frozen=True)
+class _Fixed(_Node):
+    """Something that is not searched: a constant, or a placeholder that Ray resolves later."""
+
+    value: Any
+
+    def fill(self, flat: Mapping[str, Any]) -> Any:
+        return self.value
+
+    def read(self, value: Any, flat: dict[str, Any]) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class _Group(_Node):
+    """A dict. Ray merges ours into its own, so at the top only what is searched is filled in."""
+
+    nodes: Mapping[Any, _Node]
+    complete: bool
+
+    def fill(self, flat: Mapping[str, Any]) -> Any:
+        return {
+            key: node.fill(flat)
+            for key, node in self.nodes.items()
+            if self.complete or _searched(node)
+        }
+
+    def read(self, value: Any, flat: dict[str, Any]) -> None:
+        if isinstance(value, Mapping):
+            for key, node in self.nodes.items():
+                if key in value:
+                    node.read(value[key], flat)
+
+
+@dataclass(frozen=True)
+class _Row(_Node):
+    """A list or tuple with hyperparameters inside; Ray replaces it as a whole."""
+
+    nodes: Sequence[_Node]
+    kind: type
+
+    def fill(self, flat: Mapping[str, Any]) -> Any:
+        return self.kind(node.fill(flat) for node in self.nodes)
+
+    def read(self, value: Any, flat: dict[str, Any]) -> None:
+        if isinstance(value, list | tuple | np.ndarray):
+            for node, item in zip(self.nodes, value, strict=False):
+                node.read(item, flat)
+
+
+@dataclass(frozen=True)
+class _Options(_Node):
+    """A `tune.choice` whose options have hyperparameters of their own."""
+
+    path: str
+    nodes: Sequence[_Node]
+
+    def fill(self, flat: Mapping[str, Any]) -> Any:
+        return self.nodes[int(flat[f"{self.path}/kind"])].fill(flat)
+
+    def read(self, value: Any, flat: dict[str, Any]) -> None:
+        kind = f"{self.path}/kind"
+        if kind not in flat:
+            # An option is recognised by what does not contradict it.
+            fitting = (i for i, node in enumerate(self.nodes) if _fits(node, value))
+            if (index := next(fitting, None)) is None:
+                return
+            flat[kind] = str(index)
+        self.nodes[int(flat[kind])].read(value, flat)
+
+
+def _options(node: _Node | None, flat: Mapping[str, Any]) -> Iterator[_Options]:
+    """The choices with options of their own that a configuration has."""
+    if isinstance(node, _Group):
+        for child in node.nodes.values():
+            yield from _options(child, flat)
+    elif isinstance(node, _Row):
+        for child in node.nodes:
+            yield from _options(child, flat)
+    elif isinstance(node, _Options):
+        yield node
+        yield from _options(node.nodes[int(flat[node.path + "/kind"])], flat)
+
+
+def _searched(node: _Node) -> bool:
+    if isinstance(node, _Group):
+        return any(_searched(child) for child in node.nodes.values())
+    return not isinstance(node, _Fixed)
+
+
+def _fits(node: _Node, value: Any) -> bool:
+    """Whether a value may have come from a node."""
+    if isinstance(node, _Fixed):
+        # What stands for an object has been resolved in a trial's config: it tells nothing.
+        return not _is_plain(node.value) or (
+            type(node.value) is type(value) and bool(node.value == value)
+        )
+    if isinstance(node, _Group):
+        return isinstance(value, Mapping) and all(
+            key in node.nodes and _fits(node.nodes[key], item) for key, item in value.items()
+        )
+    if isinstance(node, _Row):
+        return isinstance(value, list | tuple) and len(value) == len(node.nodes)
+    return not isinstance(value, Mapping)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A `param_space` read: our space, and the way between its configurations and Ray's."""
+
+    space: SearchSpace
+    root: _Group | None
+
+    def to_ray(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """What `suggest` returns for a configuration: nested, complete where Ray does not merge."""
+        if self.root is None:
+            return copy.deepcopy(dict(config))
+        filled = self.root.fill(self.space.flatten(config))
+        assert isinstance(filled, dict)
+        return copy.deepcopy(filled)
+
+    def from_ray(
+        self, config: Mapping[str, Any], of: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Paths and values of what is known in a (possibly partial) config of Ray's.
+
+        With `of`, the config that it belongs to in our form, options of choices are those of `of`:
+        a gradient does not say which option it is of.
+        """
+        kinds = {} if of is None else self._kinds(of)
+        flat: dict[str, Any] = dict(kinds)
+        nested = _nested(config)
+        if self.root is None:
+            _flatten(nested, "", self.space, flat)
+        else:
+            self.root.read(nested, flat)
+        return {path: value for path, value in flat.items() if path not in kinds}
+
+    def _kinds(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        flat = self.space.flatten(config)
+        return {
+            node.path + "/kind": flat[node.path + "/kind"] for node in _options(self.root, flat)
+        }
+
+
+def _nested(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat keys (`"a/b"`), nested ones, and mixtures, all to a nested dict."""
+    nested: dict[str, Any] = {}
+    for key, value in config.items():
+        *groups, name = str(key).split("/")
+        at = nested
+        for group in groups:
+            at = at.setdefault(group, {})
+        value = _nested(value) if isinstance(value, Mapping) else value
+        if isinstance(value, dict) and isinstance(at.get(name), dict):
+            at[name].update(value)
+        else:
+            at[name] = value
+    return nested
+
+
+def _flatten(
+    tree: Mapping[str, Any], prefix: str, space: SearchSpace, flat: dict[str, Any]
+) -> None:
+    for key, value in tree.items():
+        path = prefix + key
+        if path in space.domains:
+            flat[path] = value
+        elif isinstance(value, Mapping):
+            _flatten(value, path + "/", space, flat)
+
+
+def space_from_ray(param_space: Mapping[str, Any]) -> SearchSpace:
+    """Our space from a `param_space` of Ray Tune.
+
+    **Arguments:**
+
+    - `param_space`: nested dict of `tune.*` domains and constants.
+
+    **Returns:** A `SearchSpace`. Bounds follow Ray's conventions (the upper bound of `randint` is
+    exclusive, that of `quniform` inclusive, that of `qrandint` inclusive unless `q = 1`). A list of
+    equal float domains is one array-valued float; other lists and tuples with domains become
+    groups with the positions as names. A `tune.choice` whose options hold domains becomes a
+    conditional choice. Repeated options of a `tune.choice` become weights. `tune.sample_from` and
+    constants that are not plain values are left out: Ray fills them in by itself.
+
+    **Raises:** `ValueError` naming the key for what a searcher cannot express: `tune.grid_search`,
+    the unbounded `tune.randn` and `tune.qrandn`, keys that are not strings or contain `/`, and a
+    `param_space` with nothing to tune.
+    """
+    return read_layout(param_space).space
+
+
+def read_layout(param_space: Mapping[str, Any]) -> Layout:
+    """`space_from_ray`, and how configurations translate."""
+    tree, root = _read_dict(param_space, "", complete=False)
+    return Layout(SearchSpace(tree), root)
+
+
+def _read_dict(
+    tree: Mapping[Any, Any], prefix: str, *, complete: bool
+) -> tuple[dict[str, Any], _Group]:
+    ours: dict[str, Any] = {}
+    nodes: dict[Any, _Node] = {}
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        if not _has_domains(value):
+            nodes[key] = _Fixed(value)
+            ours.update(_constants({key: value}))
+            continue
+        if not isinstance(key, str) or not key or "/" in key:
+            raise ValueError(
+                f"{path!r}: expected a key that is a non-empty string without '/', received {key!r}"
+            )
+        part, nodes[key] = _read(value, path, complete=complete)
+        if part is not None:
+            ours[key] = part
+    return ours, _Group(nodes, complete)
+
+
+def _read(value: Any, path: str, *, complete: bool) -> tuple[Any, _Node]:
+    """Our domain or sub-space (`None` if there is none), and the node."""
+    if not _has_domains(value):
+        return None, _Fixed(value)
+    if isinstance(value, Mapping):
+        for name in ("grid_search", "eval"):
+            if len(value) == 1 and name in value:
+                raise ValueError(
+                    f"{path!r}: expected a domain that a searcher can sample, received "
+                    f"tune.{name}; use tune.choice"
+                )
+        ours, group = _read_dict(value, path + "/", complete=complete)
+        return ours or None, group
+    if isinstance(value, list | tuple):
+        array = _array(value)
+        if array is not None:
+            domain, shape = array
+            return _float(domain, path, shape), _Leaf(path)
+        rows = [_read(item, f"{path}/{i}", complete=True) for i, item in enumerate(value)]
+        ours = {str(i): part for i, (part, _) in enumerate(rows) if part is not None}
+        return ours or None, _Row([node for _, node in rows], type(value))
+    if isinstance(value, ray_domains.Categorical):
+        return _read_choice(value, path)
+    if isinstance(value, ray_domains.Function):
+        return None, _Fixed(value)
+    try:
+        if isinstance(value, ray_domains.Float):
+            return _float(value, path, ()), _Leaf(path)
+        if isinstance(value, ray_domains.Integer):
+            return _int(value), _Leaf(path)
+    except ValueError as error:
+        raise ValueError(f"{path!r}: {error}") from None
+    raise ValueError(f"{path!r}: expected one of Ray's own domains, received {value!r}")
+
+
+def _read_choice(value: Any, path: str) -> tuple[Any, _Node]:
+    if value.is_grid():
+        raise ValueError(f"{path!r}: expected a domain, received a grid; use tune.choice")
+    if not value.categories:
+        raise ValueError(f"{path!r}: expected at least one choice, received none")
+    if not any(_has_domains(option) for option in value.categories):
+        options: list[Any] = []
+        weights: list[int] = []
+        for option in value.categories:
+            for i, known in enumerate(options):
+                if type(known) is type(option) and _equal(known, option):
+                    weights[i] += 1
+                    break
+            else:
+                options.append(option)
+                weights.append(1)
+        return Categorical(options, weights=weights if max(weights) > 1 else None), _Leaf(path)
+    alternatives: dict[str, Any] = {}
+    nodes: list[_Node] = []
+    for i, option in enumerate(value.categories):
+        if isinstance(option, Mapping) or not _has_domains(option):
+            part, node = _read(option, f"{path}/{i}", complete=True)
+            alternatives[str(i)] = part or {}
+        else:
+            part, node = _read(option, f"{path}/{i}/value", complete=True)
+            alternatives[str(i)] = {"value": part}
+        nodes.append(node)
+    return Choice(alternatives), _Options(path, nodes)
+
+
+def _float(domain: Any, path: str, shape: tuple[int, ...]) -> Domain:
+    sampler, step = _sampler(domain)
+    if isinstance(sampler, ray_domains.Normal) or not (
+        math.isfinite(domain.lower) and math.isfinite(domain.upper)
+    ):
+        raise ValueError(
+            f"{path!r}: expected a bounded domain, received tune.randn or one without bounds; "
+            "use tune.uniform"
+        )
+    low, high = float(domain.lower), float(domain.upper)
+    if step is not None:
+        low, high = (
+            round(_grid(low, step, math.ceil), 12),
+            round(_grid(high, step, math.floor), 12),
+        )
+    if low == high:
+        return Constant(np.full(shape, low).tolist())
+    return Float(low, high, log=isinstance(sampler, ray_domains.LogUniform), shape=shape, step=step)
+
+
+def _int(domain: Any) -> Domain:
+    sampler, step = _sampler(domain)
+    low, high = int(domain.lower), int(domain.upper)
+    if step is None or step == 1:
+        step, high = 1, high - 1
+    else:
+        if step != int(step):
+            raise ValueError(f"expected an integer quantum, received q={step!r}")
+        step = int(step)
+        low, high = -(-low // step) * step, high // step * step
+    if low > high:
+        raise ValueError(f"no value between {domain.lower} and {domain.upper}")
+    if low == high:
+        return Constant(low)
+    return Int(low, high, log=isinstance(sampler, ray_domains.LogUniform), step=step)
+
+
+def _sampler(domain: Any) -> tuple[Any, Any]:
+    """The distribution, and the quantum if there is one."""
+    sampler = domain.get_sampler()
+    if isinstance(sampler, ray_domains.Quantized):
+        return sampler.get_sampler(), sampler.q
+    return sampler, None
+
+
+def _grid(bound: float, step: float, rounding: Callable[[float], int]) -> float:
+    nearest = round(bound / step)
+    index = nearest if math.isclose(bound / step, nearest) else rounding(bound / step)
+    return index * step
+
+
+def _array(value: Sequence[Any]) -> tuple[Any, tuple[int, ...]] | None:
+    """The common domain and the shape of a (nested) list of equal float domains."""
+    if not value:
+        return None
+    parts: list[tuple[Any, tuple[int, ...]]] = []
+    for item in value:
+        if isinstance(item, ray_domains.Float):
+            parts.append((item, ()))
+        elif isinstance(item, list | tuple) and (inner := _array(item)) is not None:
+            parts.append(inner)
+        else:
+            return None
+    first, shape = parts[0]
+    if any(_signature(d) != _signature(first) or s != shape for d, s in parts):
+        return None
+    return first, (len(parts), *shape)
+
+
+def _signature(domain: Any) -> tuple[Any, ...]:
+    sampler, step = _sampler(domain)
+    return domain.lower, domain.upper, type(sampler), step
+
+
+def _has_domains(value: Any) -> bool:
+    if isinstance(value, ray_domains.Domain):
+        return True
+    if isinstance(value, Mapping):
+        if len(value) == 1 and next(iter(value)) in ("grid_search", "eval"):
+            return True
+        return any(_has_domains(item) for item in value.values())
+    return isinstance(value, list | tuple) and any(_has_domains(item) for item in value)
+
+
+def _constants(tree: Mapping[Any, Any]) -> dict[str, Any]:
+    """The plain constants of a dict without domains; Ray fills in everything else by itself."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if not isinstance(key, str) or not key or "/" in key:
+            continue
+        if isinstance(value, Mapping):
+            if inner := _constants(value):
+                found[key] = inner
+        elif _is_plain(value):
+            found[key] = Constant(value)
+    return found
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    try:
+        return bool(a == b)
+    except ValueError:  # arrays
+        return a is b
+
+
+def space_to_ray(space: SearchSpace) -> dict[str, Any]:
+    """A `param_space` of Ray Tune from our space, for Ray's own searchers and for `tune.Tuner`.
+
+    Arrays become (nested) lists of domains, integers have exclusive upper bounds as Ray wants them,
+    and ordinals become `tune.choice`, which forgets their order. `space_from_ray` is the inverse
+    but for that.
+
+    **Raises:** `ValueError` naming the key for what Ray cannot express: conditions, weighted
+    choices, and grids whose bounds are not multiples of their step. Such a space is given to
+    `HypergradSearch(space=...)` itself, with no `param_space`.
+    """
+    return {
+        path: value
+        for path, value in space.unflatten(
+            {path: _to_ray(path, domain) for path, domain in space.domains.items()}
+        ).items()
+    }
+
+
+def _to_ray(path: str, domain: Domain) -> Any:
+    if domain.when:
+        raise ValueError(
+            f"{path!r}: Ray's domains cannot express conditions; "
+            "give the space to HypergradSearch(space=...) with an empty param_space"
+        )
+    if isinstance(domain, Constant):
+        return domain.value
+    if isinstance(domain, Categorical):
+        if domain.weights is not None:
+            raise ValueError(f"{path!r}: tune.choice has no weights")
+        return tune.choice(list(domain.choices))
+    if isinstance(domain, Ordinal):
+        return tune.choice(list(domain.values))
+    if isinstance(domain, Int):
+        if domain.step == 1:
+            make = tune.lograndint if domain.log else tune.randint
+            return make(domain.low, domain.high + 1)
+        _check_grid(path, domain.low, domain.step)
+        if domain.log:
+            return tune.qlograndint(domain.low, domain.high, domain.step)
+        return tune.qrandint(domain.low, domain.high, domain.step)
+    if isinstance(domain, Float):
+        return _float_to_ray(path, domain, domain.shape)
+    raise ValueError(f"{path!r}: Ray has no domain for {domain}")
+
+
+def _float_to_ray(path: str, domain: Float, shape: tuple[int, ...]) -> Any:
+    if shape:
+        return [_float_to_ray(path, domain, shape[1:]) for _ in range(shape[0])]
+    if domain.step is None:
+        make = tune.loguniform if domain.log else tune.uniform
+        return make(domain.low, domain.high)
+    _check_grid(path, domain.low, domain.step)
+    high = _grid(domain.high, domain.step, math.floor)
+    make = tune.qloguniform if domain.log else tune.quniform
+    return make(domain.low, high, domain.step)
+
+
+def _check_grid(path: str, low: float, step: float) -> None:
+    if not math.isclose(low / step, round(low / step)):
+        raise ValueError(
+            f"{path!r}: Ray quantises to multiples of the step {step}; low = {low} is none"
+        )
+
+
+def encode(tree: Any) -> Any:
+    """A `param_space` as JSON values: a state must not depend on pickles of Ray's classes."""
+    if isinstance(tree, Mapping):
+        return {"dict": [[encode(key), encode(value)] for key, value in tree.items()]}
+    if isinstance(tree, list | tuple):
+        return {type(tree).__name__: [encode(item) for item in tree]}
+    if isinstance(tree, ray_domains.Categorical):
+        return {"choice": [encode(item) for item in tree.categories]}
+    if isinstance(tree, ray_domains.Float | ray_domains.Integer):
+        sampler, step = _sampler(tree)
+        kind = "float" if isinstance(tree, ray_domains.Float) else "int"
+        return {kind: [tree.lower, tree.upper, isinstance(sampler, ray_domains.LogUniform), step]}
+    if tree is None or isinstance(tree, bool | int | float | str):
+        return tree
+    raise ValueError(f"expected plain values after Ray's placeholders, received {tree!r}")
+
+
+def decode(tree: Any) -> Any:
+    """The `param_space` that `encode` stored."""
+    if not isinstance(tree, dict):
+        return tree
+    (kind, content), *_ = tree.items()
+    if kind == "dict":
+        return {decode(key): decode(value) for key, value in content}
+    if kind in ("list", "tuple"):
+        return (list if kind == "list" else tuple)(decode(item) for item in content)
+    if kind == "choice":
+        return tune.choice([decode(item) for item in content])
+    low, high, log, step = content
+    domain = (ray_domains.Float if kind == "float" else ray_domains.Integer)(low, high)
+    domain = domain.loguniform() if log else domain.uniform()
+    return domain if step is None else domain.quantized(step)
