@@ -2,6 +2,7 @@
 
 from strategies.space.domains import Categorical, Constant, Domain, Float, Int, Ordinal
 from strategies.space.search_space import Choice, Config, SearchSpace
+from strategies.space.structured import Ordered, Simplex
 
 __all__ = [
     "Categorical",
@@ -11,6 +12,8 @@ __all__ = [
     "Domain",
     "Float",
     "Int",
+    "Ordered",
     "Ordinal",
     "SearchSpace",
+    "Simplex",
 ]

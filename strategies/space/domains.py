@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import numpy as np
+from scipy.special import ndtr, ndtri
 
 _DIGITS = 12
 # A trial may report a tuned value that went through float32; it may stand this far outside.
@@ -38,6 +39,26 @@ def _number(value: Any, path: str, expected: str) -> float:
     except (TypeError, OverflowError):
         raise _fail(path, expected, value) from None
     return value if type(value) in (int, float) else array.item()
+
+
+def _check_spread(domain: Any) -> None:
+    if domain.spread is None:
+        return
+    spread = _bound(domain.spread, "spread", float)
+    if spread <= 0:
+        raise _fail("spread", "a positive number", domain.spread)
+    if domain.default is None:
+        raise _fail("default", "a value, because spread is the prior's width around it", None)
+    object.__setattr__(domain, "spread", spread)
+
+
+def _around(uniform: np.ndarray, centre: np.ndarray, spread: float | None) -> np.ndarray:
+    """Quantiles of a normal distribution truncated to [0, 1]; uniform if there is no spread."""
+    uniform = np.asarray(uniform, float)
+    if spread is None:
+        return uniform
+    low, high = ndtr((0.0 - centre) / spread), ndtr((1.0 - centre) / spread)
+    return np.clip(centre + spread * ndtri(low + uniform * (high - low)), 0.0, 1.0)
 
 
 def _bound(value: Any, name: str, kind: type) -> Any:
@@ -173,6 +194,8 @@ class Float(Domain):
       value is a nested list. `()` is a scalar.
     - `step`: only `low`, `low + step`, ...; such a hyperparameter is searched, not differentiated.
     - `default`: the value to start from; a scalar is broadcast to `shape`.
+    - `spread`: width of the prior around the default: standard deviation of a normal distribution,
+      in units of the (logarithmic) range. Without it the prior is uniform.
 
     **Raises:** `ValueError` if the bounds are not ordered, not finite, or not positive under `log`.
     """
@@ -182,6 +205,7 @@ class Float(Domain):
     log: bool = False
     shape: tuple[int, ...] = ()
     step: float | None = None
+    spread: float | None = None
 
     kind: ClassVar[str] = "float"
 
@@ -207,6 +231,7 @@ class Float(Domain):
         if self.default is not None and self.shape and np.ndim(self.default) == 0:
             put(self, "default", np.full(self.shape, self.default).tolist())
         self._settle_default()
+        _check_spread(self)
 
     @property
     def differentiable(self) -> bool:
@@ -290,7 +315,9 @@ class Float(Domain):
         return self._canonical(values).tolist()
 
     def draw(self, uniform: np.ndarray) -> Any:
-        """Uniform in the coordinate; equal probabilities for a linear grid."""
+        """Uniform in the coordinate, or normal around the default; a linear grid has equal odds."""
+        if self.spread is not None:
+            return self.decode(_around(uniform, self.encode(self.default), self.spread))
         if self.step is None or self.log:
             return self.decode(uniform)
         index = np.minimum(np.floor(uniform * (self._last + 1)), self._last)
@@ -313,12 +340,14 @@ class Int(Domain):
     - `low`, `high`: the bounds; with a step the last value is the largest `low + k step <= high`.
     - `log`: search the logarithm (then `low > 0`).
     - `step`: distance between neighbours.
+    - `spread`: as in `Float`.
     """
 
     low: int
     high: int
     log: bool = False
     step: int = 1
+    spread: float | None = None
 
     kind: ClassVar[str] = "int"
 
@@ -333,6 +362,7 @@ class Int(Domain):
             raise _fail("high", "at most 10^9 values", self.high)
         put(self, "high", self.low + self._last * self.step)
         self._settle_default()
+        _check_spread(self)
 
     @property
     def size(self) -> int:
@@ -388,6 +418,11 @@ class Int(Domain):
         else:
             index = math.floor(position * (self._last + 1))
         return self.low + self.step * min(max(index, 0), self._last)
+
+    def draw(self, uniform: np.ndarray) -> int:
+        """Uniform in the coordinate, or normal around the default."""
+        centre = np.zeros(1) if self.default is None else self.encode(self.default)
+        return self.decode(_around(uniform, centre, self.spread))
 
     def snap(self, units: np.ndarray) -> np.ndarray:
         """See the base class."""
@@ -501,15 +536,18 @@ class Ordinal(Domain):
     **Arguments:**
 
     - `values`: the values in order; neighbours are close to each other for every searcher.
+    - `spread`: as in `Float`.
     """
 
     values: Sequence[Any]
+    spread: float | None = None
 
     kind: ClassVar[str] = "ordinal"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", _check_choices(self.values, "values"))
         self._settle_default()
+        _check_spread(self)
 
     @property
     def size(self) -> int:
@@ -542,6 +580,11 @@ class Ordinal(Domain):
             return self.values[0]
         position = float(np.clip(np.asarray(unit, float).reshape(()), 0.0, 1.0))
         return self.values[min(int(position * len(self.values)), len(self.values) - 1)]
+
+    def draw(self, uniform: np.ndarray) -> Any:
+        """Uniform, or normal around the default."""
+        centre = np.zeros(1) if self.default is None else self.encode(self.default)
+        return self.decode(_around(uniform, centre, self.spread))
 
     def snap(self, units: np.ndarray) -> np.ndarray:
         """See the base class."""

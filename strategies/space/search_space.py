@@ -1,6 +1,7 @@
 """The search space: a tree of named domains, and the vectors that searchers work on."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -9,17 +10,21 @@ from strategies.space.domains import (
     Categorical,
     Constant,
     Domain,
+    Float,
     Int,
     Ordinal,
     _fail,
     same,
 )
+from strategies.space.structured import Ordered, Simplex
 
 Config = dict[str, Any]
 
 #: Unconstrained coordinates stop here: logit(1e-12) is about -27.6.
 _EDGE = 1e-12
 _BRANCH = "kind"
+#: Draws after which a constraint counts as one that cannot be met.
+_REJECTIONS = 10_000
 
 
 class Choice:
@@ -108,6 +113,9 @@ class SearchSpace:
 
     - `tree`: nested mapping from names to domains, to `Choice`s, to nested mappings, or to plain
       values, which become constants. Names are joined with `/` to paths.
+    - `constraints`: mapping from a name to a predicate on configurations: a function that takes a
+      nested configuration and says whether it is allowed. Predicates are met by rejection, so they
+      should leave a fair part of the space; `Simplex` and `Ordered` hold by construction.
 
     **Raises:** `ValueError` naming the key, what was expected and what was received, if a name is
     not a non-empty string without `/`, a condition cannot be met, or nothing can be tuned.
@@ -127,9 +135,18 @@ class SearchSpace:
         ```
     """
 
-    def __init__(self, tree: Mapping[str, Any]):
+    def __init__(
+        self,
+        tree: Mapping[str, Any],
+        *,
+        constraints: Mapping[str, Callable[[Config], bool]] | None = None,
+    ):
         if not isinstance(tree, Mapping):
             raise ValueError(f"space: expected a mapping from names to domains, received {tree!r}")
+        self.constraints = dict(constraints or {})
+        for name, predicate in self.constraints.items():
+            if not callable(predicate):
+                raise _fail(f"constraint {name}", "a function of a configuration", predicate)
         self.domains: dict[str, Domain] = {}
         for path, domain in _walk(tree, "", {}):
             if path in self.domains:
@@ -241,8 +258,16 @@ class SearchSpace:
           library are welcome.
 
         **Raises:** `ValueError` naming the key, what was expected and what was received, for an
-        unknown, missing or inactive key, and for a value of the wrong type, shape or range.
+        unknown, missing or inactive key, for a value of the wrong type, shape or range, and for
+        a constraint that is not met.
         """
+        flat = self._checked(config)
+        broken = self._broken(self.unflatten(flat)) if self.constraints else None
+        if broken is not None:
+            raise _fail(f"constraint {broken}", "a configuration that meets it", flat)
+        return flat
+
+    def _checked(self, config: Mapping[str, Any]) -> dict[str, Any]:
         flat = self._raw_flat(config)
         checked: dict[str, Any] = {}
         for path in self._order:
@@ -261,6 +286,14 @@ class SearchSpace:
                 )
         return {path: checked[path] for path in self.domains if path in checked}
 
+    def _broken(self, config: Config) -> str | None:
+        """The first constraint that a configuration does not meet."""
+        return next((name for name, met in self.constraints.items() if not met(config)), None)
+
+    def feasible(self, config: Config) -> bool:
+        """Whether a valid nested configuration meets all constraints."""
+        return self._broken(config) is None
+
     def unflatten(self, flat: Mapping[str, Any]) -> Config:
         """The nested dict of a mapping from paths to values; nothing is checked."""
         nested: Config = {}
@@ -277,7 +310,10 @@ class SearchSpace:
         return self.unflatten(self.flatten(config))
 
     def default(self) -> Config:
-        """Defaults where the domains have them, the middle of the domain elsewhere."""
+        """Defaults where the domains have them, the middle of the domain elsewhere.
+
+        If that breaks a constraint, a draw from the prior that breaks none.
+        """
         return self.complete({})
 
     def complete(
@@ -288,17 +324,32 @@ class SearchSpace:
         **Arguments:**
 
         - `partial`: values to keep. Keys that turn out to be inactive are an error.
-        - `rng`: draws what is missing; without it the defaults are taken.
+        - `rng`: draws what is missing; without it the defaults are taken if they meet the
+          constraints.
+
+        **Raises:** `ValueError` naming the constraint that hardly any draw meets.
         """
         given = self._raw_flat(partial)
+        config = self._completed(given, rng)
+        if self.constraints:
+            rng = np.random.default_rng(0) if rng is None else rng
+            for _ in range(_REJECTIONS):
+                broken = self._broken(config)
+                if broken is None:
+                    break
+                config = self._completed(given, rng)
+            else:
+                received = f"none in {_REJECTIONS} draws" + (f" with {given}" if given else "")
+                raise _fail(f"constraint {broken}", "configurations that meet it", received)
+        return config
+
+    def _completed(self, given: Mapping[str, Any], rng: np.random.Generator | None) -> Config:
         flat: dict[str, Any] = {}
         for path in self._order:
             domain = self.domains[path]
             if not self.is_active(path, flat):
                 if path in given:
-                    raise _fail(
-                        path, f"no value, as {dict(domain.when)} does not hold", given[path]
-                    )
+                    raise _fail(path, f"no value, as {dict(domain.when)} is not met", given[path])
                 continue
             if path in given:
                 flat[path] = domain.check(given[path], path)
@@ -311,7 +362,8 @@ class SearchSpace:
     def sample(self, rng: np.random.Generator) -> Config:
         """A configuration from the prior: uniform in the unit coordinates, choices by weight.
 
-        Hyperparameters that are not active draw no random numbers.
+        Hyperparameters that are not active draw no random numbers. Draws that break a constraint
+        are drawn again.
         """
         return self.complete({}, rng)
 
@@ -326,7 +378,7 @@ class SearchSpace:
         """The configuration at a point of the unit cube of `uniforms` dimensions.
 
         Uniform points give configurations from the prior; points of a low-discrepancy sequence
-        give evenly spread ones.
+        give evenly spread ones. Constraints by predicate may be broken (see `feasible`).
         """
         flat: dict[str, Any] = {}
         parts: dict[str, np.ndarray] = {}
@@ -344,15 +396,19 @@ class SearchSpace:
 
         Affine in a float's value or its logarithm, centres of equal intervals for integers and
         ordinals, one-hot for categoricals; inactive ones hold their default's encoding.
+        Raises as `flatten` does, except for constraints.
         """
-        flat = self.flatten(config)
+        flat = self._checked(config)
         vector = self._rest.copy()
         for path, value in flat.items():
             vector[self.slices[path]] = self.domains[path].encode(value)
         return vector
 
     def decode(self, vector: np.ndarray) -> Config:
-        """The canonical configuration at unit coordinates; the exact inverse of `encode`."""
+        """The canonical configuration at unit coordinates; the exact inverse of `encode`.
+
+        Between configurations that meet a predicate there may be some that do not (`feasible`).
+        """
         vector = np.asarray(vector, float)
         if vector.shape != (self.dimension,):
             raise _fail("vector", f"shape ({self.dimension},)", f"shape {vector.shape}")
@@ -368,11 +424,19 @@ class SearchSpace:
         Floats without a step are only clipped, not rounded to their canonical digits.
         """
         units = np.array(units, float)
-        if self.conditional:
-            return np.stack([self.encode(self.decode(row)) for row in units])
-        for path, domain in self.domains.items():
+        active: dict[str, np.ndarray] = {}
+        for path in self._order:
+            domain, where = self.domains[path], self.slices[path]
+            exists = np.ones(len(units), bool)
+            for parent, allowed in domain.when.items():
+                seen, row = np.unique(units[:, self.slices[parent]], axis=0, return_inverse=True)
+                values = [self.domains[parent].decode(unit) for unit in seen]
+                meets = [any(same(value, one) for one in allowed) for value in values]
+                exists &= active[parent] & np.array(meets)[row.ravel()]
+            active[path] = exists
             if domain.size:
-                units[:, self.slices[path]] = domain.snap(units[:, self.slices[path]])
+                units[exists, where] = domain.snap(units[exists, where])
+                units[~exists, where] = self._rest[where]
         return units
 
     def to_unconstrained(self, config: Mapping[str, Any]) -> np.ndarray:
@@ -480,21 +544,87 @@ class SearchSpace:
             flat[path] = value
         return self.validate(flat)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The space itself as JSON values, for `from_dict`.
+
+        **Raises:** `ValueError` naming the choice or the constraint that JSON cannot hold.
+        """
+        if self.constraints:
+            raise _fail("constraints", "none, as JSON cannot hold predicates", [*self.constraints])
+        stored: dict[str, Any] = {}
+        for path, domain in self.domains.items():
+            entry: dict[str, Any] = {"kind": domain.kind}
+            for item in fields(domain):
+                value = getattr(domain, item.name)
+                if item.name == "when":
+                    value = {parent: list(values) for parent, values in value.items()}
+                if same(value, item.default) or (item.name == "when" and not value):
+                    continue
+                if item.name in ("choices", "values", "shape", "weights"):
+                    value = list(value)
+                if not _jsonable(value):
+                    raise _fail(f"{path} {item.name}", "values that JSON can hold", value)
+                entry[item.name] = value
+            stored[path] = entry
+        return stored
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Mapping[str, Any]]) -> "SearchSpace":
+        """The space that `to_dict` stored."""
+        kinds = {kind.kind: kind for kind in _KINDS}
+        tree: dict[str, Any] = {}
+        for path, entry in stored.items():
+            arguments = {name: value for name, value in entry.items() if name != "kind"}
+            if entry.get("kind") not in kinds:
+                raise _fail(f"{path} kind", f"one of {sorted(kinds)}", entry.get("kind"))
+            *groups, name = path.split("/")
+            at = tree
+            for group in groups:
+                at = at.setdefault(group, {})
+            at[name] = kinds[entry["kind"]](**arguments)
+        return cls(tree)
+
     def describe(self) -> dict[str, str]:
         """Paths to one line of text for each domain; equal for equal spaces."""
-        return {
+        lines = {
             path: f"{domain} when {dict(domain.when)}" if domain.when else str(domain)
             for path, domain in self.domains.items()
         }
+        return {**lines, **{f"constraint {name}": "predicate" for name in self.constraints}}
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, SearchSpace) and self.domains == other.domains
+        return (
+            isinstance(other, SearchSpace)
+            and self.domains == other.domains
+            and list(self.domains) == list(other.domains)
+            and self.constraints == other.constraints
+        )
 
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        lines = [f"  {path}: {text}" for path, text in self.describe().items()]
-        return "\n".join(["SearchSpace(", *lines, ")"])
+        width = max(len(path) for path in self.describe())
+        lines = [f"  {path:<{width}}  {text}" for path, text in self.describe().items()]
+        return "\n".join([f"SearchSpace of {len(self.domains)} hyperparameters:", *lines])
+
+
+_KINDS: tuple[type[Domain], ...] = (
+    Float,
+    Int,
+    Categorical,
+    Ordinal,
+    Constant,
+    Simplex,
+    Ordered,
+)
+
+
+def _jsonable(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _jsonable(item) for key, item in value.items())
+    if isinstance(value, list):
+        return all(_jsonable(item) for item in value)
+    return _plain(value) and value == value
 
 
 def _plain(value: Any) -> bool:

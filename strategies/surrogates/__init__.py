@@ -1,0 +1,1 @@
+"""Models of the objective, fitted to observations: what Bayesian searchers reason with."""

@@ -1,0 +1,95 @@
+"""Maximising an acquisition function over a mixed space.
+
+Random points of the whole space and steps around the best points known compete; from the few with
+the largest scores a local search goes on, over every other value of each discrete hyperparameter
+and steps of all sizes in the continuous ones. Nothing that was tried before is offered again.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from strategies.space import Categorical, SearchSpace
+
+Vector = NDArray[np.float64]
+Matrix = NDArray[np.float64]
+Score = Callable[[Matrix], Vector]
+Refine = Callable[[Vector, float], tuple[Vector, float]]
+
+_RANDOM = 1500
+_CLIMBS = 4
+_ROUNDS = 8
+_STEPS = 100
+
+
+def maximise(
+    space: SearchSpace,
+    score: Score,
+    anchors: Matrix,
+    tried: Matrix,
+    rng: np.random.Generator,
+    refine: Refine | None = None,
+) -> Vector | None:
+    """Unit coordinates with a large score, or `None` if nothing untried was found.
+
+    **Arguments:**
+
+    - `score`: of the rows of a matrix of unit coordinates.
+    - `anchors`: `(k, dimension)`, points whose neighbourhoods are worth a look.
+    - `tried`: `(n, dimension)`, points not to be offered again.
+    - `refine`: moves a point to one with a larger score, e.g. along the score's slope.
+    """
+    seen = {row.tobytes() for row in _rounded(tried)}
+
+    def untried(units: Matrix) -> tuple[Matrix, Vector]:
+        units = np.unique(units, axis=0)
+        units = units[[row.tobytes() not in seen for row in _rounded(units)]]
+        return units, score(units) if len(units) else np.empty(0)
+
+    pool = space.snap(rng.random((_RANDOM, space.dimension)))
+    points, scores = untried(np.concatenate([pool, *(neighbours(space, a, rng) for a in anchors)]))
+    best, best_score = None, -np.inf
+    for start in np.argsort(-scores, kind="stable")[:_CLIMBS]:
+        point, value = points[start], float(scores[start])
+        for _ in range(_ROUNDS):
+            around, found = untried(neighbours(space, point, rng))
+            if not len(found) or found.max() <= value:
+                break
+            point, value = around[np.argmax(found)], float(found.max())
+        if refine is not None:
+            point, value = refine(point, value)
+        if value > best_score:
+            best, best_score = point, value
+    return best
+
+
+def neighbours(space: SearchSpace, point: Vector, rng: np.random.Generator) -> Matrix:
+    """Points that differ in one discrete hyperparameter, or a little in the continuous ones."""
+    blocks = []
+    for path, where in space.slices.items():
+        domain = space.domains[path]
+        if not domain.size or domain.differentiable:
+            continue
+        if isinstance(domain, Categorical):
+            options = np.eye(domain.size)
+        else:
+            near = point[where] + 0.05 * rng.standard_normal((4, domain.size))
+            far = np.repeat(np.linspace(0, 1, 21)[:, None], domain.size, 1)
+            options = domain.snap(np.concatenate([near, far]))
+        block = np.repeat(point[None], len(options), 0)
+        block[:, where] = options
+        blocks.append(block)
+    free = np.flatnonzero(space.differentiable)
+    if len(free):
+        block = np.repeat(point[None], _STEPS, 0)
+        sizes = 10.0 ** rng.uniform(-3, -0.5, (_STEPS, 1))
+        moved = rng.random((_STEPS, len(free))) < max(0.5, 1 / len(free))
+        block[:, free] += sizes * moved * rng.standard_normal((_STEPS, len(free)))
+        blocks.append(block)
+    return space.snap(np.concatenate(blocks))
+
+
+def _rounded(units: Matrix) -> Matrix:
+    # Adding zero turns -0.0 into 0.0, whose bytes differ.
+    return np.round(units, 9) + 0.0

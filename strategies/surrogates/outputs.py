@@ -1,0 +1,33 @@
+"""Transformations of the observed values that a Gaussian process can live with.
+
+Each returns the transformed values, centred with unit spread, and the derivative of the
+transformation at each, by which observed gradients are multiplied.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vector = NDArray[np.float64]
+
+
+def imputed(values: Vector) -> Vector:
+    """Values that are not finite (failures) replaced by the worst finite one."""
+    return np.where(np.isfinite(values), values, np.max(values[np.isfinite(values)]))
+
+
+def standardised(values: Vector) -> tuple[Vector, Vector]:
+    """Centred, with unit spread."""
+    spread = max(float(values.std()), 1e-12)
+    return (values - values.mean()) / spread, np.full_like(values, 1.0 / spread)
+
+
+def logarithmic(values: Vector) -> tuple[Vector, Vector]:
+    """`log(value - best + shift)`: smooth and monotone, heavy tails tamed, the best part enlarged.
+
+    The shift is half the median distance to the best value, so that the transformation adapts to
+    the distribution and not to the unit of the objective.
+    """
+    offset = values - values.min()
+    shift = max(0.5 * float(np.median(offset)), 1e-3 * float(offset.max())) or 1.0
+    scaled, slope = standardised(np.log(offset + shift))
+    return scaled, slope / (offset + shift)

@@ -1,0 +1,183 @@
+"""The Bayesian searcher: it learns, with gradients faster, and depends on its history only."""
+
+import numpy as np
+import pytest
+
+from strategies.observation import Observation
+from strategies.searchers.bayes import BayesSearcher
+from strategies.space import Categorical, Choice, Float, Int, Ordinal, SearchSpace
+
+CENTRE = np.array([0.2, 0.5, 0.8])
+
+
+def bowl(config):
+    offset = np.array([config[name] for name in "abc"]) - CENTRE
+    slope = 2 * np.array([1.0, 4.0, 9.0]) * offset
+    value = float(slope @ offset / 2)
+    return value, dict(zip("abc", slope.tolist(), strict=True))
+
+
+def run(searcher, trials, *, gradients):
+    for _ in range(trials):
+        suggestion = searcher.ask()
+        value, gradient = bowl(suggestion.config)
+        gradient = gradient if gradients else None
+        searcher.tell(
+            Observation(suggestion.config, value, gradient=gradient, number=suggestion.number)
+        )
+    return searcher.best.value
+
+
+@pytest.fixture
+def cube():
+    return SearchSpace({name: Float(0, 1) for name in "abc"})
+
+
+@pytest.fixture
+def mixed():
+    return SearchSpace(
+        {
+            "lr": Float(1e-4, 1.0, log=True),
+            "width": Int(4, 64, log=True),
+            "batch": Ordinal([16, 32, 64, 128]),
+            "kind": Categorical(["relu", "tanh", "gelu"]),
+        }
+    )
+
+
+def mixed_loss(config):
+    near = (np.log10(config["lr"]) + 2) ** 2 + (np.log2(config["width"]) - 4) ** 2
+    return float(near + abs(config["batch"] - 64) / 32 + 3 * (config["kind"] != "tanh"))
+
+
+def test_gradients_reach_the_optimum_in_a_dozen_trials(cube):
+    assert run(BayesSearcher(cube, seed=1), 12, gradients=True) < 1e-3
+
+
+def test_without_gradients_it_beats_the_startup_points(cube):
+    searcher = BayesSearcher(cube, seed=1)
+    start = run(searcher, 4, gradients=False)
+    assert run(searcher, 12, gradients=False) < 0.2 * start
+
+
+def test_mixed_space(mixed):
+    searcher = BayesSearcher(mixed, seed=0)
+    for _ in range(25):
+        suggestion = searcher.ask()
+        value = mixed_loss(suggestion.config)
+        searcher.tell(Observation(suggestion.config, value, number=suggestion.number))
+    rng = np.random.default_rng(0)
+    random = [min(mixed_loss(mixed.sample(rng)) for _ in range(25)) for _ in range(100)]
+    assert searcher.best.value < np.quantile(random, 0.25)
+
+
+def test_discrete_space_is_never_tried_twice_and_may_run_out():
+    space = SearchSpace({"a": Ordinal([1, 2, 3]), "b": Categorical(["x", "y", "z"])})
+    searcher = BayesSearcher(space, seed=0)
+    seen = set()
+    for _ in range(9):
+        suggestion = searcher.ask()
+        seen.add(tuple(suggestion.config.values()))
+        value = suggestion.config["a"] + (suggestion.config["b"] == "x")
+        searcher.tell(Observation(suggestion.config, value, number=suggestion.number))
+    assert len(seen) == 9
+    assert space.validate(searcher.ask().config)
+
+
+def test_suggestions_depend_on_the_results_and_not_on_their_order(cube):
+    searcher = BayesSearcher(cube, seed=3)
+    run(searcher, 7, gradients=True)
+    history = searcher.history
+    first = searcher.propose(7, history, [])
+    again = BayesSearcher(cube, seed=3).propose(7, history[::-1], [])
+    assert first.config == again.config
+    assert first.config != BayesSearcher(cube, seed=4).propose(7, history, []).config
+
+
+def test_pending_suggestions_are_avoided(cube):
+    searcher = BayesSearcher(cube, seed=0)
+    run(searcher, 6, gradients=False)
+    batch = np.array([list(searcher.ask().config.values()) for _ in range(4)])
+    distances = np.linalg.norm(batch[:, None] - batch[None], axis=-1) + np.eye(4)
+    assert distances.min() > 1e-3
+
+
+def test_failures_and_nan_are_survived(cube):
+    searcher = BayesSearcher(cube, seed=0)
+    for i in range(10):
+        suggestion = searcher.ask()
+        value, gradient = bowl(suggestion.config)
+        if i % 3 == 2:
+            value, gradient = float("nan"), {"a": float("nan")}
+        searcher.tell(
+            Observation(suggestion.config, value, gradient=gradient, number=suggestion.number)
+        )
+    assert np.isfinite(searcher.best.value)
+
+
+def test_all_failed_is_survived(cube):
+    searcher = BayesSearcher(cube, seed=0)
+    for _ in range(6):
+        suggestion = searcher.ask()
+        searcher.tell(Observation(suggestion.config, None, number=suggestion.number))
+    assert cube.validate(searcher.ask().config)
+
+
+def test_constant_objective_is_survived(mixed):
+    searcher = BayesSearcher(mixed, seed=0)
+    for _ in range(8):
+        suggestion = searcher.ask()
+        searcher.tell(Observation(suggestion.config, 1.0, number=suggestion.number))
+    assert mixed.validate(searcher.ask().config)
+
+
+def test_gradient_known_to_be_unreliable_is_ignored(cube):
+    searcher = BayesSearcher(cube, seed=0)
+    lied, plain = [], []
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        config = cube.sample(rng)
+        value, gradient = bowl(config)
+        lie = {name: -50 * slope for name, slope in gradient.items()}
+        lied.append(Observation(config, value, gradient=lie, gradient_error=np.inf, number=number))
+        plain.append(Observation(config, value, gradient={}, gradient_error=np.inf, number=number))
+    # Its presence selects the smooth transformation of the values; its content must not matter.
+    honest = [
+        Observation(o.config, o.value, gradient=bowl(o.config)[1], gradient_error=np.inf, number=n)
+        for n, o in enumerate(plain)
+    ]
+    assert searcher.propose(8, lied, []).config == searcher.propose(8, honest, []).config
+
+
+def test_conditional_space():
+    space = SearchSpace(
+        {"model": Choice({"a": {"x": Float(0, 1)}, "b": {"y": Float(0, 1), "n": Int(1, 9)}})}
+    )
+    searcher = BayesSearcher(space, seed=0)
+    for _ in range(12):
+        suggestion = searcher.ask()
+        model = suggestion.config["model"]
+        value = 1.0 + model["a"]["x"] if model["kind"] == "a" else (model["b"]["y"] - 0.3) ** 2
+        searcher.tell(Observation(suggestion.config, value, number=suggestion.number))
+    assert searcher.best.config["model"]["kind"] == "b"
+    assert searcher.best.value < 0.02
+
+
+def test_values_at_different_resources_are_not_mixed(cube):
+    searcher = BayesSearcher(cube, seed=0)
+    rng = np.random.default_rng(1)
+    low = [
+        Observation(cube.sample(rng), float(rng.normal()), resource=1.0, number=i)
+        for i in range(10)
+    ]
+    high = []
+    for i in range(6):
+        config = cube.sample(rng)
+        high.append(Observation(config, bowl(config)[0], resource=9.0, number=10 + i))
+    both = searcher.propose(16, low + high, []).config
+    assert both == searcher.propose(16, high, []).config
+
+
+def test_startup_must_be_positive(cube):
+    with pytest.raises(ValueError, match=r"'startup': expected an integer >= 1, received 0"):
+        BayesSearcher(cube, startup=0)
