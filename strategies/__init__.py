@@ -12,8 +12,10 @@ if TYPE_CHECKING:
         Constant,
         Float,
         Int,
+        Ordered,
         Ordinal,
         SearchSpace,
+        Simplex,
     )
 
 __all__ = [
@@ -24,11 +26,13 @@ __all__ = [
     "HypergradientSearcher",
     "Int",
     "Observation",
+    "Ordered",
     "Ordinal",
     "RandomSearcher",
     "Report",
     "SearchSpace",
     "Searcher",
+    "Simplex",
     "Suggestion",
     "report",
 ]
@@ -37,7 +41,17 @@ __all__ = [
 _HOMES = {
     "observation": ["Observation", "Report", "Suggestion", "report"],
     "searchers": ["HypergradientSearcher", "RandomSearcher", "Searcher"],
-    "space": ["Categorical", "Choice", "Constant", "Float", "Int", "Ordinal", "SearchSpace"],
+    "space": [
+        "Categorical",
+        "Choice",
+        "Constant",
+        "Float",
+        "Int",
+        "Ordered",
+        "Ordinal",
+        "SearchSpace",
+        "Simplex",
+    ],
 }
 
 

@@ -1,8 +1,6 @@
 """What every searcher is: a pure function that proposes, and a ledger around it."""
 
-import json
 import os
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -10,8 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from strategies.observation import Observation, Suggestion, from_json_values, to_json_values
+from strategies.observation import Observation, Suggestion
 from strategies.space import SearchSpace
+from strategies.state import (
+    observation_from_json,
+    observation_to_json,
+    read_state,
+    write_state,
+)
 
 _FORMAT = "hypergrad searcher state"
 _VERSION = 1
@@ -71,6 +75,8 @@ class Searcher(ABC):
         history = sorted(history, key=_place)
         pending = sorted(pending, key=lambda suggestion: suggestion.number)
         suggestion = self._propose(number, history, pending)
+        if not self.space.feasible(suggestion.config):
+            suggestion = replace(suggestion, config=self._repaired(suggestion, history))
         if self.space.differentiable.any():
             return suggestion
         # In a discrete space a configuration that was tried already teaches nothing new.
@@ -83,6 +89,19 @@ class Searcher(ABC):
                 return replace(suggestion, config=config)
             config = self.space.sample(rng)
         return suggestion
+
+    def _repaired(self, suggestion: Suggestion, history: Sequence[Observation]) -> dict[str, Any]:
+        """The farthest allowed point on the way from the incumbent to a suggestion, or a draw."""
+        complete = [item for item in history if item.status == "complete"]
+        if complete:
+            best = min(complete, key=lambda item: (item.value, item.number or 0))
+            start = self.space.encode(best.config)
+            way = self.space.encode(suggestion.config) - start
+            for fraction in (0.9, 0.75, 0.5, 0.25, 0.1):
+                config = self.space.decode(start + fraction * way)
+                if self.space.feasible(config) and config != best.config:
+                    return config
+        return self.space.sample(np.random.default_rng([self.seed, suggestion.number, 2]))
 
     @abstractmethod
     def _propose(
@@ -172,7 +191,7 @@ class Searcher(ABC):
                 }
                 for item in self.pending
             ],
-            "history": [self._observation_to_json(item) for item in self.history],
+            "history": [observation_to_json(self.space, item) for item in self.history],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -203,58 +222,18 @@ class Searcher(ABC):
         }
         self._told, self._given = {}, []
         for item in state["history"]:
-            observation = self._observation_from_json(item)
+            observation = observation_from_json(self.space, item)
             if observation.number is None:
                 self._given.append(observation)
             else:
                 self._told[observation.number] = observation
-
-    def _observation_to_json(self, observation: Observation) -> dict[str, Any]:
-        return {
-            "number": observation.number,
-            "status": observation.status,
-            "config": self.space.to_json(observation.config),
-            "value": observation.value,
-            "gradient": to_json_values(observation.gradient),
-            # Infinity, a gradient known to be unreliable, has no JSON number.
-            "gradient_error": None
-            if observation.gradient_error is None
-            else repr(float(observation.gradient_error)),
-            "cost": observation.cost,
-            "resource": observation.resource,
-            "note": dict(observation.note),
-        }
-
-    def _observation_from_json(self, stored: Mapping[str, Any]) -> Observation:
-        fields = dict(stored)
-        fields["config"] = self.space.from_json(fields["config"])
-        fields["gradient"] = fields["gradient"] and from_json_values(fields["gradient"])
-        error = fields["gradient_error"]
-        fields["gradient_error"] = None if error is None else float(error)
-        return Observation(**fields)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state to a file; the previous one is kept as `path + ".backup"`.
 
         The file is complete at every moment: it is written under a temporary name and renamed.
         """
-        path = os.fspath(path)
-        temporary = f"{path}.{os.getpid()}.tmp"
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(self.state_dict(), file, allow_nan=False)
-            file.flush()
-            os.fsync(file.fileno())
-        if os.path.exists(path):
-            kept = f"{path}.{os.getpid()}.old"
-            if os.path.exists(kept):
-                os.remove(kept)
-            # A hard link, so that `path` never disappears.
-            try:
-                os.link(path, kept)
-                os.replace(kept, path + ".backup")
-            except OSError:  # a file system without links
-                os.replace(path, path + ".backup")
-        os.replace(temporary, path)
+        write_state(path, self.state_dict())
 
     def restore(self, path: str | os.PathLike[str]) -> None:
         """Load what `save` wrote, from the backup if the file itself is damaged (with a warning).
@@ -262,27 +241,7 @@ class Searcher(ABC):
         **Raises:** `ValueError` if neither can be read, or if they are of another search.
         `FileNotFoundError` if there is neither.
         """
-        path = os.fspath(path)
-        problems = []
-        for name in (path, path + ".backup"):
-            try:
-                with open(name, encoding="utf-8") as file:
-                    state = json.load(file)
-                if not isinstance(state, dict):
-                    raise ValueError("not a JSON object")
-            except FileNotFoundError:
-                problems.append(f"{name} does not exist")
-                continue
-            except ValueError as error:
-                problems.append(f"{name} is truncated or damaged ({error})")
-                continue
-            if problems:
-                warnings.warn(f"{problems[0]}; restored from {name}", stacklevel=2)
-            self.load_state_dict(state)
-            return
-        if not os.path.exists(path) and not os.path.exists(path + ".backup"):
-            raise FileNotFoundError(path)
-        raise ValueError(f"state: expected a searcher's state, but {' and '.join(problems)}")
+        self.load_state_dict(read_state(path))
 
 
 def _place(observation: Observation) -> tuple[int, float, str]:

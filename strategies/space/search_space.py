@@ -327,20 +327,20 @@ class SearchSpace:
         - `rng`: draws what is missing; without it the defaults are taken if they meet the
           constraints.
 
-        **Raises:** `ValueError` naming the constraint that hardly any draw meets.
+        **Raises:** `ValueError` if hardly any draw meets the constraints.
         """
         given = self._raw_flat(partial)
         config = self._completed(given, rng)
         if self.constraints:
             rng = np.random.default_rng(0) if rng is None else rng
-            for _ in range(_REJECTIONS):
-                broken = self._broken(config)
-                if broken is None:
-                    break
+            draws = 0
+            while not self.feasible(config):
+                if draws == _REJECTIONS:
+                    received = f"none in {draws} draws" + (f" with {given}" if given else "")
+                    expected = f"configurations that meet {list(self.constraints)}"
+                    raise _fail("constraints", expected, received)
                 config = self._completed(given, rng)
-            else:
-                received = f"none in {_REJECTIONS} draws" + (f" with {given}" if given else "")
-                raise _fail(f"constraint {broken}", "configurations that meet it", received)
+                draws += 1
         return config
 
     def _completed(self, given: Mapping[str, Any], rng: np.random.Generator | None) -> Config:

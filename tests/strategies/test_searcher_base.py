@@ -8,7 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from strategies import Categorical, Float, Int, Observation, RandomSearcher, SearchSpace, report
+from strategies import (
+    Categorical,
+    Float,
+    HypergradientSearcher,
+    Int,
+    Observation,
+    RandomSearcher,
+    SearchSpace,
+    report,
+)
 
 SPACE = SearchSpace(
     {
@@ -90,7 +99,7 @@ def test_a_truncated_file_is_refused_and_the_backup_used(tmp_path):
         again.restore(path)
     assert repr(again.history) == kept
     (tmp_path / "state.json.backup").write_text("{")
-    with pytest.raises(ValueError, match=r"expected a searcher's state, but .* truncated"):
+    with pytest.raises(ValueError, match=r"expected a saved state, but .* truncated"):
         RandomSearcher(SPACE, seed=7).restore(path)
     with pytest.raises(FileNotFoundError):
         RandomSearcher(SPACE, seed=7).restore(tmp_path / "none.json")
@@ -165,6 +174,27 @@ def test_duplicates_in_a_discrete_space():
         searcher.tell(Observation(asked.config, 0.0, number=asked.number))
     assert len(set(configs)) == 8
     assert searcher.ask().config  # all are used up, and it still answers
+
+
+def test_suggestions_meet_constraints_by_predicate():
+    space = SearchSpace(
+        {"x": Float(0, 1, shape=(2,))}, constraints={"sum": lambda c: sum(c["x"]) < 1}
+    )
+
+    def objective(config):
+        return -3 * config["x"][0] - config["x"][1]
+
+    searcher = HypergradientSearcher(space)
+    for _ in range(15):
+        asked = searcher.ask()
+        assert sum(asked.config["x"]) < 1
+        gradient = {"x": [-3.0, -1.0]}
+        searcher.tell(
+            Observation(asked.config, objective(asked.config), gradient, number=asked.number)
+        )
+    assert searcher.best.value < -2.3
+    with pytest.raises(ValueError, match="'constraint sum'"):
+        searcher.tell(Observation({"x": [1, 1]}, 0.0))
 
 
 @pytest.mark.parametrize("seed", [-1, 1.5, True, "a"])

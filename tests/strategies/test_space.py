@@ -15,8 +15,10 @@ from strategies.space import (
     Constant,
     Float,
     Int,
+    Ordered,
     Ordinal,
     SearchSpace,
+    Simplex,
 )
 
 SPACE = SearchSpace(
@@ -292,6 +294,12 @@ def test_defaults_and_completion():
             lambda: SearchSpace({"a": Int(0, 1, when={"b": 1}), "b": Int(0, 1, when={"a": 1})}),
             "conditions without a cycle",
         ),
+        (lambda: Simplex(1), "'parts': expected an integer >= 2"),
+        (lambda: Simplex(3, total=0), "'total': expected a positive number"),
+        (lambda: Simplex(3, default=[1, 1, 1]), "'default': expected 3 numbers >= 0 with sum 1.0"),
+        (lambda: Ordered(0, 1, 0), "'entries': expected an integer >= 1"),
+        (lambda: Ordered(0, 1, 2, log=True), "low: expected a positive number"),
+        (lambda: Ordered(0, 1, 2, default=[1, 0]), "'default': expected 2 increasing numbers"),
         (lambda: Constant(1, default=2), "a constant is its own default"),
     ],
 )
@@ -370,4 +378,132 @@ def test_spaces_compare_and_print():
         }
     )
     assert again == SPACE
-    assert "net/mlp/act/elu/alpha: Float(low=0.1, high=10.0, log=True) when" in repr(SPACE)
+    assert "  net/mlp/act/elu/alpha  Float(low=0.1, high=10.0, log=True) when" in repr(SPACE)
+    assert str(SPACE).startswith("SearchSpace of 12 hyperparameters:")
+
+
+STRUCTURED = SearchSpace(
+    {
+        "mix": Simplex(4),
+        "budget": Simplex(3, total=7.5, at_most=True),
+        "knots": Ordered(-1, 2, 3),
+        "rates": Ordered(1e-5, 1, 4, log=True, decreasing=True),
+    }
+)
+
+
+@quick
+@given(st.integers(0, 2**32))
+def test_structured_values_hold_their_constraint_and_round_trip(seed):
+    rng = np.random.default_rng(seed)
+    edge = np.where(rng.random(STRUCTURED.dimension) < 0.2, rng.integers(0, 2), rng.random())
+    for config in (
+        STRUCTURED.sample(rng),
+        STRUCTURED.decode(rng.random(STRUCTURED.dimension)),
+        STRUCTURED.decode(edge),
+    ):
+        assert abs(sum(config["mix"]) - 1) < 1e-9
+        assert min(config["mix"]) >= 0
+        assert sum(config["budget"]) < 7.5 + 1e-8
+        assert config["knots"] == sorted(config["knots"])
+        assert config["rates"] == sorted(config["rates"], reverse=True)
+        assert STRUCTURED.validate(config) == config
+        assert STRUCTURED.decode(STRUCTURED.encode(config)) == config
+
+
+def test_structured_defaults_are_even_and_draws_uniform():
+    config = STRUCTURED.default()
+    assert config["mix"] == [0.25] * 4
+    assert config["budget"] == [1.875] * 3
+    assert config["knots"] == [-0.25, 0.5, 1.25]
+    np.testing.assert_allclose(config["rates"], [1e-1, 1e-2, 1e-3, 1e-4])
+    rng = np.random.default_rng(0)
+    drawn = np.array([STRUCTURED.sample(rng)["mix"] for _ in range(3000)])
+    np.testing.assert_allclose(drawn.mean(0), 0.25, atol=0.02)
+    # Each share is Beta(1, 3).
+    np.testing.assert_allclose(drawn.var(0), 0.25 * 0.75 / 5, rtol=0.15)
+    knots = np.array([STRUCTURED.sample(rng)["knots"] for _ in range(3000)])
+    np.testing.assert_allclose(knots.mean(0), [-0.25, 0.5, 1.25], atol=0.05)
+
+
+@pytest.mark.parametrize("path", ["mix", "budget", "knots", "rates"])
+def test_structured_pull_back_is_the_chain_rule_of_finite_differences(path):
+    config = STRUCTURED.sample(np.random.default_rng(5))
+    rng = np.random.default_rng(1)
+    slope = rng.standard_normal(len(config[path])) / np.abs(config[path])
+    where = STRUCTURED.slices[path]
+    unit = STRUCTURED.encode(config)
+    pulled = STRUCTURED.pull_back(config, {path: slope})[where]
+    truth = []
+    for i in range(where.start, where.stop):
+        step = np.zeros_like(unit)
+        step[i] = 1e-4
+        ahead = np.array(STRUCTURED.decode(unit + step)[path])
+        behind = np.array(STRUCTURED.decode(unit - step)[path])
+        truth.append(slope @ (ahead - behind) / 2e-4)
+    np.testing.assert_allclose(pulled, truth, rtol=1e-4, atol=1e-5)
+
+
+def test_constraints_by_predicate():
+    space = SearchSpace(
+        {"a": Float(0, 1), "b": Float(0, 1), "n": Int(1, 8)},
+        constraints={"order": lambda c: c["a"] < c["b"], "even": lambda c: c["n"] % 2 == 0},
+    )
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        config = space.sample(rng)
+        assert config["a"] < config["b"]
+        assert config["n"] % 2 == 0
+    assert space.feasible(space.default())
+    assert space.complete({"n": 4})["n"] == 4
+    with pytest.raises(ValueError, match="'constraint order': expected a configuration that meets"):
+        space.validate({"a": 0.5, "b": 0.25, "n": 2})
+    with pytest.raises(ValueError, match="'constraints': expected configurations that meet"):
+        space.complete({"n": 3})
+    with pytest.raises(ValueError, match="'constraint odd': expected a function"):
+        SearchSpace({"a": Float(0, 1)}, constraints={"odd": 1})
+
+
+def test_priors_concentrate_around_the_default():
+    space = SearchSpace(
+        {
+            "x": Float(1e-4, 1, log=True, default=1e-3, spread=0.1),
+            "n": Int(1, 1000, default=100, spread=0.05),
+            "o": Ordinal([1, 2, 3, 4, 5], default=4, spread=0.1),
+            "edge": Float(0, 1, default=0.0, spread=0.2),
+        }
+    )
+    rng = np.random.default_rng(0)
+    drawn = [space.sample(rng) for _ in range(2000)]
+    logs = np.log10([c["x"] for c in drawn])
+    assert abs(np.median(logs) + 3) < 0.05
+    assert abs(np.std(logs) - 0.4) < 0.05
+    assert abs(np.median([c["n"] for c in drawn]) - 100) < 5
+    assert np.mean([c["o"] == 4 for c in drawn]) > 0.5
+    assert abs(np.mean([c["edge"] for c in drawn]) - 0.2 * np.sqrt(2 / np.pi)) < 0.01
+    with pytest.raises(ValueError, match="'default': expected a value, because spread"):
+        Float(0, 1, spread=0.1)
+
+
+def test_json_form_of_a_space():
+    space = SearchSpace(
+        {
+            "x": Float(1e-4, 1, log=True, default=1e-3, spread=0.1, shape=(2,)),
+            "g": {"n": Int(1, 9, step=2), "c": Categorical(["a", None, 1.5], weights=[1, 2, 3])},
+            "o": Ordinal([1, 2]),
+            "k": Constant({"deep": [1, 2]}),
+            "net": Choice({"none": {}, "mlp": {"p": Simplex(3, total=2.0)}}),
+            "r": Ordered(0, 1, 2, when={"g/c": ["a", None]}),
+        }
+    )
+    stored = json.loads(json.dumps(space.to_dict(), allow_nan=False))
+    again = SearchSpace.from_dict(stored)
+    assert again == space
+    assert again.describe() == space.describe()
+    assert stored["g/n"] == {"kind": "int", "low": 1, "high": 9, "step": 2}
+    with pytest.raises(ValueError, match="'c choices': expected values that JSON can hold"):
+        SearchSpace({"c": Categorical([(1, 2), (3, 4)])}).to_dict()
+    with pytest.raises(ValueError, match="'constraints': expected none"):
+        SearchSpace({"a": Float(0, 1)}, constraints={"odd": bool}).to_dict()
+    with pytest.raises(ValueError, match="'a kind': expected one of"):
+        SearchSpace.from_dict({"a": {"kind": "else"}})

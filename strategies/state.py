@@ -1,0 +1,96 @@
+"""State files that survive a kill at any moment, and observations as JSON."""
+
+import contextlib
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from strategies.observation import Observation, from_json_values, to_json_values
+from strategies.space import SearchSpace
+
+
+def observation_to_json(space: SearchSpace, observation: Observation) -> dict[str, Any]:
+    """JSON values of an observation in a space."""
+    return {
+        "number": observation.number,
+        "status": observation.status,
+        "config": space.to_json(observation.config),
+        "value": observation.value,
+        "gradient": to_json_values(observation.gradient),
+        # Infinity, a gradient known to be unreliable, has no JSON number.
+        "gradient_error": None
+        if observation.gradient_error is None
+        else repr(float(observation.gradient_error)),
+        "cost": observation.cost,
+        "resource": observation.resource,
+        "note": dict(observation.note),
+    }
+
+
+def observation_from_json(space: SearchSpace, stored: Mapping[str, Any]) -> Observation:
+    """The observation that `observation_to_json` stored."""
+    fields = dict(stored)
+    fields["config"] = space.from_json(fields["config"])
+    fields["gradient"] = fields["gradient"] and from_json_values(fields["gradient"])
+    error = fields["gradient_error"]
+    fields["gradient_error"] = None if error is None else float(error)
+    return Observation(**fields)
+
+
+def write_state(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
+    """Write a state to a file; the previous one is kept as `path + ".backup"`.
+
+    The file is complete at every moment: it is written under a temporary name and renamed.
+    """
+    path = os.fspath(path)
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(state, file, allow_nan=False)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        # A full disk: what is there stays, and no half file beside it.
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+        raise
+    if os.path.exists(path):
+        kept = f"{path}.{os.getpid()}.old"
+        if os.path.exists(kept):
+            os.remove(kept)
+        # A hard link, so that `path` never disappears.
+        try:
+            os.link(path, kept)
+            os.replace(kept, path + ".backup")
+        except OSError:  # a file system without links
+            os.replace(path, path + ".backup")
+    os.replace(temporary, path)
+
+
+def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What `write_state` wrote, from the backup if the file itself is damaged (with a warning).
+
+    **Raises:** `ValueError` if neither can be read. `FileNotFoundError` if there is neither.
+    """
+    path = os.fspath(path)
+    problems: list[str] = []
+    for name in (path, path + ".backup"):
+        try:
+            with open(name, encoding="utf-8") as file:
+                state = json.load(file)
+            if not isinstance(state, dict):
+                raise ValueError("not a JSON object")
+        except FileNotFoundError:
+            problems.append(f"{name} does not exist")
+            continue
+        except ValueError as error:
+            problems.append(f"{name} is truncated or damaged ({error})")
+            continue
+        if problems:
+            warnings.warn(f"{problems[0]}; restored from {name}", stacklevel=3)
+        return state
+    if not os.path.exists(path) and not os.path.exists(path + ".backup"):
+        raise FileNotFoundError(path)
+    raise ValueError(f"state: expected a saved state, but {' and '.join(problems)}")
