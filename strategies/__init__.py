@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from strategies.observation import Observation, Report, Suggestion, report
-    from strategies.searchers import HypergradientSearcher, RandomSearcher, Searcher
+    from strategies.searchers import (
+        BayesSearcher,
+        EvolutionSearcher,
+        GridSearcher,
+        HypergradientSearcher,
+        ParetoSearcher,
+        RandomSearcher,
+        Searcher,
+        SobolSearcher,
+    )
     from strategies.space import (
         Categorical,
         Choice,
@@ -19,20 +28,25 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "BayesSearcher",
     "Categorical",
     "Choice",
     "Constant",
+    "EvolutionSearcher",
     "Float",
+    "GridSearcher",
     "HypergradientSearcher",
     "Int",
     "Observation",
     "Ordered",
     "Ordinal",
+    "ParetoSearcher",
     "RandomSearcher",
     "Report",
     "SearchSpace",
     "Searcher",
     "Simplex",
+    "SobolSearcher",
     "Suggestion",
     "report",
 ]
@@ -40,7 +54,16 @@ __all__ = [
 # Imported on first use: `import strategies` loads no engine and no searcher.
 _HOMES = {
     "observation": ["Observation", "Report", "Suggestion", "report"],
-    "searchers": ["HypergradientSearcher", "RandomSearcher", "Searcher"],
+    "searchers": [
+        "BayesSearcher",
+        "EvolutionSearcher",
+        "GridSearcher",
+        "HypergradientSearcher",
+        "ParetoSearcher",
+        "RandomSearcher",
+        "Searcher",
+        "SobolSearcher",
+    ],
     "space": [
         "Categorical",
         "Choice",

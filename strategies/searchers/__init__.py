@@ -5,16 +5,35 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from strategies.searchers.base import Searcher
+    from strategies.searchers.bayes import BayesSearcher
+    from strategies.searchers.evolution import EvolutionSearcher
+    from strategies.searchers.grid import GridSearcher
     from strategies.searchers.hypergradient import HypergradientSearcher
+    from strategies.searchers.pareto import ParetoSearcher
     from strategies.searchers.random import RandomSearcher
+    from strategies.searchers.sobol import SobolSearcher
 
-__all__ = ["HypergradientSearcher", "RandomSearcher", "Searcher"]
+__all__ = [
+    "BayesSearcher",
+    "EvolutionSearcher",
+    "GridSearcher",
+    "HypergradientSearcher",
+    "ParetoSearcher",
+    "RandomSearcher",
+    "Searcher",
+    "SobolSearcher",
+]
 
 # Imported on first use, so that a searcher's own dependencies load only where it is chosen.
 _HOMES = {
+    "BayesSearcher": "bayes",
+    "EvolutionSearcher": "evolution",
+    "GridSearcher": "grid",
     "HypergradientSearcher": "hypergradient",
+    "ParetoSearcher": "pareto",
     "RandomSearcher": "random",
     "Searcher": "base",
+    "SobolSearcher": "sobol",
 }
 
 

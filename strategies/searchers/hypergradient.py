@@ -21,7 +21,8 @@ import numpy as np
 
 from strategies.observation import Observation, Suggestion
 from strategies.searchers.base import Searcher
-from strategies.space import Categorical, SearchSpace
+from strategies.searchers.mutation import perturbed
+from strategies.space import SearchSpace
 
 # What a chain's further steps try while one is being evaluated, relative to its radius.
 _LENGTHS = (1.0, 0.4, 2.0)
@@ -418,18 +419,10 @@ class HypergradientSearcher(Searcher):
             unit = base.unit.copy()
             for path in rng.choice(searched, count, replace=False):
                 where = self.space.slices[path]
-                unit[where] = self._mutated(rng, path, unit[where])
+                unit[where] = perturbed(rng, self.space.domains[path], unit[where])
             if unit[~graded].tobytes() in seen:
                 continue
             config = self.space.decode(unit)
             if self.space.encode(config)[~graded].tobytes() not in seen:
                 return config
         return None
-
-    def _mutated(self, rng: np.random.Generator, path: str, part: np.ndarray) -> np.ndarray:
-        domain = self.space.domains[path]
-        if isinstance(domain, Categorical):
-            return domain.encode(domain.choices[int(rng.integers(len(domain.choices)))])
-        spread = rng.choice([0.05, 0.15, 0.5])
-        moved = np.clip(part + spread * rng.standard_normal(part.shape), 0.0, 1.0)
-        return domain.encode(domain.decode(moved))

@@ -162,7 +162,8 @@ class SearchSpace:
                 "space: expected at least one hyperparameter to tune, received "
                 f"{'only constants: ' + str(list(self.domains)) if self.domains else 'none'}"
             )
-        self._order = self._parents_first()
+        #: Paths, those that conditions depend on first.
+        self.order = self._parents_first()
         self.slices: dict[str, slice] = {}
         start = 0
         for path, domain in self.domains.items():
@@ -270,7 +271,7 @@ class SearchSpace:
     def _checked(self, config: Mapping[str, Any]) -> dict[str, Any]:
         flat = self._raw_flat(config)
         checked: dict[str, Any] = {}
-        for path in self._order:
+        for path in self.order:
             domain = self.domains[path]
             if self.is_active(path, checked):
                 if path not in flat:
@@ -345,7 +346,7 @@ class SearchSpace:
 
     def _completed(self, given: Mapping[str, Any], rng: np.random.Generator | None) -> Config:
         flat: dict[str, Any] = {}
-        for path in self._order:
+        for path in self.order:
             domain = self.domains[path]
             if not self.is_active(path, flat):
                 if path in given:
@@ -386,7 +387,7 @@ class SearchSpace:
         for path, domain in self.domains.items():
             parts[path] = np.asarray(point[start : start + domain.uniforms], float)
             start += domain.uniforms
-        for path in self._order:
+        for path in self.order:
             if self.is_active(path, flat):
                 flat[path] = self.domains[path].draw(parts[path])
         return self.unflatten({path: flat[path] for path in self.domains if path in flat})
@@ -413,7 +414,7 @@ class SearchSpace:
         if vector.shape != (self.dimension,):
             raise _fail("vector", f"shape ({self.dimension},)", f"shape {vector.shape}")
         flat: dict[str, Any] = {}
-        for path in self._order:
+        for path in self.order:
             if self.is_active(path, flat):
                 flat[path] = self.domains[path].decode(vector[self.slices[path]])
         return self.unflatten({path: flat[path] for path in self.domains if path in flat})
@@ -425,7 +426,7 @@ class SearchSpace:
         """
         units = np.array(units, float)
         active: dict[str, np.ndarray] = {}
-        for path in self._order:
+        for path in self.order:
             domain, where = self.domains[path], self.slices[path]
             exists = np.ones(len(units), bool)
             for parent, allowed in domain.when.items():
