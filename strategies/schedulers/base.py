@@ -1,0 +1,373 @@
+"""What all schedulers share: who was given how much resource, and what came of it.
+
+A scheduler decides *how far* each configuration is trained; the searcher inside it decides *which*
+configurations there are. Both are engine-free: a scheduler hands out `Job`s and is told their
+results, and whoever runs the jobs (this process, Ray Tune, Optuna) translates.
+
+All decisions are computed from the table of results, never from the order of past calls. So a
+restored scheduler continues as the uninterrupted one would have, a result that is told twice
+changes nothing, and a job that was lost is simply handed out again.
+"""
+
+import abc
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import Any
+
+from strategies.observation import Observation, Report, Suggestion
+from strategies.searchers.base import Searcher
+from strategies.state import observation_from_json, observation_to_json, read_state, write_state
+from strategies.translate import Warner, observe
+
+_VERSION = 1
+
+
+def _plain(resource: Fraction) -> int | float:
+    return resource.numerator if resource.denominator == 1 else float(resource)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Train one configuration up to a resource, then report.
+
+    - `number`: the configuration's number; `Scheduler.tell` refers to it.
+    - `config`: nested dict of plain Python values.
+    - `resource`: how far to train, in total (not in addition to what was done before).
+    - `resume_from`: how far it has been trained already; 0 for a new configuration. Whoever keeps
+      checkpoints trains only the difference.
+    - `level`: the rung, as an index into `Scheduler.resources`.
+    """
+
+    number: int
+    config: dict[str, Any]
+    resource: int | float
+    resume_from: int | float
+    level: int
+
+
+@dataclass
+class Candidate:
+    """One configuration and all that is known of it, by level."""
+
+    number: int
+    config: dict[str, Any]
+    note: Mapping[str, Any] = field(default_factory=dict)
+    results: dict[int, Observation] = field(default_factory=dict)
+
+    def value(self, level: int) -> float:
+        """The value at a level: infinite if it failed there, or was never trained so far."""
+        result = self.results.get(level)
+        if result is None or result.value is None or result.status == "failed":
+            return math.inf
+        return result.value
+
+
+class Scheduler(abc.ABC):
+    """Hands out jobs, is told results, knows the incumbent and the spent budget.
+
+    **Arguments:**
+
+    - `searcher`: any searcher; only its pure method `propose` is used.
+    - `max_resource`: the most resource that one configuration may get (epochs, steps, samples).
+    - `min_resource`: the least that a configuration gets. Default 1.
+    - `eta`: the reduction factor, an integer of at least 2. Default 3.
+    - `integer`: round the rungs' resources to whole numbers. Default `True`. The rungs themselves
+      are exact fractions, so rounding is the same before and after the maximum grows.
+
+    The rungs are `max_resource / eta^i` for `i = S, ..., 0`, where `S` is the largest integer with
+    `min_resource * eta^S <= max_resource`: the largest resource is met exactly, and the smallest
+    may lie a little above `min_resource`.
+    """
+
+    def __init__(
+        self,
+        searcher: Searcher,
+        max_resource: int | float,
+        *,
+        min_resource: int | float = 1,
+        eta: int = 3,
+        integer: bool = True,
+    ) -> None:
+        if isinstance(eta, bool) or not isinstance(eta, int) or eta < 2:
+            raise ValueError(f"eta must be an integer of at least 2, got {eta!r}.")
+        for name, value in (("min_resource", min_resource), ("max_resource", max_resource)):
+            if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be a positive finite number, got {value!r}.")
+        if max_resource < min_resource:
+            raise ValueError(
+                f"max_resource must be at least min_resource = {min_resource}, got {max_resource}."
+            )
+        if integer and min_resource < 1:
+            raise ValueError(
+                f"min_resource = {min_resource} is less than one whole unit; "
+                "pass integer=False for fractional resources."
+            )
+        self.searcher = searcher
+        # Decimal fractions as they were written: 0.9 is 9 times 0.1 here, and not in binary.
+        self._low, self._high = Fraction(str(min_resource)), Fraction(str(max_resource))
+        self.eta = eta
+        self.integer = integer
+        self.candidates: dict[int, Candidate] = {}
+        self._pending: dict[int, int] = {}
+        self._warn = Warner()
+
+    # -- resources ---------------------------------------------------------------------------
+
+    @property
+    def top(self) -> int:
+        """The index of the highest level: `S` above. Integers only, no floating logarithm."""
+        top = 0
+        while self._low * self.eta ** (top + 1) <= self._high:
+            top += 1
+        return top
+
+    @property
+    def max_resource(self) -> int | float:
+        """The most resource that one configuration may get."""
+        return _plain(self._high)
+
+    @property
+    def resources(self) -> list[int | float]:
+        """The resource of each level, lowest first."""
+        top = self.top
+        exact = [self._high / self.eta ** (top - i) for i in range(top + 1)]
+        if self.integer:
+            return [math.floor(r + Fraction(1, 2)) for r in exact]
+        return [_plain(r) for r in exact]
+
+    # -- jobs --------------------------------------------------------------------------------
+
+    def ask(self) -> Job | None:
+        """The next job: a promotion if there is one, otherwise a new configuration.
+
+        Returns `None` when nothing can be decided before further results arrive, and when the
+        scheduler has finished; `finished` tells which.
+        """
+        return self.promote() or self.start()
+
+    def promote(self, only: int | None = None) -> Job | None:
+        """The next job for a configuration that is already known, or `None`.
+
+        With `only`, the next job of that configuration, if it has one: an engine asks so whether
+        a trial that has just reached its rung may go on without being paused.
+        """
+        for number, level in self._promotions():
+            if only is None or number == only:
+                return self._issue(number, level)
+        return None
+
+    def start(self) -> Job | None:
+        """The first job of a new configuration, or `None` if no new one is wanted now."""
+        place = self._place()
+        if place is None:
+            return None
+        number, level = place
+        if number not in self.candidates:
+            suggestion = self.searcher.propose(
+                number, self.history(), [self._suggestion(n) for n in self._pending]
+            )
+            self.candidates[number] = Candidate(number, suggestion.config, suggestion.note)
+        return self._issue(number, level)
+
+    def tell(self, number: int, report: Report | float | None) -> None:
+        """Record the result of a configuration's pending job.
+
+        **Arguments:**
+
+        - `number`: the job's number.
+        - `report`: what came of it, minimised: a `Report`, or just the value. NaN, infinity and
+          `None` are failures: ranked last and never promoted.
+
+        Raises `ValueError` for a number that has never been handed out. A result for a job that
+        is not pending (told before, or after a restore from an older state) is ignored.
+        """
+        if number not in self.candidates:
+            raise ValueError(f"Configuration {number} was never handed out by this scheduler.")
+        level = self._pending.pop(number, None)
+        if level is None:
+            return
+        candidate = self.candidates[number]
+        if not isinstance(report, Report):
+            report = Report(None if report is None else float(report))
+        candidate.results[level], problems = observe(
+            self.searcher.space,
+            candidate.config,
+            replace(report, resource=self.resources[level]),
+            number=number,
+            note=candidate.note,
+        )
+        self._warn(number, problems)
+        self._reached(number, level)
+
+    def forget(self, number: int) -> None:
+        """Take a pending job back: it is handed out again."""
+        self._pending.pop(number, None)
+
+    def pending(self) -> list[Job]:
+        """The jobs that are being worked on: what to resume after a restore."""
+        return [self._job(number, level) for number, level in self._pending.items()]
+
+    # -- results -----------------------------------------------------------------------------
+
+    @property
+    @abc.abstractmethod
+    def finished(self) -> bool:
+        """Whether there is nothing left to do, now or later, at this maximum resource."""
+
+    @property
+    def incumbent(self) -> Observation | None:
+        """The best result at the maximum resource; results at lower rungs do not count."""
+        return self.incumbents.get(self.resources[-1])
+
+    @property
+    def incumbents(self) -> dict[int | float, Observation]:
+        """The best finite result at each rung's resource. Ties go to the lower number."""
+        best: dict[int | float, Observation] = {}
+        for level, resource in enumerate(self.resources):
+            ranked = self._ranked(self.candidates, level)
+            if ranked and math.isfinite(self.candidates[ranked[0]].value(level)):
+                best[resource] = self.candidates[ranked[0]].results[level]
+        return best
+
+    @property
+    def spent(self) -> int | float:
+        """Resource spent if every job trains from scratch: the accounting of the papers."""
+        resources = self.resources
+        return sum(resources[i] for c in self.candidates.values() for i in c.results)
+
+    @property
+    def spent_resumed(self) -> int | float:
+        """Resource spent if every job resumes from the configuration's last checkpoint."""
+        resources = self.resources
+        return sum(resources[max(c.results)] for c in self.candidates.values() if c.results)
+
+    def history(self) -> list[Observation]:
+        """What the searcher learns from: the results of one rung, never a mixture of fidelities.
+
+        The highest rung that has at least as many usable results as the space has encoded
+        dimensions, plus two (as in BOHB); before any has, the rung with the most.
+        """
+        enough = self.searcher.space.dimension + 2
+        counts = [
+            sum(math.isfinite(c.value(level)) for c in self.candidates.values())
+            for level in range(self.top + 1)
+        ]
+        level = max(range(len(counts)), key=lambda i: (min(counts[i], enough), i))
+        chosen = [c.results[level] for c in self.candidates.values() if level in c.results]
+        return sorted(chosen, key=lambda o: -1 if o.number is None else o.number)
+
+    # -- state -------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that was decided and told, as JSON-safe data."""
+        space = self.searcher.space
+        return {
+            "version": _VERSION,
+            "kind": type(self).__name__,
+            "options": self._options(),
+            "candidates": [
+                {
+                    "number": c.number,
+                    "config": space.to_json(c.config),
+                    "note": dict(c.note),
+                    "results": {
+                        str(level): observation_to_json(space, observation)
+                        for level, observation in c.results.items()
+                    },
+                }
+                for c in self.candidates.values()
+            ],
+            "pending": [[number, level] for number, level in self._pending.items()],
+            "decisions": self._decisions(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state. The searcher is not part of it: construct the scheduler as before.
+
+        Raises `ValueError` for a state of another kind of scheduler or of other options.
+        """
+        if state.get("version") != _VERSION or state.get("kind") != type(self).__name__:
+            raise ValueError(
+                f"Expected the state of a {type(self).__name__}, version {_VERSION}; got "
+                f"{state.get('kind')!r}, version {state.get('version')!r}."
+            )
+        self._set_options(state["options"])
+        space = self.searcher.space
+        self.candidates = {}
+        for row in state["candidates"]:
+            candidate = Candidate(row["number"], space.from_json(row["config"]), row["note"])
+            for level, result in row["results"].items():
+                candidate.results[int(level)] = observation_from_json(space, result)
+            self.candidates[candidate.number] = candidate
+        self._pending = {number: level for number, level in state["pending"]}
+        self._set_decisions(state["decisions"])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the state to a file, complete at every moment; the previous one is kept."""
+        write_state(path, self.state_dict())
+
+    def restore(self, path: str | os.PathLike[str]) -> None:
+        """Load what `save` wrote, or its backup if the file is damaged (with a warning).
+
+        **Raises:** `ValueError` if neither can be read, or if they are of another scheduler;
+        `FileNotFoundError` if there is neither.
+        """
+        self.load_state_dict(read_state(path))
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "max_resource": str(self._high),
+            "min_resource": str(self._low),
+            "eta": self.eta,
+            "integer": self.integer,
+        }
+
+    def _set_options(self, options: Mapping[str, Any]) -> None:
+        mine = self._options()
+        for name, value in options.items():
+            # The maximum may have grown since the scheduler was constructed.
+            if name != "max_resource" and mine.get(name) != value:
+                raise ValueError(f"{name} was {value!r} when saved, and is {mine.get(name)!r} now.")
+        self._high = Fraction(options["max_resource"])
+
+    def _decisions(self) -> dict[str, Any]:
+        """Decisions that depend on the order of results, where a scheduler makes such."""
+        return {}
+
+    def _set_decisions(self, decisions: Mapping[str, Any]) -> None:
+        del decisions
+
+    # -- for subclasses ----------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def _promotions(self) -> Sequence[tuple[int, int]]:
+        """Known configurations that may run now, each with its level, most wanted first."""
+
+    @abc.abstractmethod
+    def _place(self) -> tuple[int, int] | None:
+        """The number and the first level of the next new configuration, if one is wanted."""
+
+    def _reached(self, number: int, level: int) -> None:
+        """Called when a result was recorded, for schedulers that decide on arrival."""
+        del number, level
+
+    def _ranked(self, numbers: Sequence[int] | Mapping[int, Any], level: int) -> list[int]:
+        """Those with a result at a level, best first; ties by number, which is creation order."""
+        known = [n for n in numbers if level in self.candidates[n].results]
+        return sorted(known, key=lambda n: (self.candidates[n].value(level), n))
+
+    def _job(self, number: int, level: int) -> Job:
+        candidate, resources = self.candidates[number], self.resources
+        done = resources[max(candidate.results)] if candidate.results else 0
+        return Job(number, candidate.config, resources[level], done, level)
+
+    def _issue(self, number: int, level: int) -> Job:
+        self._pending[number] = level
+        return self._job(number, level)
+
+    def _suggestion(self, number: int) -> Suggestion:
+        candidate = self.candidates[number]
+        return Suggestion(number, candidate.config, candidate.note)
