@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter
 from numpy.typing import ArrayLike
 from rich import progress as rich_progress
 from rich.console import Console
@@ -161,6 +162,12 @@ class Context:
                         curve.x, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0
                     )
             axes.set(xlabel=x, ylabel=y, xscale=x_scale, yscale=y_scale, title=title)
+            for axis in (axes.xaxis, axes.yaxis):
+                low, high = axis.get_view_interval()
+                if axis.get_scale() == "log" and high < 30 * low:
+                    # Within a decade or so powers of ten say nothing: plain numbers.
+                    axis.set_major_formatter(FormatStrFormatter("%g"))
+                    axis.set_minor_formatter(FormatStrFormatter("%g"))
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(alpha=0.25)
             axes.legend(frameon=False)
