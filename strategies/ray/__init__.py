@@ -34,12 +34,16 @@ except ImportError as error:  # pragma: no cover -- the extra is installed where
     ) from error
 
 from strategies.ray.reports import MAX_NUMBERS, report, result
+from strategies.ray.scheduler import BracketProgress, HypergradScheduler, ScheduledSearch
 from strategies.ray.search import HypergradSearch
 from strategies.ray.spaces import space_from_ray, space_to_ray
 
 __all__ = [
     "MAX_NUMBERS",
+    "BracketProgress",
+    "HypergradScheduler",
     "HypergradSearch",
+    "ScheduledSearch",
     "report",
     "result",
     "space_from_ray",

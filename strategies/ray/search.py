@@ -169,10 +169,17 @@ class HypergradSearch(RaySearcher):
         running = len(self._live.keys() - self._paused)
         if self.max_concurrent and running >= self.max_concurrent:
             return None
-        suggestion = self._searcher.ask()
-        self._numbers[trial_id] = suggestion.number
+        return self._suggest(trial_id)
+
+    def _suggest(self, trial_id: str) -> Any:
+        suggestion = self.searcher_.ask()
+        return self._issue(trial_id, suggestion.number, suggestion.config)
+
+    def _issue(self, trial_id: str, number: int, config: Mapping[str, Any]) -> dict[str, Any]:
+        assert self._layout is not None
+        self._numbers[trial_id] = number
         self._live[trial_id] = {}
-        return self._layout.to_ray(suggestion.config)
+        return self._layout.to_ray(config)
 
     def on_pause(self, trial_id: str) -> None:
         """A scheduler paused a trial: it no longer counts as running."""
@@ -265,25 +272,32 @@ class HypergradSearch(RaySearcher):
         self, trial_id: str, number: int | None, config: Mapping[str, Any], last: Mapping[str, Any]
     ) -> None:
         assert self._searcher is not None
-        assert self._layout is not None
-        report = Report.from_json(last)
         observation, problems = observe(
             self._searcher.space,
             config,
-            replace(
-                report,
-                gradient=self._layout.from_ray(report.gradient or {}, of=config),
-                config=self._layout.from_ray(report.config or {}, of=config),
-            ),
+            self._translated(trial_id, config, last),
             maximise=self._mode == "max",
             number=number,
         )
-        known = {_first(path) for path in self._searcher.space.domains}
-        for key in report.gradient or {}:
-            if _first(key) not in known:
-                problems[key] = f"a gradient entry is ignored: {key!r} is no hyperparameter"
         self._warn(trial_id, problems)
         self._searcher.tell(observation)
+
+    def _translated(
+        self, trial_id: str, config: Mapping[str, Any], last: Mapping[str, Any]
+    ) -> Report:
+        """A report in the paths of our space."""
+        assert self._layout is not None
+        report = Report.from_json(last)
+        known = {_first(path) for path in self._layout.space.domains}
+        for key in report.gradient or {}:
+            if _first(key) not in known:
+                message = f"a gradient entry is ignored: {key!r} is no hyperparameter"
+                self._warn(trial_id, {key: message})
+        return replace(
+            report,
+            gradient=self._layout.from_ray(report.gradient or {}, of=config),
+            config=self._layout.from_ray(report.config or {}, of=config),
+        )
 
     def _end(self, trial_id: str) -> None:
         """A trial is over without a result: its suggestion is not pending any more."""

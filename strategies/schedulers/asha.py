@@ -60,6 +60,10 @@ class ASHA(Scheduler):
         """Whether all configurations were started and none may go on."""
         return self._place() is None and not self._pending and not self._promotions()
 
+    def settled(self, number: int) -> bool:
+        """See the base class."""
+        return number in self._stopped or super().settled(number)
+
     def _promotions(self) -> Sequence[tuple[int, int]]:
         if self.mode == "stopping":
             return [

@@ -159,6 +159,10 @@ class Scheduler(abc.ABC):
                 return self._issue(number, level)
         return None
 
+    def waiting(self) -> list[int]:
+        """The known configurations that `promote` would hand out now, most wanted first."""
+        return [number for number, _ in self._promotions()]
+
     def start(self) -> Job | None:
         """The first job of a new configuration, or `None` if no new one is wanted now."""
         place = self._place()
@@ -172,14 +176,15 @@ class Scheduler(abc.ABC):
             self.candidates[number] = Candidate(number, suggestion.config, suggestion.note)
         return self._issue(number, level)
 
-    def tell(self, number: int, report: Report | float | None) -> None:
+    def tell(self, number: int, report: Report | float | None, *, maximise: bool = False) -> None:
         """Record the result of a configuration's pending job.
 
         **Arguments:**
 
         - `number`: the job's number.
-        - `report`: what came of it, minimised: a `Report`, or just the value. NaN, infinity and
-          `None` are failures: ranked last and never promoted.
+        - `report`: what came of it: a `Report`, or just the value. NaN, infinity and `None` are
+          failures: ranked last and never promoted.
+        - `maximise`: the value is to be maximised.
 
         Raises `ValueError` for a number that has never been handed out. A result for a job that
         is not pending (told before, or after a restore from an older state) is ignored.
@@ -196,11 +201,17 @@ class Scheduler(abc.ABC):
             self.searcher.space,
             candidate.config,
             replace(report, resource=self.resources[level]),
+            maximise=maximise,
             number=number,
             note=candidate.note,
         )
         self._warn(number, problems)
         self._reached(number, level)
+
+    def job(self, number: int) -> Job | None:
+        """The pending job of a configuration, if it has one."""
+        level = self._pending.get(number)
+        return None if level is None else self._job(number, level)
 
     def forget(self, number: int) -> None:
         """Take a pending job back: it is handed out again."""
@@ -209,6 +220,11 @@ class Scheduler(abc.ABC):
     def pending(self) -> list[Job]:
         """The jobs that are being worked on: what to resume after a restore."""
         return [self._job(number, level) for number, level in self._pending.items()]
+
+    def settled(self, number: int) -> bool:
+        """Whether a configuration will never run again: its checkpoint may be thrown away."""
+        candidate = self.candidates[number]
+        return bool(candidate.results) and max(candidate.results) == self.top
 
     # -- results -----------------------------------------------------------------------------
 

@@ -64,6 +64,10 @@ class IterativeDeepeningHyperband(Hyperband):
             raise ValueError(f"times must be at least 1, got {times}.")
         self._high *= self.eta**times
 
+    def settled(self, number: int) -> bool:
+        """Never: whoever is at the top now will not be when the maximum has grown."""
+        return False
+
     def _promoted(
         self, bracket: Bracket, level: int, members: Sequence[int], places: int
     ) -> Sequence[int]:

@@ -1,5 +1,6 @@
 """`HypergradSearch` in real experiments on a local Ray cluster."""
 
+import functools
 import json
 import math
 import os
@@ -14,8 +15,10 @@ import ray
 from ray import tune
 from ray.tune.schedulers import HyperBandScheduler
 
-from strategies.ray import HypergradSearch, report, result
+from strategies.ray import HypergradSearch, ScheduledSearch, report, result
+from strategies.schedulers import ASHA, IterativeDeepeningHyperband, run
 from strategies.searchers import RandomSearcher
+from strategies.space import Float, SearchSpace
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -137,6 +140,124 @@ def test_the_best_trials_of_a_stock_hyperband_are_seen(tmp_path):
     assert -search.searcher_.best.value == pytest.approx(best)
 
 
+class Steps(tune.Trainable):
+    """Counts its own steps, in its checkpoint; the value is better the longer and the smaller x."""
+
+    def setup(self, config):
+        self.x, self.log, self.steps = config["x"], config["log"], 0
+
+    def reset_config(self, new_config):
+        self.setup(new_config)
+        return True
+
+    def step(self):
+        self.steps += 1
+        with open(self.log, "a") as log:
+            log.write(".")
+        value = self.x + 1 / self.steps
+        if self.x > 0.9:
+            value = math.nan
+        return result(value, {"x": 1.0}, metric="loss", metrics={"steps": self.steps})
+
+    def save_checkpoint(self, checkpoint_dir):
+        pathlib.Path(checkpoint_dir, "steps").write_text(str(self.steps))
+
+    def load_checkpoint(self, checkpoint):
+        self.steps = int(pathlib.Path(checkpoint, "steps").read_text())
+
+
+def expected(top, deepened=0):
+    """What the same scheduler decides in this process."""
+    scheduler = IterativeDeepeningHyperband(
+        RandomSearcher(SearchSpace({"x": Float(0, 1)}), seed=5), top, eta=2
+    )
+
+    def objective(job):
+        x = job.config["x"]
+        return math.nan if x > 0.9 else x + 1 / job.resource
+
+    run(objective, scheduler)
+    for _ in range(deepened):
+        scheduler.deepen()
+        run(objective, scheduler)
+    return scheduler
+
+
+def values(scheduler):
+    return {
+        (c.number, level): o.value
+        for c in scheduler.candidates.values()
+        for level, o in c.results.items()
+    }
+
+
+def test_hyperband_pauses_resumes_and_grows(tmp_path):
+    """The decisions of the scheduler by itself, with every step trained once, under a limit."""
+
+    def experiment(search, name):
+        return tune.Tuner(
+            Steps,
+            param_space={"x": tune.uniform(0, 1), "log": str(log)},
+            tune_config=tune.TuneConfig(
+                metric="loss",
+                mode="min",
+                num_samples=-1,
+                search_alg=search,
+                scheduler=search.trial_scheduler,
+                reuse_actors=True,
+                max_concurrent_trials=2,
+            ),
+            run_config=tune.RunConfig(name=name, storage_path=str(tmp_path), verbose=0),
+        ).fit()
+
+    def make():
+        schedule = functools.partial(IterativeDeepeningHyperband, max_resource=2, eta=2)
+        return ScheduledSearch(schedule, RandomSearcher, seed=5)
+
+    log = tmp_path / "log"
+    search = make()
+    experiment(search, "first")
+    alone = expected(2)
+    assert search.schedule.finished
+    assert values(search.schedule) == values(alone)
+    assert search.schedule.incumbent.gradient == {"x": 1.0}
+    assert len(log.read_text()) == alone.spent_resumed
+    again = make()
+    again.restore_from_dir(str(tmp_path / "first"))
+    assert values(again.schedule) == values(alone)
+    again.schedule.deepen()
+    more = experiment(again, "second")
+    assert again.schedule.finished
+    assert values(again.schedule) == values(expected(2, deepened=1))
+    # Continued from the checkpoints of the first experiment: no step is trained twice.
+    assert max(r.metrics["steps"] for r in more) == 4
+    assert len(log.read_text()) == again.schedule.spent_resumed
+
+
+def test_asha_with_functions_that_end_early_and_save_nothing(tmp_path, caplog):
+    def train(config):
+        for step in range(2 if config["x"] < 0.5 else 20):
+            report(config["x"] + 1 / (step + 1), metric="loss")
+
+    search = ScheduledSearch(
+        functools.partial(ASHA, max_resource=4, eta=2, configurations=6), RandomSearcher, seed=2
+    )
+    results = tuner(
+        train,
+        tmp_path,
+        search,
+        {"x": tune.uniform(0, 1)},
+        samples=-1,
+        scheduler=search.trial_scheduler,
+    ).fit()
+    assert results.num_errors == 0
+    assert search.schedule.finished
+    assert len(search.schedule.candidates) == 6
+    assert "without a checkpoint" in caplog.text
+    best = search.schedule.incumbent
+    assert best.config["x"] == min(c.config["x"] for c in search.schedule.candidates.values())
+
+
 DRIVER = """
 import sys, time, json, os
 import ray
@@ -172,7 +293,7 @@ if __name__ == "__main__":
 """
 
 
-def run_driver(folder, mode):
+def run_driver(folder, mode, driver=DRIVER):
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
@@ -181,7 +302,7 @@ def run_driver(folder, mode):
     }
     environment.pop("RAY_ADDRESS", None)
     return subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(folder), mode],
+        [sys.executable, "-c", driver, str(folder), mode],
         env=environment,
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
@@ -207,3 +328,82 @@ def test_killed_driver_is_restored_and_decides_as_if_nothing_had_happened(tmp_pa
     restored = json.loads((tmp_path / "killed" / "restore.json").read_text())
     assert len(whole) == 8
     assert restored == whole
+
+
+SCHEDULED = """
+import functools, json, pathlib, sys, time
+import ray
+from ray import tune
+from strategies.ray import ScheduledSearch, result
+from strategies.schedulers import IterativeDeepeningHyperband
+from strategies.searchers import RandomSearcher
+from tests.strategies.test_ray_cluster import values
+
+folder, mode = sys.argv[1:]
+
+class Train(tune.Trainable):
+    def setup(self, config):
+        self.x, self.steps = config["x"], 0
+
+    def step(self):
+        time.sleep(0.2)
+        self.steps += 1
+        return result(float("nan") if self.x > 0.9 else self.x + 1 / self.steps, metric="loss")
+
+    def save_checkpoint(self, checkpoint_dir):
+        pathlib.Path(checkpoint_dir, "steps").write_text(str(self.steps))
+
+    def load_checkpoint(self, checkpoint):
+        self.steps = int(pathlib.Path(checkpoint, "steps").read_text())
+
+def make():
+    schedule = functools.partial(IterativeDeepeningHyperband, max_resource=4, eta=2)
+    return ScheduledSearch(schedule, RandomSearcher, seed=5)
+
+if __name__ == "__main__":
+    ray.init(num_cpus=2, include_dashboard=False, logging_level="error", log_to_driver=False,
+             object_store_memory=100 * 2**20)
+    if mode.startswith("restore"):
+        tuner = tune.Tuner.restore(folder + "/run", Train)
+    else:
+        search = make()
+        tuner = tune.Tuner(
+            Train,
+            param_space={"x": tune.uniform(0, 1)},
+            tune_config=tune.TuneConfig(
+                metric="loss", mode="min", num_samples=-1, max_concurrent_trials=2,
+                search_alg=search, scheduler=search.trial_scheduler,
+            ),
+            run_config=tune.RunConfig(name="run", storage_path=folder, verbose=0),
+        )
+    tuner.fit()
+    search = make()
+    search.restore_from_dir(folder + "/run")
+    found = {str(key): value for key, value in values(search.schedule).items()}
+    json.dump([search.schedule.finished, found], open(folder + "/found.json", "w"))
+"""
+
+
+@pytest.mark.slow
+def test_killed_hyperband_is_restored_with_its_rungs(tmp_path):
+    """Killed twice; stock Hyperband hangs here, because Ray does not save its schedulers."""
+    process = run_driver(tmp_path, "first", SCHEDULED)
+    for mode, wanted in [("restore1", 4), ("restore2", 9)]:
+        deadline = time.time() + 180
+
+        def reports():
+            files = tmp_path.glob("run/Train_*/result.json")
+            return sum(len(f.read_text().splitlines()) for f in files)
+
+        while reports() < wanted:
+            assert time.time() < deadline
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(30)
+        process = run_driver(tmp_path, mode, SCHEDULED)
+    assert process.wait(300) == 0
+    finished, found = json.loads((tmp_path / "found.json").read_text())
+    assert finished
+    alone = {str(key): value for key, value in values(expected(4)).items()}
+    assert found == alone

@@ -1,0 +1,390 @@
+"""Hyperband, its iterative deepening and ASHA on Ray Tune: searcher and scheduler as one.
+
+```python
+import functools
+from ray import tune
+from strategies.ray import ScheduledSearch
+from strategies.schedulers import Hyperband
+
+search = ScheduledSearch(functools.partial(Hyperband, max_resource=27, eta=3), seed=0)
+tuner = tune.Tuner(
+    train,
+    param_space=...,
+    tune_config=tune.TuneConfig(
+        metric="loss", mode="min", num_samples=-1,
+        search_alg=search, scheduler=search.trial_scheduler,
+    ),
+)
+```
+
+Ray saves its searcher and not its scheduler, so here the searcher holds everything and the
+scheduler only asks it. That is why both come from one object, and why `Tuner.restore` works.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ray.train._internal.session import _TrainingResult
+from ray.tune import Callback, Checkpoint
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.trainable import FunctionTrainable
+
+from strategies.ray.reports import as_number
+from strategies.ray.search import HypergradSearch
+from strategies.ray.spaces import Layout
+from strategies.schedulers import Scheduler
+from strategies.searchers.base import Searcher
+
+logger = logging.getLogger(__name__)
+
+
+class ScheduledSearch(HypergradSearch):
+    """A search algorithm whose trials get as much resource as a scheduler of ours decides.
+
+    **Arguments:**
+
+    - `schedule`: a function of the searcher that builds the scheduler, such as
+      `functools.partial(Hyperband, max_resource=27, eta=3)`.
+    - `searcher`: the searcher inside; see `HypergradSearch`.
+    - `resource`: the reported quantity that is the resource. Default `"training_iteration"`. A
+      trial pauses at the first report that reaches its rung.
+    - `options`: as `HypergradSearch`: `space`, `metric`, `mode`, `points_to_evaluate`,
+      `max_concurrent`, `seed`.
+
+    Give `search_alg=search` and `scheduler=search.trial_scheduler` to `TuneConfig`, with
+    `num_samples=-1`: the scheduler knows how many configurations it wants. A trial pauses at its
+    rung and goes on from its checkpoint when it is promoted: a class trainable saves one by itself,
+    a function has to give one with the report of the rung, else it starts again.
+
+    To let the maximum of an `IterativeDeepeningHyperband` grow after the experiment has finished,
+    restore the search from the experiment's folder, call `search.schedule.deepen()`, and run a new
+    experiment with it: trials are continued from the checkpoints of the old one.
+    """
+
+    def __init__(
+        self,
+        schedule: Callable[[Searcher], Scheduler],
+        searcher: Searcher | Callable[..., Searcher] | None = None,
+        *,
+        resource: str = "training_iteration",
+        **options: Any,
+    ) -> None:
+        if not callable(schedule):
+            raise ValueError(
+                "'schedule': expected a function of the searcher, such as "
+                f"functools.partial(Hyperband, max_resource=27); received {schedule!r}"
+            )
+        self._make_schedule = schedule
+        self._schedule: Scheduler | None = None
+        self.resource = resource
+        #: By configuration: where its last checkpoint is, and the metrics that Ray keeps with it.
+        self._checkpoints: dict[int, list[Any]] = {}
+        #: Configurations whose trial ended by itself before its rung, with its last report.
+        self._ended: dict[int, dict[str, Any]] = {}
+        super().__init__(searcher, **options)
+        if self._searcher is not None:
+            self._schedule = schedule(self._searcher)
+        self.trial_scheduler = HypergradScheduler(self)
+
+    @property
+    def schedule(self) -> Scheduler:
+        """The scheduler inside, with its `incumbent`, `progress` and `spent` (values minimised)."""
+        if self._schedule is None:
+            raise ValueError("ScheduledSearch has no space yet: Ray gives it when the run starts.")
+        return self._schedule
+
+    def _set_up(self, layout: Layout) -> None:
+        super()._set_up(layout)
+        assert self._searcher is not None
+        self._schedule = self._make_schedule(self._searcher)
+
+    # What the scheduler's face asks
+
+    def number_of(self, trial_id: str) -> int | None:
+        """The configuration of a trial, or `None` if the trial is not ours."""
+        return self._numbers.get(trial_id)
+
+    def has_room(self) -> bool:
+        """Whether one more trial may run."""
+        return not self.max_concurrent or (
+            len(self._live.keys() - self._paused) < self.max_concurrent
+        )
+
+    def reached(self, trial_id: str, result: Mapping[str, Any]) -> str:
+        """What to do with a trial that has just reported."""
+        number = self.number_of(trial_id)
+        if number is None or trial_id not in self._live:
+            return TrialScheduler.CONTINUE
+        self._live[trial_id] = self._read_result(result)
+        job = self.schedule.job(number)
+        if job is not None:
+            done = as_number(result.get(self.resource))
+            if done is None:
+                message = f"'{self.resource}' is not reported: the trial runs to its end"
+                self._warn(trial_id, {"resource": message})
+            if done is None or done < job.resource:
+                return TrialScheduler.CONTINUE
+            self._tell_schedule(trial_id, number, self._live[trial_id])
+        # Without a job these are iterations repeated after a retry or a restore.
+        if self.schedule.promote(only=number) is not None:
+            return TrialScheduler.CONTINUE
+        if self.schedule.settled(number):
+            return TrialScheduler.STOP
+        self.on_pause(trial_id)
+        return TrialScheduler.PAUSE
+
+    def resume(self, number: int) -> bool:
+        """Hand out the next job of a configuration whose trial is paused."""
+        return self.schedule.promote(only=number) is not None
+
+    def keep_checkpoint(self, trial_id: str, checkpoint: Any) -> None:
+        """Remember where a trial's last checkpoint is, for an experiment that continues it."""
+        number = self.number_of(trial_id)
+        if number is not None and checkpoint is not None and checkpoint.checkpoint is not None:
+            metrics = {
+                key: value
+                for key, value in (checkpoint.metrics or {}).items()
+                if key in ("training_iteration", "time_total_s")
+            }
+            self._checkpoints[number] = [checkpoint.checkpoint.path, metrics]
+
+    def checkpoint_of(self, trial_id: str) -> list[Any] | None:
+        """The checkpoint of an earlier trial of the same configuration."""
+        number = self.number_of(trial_id)
+        return None if number is None else self._checkpoints.get(number)
+
+    def settle(self) -> None:
+        """Promote those that cannot train any longer with the value that they ended with."""
+        while waiting := [n for n in self.schedule.waiting() if n in self._ended]:
+            self.schedule.promote(only=waiting[0])
+            self._tell_schedule(None, waiting[0], self._ended[waiting[0]])
+
+    # What Ray asks
+
+    def _suggest(self, trial_id: str) -> Any:
+        self.settle()
+        live = {self._numbers[other] for other in self._live}
+        waiting = self.schedule.waiting()
+        for number in waiting:
+            if number not in live:
+                # Its trial belongs to an earlier experiment, or was lost: a new one continues it.
+                job = self.schedule.promote(only=number)
+                assert job is not None
+                return self._issue(trial_id, number, job.config)
+        if waiting:
+            # A paused trial goes first; the scheduler's face resumes it in this very step.
+            return None
+        job = self.schedule.start()
+        if job is None:
+            return self.FINISHED if self.schedule.finished else None
+        return self._issue(trial_id, job.number, job.config)
+
+    def _complete(self, trial_id: str, result: Mapping[str, Any] | None, failed: bool) -> None:
+        if trial_id not in self._live:
+            return
+        last = self._live.pop(trial_id)
+        self._paused.discard(trial_id)
+        number = self._numbers[trial_id]
+        if result is not None and self._metric in result:
+            last = self._read_result(result)
+        elif failed or (result and not last):
+            last = {"value": None}
+        if self.schedule.job(number) is None:
+            return
+        if not last:
+            self.schedule.forget(number)
+            return
+        # It ended before its rung: what it reported last is all that there will be.
+        self._ended[number] = last if not failed else {"value": None}
+        self._tell_schedule(trial_id, number, self._ended[number])
+
+    def _tell_schedule(self, trial_id: str | None, number: int, last: Mapping[str, Any]) -> None:
+        config = self.schedule.candidates[number].config
+        report = self._translated(trial_id or f"of configuration {number}", config, last)
+        self.schedule.tell(number, report, maximise=self._mode == "max")
+
+    def _end(self, trial_id: str) -> None:
+        self._live.pop(trial_id, None)
+        self._paused.discard(trial_id)
+        if self._schedule is not None and trial_id in self._numbers:
+            self._schedule.forget(self._numbers[trial_id])
+
+    def add_evaluated_point(self, *arguments: Any, **options: Any) -> None:
+        """Not for schedulers: a point without its rungs has no place in a bracket."""
+        raise NotImplementedError("ScheduledSearch takes no points that were evaluated elsewhere")
+
+    # State
+
+    def get_state(self) -> dict[str, Any]:
+        """See `HypergradSearch`; with the scheduler's state."""
+        return super().get_state() | {
+            "schedule": None if self._schedule is None else self._schedule.state_dict(),
+            "checkpoints": [[n, *found] for n, found in self._checkpoints.items()],
+            "ended": [[n, last] for n, last in self._ended.items()],
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """See `HypergradSearch`."""
+        super().set_state(state)
+        if state["schedule"] is not None:
+            self.schedule.load_state_dict(state["schedule"])
+        self._checkpoints = {n: [path, metrics] for n, path, metrics in state["checkpoints"]}
+        self._ended = {n: dict(last) for n, last in state["ended"]}
+
+
+class HypergradScheduler(TrialScheduler):
+    """Ray's scheduler for a `ScheduledSearch`: made by it, never alone.
+
+    It holds nothing: every decision is the search's, and is saved and restored with it.
+    """
+
+    _supports_buffered_results = False
+
+    def __init__(self, search: ScheduledSearch) -> None:
+        super().__init__()
+        self._search = search
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        """Take the metric of `TuneConfig`; Ray requires every report to have it."""
+        self._metric = metric or self._search.metric
+        return True
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """A new trial, or one of a restored experiment."""
+        number = self._search.number_of(trial.trial_id)
+        if number is None:
+            return
+        if trial.status in (Trial.TERMINATED, Trial.ERROR):
+            # It ended after the searcher's last save.
+            failed = trial.status == Trial.ERROR
+            result = None if failed else _flat(trial.last_result)
+            self._search.on_trial_complete(trial.trial_id, result, failed)
+            return
+        if self._search.schedule.job(number) is None:
+            # Ray wants to run all trials of a restored experiment, those that wait included.
+            trial.set_status(Trial.PAUSED)
+            self._search.on_pause(trial.trial_id)
+            return
+        earlier = self._search.checkpoint_of(trial.trial_id)
+        if earlier is not None and trial.latest_checkpoint_result is None:
+            path, metrics = earlier
+            trial._restore_checkpoint_result = _TrainingResult(
+                checkpoint=Checkpoint(path), metrics=dict(metrics)
+            )
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """A trial raised; Ray retries it, or tells the searcher that it failed."""
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Go on, or pause at the rung."""
+        try:
+            decision = self._search.reached(trial.trial_id, result)
+        except Exception:
+            logger.exception("Trial %s: its report was not understood.", trial.trial_id)
+            return TrialScheduler.CONTINUE
+        if decision == TrialScheduler.PAUSE:
+            self._warn_if_lost(trial, result)
+        return str(decision)
+
+    def _warn_if_lost(self, trial: Any, result: Mapping[str, Any]) -> None:
+        trainable = trial.get_trainable_cls()
+        function = isinstance(trainable, type) and issubclass(trainable, FunctionTrainable)
+        if function and not result.get("checkpoint_dir_name"):
+            message = (
+                "paused without a checkpoint in its last report: it starts again from the "
+                "beginning when it is promoted. Give report(..., checkpoint=...) at every rung: "
+                f"{self._search.schedule.resources}"
+            )
+            self._search._warn(trial.trial_id, {"checkpoint": message})
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """A trial ended; Ray tells the searcher too, and that is enough."""
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        """A trial was stopped while it waited."""
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """A pending trial, or a paused one that is promoted; also the end of all that wait."""
+        trials = tune_controller.get_trials()
+        paused: dict[int, Any] = {}
+        active = False
+        for trial in trials:
+            if trial.status == Trial.PENDING:
+                return trial
+            if trial.status == Trial.RUNNING:
+                active = True
+            elif trial.status == Trial.PAUSED:
+                number = self._search.number_of(trial.trial_id)
+                if number is not None:
+                    paused[number] = trial
+        if not paused:
+            return None
+        schedule = self._search.schedule
+        self._search.settle()
+        for number, trial in paused.items():
+            if schedule.job(number) is not None:
+                self._search.on_unpause(trial.trial_id)
+                return trial
+        if self._search.has_room():
+            for number in schedule.waiting():
+                if number in paused and self._search.resume(number):
+                    self._search.on_unpause(paused[number].trial_id)
+                    return paused[number]
+        short = tune_controller.search_alg.is_finished() and not schedule.finished
+        if not active and (schedule.finished or (short and not schedule.waiting())):
+            if short and hasattr(schedule, "brackets"):
+                message = "num_samples ended the run before all rungs were full; use -1"
+                self._search._warn("", {"num_samples": message})
+            for trial in paused.values():
+                self._search.keep_checkpoint(trial.trial_id, trial.latest_checkpoint_result)
+                tune_controller.stop_trial(trial)
+        return None
+
+    def debug_string(self) -> str:
+        """The state of all rungs."""
+        progress = getattr(self._search._schedule, "progress", None)
+        return progress() if progress is not None else type(self._search).__name__
+
+
+class BracketProgress(Callback):
+    """Prints how far the rungs are: Ray's own output does not show its scheduler.
+
+    **Arguments:**
+
+    - `search`: the `ScheduledSearch` of the run.
+    - `seconds`: print at most so often. Default 30.
+    """
+
+    def __init__(self, search: ScheduledSearch, seconds: float = 30.0) -> None:
+        self._search = search
+        self._seconds = seconds
+        self._last = 0.0
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: Any, **_: Any
+    ) -> None:
+        """Called by Ray after each report."""
+        if time.monotonic() - self._last >= self._seconds:
+            self._last = time.monotonic()
+            print(self._search.trial_scheduler.debug_string())
+
+    def on_experiment_end(self, trials: list[Any], **_: Any) -> None:
+        """Called by Ray at the end."""
+        print(self._search.trial_scheduler.debug_string())
+
+
+def _flat(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A result as searchers see it."""
+    flat: dict[str, Any] = {}
+    for key, value in result.items():
+        if isinstance(value, Mapping):
+            flat.update({f"{key}/{name}": entry for name, entry in _flat(value).items()})
+        else:
+            flat[str(key)] = value
+    return flat
+
+
+__all__ = ["BracketProgress", "HypergradScheduler", "ScheduledSearch"]
