@@ -25,6 +25,23 @@ from strategies.translate import Warner, observe
 _VERSION = 1
 
 
+def rungs_below(low: Fraction, high: Fraction, eta: int) -> int:
+    """The largest integer `S` with `low * eta^S <= high`."""
+    top = 0
+    while low * eta ** (top + 1) <= high:
+        top += 1
+    return top
+
+
+def rung_resources(low: Fraction, high: Fraction, eta: int, integer: bool) -> list[int | float]:
+    """The resources `high / eta^i` that are at least `low`, lowest first."""
+    top = rungs_below(low, high, eta)
+    exact = [high / eta ** (top - i) for i in range(top + 1)]
+    if integer:
+        return [math.floor(r + Fraction(1, 2)) for r in exact]
+    return [_plain(r) for r in exact]
+
+
 def _plain(resource: Fraction) -> int | float:
     return resource.numerator if resource.denominator == 1 else float(resource)
 
@@ -119,10 +136,7 @@ class Scheduler(abc.ABC):
     @property
     def top(self) -> int:
         """The index of the highest level: `S` above. Integers only, no floating logarithm."""
-        top = 0
-        while self._low * self.eta ** (top + 1) <= self._high:
-            top += 1
-        return top
+        return rungs_below(self._low, self._high, self.eta)
 
     @property
     def max_resource(self) -> int | float:
@@ -132,11 +146,7 @@ class Scheduler(abc.ABC):
     @property
     def resources(self) -> list[int | float]:
         """The resource of each level, lowest first."""
-        top = self.top
-        exact = [self._high / self.eta ** (top - i) for i in range(top + 1)]
-        if self.integer:
-            return [math.floor(r + Fraction(1, 2)) for r in exact]
-        return [_plain(r) for r in exact]
+        return rung_resources(self._low, self._high, self.eta, self.integer)
 
     # -- jobs --------------------------------------------------------------------------------
 

@@ -324,9 +324,9 @@ def test_long_gradients_are_stored_in_chunks(storage, size):
     attributes = optuna.load_study(study_name=study.study_name, storage=storage()).trials[0]
     stored = attributes.user_attrs
     assert all(len(json.dumps(v)) < 65_000 for v in stored.values())
-    from strategies.optuna import REPORT, _read
+    from strategies.optuna.trials import REPORT, read_attribute
 
-    assert _read(REPORT, stored)["gradient"]["l2"] == gradient.tolist()
+    assert read_attribute(REPORT, stored)["gradient"]["l2"] == gradient.tolist()
 
 
 def test_report_of_nan_infinity_and_unreliable_gradients(storage):

@@ -1,0 +1,129 @@
+"""What an objective calls: its configuration, and the report of its hypergradient."""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from strategies.observation import report as _report
+from strategies.optuna.spaces import Names
+from strategies.space import Constant, SearchSpace
+
+#: The user attribute of a trial that holds its report.
+REPORT = "hypergrad"
+
+#: Longer values are split: MySQL keeps an attribute in a column of 64 KiB.
+_CHUNK = 60_000
+
+
+def suggest(trial: Any, space: SearchSpace) -> dict[str, Any]:
+    """The trial's configuration: all hyperparameters of a space, asked for one by one.
+
+    Works with every sampler of Optuna, not only with ours.
+
+    **Arguments:**
+
+    - `trial`: the `optuna.Trial`.
+    - `space`: where to search.
+
+    **Returns:** A nested dict of plain values, lists for arrays, constants included; the
+    hyperparameters whose conditions do not hold are absent.
+    """
+    names = Names(space)
+    flat: dict[str, Any] = {}
+    waiting = list(space.domains)
+    while waiting:
+        path = next(p for p in waiting if not any(q in waiting for q in space.domains[p].when))
+        waiting.remove(path)
+        if not space.is_active(path, flat):
+            continue
+        domain = space.domains[path]
+        if isinstance(domain, Constant):
+            flat[path] = domain.value
+            continue
+        params = {name: _ask(trial, name, names.distributions[name]) for name in names.names[path]}
+        flat[path] = names.from_params(params)[path]
+    return space.validate(flat)
+
+
+def _ask(trial: Any, name: str, distribution: BaseDistribution) -> Any:
+    if isinstance(distribution, FloatDistribution):
+        return trial.suggest_float(
+            name, distribution.low, distribution.high, log=distribution.log, step=distribution.step
+        )
+    if isinstance(distribution, IntDistribution):
+        return trial.suggest_int(
+            name, distribution.low, distribution.high, log=distribution.log, step=distribution.step
+        )
+    assert isinstance(distribution, CategoricalDistribution)
+    return trial.suggest_categorical(name, distribution.choices)
+
+
+def report(
+    trial: Any,
+    value: Any,
+    gradient: Any = None,
+    *,
+    gradient_error: Any = None,
+    config: Mapping[str, Any] | None = None,
+    cost: Any = None,
+    resource: Any = None,
+    info: Mapping[str, Any] | None = None,
+) -> float:
+    """Hand a trial's hypergradient over, and return the value for the objective to return.
+
+    Stored as the user attribute `hypergrad` of the trial: plain JSON data, in several attributes if
+    it is long. Without a gradient the trial still counts.
+
+    **Arguments:**
+
+    - `trial`: the `optuna.Trial`.
+    - `value`: the objective, a scalar; or a `hypergrad.Hypergradient`, which brings its gradient
+      and its residuals along.
+    - `gradient`: derivative of `value` with respect to the hyperparameters' natural values, keyed
+      by their names, nested or flat, partial.
+    - `gradient_error`, `config`, `cost`, `resource`, `info`: as in `strategies.observation.report`.
+      The searcher takes the trial's duration in seconds for the cost if it is not given.
+
+    **Returns:** The value as a float, NaN if there is none: Optuna takes that for a failure.
+
+    **Raises:** `ValueError` if the value is not a scalar or the gradient not a mapping.
+    """
+    given = _report(
+        value,
+        gradient,
+        gradient_error=gradient_error,
+        config=config,
+        cost=cost,
+        resource=resource,
+        info=info,
+    )
+    write_attribute(given.to_json(), REPORT, trial.set_user_attr)
+    return math.nan if given.value is None else given.value
+
+
+def write_attribute(content: Any, key: str, put: Callable[[str, Any], None]) -> None:
+    """Store JSON data as an attribute, or as several if it is long."""
+    text = json.dumps(content)
+    if len(text) <= _CHUNK:
+        put(key, content)
+        return
+    for i, start in enumerate(range(0, len(text), _CHUNK)):
+        put(f"{key}:{i}", text[start : start + _CHUNK])
+
+
+def read_attribute(key: str, attributes: Mapping[str, Any]) -> Any:
+    """What `write_attribute` stored, `None` if there is nothing."""
+    if key in attributes:
+        return attributes[key]
+    parts: list[str] = []
+    while (part := attributes.get(f"{key}:{len(parts)}")) is not None:
+        parts.append(part)
+    return json.loads("".join(parts)) if parts else None
