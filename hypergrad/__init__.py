@@ -1,5 +1,16 @@
 """Hypergradients for bilevel hyperparameter optimization in JAX."""
 
+from hypergrad.curvature import Curvature as Curvature
+from hypergrad.curvature import GaussNewton as GaussNewton
+from hypergrad.curvature import Hessian as Hessian
+from hypergrad.diagnostics import DirectionCheck as DirectionCheck
+from hypergrad.diagnostics import HypergradientCheck as HypergradientCheck
+from hypergrad.diagnostics import check_hypergradient as check_hypergradient
+from hypergrad.differentiable import implicit_solver as implicit_solver
+from hypergrad.doctor import Recommendation as Recommendation
+from hypergrad.doctor import Route as Route
+from hypergrad.doctor import recommend as recommend
+from hypergrad.error import ErrorEstimate as ErrorEstimate
 from hypergrad.estimator import Estimator as Estimator
 from hypergrad.estimator import FitInfo as FitInfo
 from hypergrad.estimator import Hypergradient as Hypergradient
@@ -17,4 +28,8 @@ from hypergrad.inner import Newton as Newton
 from hypergrad.inner import OptaxSolver as OptaxSolver
 from hypergrad.inner import as_inner_solver as as_inner_solver
 from hypergrad.linear.cg import CG as CG
+from hypergrad.minibatch import over_batches as over_batches
+from hypergrad.optimality import KKT as KKT
+from hypergrad.optimality import ProximalStep as ProximalStep
 from hypergrad.problem import BilevelProblem as BilevelProblem
+from hypergrad.routed import Routed as Routed

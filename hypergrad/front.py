@@ -70,7 +70,7 @@ def hypergradient(
     if params is None and state is None:
         raise ValueError("hypergradient needs params, or the state of an earlier call.")
     arguments = as_arrays((params, hparams, inner_batch, outer_batch))
-    out = _compiled(problem, estimator, state, *arguments, key)
+    out = _compiled(problem, estimator, state, arguments, key)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(out)):
         return _refuse_traced(out) if strict else out
     trouble = _trouble(out)
@@ -92,12 +92,10 @@ def _compiled(
     problem: BilevelProblem,
     estimator: Estimator,
     state: Any,
-    params: PyTree,
-    hparams: PyTree,
-    inner_batch: PyTree,
-    outer_batch: PyTree,
+    arguments: tuple[PyTree, PyTree, PyTree, PyTree],
     key: Array | None,
 ) -> Hypergradient:
+    params, hparams, inner_batch, outer_batch = arguments
     if state is None:
         state = estimator.init(problem, params, hparams, inner_batch, key=key)
     elif params is not None:

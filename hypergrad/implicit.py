@@ -10,17 +10,20 @@ adjoint system, and `C` its derivative in `λ` (Blondel et al. 2022).
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree, Scalar
 
+from hypergrad.adjoint import accumulating, cast_like, solver_for
+from hypergrad.curvature import Curvature, Hessian, residual_of
+from hypergrad.error import ErrorEstimate, Sensitivity, estimate_error
 from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
 from hypergrad.inner import InnerSolver, as_inner_solver
 from hypergrad.linear import vector
-from hypergrad.linear.base import LinearOperator, LinearSolution, LinearSolver
+from hypergrad.linear.base import LinearSolver
 from hypergrad.linear.cg import CG
 from hypergrad.paths import require_effect, trace_paths
 from hypergrad.problem import BilevelProblem
@@ -52,23 +55,34 @@ class ImplicitDifferentiation(Estimator):
     huge outer gradients neither underflow nor overflow, and vectors of the solve are kept in at
     least float32 whatever the parameters' dtype.
 
-    A hyperparameter that reaches neither loss (found by tracing) is refused by name.
+    A hyperparameter that reaches neither loss (found by tracing) is refused by name, unless
+    `unseen="none"`.
 
     **Arguments:**
 
     - `solver`: what `fit` runs: an `InnerSolver`, an optax optimizer, a jaxopt solver, or a
       function `fn(params, hparams, batch) -> params`. `None` takes the params that it is given as
       already solved.
-    - `linear_solver`: for the adjoint system.
+    - `linear_solver`: for the adjoint system. With a general optimality map, whose system is not
+      symmetric, a `CG` stands for `GMRES` with the same tolerance and number of steps.
     - `damping`: solves with `H + damping I` instead. It makes an indefinite or singular Hessian
-      tractable at the price of a bias.
+      tractable at the price of a bias, which the error estimate contains.
+    - `curvature`: `Hessian()`, or `GaussNewton(...)` for networks far from a minimum.
     - `warm_start`: begin each solve at the last adjoint.
+    - `error_estimate`: `True`, `False` (`info.error` is then NaN and costs nothing), or an
+      `ErrorEstimate` with its own options. It costs three loose solves and a few gradients of
+      the losses.
+    - `unseen`: `"raise"`, or `"none"`: hyperparameters that reach neither loss get the gradient
+      `None`, for another estimator to fill in (`Routed`).
     """
 
     solver: InnerSolver | None
     linear_solver: LinearSolver
     damping: float | Scalar
+    curvature: Curvature
     warm_start: bool = eqx.field(static=True)
+    error_estimate: ErrorEstimate | None
+    unseen: Literal["raise", "none"] = eqx.field(static=True)
 
     def __init__(
         self,
@@ -76,7 +90,10 @@ class ImplicitDifferentiation(Estimator):
         linear_solver: LinearSolver = CG(),  # noqa: B008 (immutable)
         *,
         damping: float | Scalar = 0.0,
+        curvature: Curvature = Hessian(),  # noqa: B008 (immutable)
         warm_start: bool = True,
+        error_estimate: bool | ErrorEstimate = True,
+        unseen: Literal["raise", "none"] = "raise",
     ) -> None:
         if isinstance(damping, float | int) and damping < 0:
             raise ValueError(f"damping must be >= 0, got {damping}.")
@@ -84,10 +101,20 @@ class ImplicitDifferentiation(Estimator):
             raise ValueError(
                 f"linear_solver must be a LinearSolver, got {type(linear_solver).__name__}."
             )
+        if not isinstance(curvature, Curvature):
+            raise ValueError(f"curvature must be a Curvature, got {type(curvature).__name__}.")
+        if unseen not in ("raise", "none"):
+            raise ValueError(f'unseen must be "raise" or "none", got {unseen!r}.')
+        self.unseen = unseen
         self.solver = None if solver is None else as_inner_solver(solver)
         self.linear_solver = linear_solver
         self.damping = damping
+        self.curvature = curvature
         self.warm_start = warm_start
+        if isinstance(error_estimate, bool):
+            self.error_estimate = ErrorEstimate() if error_estimate else None
+        else:
+            self.error_estimate = error_estimate
 
     def init(
         self,
@@ -105,12 +132,12 @@ class ImplicitDifferentiation(Estimator):
         # A barrier, so that zero params made inside a program do not reach the product as a
         # constant (see `hypergrad.linear.base`).
         dynamic = jax.lax.optimization_barrier(dynamic)
-        residual_of = _residual_of(problem, static, hparams, inner_batch, key)
-        residual, image = jax.jvp(residual_of, (dynamic,), (dynamic,))
+        residual_at = residual_of(problem, static, hparams, inner_batch, key)
+        residual, image = jax.jvp(residual_at, (dynamic,), (dynamic,))
         scale = jnp.fmax(vector.norm(residual), vector.norm(image))
         return ImplicitState(
             params=params,
-            adjoint=vector.zeros_like(_accumulating(dynamic)),
+            adjoint=vector.zeros_like(accumulating(dynamic)),
             scale=jnp.where(jnp.isfinite(scale) & (scale > 0), scale, 1),
             solver_state=None if self.solver is None else self.solver.init(problem, params),
             inner_iterations=jnp.zeros((), jnp.int32),
@@ -153,10 +180,8 @@ class ImplicitDifferentiation(Estimator):
         key: Array | None = None,
     ) -> Hypergradient:
         """See `Estimator.hypergradient`. A stochastic problem gets `key` in both losses."""
-        require_effect(
-            trace_paths(problem, state.params, hparams, inner_batch, outer_batch, key),
-            type(self).__name__,
-        )
+        paths = trace_paths(problem, state.params, hparams, inner_batch, outer_batch, key)
+        require_effect(paths, type(self).__name__, unseen=self.unseen == "none")
         dynamic, static = eqx.partition(state.params, eqx.is_inexact_array)
         h, h_static = eqx.partition(hparams, eqx.is_inexact_array)
 
@@ -168,26 +193,58 @@ class ImplicitDifferentiation(Estimator):
             dynamic, h
         )
 
-        residual_of = _residual_of(problem, static, hparams, inner_batch, key)
-        residual, product = jax.linearize(residual_of, dynamic)
-        operator = adjoint_operator(product, dynamic, symmetric=problem.optimality is None)
-        if not (isinstance(self.damping, float | int) and self.damping == 0):
-            operator = operator.damped(self.damping)
+        residual, exact = self.curvature.linearize(
+            problem, dynamic, static, hparams, inner_batch, key
+        )
+        undamped = isinstance(self.damping, float | int) and self.damping == 0
+        system = exact if undamped else exact.damped(self.damping)
+        linear_solver = solver_for(self.linear_solver, symmetric=exact.symmetric)
         initial = state.adjoint if self.warm_start else None
-        solution, size = solve_scaled(self.linear_solver, operator, cotangent, initial)
+        solution, size = system.solve_adjoint(linear_solver, cotangent, initial)
 
-        q = _like(solution.value, dynamic)
-        mixed = _mixed_product(problem, dynamic, static, h, h_static, inner_batch, key, q)
+        q = cast_like(solution.value, dynamic)
+        slope = _slope(problem, static, h_static, inner_batch, key)
+        mixed = jax.grad(slope, argnums=1)(dynamic, h, q)
         grad = jax.tree.map(lambda d, m: (d - size * m).astype(d.dtype), direct, mixed)
 
+        seen = [reach.inner or reach.outer for reach in paths.hparams.values()]
+        leaves, structure = jax.tree.flatten(grad)
+        visible = [leaf if s else None for leaf, s in zip(leaves, seen, strict=True)]
+        error = jnp.full((), jnp.nan, solution.residual.dtype)
+        if self.error_estimate is not None:
+            # Everything of the estimate is divided by `size`, as the adjoint is.
+            inverse = 1 / jnp.where(jnp.isfinite(size) & (size > 0), size, 1)
+
+            def lagrangian(p: PyTree, lam: PyTree, q: PyTree) -> Scalar:
+                loss = (inverse * outer(p, lam)[0]).astype(value.dtype)
+                return loss - slope(p, lam, q)
+
+            def sensitivity(displacement: PyTree) -> Sensitivity:
+                point = vector.axpy(-1, displacement, dynamic)
+                linear, gradient, inner = jax.grad(lagrangian, argnums=(0, 1, 2))(point, h, q)
+                return Sensitivity(gradient, linear, vector.scale(-1, inner))
+
+            loose = self.error_estimate.chosen(linear_solver, symmetric=exact.symmetric)
+            error = estimate_error(
+                self.error_estimate,
+                sensitivity,
+                lambda delta: jax.grad(slope, argnums=1)(dynamic, h, cast_like(delta, dynamic)),
+                lambda b: exact.solve(loose, b),
+                lambda b: exact.solve_adjoint(loose, b),
+                origin=vector.zeros_like(accumulating(dynamic)),
+                noise=30 * jnp.finfo(_narrowest(dynamic)).eps * state.scale,
+            ).astype(error.dtype)
+            error = jnp.where(solution.nonpositive_curvature, jnp.inf, error)
+
+        breakdown = solution.breakdown | ~vector.all_finite(grad) | ~jnp.isfinite(value)
         info = HypergradientInfo(
             inner_residual=vector.norm(residual) / state.scale,
             inner_iterations=state.inner_iterations,
             linear_residual=solution.residual,
             iterations=solution.products,
             nonpositive_curvature=solution.nonpositive_curvature,
-            breakdown=solution.breakdown | ~vector.all_finite(grad) | ~jnp.isfinite(value),
-            error=jnp.full((), jnp.nan, solution.residual.dtype),
+            breakdown=breakdown,
+            error=error,
         )
         new_state = ImplicitState(
             params=state.params,
@@ -196,94 +253,30 @@ class ImplicitDifferentiation(Estimator):
             solver_state=state.solver_state,
             inner_iterations=state.inner_iterations,
         )
-        return Hypergradient(value, grad, new_state, info, aux)
+        return Hypergradient(value, jax.tree.unflatten(structure, visible), new_state, info, aux)
 
 
-def adjoint_operator(product: Callable, like: PyTree, *, symmetric: bool) -> LinearOperator:
-    """The operator of the adjoint system `Jᵀ q = g`, acting on vectors in at least float32.
+def _slope(
+    problem: BilevelProblem, static: PyTree, h_static: PyTree, batch: PyTree, key: Array | None
+) -> Callable[[PyTree, PyTree, PyTree], Scalar]:
+    """`(w, λ, q) -> ⟨∂f/∂w, q⟩`, whose gradients are `H q`, `Cᵀ q` and the inner residual."""
 
-    **Arguments:**
+    def slope(dynamic: PyTree, h: PyTree, q: PyTree) -> Scalar:
+        hparams = eqx.combine(h, h_static)
+        if problem.optimality is not None:
+            residual = residual_of(problem, static, hparams, batch, key)(dynamic)
+            return vector.vdot(residual, q)
 
-    - `product`: the linear map `v -> J v` on pytrees of the dtypes of `like`.
-    - `like`: the inner point.
-    - `symmetric`: `J` is a Hessian.
-    """
-
-    def widened(linear: Callable) -> Callable:
-        return lambda v: _accumulating(linear(_like(v, like)))
-
-    if symmetric:
-        mv = widened(product)
-        return LinearOperator(mv, mv, symmetric=True)
-
-    def transposed(v: PyTree) -> PyTree:
-        return jax.linear_transpose(product, like)(v)[0]
-
-    return LinearOperator(widened(transposed), widened(product), symmetric=False)
-
-
-def solve_scaled(
-    solver: LinearSolver, operator: LinearOperator, rhs: PyTree, initial: PyTree | None = None
-) -> tuple[LinearSolution, Scalar]:
-    """Solve for the right-hand side scaled to norm 1.
-
-    **Returns:** the solution of the scaled system, and the norm that it has to be multiplied with.
-    A right-hand side that is not finite is a breakdown: its solution is zero.
-    """
-    rhs = _accumulating(rhs)
-    size = vector.norm(rhs)
-    finite = jnp.isfinite(size) & vector.all_finite(rhs)
-    inverse = 1 / jnp.where(finite & (size > 0), size, 1)
-    # Two factors, because the inverse of a subnormal norm overflows.
-    half = jnp.sqrt(inverse)
-    unit = jax.tree.map(lambda a: jnp.where(finite, a * half * half, 0).astype(a.dtype), rhs)
-    solution = solver.solve(operator, unit, initial=initial)
-    return eqx.tree_at(lambda s: s.breakdown, solution, solution.breakdown | ~finite), size
-
-
-def _residual_of(
-    problem: BilevelProblem, static: PyTree, hparams: PyTree, batch: PyTree, key: Array | None
-) -> Callable:
-    def residual(p: PyTree) -> PyTree:
-        value = problem.residual(eqx.combine(p, static), hparams, batch, key)
-        return eqx.filter(value, eqx.is_inexact_array)
-
-    return residual
-
-
-def _mixed_product(
-    problem: BilevelProblem,
-    dynamic: PyTree,
-    static: PyTree,
-    h: PyTree,
-    h_static: PyTree,
-    batch: PyTree,
-    key: Array | None,
-    q: PyTree,
-) -> PyTree:
-    """`Cᵀ q`, like the differentiable part of hparams."""
-    if problem.optimality is not None:
-
-        def residual(lam: PyTree) -> PyTree:
-            return _residual_of(problem, static, eqx.combine(lam, h_static), batch, key)(dynamic)
-
-        return jax.vjp(residual, h)[1](q)[0]
-
-    # Of the two orders, the gradient in λ of the directional derivative along q is the cheaper: it
-    # goes forward once and back once.
-    def slope(lam: PyTree) -> Scalar:
+        # A directional derivative, which costs no backward pass; of the two orders of
+        # differentiation this makes the mixed product the cheaper.
         def loss(p: PyTree) -> Scalar:
-            lam_full = eqx.combine(lam, h_static)
-            return problem.inner_loss(eqx.combine(p, static), lam_full, batch, key)[0]
+            return problem.inner_loss(eqx.combine(p, static), hparams, batch, key)[0]
 
         return jax.jvp(loss, (dynamic,), (q,))[1]
 
-    return jax.grad(slope)(h)
+    return slope
 
 
-def _accumulating(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda a: a.astype(jnp.promote_types(a.dtype, jnp.float32)), tree)
-
-
-def _like(tree: PyTree, like: PyTree) -> PyTree:
-    return jax.tree.map(lambda a, b: a.astype(b.dtype), tree, like)
+def _narrowest(tree: PyTree) -> jnp.dtype:
+    dtypes = [leaf.dtype for leaf in jax.tree.leaves(tree)]
+    return max(dtypes, key=lambda dtype: float(jnp.finfo(dtype).eps))

@@ -14,9 +14,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PyTree, Scalar
 
+from hypergrad.adjoint import accumulating, cast_like, jacobian_operator, solver_for
+from hypergrad.curvature import residual_of
 from hypergrad.linear import vector
-from hypergrad.linear.base import LinearSolver, symmetric_operator
+from hypergrad.linear.base import LinearSolver
 from hypergrad.linear.cg import CG
+from hypergrad.linear.gmres import GMRES
 from hypergrad.problem import BilevelProblem
 
 
@@ -110,8 +113,9 @@ class OptaxSolver(InnerSolver):
             state = optimizer.init(dynamic)
 
         def step_key(step: Array) -> Array | None:
-            fresh = problem.stochastic and self.fresh_noise and key is not None
-            return jax.random.fold_in(key, step) if fresh else key
+            if key is None or not (problem.stochastic and self.fresh_noise):
+                return key
+            return jax.random.fold_in(key, step)
 
         def descent(point: PyTree, key: Array | None) -> tuple[Scalar, PyTree]:
             if problem.inner is None:
@@ -232,12 +236,15 @@ class Newton(InnerSolver):
     After a direction of non-positive curvature it solves with `H + shift I`, and lets the shift die
     away once the curvature is positive again.
 
+    With an optimality map it solves `J e = r` and decreases `‖r‖`: a semismooth Newton method for
+    the fixed points of proximal and projected steps (Qi & Sun 1993).
+
     **Arguments:**
 
     - `tol`: stop at `‖∂f/∂w‖ <= tol` (absolute), or when rounding error lets nothing decrease any
       more.
     - `max_steps`: Newton steps per run.
-    - `linear_solver`: solves for the step; its `tol` is replaced step by step if it is a `CG`.
+    - `linear_solver`: solves for the step. The `tol` of a `CG` or `GMRES` is replaced step by step.
     """
 
     tol: float | Scalar = 0.0
@@ -255,18 +262,17 @@ class Newton(InnerSolver):
         key: Array | None = None,
     ) -> InnerSolution:
         """See `InnerSolver.run`."""
-        if problem.inner is None:
-            raise ValueError(
-                "Newton needs an inner loss; this problem has only an optimality map. Use a "
-                "solver of its own (`FunctionSolver`)."
-            )
         dynamic, static = eqx.partition(params, eqx.is_inexact_array)
+        symmetric = problem.optimality is None
+        residual_at = residual_of(problem, static, hparams, batch, key)
 
-        def loss(p: PyTree) -> Scalar:
-            return problem.inner_loss(eqx.combine(p, static), hparams, batch, key)[0]
-
-        gradient_of = jax.grad(loss)
-        value_of = jax.value_and_grad(loss)
+        def measure(point: PyTree) -> tuple[Scalar, PyTree]:
+            if symmetric:
+                return jax.value_and_grad(
+                    lambda p: problem.inner_loss(eqx.combine(p, static), hparams, batch, key)[0]
+                )(point)
+            residual = residual_at(point)
+            return 0.5 * vector.vdot(residual, residual), residual
 
         def unfinished(carry: tuple) -> Array:
             _, _, _, norm, _, _, step, stuck = carry
@@ -274,21 +280,22 @@ class Newton(InnerSolver):
 
         def body(carry: tuple) -> tuple:
             point, value, gradient, norm, first, shift, step, _ = carry
-            _, product = jax.linearize(gradient_of, point)
-            solver = self.linear_solver
-            if isinstance(solver, CG):
+            _, product = jax.linearize(residual_at, point)
+            solver = solver_for(self.linear_solver, symmetric=symmetric)
+            if isinstance(solver, CG | GMRES):
                 forcing = jnp.minimum(0.1, jnp.sqrt(norm / first))
                 solver = eqx.tree_at(lambda s: s.tol, solver, forcing)
             unit = vector.scale(1 / norm, gradient)
-            operator = symmetric_operator(product).damped(shift)
-            solution = solver.solve(operator, unit)
+            operator = jacobian_operator(product, point, symmetric=symmetric).damped(shift)
+            solution = solver.solve(operator, accumulating(unit))
             indefinite = solution.nonpositive_curvature
             larger = jnp.maximum(4 * shift, 2 * jnp.abs(solution.curvature_min))
             smaller = jnp.where(shift > 1e-3 * solution.curvature_max, shift / 4, 0)
             shift = jnp.where(indefinite, larger, smaller).astype(norm.dtype)
-            direction = vector.scale(norm, solution.value)
-            slope = vector.vdot(gradient, direction)
-            newton = slope > 0
+            direction = cast_like(vector.scale(norm, solution.value), point)
+            # Half the squared residual falls along its own Newton step with slope -‖r‖².
+            slope = vector.vdot(gradient, direction) if symmetric else norm**2
+            newton = (slope > 0) & vector.all_finite(direction)
             direction = vector.where(newton, direction, gradient)
             slope = jnp.where(newton, slope, norm**2)
             rounding = 10 * jnp.finfo(value.dtype).eps * jnp.abs(value)
@@ -296,7 +303,7 @@ class Newton(InnerSolver):
             def try_step(search: tuple) -> tuple:
                 size, halvings, *_ = search
                 candidate = vector.axpy(-size, direction, point)
-                new_value, new_gradient = value_of(candidate)
+                new_value, new_gradient = measure(candidate)
                 new_norm = vector.norm(new_gradient)
                 # Near the solution the loss differences drown in rounding: there the gradient
                 # decides.
@@ -324,7 +331,7 @@ class Newton(InnerSolver):
             norm = jnp.where(good, new_norm, norm)
             return point, value, gradient, norm, first, shift, step + 1, stuck
 
-        value, gradient = value_of(dynamic)
+        value, gradient = measure(dynamic)
         norm = vector.norm(gradient)
         shift, steps = jnp.zeros_like(norm), jnp.zeros((), jnp.int32)
         start = (dynamic, value, gradient, norm, norm, shift, steps, ~jnp.isfinite(norm))

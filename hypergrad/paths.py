@@ -115,10 +115,11 @@ def trace_paths(
     return Paths(dict(zip(names, reaches, strict=True)), inner_params, outer_params)
 
 
-def require_effect(paths: Paths, estimator: str) -> None:
+def require_effect(paths: Paths, estimator: str, *, unseen: bool = False) -> None:
     """Refuse a problem in which a hyperparameter, or `params`, has no effect to differentiate.
 
-    A leaf that only the outer loss reads is legitimate: its gradient is the direct one.
+    A leaf that only the outer loss reads is legitimate: its gradient is the direct one. With
+    `unseen`, leaves without effect are allowed as long as there are others.
 
     **Raises:** `ValueError` naming the leaf and the estimators that could see it.
     """
@@ -139,7 +140,7 @@ def require_effect(paths: Paths, estimator: str) -> None:
             "there is no inner solution to differentiate."
         )
     dead = [name for name, reach in paths.hparams.items() if not (reach.inner or reach.outer)]
-    if not dead:
+    if not dead or (unseen and len(dead) < len(paths.hparams)):
         return
     unread = [name for name in dead if not paths.hparams[name].used]
     names = ", ".join(repr(name) for name in dead)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,11 +87,13 @@ def mlp(dtype: Any = jnp.float64):
     return BilevelProblem(inner, outer), params, lam, train, valid
 
 
+@eqx.filter_jit
 def solved(problem, params, lam, batch):
     """The inner solution to rounding error."""
     return Newton().run(problem, params, lam, batch).params
 
 
+@eqx.filter_jit
 def dense_hypergradient(problem, params, lam, inner_batch, outer_batch):
     """The same formula with every matrix formed, flat over the hyperparameters."""
     w, unravel_w = ravel_pytree(params)

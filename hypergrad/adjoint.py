@@ -1,0 +1,201 @@
+"""The linear systems of implicit differentiation: forward `J x = b` and adjoint `Jᵀ x = b`."""
+
+from abc import abstractmethod
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree, Scalar
+
+from hypergrad.linear import vector
+from hypergrad.linear.base import LinearOperator, LinearSolution, LinearSolver, symmetric_operator
+from hypergrad.linear.cg import CG
+from hypergrad.linear.gmres import GMRES
+from hypergrad.linear.vector import Product
+
+
+class LinearSystem(eqx.Module):
+    """A linearised inner problem, to be solved with a `LinearSolver`.
+
+    Right-hand sides are scaled to norm 1 before solving: both solves return the solution of the
+    scaled system, and the norm that it has to be multiplied with.
+    """
+
+    @property
+    @abstractmethod
+    def symmetric(self) -> bool:
+        """Whether the system to be solved is symmetric."""
+
+    @abstractmethod
+    def damped(self, damping: float | Scalar) -> "LinearSystem":
+        """The system of `J + damping I`."""
+
+    @abstractmethod
+    def solve(
+        self, solver: LinearSolver, rhs: PyTree, initial: PyTree | None = None
+    ) -> tuple[LinearSolution, Scalar]:
+        """Solve `J x = rhs`."""
+
+    @abstractmethod
+    def solve_adjoint(
+        self, solver: LinearSolver, rhs: PyTree, initial: PyTree | None = None
+    ) -> tuple[LinearSolution, Scalar]:
+        """Solve `Jᵀ x = rhs`."""
+
+
+class JacobianSystem(LinearSystem):
+    """The whole Jacobian of the inner residual: the Hessian, for a smooth inner loss."""
+
+    operator: LinearOperator
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether `J = Jᵀ`."""
+        return self.operator.symmetric
+
+    def damped(self, damping: float | Scalar) -> "JacobianSystem":
+        """See `LinearSystem.damped`."""
+        return JacobianSystem(self.operator.damped(damping))
+
+    def solve(
+        self, solver: LinearSolver, rhs: PyTree, initial: PyTree | None = None
+    ) -> tuple[LinearSolution, Scalar]:
+        """See `LinearSystem.solve`."""
+        return solve_scaled(solver, self.operator, rhs, initial)
+
+    def solve_adjoint(
+        self, solver: LinearSolver, rhs: PyTree, initial: PyTree | None = None
+    ) -> tuple[LinearSolution, Scalar]:
+        """See `LinearSystem.solve_adjoint`."""
+        return solve_scaled(solver, self.operator.transposed, rhs, initial)
+
+
+class SupportSystem(LinearSystem):
+    """A polyhedral proximal step, reduced to its active manifold.
+
+    With `P` the projection that is the Jacobian of the proximal operator, `H` the Hessian of the
+    smooth part and `s` the step, `J = (I − P (I − s H)) / s`. Both systems reduce to
+    `P H P t = P c` on the range of `P`:
+
+        Jᵀ q = b:   P H P u = P b,               q = u + s (b − H u)
+        J e = b:    P H P t = P (b − s H b),     e = s b + t
+
+    **Fields:** the products `P v` and `H v` on vectors in at least float32, and `step`.
+    """
+
+    project: Product
+    hessian: Product
+    step: float | Scalar
+
+    @property
+    def symmetric(self) -> bool:
+        """The reduced system is symmetric."""
+        return True
+
+    def damped(self, damping: float | Scalar) -> "SupportSystem":
+        """Damps the Hessian of the smooth part."""
+        return SupportSystem(
+            self.project, lambda v: vector.axpy(damping, v, self.hessian(v)), self.step
+        )
+
+    def _reduced(
+        self, solver: LinearSolver, rhs: PyTree, initial: PyTree | None
+    ) -> tuple[LinearSolution, Scalar]:
+        def mv(v: PyTree) -> PyTree:
+            inside = self.project(v)
+            image = self.project(self.hessian(inside))
+            return vector.axpy(1, vector.sub(v, inside), image)
+
+        inside = self.project(accumulating(rhs))
+        twice = self.project(inside)
+        gap, size = vector.norm(vector.sub(twice, inside)), vector.norm(inside)
+        polyhedral = gap <= 1e-3 * size
+        if initial is not None:
+            initial = self.project(initial)
+        solution, size = solve_scaled(solver, symmetric_operator(mv), inside, initial)
+        return _broken_unless(polyhedral, solution), size
+
+    def solve(
+        self, solver: LinearSolver, rhs: PyTree, initial: PyTree | None = None
+    ) -> tuple[LinearSolution, Scalar]:
+        """See `LinearSystem.solve`."""
+        rhs = accumulating(rhs)
+        moved = vector.scale(self.step, rhs)
+        solution, size = self._reduced(solver, vector.sub(rhs, self.hessian(moved)), initial)
+        value = vector.axpy(1, vector.scale(size, solution.value), moved)
+        return eqx.tree_at(lambda s: s.value, solution, value), jnp.ones_like(size)
+
+    def solve_adjoint(
+        self, solver: LinearSolver, rhs: PyTree, initial: PyTree | None = None
+    ) -> tuple[LinearSolution, Scalar]:
+        """See `LinearSystem.solve_adjoint`."""
+        rhs, size = to_unit(rhs)
+        solution, inside = self._reduced(solver, rhs, initial)
+        u = vector.scale(inside, solution.value)
+        value = vector.axpy(self.step, vector.sub(rhs, self.hessian(u)), u)
+        return eqx.tree_at(lambda s: s.value, solution, value), size
+
+
+def _broken_unless(condition: Array, solution: LinearSolution) -> LinearSolution:
+    return eqx.tree_at(lambda s: s.breakdown, solution, solution.breakdown | ~condition)
+
+
+def jacobian_operator(product: Product, like: PyTree, *, symmetric: bool) -> LinearOperator:
+    """The operator `J` of a linear map, acting on vectors in at least float32.
+
+    **Arguments:**
+
+    - `product`: `v -> J v` on pytrees of the dtypes of `like`.
+    - `like`: the inner point.
+    - `symmetric`: `J` is a Hessian.
+    """
+    mv = widened(product, like)
+    if symmetric:
+        return symmetric_operator(mv)
+    transpose = jax.linear_transpose(product, like)
+    return LinearOperator(mv, widened(lambda v: transpose(v)[0], like), symmetric=False)
+
+
+def widened(product: Product, like: PyTree) -> Product:
+    """The product on vectors in at least float32, of one that wants the dtypes of `like`."""
+    return lambda v: accumulating(product(cast_like(v, like)))
+
+
+def to_unit(rhs: PyTree) -> tuple[PyTree, Scalar]:
+    """`rhs` in at least float32 and scaled to norm 1, and its norm; zeros if it is not finite."""
+    rhs = accumulating(rhs)
+    size = vector.norm(rhs)
+    finite = jnp.isfinite(size) & vector.all_finite(rhs)
+    # Two factors, because the inverse of a subnormal norm overflows.
+    half = jnp.sqrt(1 / jnp.where(finite & (size > 0), size, 1))
+    return jax.tree.map(lambda a: jnp.where(finite, a * half * half, 0).astype(a.dtype), rhs), size
+
+
+def solve_scaled(
+    solver: LinearSolver, operator: LinearOperator, rhs: PyTree, initial: PyTree | None = None
+) -> tuple[LinearSolution, Scalar]:
+    """Solve for the right-hand side scaled to norm 1.
+
+    **Returns:** the solution of the scaled system, and the norm that it has to be multiplied with.
+    A right-hand side that is not finite is a breakdown: its solution is zero.
+    """
+    unit, size = to_unit(rhs)
+    solution = solver.solve(operator, unit, initial=initial)
+    return _broken_unless(jnp.isfinite(size), solution), size
+
+
+def solver_for(solver: LinearSolver, *, symmetric: bool) -> LinearSolver:
+    """The solver itself; for a system that is not symmetric a `CG` becomes a `GMRES`."""
+    if isinstance(solver, CG) and not symmetric:
+        return GMRES(tol=solver.tol, max_steps=solver.max_steps)
+    return solver
+
+
+def accumulating(tree: PyTree) -> PyTree:
+    """Each leaf in at least float32."""
+    return jax.tree.map(lambda a: a.astype(jnp.promote_types(a.dtype, jnp.float32)), tree)
+
+
+def cast_like(tree: PyTree, like: PyTree) -> PyTree:
+    """Each leaf in the dtype of `like`."""
+    return jax.tree.map(lambda a, b: a.astype(b.dtype), tree, like)

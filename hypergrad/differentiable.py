@@ -1,0 +1,89 @@
+"""The pure form: an inner solver through which `jax.grad`, `jax.jvp` and `jax.hessian` go.
+
+The derivative is attached by the implicit function theorem (Blondel et al. 2022): the solver itself
+is never differentiated, whatever it does inside.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, PyTree
+
+from hypergrad.adjoint import cast_like, jacobian_operator, solve_scaled, solver_for
+from hypergrad.curvature import residual_of
+from hypergrad.inner import as_inner_solver
+from hypergrad.linear import vector
+from hypergrad.linear.base import LinearSolver
+from hypergrad.linear.cg import CG
+from hypergrad.problem import BilevelProblem
+
+
+def implicit_solver(
+    problem: BilevelProblem,
+    solver: Any,
+    linear_solver: LinearSolver = CG(),  # noqa: B008 (immutable)
+    *,
+    strict: bool = True,
+) -> Callable[..., PyTree]:
+    """A function `solve(params, hparams, batch=None, key=None) -> params` to differentiate through.
+
+    Differentiable in `hparams` and `batch`, in reverse mode (one linear solve per cotangent), in
+    forward mode (one per tangent: the cheaper one for few hyperparameters and many outer losses)
+    and to any order. Under `vmap` over cotangents, as in `jax.jacrev`, several right-hand sides are
+    solved at once. The derivative in the initial `params` is zero.
+
+    **Arguments:**
+
+    - `problem`: its inner loss or optimality map defines the solution; the outer loss is not used.
+    - `solver`: whatever `as_inner_solver` takes. It must solve the inner problem well: the
+      derivative is that of the exact solution, evaluated where the solver stopped.
+    - `linear_solver`: for the tangent and the adjoint system; a `CG` stands for `GMRES` where the
+      system is not symmetric.
+    - `strict`: a linear solve that breaks down, or ends with a relative residual above 0.1, is a
+      runtime error. The pure form has no other way to tell.
+
+    !!! example
+
+        ```python
+        solve = implicit_solver(problem, optax.lbfgs())
+        grad = jax.grad(lambda lam: outer(solve(w0, lam, train), lam, valid))(lam)
+        ```
+    """
+    inner = as_inner_solver(solver)
+    symmetric = problem.optimality is None
+    chosen = solver_for(linear_solver, symmetric=symmetric)
+
+    def linear_solve(product: Callable, rhs: PyTree) -> PyTree:
+        operator = jacobian_operator(product, rhs, symmetric=symmetric)
+        solution, size = solve_scaled(chosen, operator, rhs)
+        value = solution.value
+        if strict:
+            value = eqx.error_if(
+                value,
+                solution.breakdown | (solution.residual > 0.1),
+                "implicit_solver: the linear system of the derivative was not solved (singular or "
+                "indefinite inner Hessian, or a number that is not finite).",
+            )
+        return cast_like(vector.scale(size, value), rhs)
+
+    def tangent_solve(product: Callable, rhs: PyTree) -> PyTree:
+        return jax.lax.custom_linear_solve(
+            product, rhs, linear_solve, transpose_solve=linear_solve, symmetric=symmetric
+        )
+
+    def solve(
+        params: PyTree, hparams: PyTree, batch: PyTree = None, key: Array | None = None
+    ) -> PyTree:
+        start, static = eqx.partition(params, eqx.is_inexact_array)
+
+        def run(_: Callable, start: PyTree) -> PyTree:
+            point = eqx.combine(start, static)
+            solution = inner.run(problem, point, hparams, batch, key=key)
+            return eqx.filter(solution.params, eqx.is_inexact_array)
+
+        residual = residual_of(problem, static, hparams, batch, key)
+        return eqx.combine(jax.lax.custom_root(residual, start, run, tangent_solve), static)
+
+    return solve

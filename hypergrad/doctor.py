@@ -1,0 +1,258 @@
+"""Which estimator for which hyperparameter, with reasons."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, PyTree
+
+from hypergrad.adjoint import solver_for
+from hypergrad.curvature import Hessian
+from hypergrad.estimator import Estimator
+from hypergrad.front import as_arrays
+from hypergrad.implicit import ImplicitDifferentiation
+from hypergrad.linear import vector
+from hypergrad.linear.base import LinearSolver
+from hypergrad.linear.cg import CG
+from hypergrad.linear.dense import Dense
+from hypergrad.linear.gmres import GMRES
+from hypergrad.linear.minres import MINRES
+from hypergrad.linear.pcg import PCG
+from hypergrad.paths import Reach, leaf_names, trace_paths
+from hypergrad.problem import BilevelProblem
+from hypergrad.routed import Routed
+from hypergrad.unrolled import Unrolled
+
+
+@dataclass(frozen=True)
+class Route:
+    """What to do with one hyperparameter.
+
+    - `name`: its path.
+    - `family`: `"implicit"`, `"unrolled"` or `"search"`.
+    - `reason`: why, in words.
+    """
+
+    name: str
+    family: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The answer of `recommend`; `str(recommendation)` says it in words.
+
+    - `routes`: one for each leaf of `hparams`.
+    - `estimator`: ready to use: `ImplicitDifferentiation`, `Unrolled`, both as `Routed`, or `None`
+      when no leaf has a gradient or the training step was not given.
+    - `products`: predicted inverse-Hessian products of one implicit hypergradient (0 without).
+    - `memory`: predicted bytes of one hypergradient beyond those of an inner gradient.
+    - `notes`: what was measured, and what to do about it.
+    """
+
+    routes: tuple[Route, ...]
+    estimator: Estimator | None
+    products: int
+    memory: int
+    notes: tuple[str, ...]
+
+    def __getitem__(self, name: str) -> Route:
+        """The route of one hyperparameter."""
+        for route in self.routes:
+            if route.name == name:
+                return route
+        known = ", ".join(route.name for route in self.routes)
+        raise KeyError(f"{name!r} is not a hyperparameter; there are {known}.")
+
+    def __str__(self) -> str:
+        width = max(len(route.name) for route in self.routes)
+        lines = [f"{r.name:<{width}}  {r.family:<8}  {r.reason}" for r in self.routes]
+        lines += list(self.notes)
+        if self.estimator is not None:
+            lines.append(
+                f"predicted: {self.products} products and {self.memory / 2**20:.3g} MiB for each "
+                "hypergradient, beyond an inner gradient"
+            )
+        return "\n".join(lines)
+
+
+def recommend(
+    problem: BilevelProblem,
+    params: PyTree,
+    hparams: PyTree,
+    inner_batch: PyTree = None,
+    outer_batch: PyTree = None,
+    *,
+    solver: Any = None,
+    update: Any = None,
+    steps: int | None = None,
+    tolerance: float = 1e-6,
+    probe: int = 50,
+    key: Array | None = None,
+) -> Recommendation:
+    """Look at a problem and route each hyperparameter to an estimator that can see it.
+
+    Traces both losses for what each hyperparameter does, and runs `probe` products at `params` to
+    see the curvature and the stationarity there. Give it trained params, or their size at least:
+    an untrained network has another curvature than a trained one.
+
+    **Arguments:**
+
+    - `problem`, `params`, `hparams`, `inner_batch`, `outer_batch`, `key`: as for `hypergradient`.
+    - `solver`: the inner solver, handed on to the estimator.
+    - `update`, `steps`: the training step and the number of steps, as `Unrolled` takes them; needed
+      for hyperparameters that act inside the step (learning rate, momentum).
+    - `tolerance`: the relative accuracy wanted of the linear solve.
+    - `probe`: products to spend on looking.
+
+    **Raises:** `ValueError` as `hypergradient` does for losses that make no problem.
+    """
+    params, hparams, inner_batch, outer_batch = as_arrays(
+        (params, hparams, inner_batch, outer_batch)
+    )
+    if (update is None) != (steps is None):
+        raise ValueError("recommend: give `update` and `steps` together.")
+    paths = trace_paths(problem, params, hparams, inner_batch, outer_batch, key)
+    routes = [
+        _route(name, paths.hparams.get(name), known=update is not None)
+        for name in leaf_names(hparams)
+    ]
+    families = {route.family for route in routes}
+    notes: list[str] = []
+    products = memory = 0
+    implicit = unrolled = None
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(eqx.filter(params, eqx.is_inexact_array)))
+
+    if "implicit" in families:
+        linear_solver, damping, products = _linear_solver(
+            problem, params, hparams, inner_batch, key, tolerance, probe, notes, solver is None
+        )
+        vectors = products if isinstance(linear_solver, Dense) else 6
+        memory += vectors * size
+        implicit = ImplicitDifferentiation(
+            solver,
+            linear_solver,
+            damping=damping,
+            unseen="none" if "unrolled" in families else "raise",
+        )
+    if "unrolled" in families:
+        if update is not None and steps is not None:
+            unrolled = Unrolled(update, steps)
+            # Twice the square root of the steps is kept, each with the params and momenta.
+            memory += math.ceil(2 * math.sqrt(steps)) * 2 * size
+        else:
+            notes.append(
+                "pass `update` and `steps` (the training step) to get the estimator of the "
+                "unrolled hyperparameters"
+            )
+    estimator: Estimator | None
+    if implicit is not None and unrolled is not None:
+        estimator = Routed(implicit, unrolled)
+    elif "unrolled" in families and unrolled is None:
+        estimator = None
+    else:
+        estimator = implicit if implicit is not None else unrolled
+    return Recommendation(tuple(routes), estimator, products, memory, tuple(notes))
+
+
+def _route(name: str, reach: Reach | None, *, known: bool) -> Route:
+    if reach is None:
+        return Route(name, "search", "not a floating-point array: it has no gradient")
+    if reach.inner:
+        direct = ", and a direct gradient in the outer loss" if reach.outer else ""
+        return Route(name, "implicit", f"moves the inner solution through the inner loss{direct}")
+    if reach.outer:
+        return Route(name, "implicit", "acts on the outer loss only: its direct gradient is exact")
+    if reach.used:
+        return Route(
+            name,
+            "search",
+            "read by a loss, but with a derivative that is identically zero (a threshold, a "
+            "rounding, a sampled mask): relax it, use self-tuning layers, or search",
+        )
+    where = "by the training step" if known else "by neither loss: by the training step if at all"
+    return Route(
+        name,
+        "unrolled",
+        f"used {where}: zero implicit derivative, visible to unrolling only",
+    )
+
+
+def _linear_solver(
+    problem: BilevelProblem,
+    params: PyTree,
+    hparams: PyTree,
+    batch: PyTree,
+    key: Array | None,
+    tolerance: float,
+    probe: int,
+    notes: list[str],
+    given_as_solved: bool,
+) -> tuple[LinearSolver, float, int]:
+    """The solver, the damping, and the products that one solve is predicted to take."""
+
+    @eqx.filter_jit
+    def look(params: PyTree, hparams: PyTree, batch: PyTree, key: Array | None) -> tuple:
+        dynamic, static = eqx.partition(params, eqx.is_inexact_array)
+        residual, system = Hessian().linearize(problem, dynamic, static, hparams, batch, key)
+        # A random right-hand side meets every direction of the spectrum.
+        keys = iter(jax.random.split(jax.random.key(0), len(jax.tree.leaves(dynamic))))
+        noise = jax.tree.map(lambda a: jax.random.normal(next(keys), a.shape, a.dtype), dynamic)
+        prober = solver_for(CG(tol=tolerance, max_steps=probe), symmetric=system.symmetric)
+        solution, _ = system.solve_adjoint(prober, noise)
+        state = ImplicitDifferentiation().init(problem, params, hparams, batch, key=key)
+        return solution, vector.norm(residual) / state.scale, system.symmetric
+
+    solution, stationarity, symmetric = look(params, hparams, batch, key)
+    size = vector.size(eqx.filter(params, eqx.is_inexact_array))
+    residual = float(stationarity)
+    if residual > 1e-3 and given_as_solved:
+        notes.append(
+            f"the inner point is not stationary (relative residual {residual:.1e}): solve the "
+            "inner problem further, or pass `solver`"
+        )
+    if bool(solution.breakdown):
+        notes.append("a Hessian product was not finite at this point: look at the inner loss first")
+    if not bool(symmetric):
+        steps = max(1, int(solution.products))
+        notes.append("the optimality map has no symmetric Jacobian: GMRES")
+        return GMRES(tol=tolerance), 0.0, steps
+    low, high = float(solution.curvature_min), float(solution.curvature_max)
+    if bool(solution.nonpositive_curvature):
+        if residual > 1e-2:
+            damping = 2 * abs(low)
+            notes.append(
+                "the Hessian is indefinite at a point that is not stationary: damping "
+                f"{damping:.1e} (twice the most negative curvature met); Gauss-Newton curvature is "
+                "the better choice if the loss is convex in the model's outputs"
+            )
+            condition = (high + damping) / max(damping - abs(low), 1e-30)
+            return CG(tol=tolerance), damping, _predicted(condition, tolerance, size)
+        notes.append("the Hessian is indefinite at a stationary point: MINRES")
+        return MINRES(tol=tolerance), 0.0, min(size, 2 * probe)
+    if float(solution.residual) <= tolerance:
+        predicted = int(solution.products)
+    else:
+        # The Rayleigh quotients seen bound the condition number from below; the rate of the probe
+        # itself says the rest.
+        rate = float(solution.residual) ** (1 / max(1, int(solution.products)))
+        slow = math.log(tolerance) / math.log(min(rate, 0.999))
+        predicted = min(size, max(_predicted(high / low, tolerance, size), math.ceil(slow)))
+    if size <= min(1000, predicted):
+        notes.append(f"{size} inner parameters: a dense factorisation costs as many products")
+        return Dense(), 0.0, size
+    if predicted > 200:
+        notes.append(
+            f"curvature from {low:.1e} to {high:.1e}: plain CG would take about {predicted} "
+            "products; preconditioned CG"
+        )
+        return PCG(tol=tolerance), 0.0, predicted
+    notes.append(f"curvature from {low:.1e} to {high:.1e}: CG in about {predicted} products")
+    return CG(tol=tolerance), 0.0, max(1, predicted)
+
+
+def _predicted(condition: float, tolerance: float, size: int) -> int:
+    """Steps of CG by its worst-case bound."""
+    return max(1, min(size, math.ceil(0.5 * math.sqrt(condition) * math.log(2 / tolerance))))

@@ -1,0 +1,114 @@
+"""Optimality maps for inner problems that are not smooth, or constrained.
+
+What vanishes at the solution, to be given as `BilevelProblem(inner, outer, optimality=...)`
+(Blondel et al. 2022, "Efficient and modular implicit differentiation").
+"""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, PyTree, Scalar
+
+from hypergrad.linear import vector
+
+
+class ProximalStep(eqx.Module):
+    """The fixed point of a proximal (or projected) gradient step.
+
+        r(w, λ) = (w − prox(w − s ∂smooth/∂w, λ, s)) / s
+
+    vanishes at the minimiser of `smooth(w, λ) + penalty(w, λ)`. For a constraint the proximal
+    operator is the projection. The derivative is right away from the hyperparameters at which the
+    active set changes; there the inner solution has a kink.
+
+    **Arguments:**
+
+    - `smooth`: `smooth(params, hparams, batch) -> scalar`, the differentiable part.
+    - `prox`: `prox(point, hparams, step) -> params`: the minimiser over `w` of
+      `‖w − point‖² / (2 step) + penalty(w, hparams)`.
+    - `step`: `s`, of the order of one over the largest curvature of `smooth`. The solution does
+      not depend on it, the conditioning of the general system does.
+    - `polyhedral`: declare that the Jacobian of `prox` is a projection, as for soft thresholding
+      (Lasso), boxes, the simplex, and total variation. The system is then solved on the support
+      (the active manifold) only, where it is the symmetric restriction of the Hessian: conjugate
+      gradient serves, and the conditioning is that of the support. A declaration that is not true
+      is found out at run time and reported as `info.breakdown`. The elastic net qualifies with its
+      quadratic part in `smooth`; the group Lasso does not.
+
+    For a stochastic problem `smooth` gets a fourth argument `key`.
+    """
+
+    smooth: Callable
+    prox: Callable
+    step: float | Scalar = 1.0
+    polyhedral: bool = eqx.field(static=True, default=False)
+
+    def __check_init__(self) -> None:
+        if isinstance(self.step, float | int) and self.step <= 0:
+            raise ValueError(f"ProximalStep: step must be > 0, got {self.step}.")
+
+    def __call__(self, params: PyTree, hparams: PyTree, batch: PyTree, *key: Array) -> PyTree:
+        """The residual at `params`."""
+        moved = self.prox(self.forward(params, hparams, batch, *key), hparams, self.step)
+        dynamic = eqx.filter(params, eqx.is_inexact_array)
+        moved = eqx.filter(moved, eqx.is_inexact_array)
+        return vector.scale(1 / self.step, vector.sub(dynamic, moved))
+
+    def forward(self, params: PyTree, hparams: PyTree, batch: PyTree, *key: Array) -> PyTree:
+        """The gradient step `w − s ∂smooth/∂w`, before the proximal operator."""
+        dynamic, static = eqx.partition(params, eqx.is_inexact_array)
+        gradient = self.gradient(dynamic, static, hparams, batch, *key)
+        return eqx.combine(vector.axpy(-self.step, gradient, dynamic), static)
+
+    def gradient(
+        self, dynamic: PyTree, static: PyTree, hparams: PyTree, batch: PyTree, *key: Array
+    ) -> PyTree:
+        """`∂smooth/∂w`."""
+        return jax.grad(lambda p: self.smooth(eqx.combine(p, static), hparams, batch, *key))(
+            dynamic
+        )
+
+
+class KKT(eqx.Module):
+    """The Karush-Kuhn-Tucker conditions of an equality-constrained inner problem.
+
+    For `minimise objective(x, λ) subject to constraint(x, λ) = 0` the inner parameters are the pair
+    `(x, y)` of the solution and its multipliers, and
+
+        r = (∂objective/∂x + (∂constraint/∂x)ᵀ y,  constraint)
+
+    **Arguments:**
+
+    - `objective`: `objective(x, hparams, batch) -> scalar`.
+    - `constraint`: `constraint(x, hparams, batch) -> pytree`, zero where it holds; `y` has its
+      structure and shapes.
+
+    For a stochastic problem both get a fourth argument `key`. The outer loss gets the pair, too.
+    """
+
+    objective: Callable
+    constraint: Callable
+
+    def __call__(self, params: PyTree, hparams: PyTree, batch: PyTree, *key: Array) -> PyTree:
+        """The residual at `params = (x, y)`."""
+        if not (isinstance(params, tuple) and len(params) == 2):
+            raise ValueError(
+                "With KKT, params is the pair (x, y) of the solution and the multipliers of its "
+                f"constraints; got {type(params).__name__}."
+            )
+        x, y = params
+        dynamic, static = eqx.partition(x, eqx.is_inexact_array)
+        value, pull = jax.vjp(
+            lambda p: self.constraint(eqx.combine(p, static), hparams, batch, *key), dynamic
+        )
+        if jax.tree.map(lambda a: a.shape, value) != jax.tree.map(lambda a: a.shape, y):
+            raise ValueError(
+                "KKT: the multipliers must have the shapes of the constraint: expected "
+                f"{jax.tree.map(lambda a: a.shape, value)}, got "
+                f"{jax.tree.map(lambda a: a.shape, y)}."
+            )
+        gradient = jax.grad(lambda p: self.objective(eqx.combine(p, static), hparams, batch, *key))(
+            dynamic
+        )
+        return jax.tree.map(lambda a, b: a + b, gradient, pull(y)[0]), value

@@ -1,0 +1,88 @@
+"""The error estimate covers the true error, from five inner steps to convergence."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from hypergrad import (
+    CG,
+    ErrorEstimate,
+    ImplicitDifferentiation,
+    InaccurateHypergradientError,
+    OptaxSolver,
+    hypergradient,
+)
+from tests.hypergrad.problems import dense_hypergradient, logistic, mlp, solved
+
+
+@pytest.mark.parametrize("make", [logistic, mlp])
+def test_estimate_covers_the_true_error(make):
+    problem, params, lam, train, valid = make()
+    star = solved(problem, params, lam, train)
+    truth = dense_hypergradient(problem, star, lam, train, valid)
+    estimator = ImplicitDifferentiation(
+        OptaxSolver(optax.sgd(0.3), jnp.asarray(5)), CG(tol=jnp.asarray(0.1))
+    )
+    if make is mlp:
+        # Not convex: from a start near the solution, so that both mean the same minimum.
+        rng = np.random.default_rng(0)
+        params = jax.tree.map(lambda a: a + 0.003 * jnp.asarray(rng.normal(size=a.shape)), star)
+
+    @eqx.filter_jit
+    def measure(steps, tol):
+        chosen = eqx.tree_at(
+            lambda e: (e.solver.steps, e.linear_solver.tol), estimator, (steps, tol)
+        )
+        state = chosen.init(problem, params, lam, train)
+        state, _ = chosen.fit(problem, state, lam, train)
+        out = chosen.hypergradient(problem, state, lam, train, valid)
+        flat = jax.flatten_util.ravel_pytree(out.grad)[0]
+        return jnp.linalg.norm(flat - truth) / jnp.linalg.norm(flat), out.info.error
+
+    ratios = []
+    for steps in (5, 20, 100, 500, 20000):
+        for tol in (1e-1, 1e-3, 1e-9):
+            true, estimate = measure(jnp.asarray(steps), jnp.asarray(tol))
+            assert estimate >= true
+            ratios.append(float(estimate / true))
+    assert np.mean(np.isfinite(ratios)) > 0.5
+    assert np.median(ratios) < 30
+
+
+def test_strict_refuses_five_inner_steps():
+    problem, params, lam, train, valid = logistic()
+    estimator = ImplicitDifferentiation(OptaxSolver(optax.sgd(0.3), 5))
+    with pytest.raises(InaccurateHypergradientError, match="exceeds its norm"):
+        hypergradient(problem, params, lam, train, valid, estimator=estimator, strict=True)
+    star = solved(problem, params, lam, train)
+    out = hypergradient(problem, star, lam, train, valid, estimator=estimator, strict=True)
+    assert out.info.error < 1e-4
+
+
+def test_damping_shows_in_the_estimate():
+    problem, params, lam, train, valid = logistic(rows=20, features=3, classes=2)
+    star = solved(problem, params, lam, train)
+    truth = dense_hypergradient(problem, star, lam, train, valid)
+    estimator = ImplicitDifferentiation(damping=0.1)
+    out = hypergradient(problem, star, lam, train, valid, estimator=estimator)
+    flat = out.grad.ravel()
+    true = jnp.linalg.norm(flat - truth) / jnp.linalg.norm(flat)
+    assert true > 0.05
+    assert true <= out.info.error <= 3 * true
+
+
+def test_switched_off_costs_nothing_and_is_unknown():
+    problem, params, lam, train, valid = logistic(rows=20, features=3, classes=2)
+    star = solved(problem, params, lam, train)
+    loops = []
+    for error_estimate in (True, ErrorEstimate(safety=4.0), False):
+        estimator = ImplicitDifferentiation(error_estimate=error_estimate)
+        state = estimator.init(problem, star, lam, train)
+        program = jax.make_jaxpr(
+            lambda state, e=estimator: e.hypergradient(problem, state, lam, train, valid).info.error
+        )(state)
+        loops.append(str(program).count("while["))
+    assert loops == [3, 3, 1]

@@ -1,0 +1,191 @@
+"""Non-smooth and constrained inner problems, against closed forms and finite differences."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.datasets import load_diabetes
+
+from hypergrad import (
+    CG,
+    KKT,
+    BilevelProblem,
+    FunctionSolver,
+    ImplicitDifferentiation,
+    Newton,
+    ProximalStep,
+    check_hypergradient,
+    hypergradient,
+)
+from hypergrad.linear.gmres import GMRES
+from tests.hypergrad.problems import relative_error
+
+
+def mean_square(w, lam, batch):
+    x, y = batch
+    return 0.5 * jnp.mean((x @ w - y) ** 2)
+
+
+def soft_threshold(point, lam, step):
+    return jnp.sign(point) * jnp.maximum(jnp.abs(point) - step * jnp.exp(lam), 0)
+
+
+def diabetes():
+    x, y = load_diabetes(return_X_y=True)
+    x = (x - x.mean(0)) / x.std(0)
+    y = (y - y.mean()) / y.std()
+    half = len(x) // 2
+    return tuple(map(jnp.asarray, (x[:half], y[:half]))), tuple(
+        map(jnp.asarray, (x[half:], y[half:]))
+    )
+
+
+def iterate(step):
+    """The fixed point by plain iteration."""
+
+    @eqx.filter_jit
+    def fixed_point(w, lam, batch):
+        move = lambda _, w: step.prox(step.forward(w, lam, batch), lam, step.step)  # noqa: E731
+        return jax.lax.fori_loop(0, 5000, move, w)
+
+    return fixed_point
+
+
+@pytest.mark.parametrize("polyhedral", [True, False])
+def test_lasso_on_its_support_equals_finite_differences(polyhedral):
+    train, valid = diabetes()
+    step = ProximalStep(mean_square, soft_threshold, 0.2, polyhedral=polyhedral)
+    problem = BilevelProblem(None, mean_square, step)
+    solve = iterate(step)
+    estimator = ImplicitDifferentiation(FunctionSolver(solve), CG(tol=1e-11))
+    for lam in (-1.5, -2.5):
+        out = hypergradient(problem, jnp.zeros(10), lam, train, valid, estimator=estimator)
+        values = [
+            mean_square(solve(out.state.params, lam + shift, train), lam, valid)
+            for shift in (1e-5, -1e-5)
+        ]
+        difference = (values[0] - values[1]) / 2e-5
+        assert abs(out.grad - difference) < 1e-6 * abs(difference)
+        assert out.info.error < 1e-6
+        assert not out.info.breakdown
+        support = int(jnp.sum(out.state.params != 0))
+        assert 0 < support < 10
+        if polyhedral:
+            assert out.info.iterations <= support + 1
+
+
+def test_lasso_error_estimate_covers_an_early_stop():
+    train, valid = diabetes()
+    step = ProximalStep(mean_square, soft_threshold, 0.2, polyhedral=True)
+    problem = BilevelProblem(None, mean_square, step)
+    star = iterate(step)(jnp.zeros(10), -2.5, train)
+    truth = hypergradient(problem, star, -2.5, train, valid).grad
+    near = star + 0.003 * (star != 0)
+    out = hypergradient(problem, near, -2.5, train, valid)
+    true = abs(out.grad - truth) / abs(out.grad)
+    assert 1e-4 < true <= out.info.error < 30 * true
+
+
+def test_a_false_polyhedral_declaration_is_found():
+    train, valid = diabetes()
+
+    def elastic(point, lam, step):
+        return soft_threshold(point, lam, step) / (1 + step)
+
+    step = ProximalStep(mean_square, elastic, 0.2, polyhedral=True)
+    star = iterate(step)(jnp.zeros(10), -2.5, train)
+    problem = BilevelProblem(None, mean_square, step)
+    with pytest.warns(UserWarning, match="breakdown"):
+        out = hypergradient(problem, star, -2.5, train, valid)
+    assert out.info.breakdown
+    general = ProximalStep(mean_square, elastic, 0.2)
+    right = BilevelProblem(None, mean_square, general)
+    report = check_hypergradient(
+        right,
+        star,
+        -2.5,
+        train,
+        valid,
+        directions=1,
+        estimator=ImplicitDifferentiation(Newton(), GMRES(tol=1e-11)),
+    )
+    assert report.ok
+
+
+def test_a_box_whose_bound_is_the_hyperparameter():
+    target = jnp.array([2.0, 0.3, 1.5])
+    problem = BilevelProblem(
+        None,
+        lambda w, lam, b: jnp.sum(w**2) + w[0] * w[1],
+        ProximalStep(
+            lambda w, lam, b: 0.5 * jnp.sum((w - b) ** 2) + 0.1 * w[0] * w[1],
+            lambda point, lam, step: jnp.clip(point, -1.0, lam),
+            0.5,
+            polyhedral=True,
+        ),
+    )
+    # w0 and w2 at the bound, w1 = 0.3 - 0.1 * lam inside.
+    lam = 1.2
+    w = jnp.array([lam, 0.3 - 0.1 * lam, lam])
+    out = hypergradient(problem, w, lam, target, None)
+    truth = 2 * lam + 2 * w[1] * -0.1 + 2 * lam + w[1] - 0.1 * lam
+    assert abs(out.grad - truth) < 1e-10
+    assert out.info.inner_residual < 1e-12
+
+
+def project_simplex(v):
+    ordered = jnp.sort(v)[::-1]
+    excess = jnp.cumsum(ordered) - 1
+    count = jnp.sum(ordered - excess / jnp.arange(1, v.size + 1) > 0)
+    return jnp.maximum(v - excess[count - 1] / count, 0)
+
+
+def test_the_simplex():
+    rng = np.random.default_rng(0)
+    half = rng.normal(size=(6, 6))
+    matrix = jnp.asarray(half @ half.T + np.eye(6))
+    step = ProximalStep(
+        lambda w, lam, b: 0.5 * w @ matrix @ w - lam @ w,
+        lambda point, lam, step: project_simplex(point),
+        0.05,
+        polyhedral=True,
+    )
+    problem = BilevelProblem(None, lambda w, lam, b: jnp.sum(jnp.sin(3 * w)), step)
+    lam = jnp.asarray(rng.normal(size=6))
+    solve = iterate(step)
+    w = solve(jnp.ones(6) / 6, lam, None)
+    assert 1 < jnp.sum(w > 0) < 6
+    out = hypergradient(
+        problem, w, lam, estimator=ImplicitDifferentiation(linear_solver=CG(tol=1e-11))
+    )
+    direction = jnp.asarray(rng.normal(size=6))
+    shifted = [problem.outer(solve(w, lam + s * direction, None), lam, None) for s in (1e-5, -1e-5)]
+    difference = (shifted[0] - shifted[1]) / 2e-5
+    assert abs(out.grad @ direction - difference) < 1e-5 * abs(difference)
+
+
+def test_equality_constraints_by_kkt():
+    def objective(x, lam, batch):
+        return 0.5 * jnp.sum((x - lam["target"]) ** 2)
+
+    normal = jnp.array([1.0, 2.0, -1.0])
+    problem = BilevelProblem(
+        None,
+        lambda p, lam, batch: jnp.sum(p[0] ** 3),
+        KKT(objective, lambda x, lam, batch: normal @ x - lam["level"]),
+    )
+    lam = {"target": jnp.array([1.0, -0.5, 2.0]), "level": jnp.asarray(0.7)}
+
+    def closed_form(lam):
+        gap = (normal @ lam["target"] - lam["level"]) / (normal @ normal)
+        return jnp.sum((lam["target"] - gap * normal) ** 3)
+
+    estimator = ImplicitDifferentiation(Newton(), CG(tol=1e-12))
+    out = hypergradient(problem, (jnp.zeros(3), jnp.zeros(())), lam, estimator=estimator)
+    assert abs(out.value - closed_form(lam)) < 1e-10
+    assert relative_error(out.grad, jax.grad(closed_form)(lam)) < 1e-9
+    with pytest.raises(ValueError, match="pair"):
+        hypergradient(problem, jnp.zeros(3), lam)
+    with pytest.raises(ValueError, match="multipliers"):
+        hypergradient(problem, (jnp.zeros(3), jnp.zeros(2)), lam)
