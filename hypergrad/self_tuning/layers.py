@@ -1,0 +1,381 @@
+"""Layers whose weights are an affine function of a response input.
+
+A dense layer with weights `W, b` becomes
+
+    y = W x + b + s_w(e) ⊙ (W' x) + s_b(e) ⊙ b',        [s_w(e); s_b(e)] = V e,
+
+which is the layer with weights `W + diag(V_w e) W'` and `b + (V_b e) ⊙ b'`: a best response that is
+affine in the response input `e` and shares one matrix `W'` among all hyperparameters. Because `e`
+enters by gating the outputs, every example of a batch can have its own `e` at no copy of the
+weights. MacKay et al., "Self-Tuning Networks" (2019), equations 9 to 13; convolutions are gated
+by output channel, embeddings as dense layers on one-hot rows, an LSTM cell by its pre-activations,
+and the element-wise weights of a normalisation directly: `γ(e) = γ + V_γ e`.
+
+A layer called without a response input (`gates=None`) is the ordinary layer.
+"""
+
+import math
+from abc import abstractmethod
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree, Scalar
+
+
+class SelfTuningLayer(eqx.Module):
+    """What the self-tuning layers have in common.
+
+    - `layer`: the ordinary equinox layer, holding `W` and `b`.
+    - `response`: `W'` and `b'`; empty if there is none.
+    - `gate`: the matrix `V`, one row for each gate, one column for each entry of `e`. Starts at
+      zero.
+    - `gates`: `V e`, or `None` for the ordinary layer. Set by `gated`.
+    - `linearised`: gates are differentiated as at zero, see `gated`.
+    """
+
+    layer: Any
+    response: Any
+    gate: Float[Array, "gates h"]
+    gates: Float[Array, " gates"] | None
+    linearised: bool = eqx.field(static=True)
+
+    @abstractmethod
+    def fold(self) -> Any:
+        """The ordinary layer with the weights `W(e)` of the current gates."""
+
+    @abstractmethod
+    def squared_norm(self) -> Scalar:
+        """`‖W(e)‖²` without biases, from row sums: `W(e)` itself is not formed."""
+
+
+class _OutputGated(SelfTuningLayer):
+    """A dense or convolutional layer. `response` is the pair of a layer without bias and `b'`."""
+
+    def __init__(self, layer: Any, size: int, response: Any, *, key: Array):
+        bias = layer.bias
+        if bias is not None:
+            limit = 1 / math.sqrt(math.prod(layer.weight.shape[1:]))
+            bias = jax.random.uniform(key, bias.shape, bias.dtype, -limit, limit)
+        self.layer = layer
+        self.response = (response, bias)
+        rows = layer.weight.shape[0] * (1 if bias is None else 2)
+        self.gate = jnp.zeros((rows, size), layer.weight.dtype)
+        self.gates, self.linearised = None, False
+
+    @property
+    def weight(self) -> Array:
+        """The base weights `W`."""
+        return self.layer.weight
+
+    @property
+    def bias(self) -> Array | None:
+        """The base bias `b`."""
+        return self.layer.bias
+
+    def __call__(self, x: Array, *, key: Array | None = None) -> Array:
+        """As the wrapped layer."""
+        value = self.layer(x)
+        if self.gates is None:
+            return value
+        response, bias = self.response
+        outputs = self.weight.shape[0]
+        # One gate for each output, the same everywhere in space. (A dense layer may have a scalar
+        # output, with no axis at all.)
+        shape = value.shape[:1] + (1,) * (value.ndim - 1)
+        by_weight = self.gates[:outputs].reshape(shape)
+        value = value + _scale(by_weight, response(x), self.linearised)
+        if bias is not None:
+            by_bias = self.gates[outputs:].reshape(shape)
+            value = value + _scale(by_bias, bias.reshape(shape), self.linearised)
+        return value
+
+    def fold(self) -> Any:
+        """The ordinary layer with the weights `W(e)` of the current gates."""
+        if self.gates is None:
+            return self.layer
+        response, bias = self.response
+        outputs = self.weight.shape[0]
+        by_weight = self.gates[:outputs].reshape((outputs,) + (1,) * (self.weight.ndim - 1))
+        weight = self.weight + by_weight * response.weight
+        folded = eqx.tree_at(lambda m: m.weight, self.layer, weight)
+        if bias is None:
+            return folded
+        by_bias = self.gates[outputs:].reshape(bias.shape)
+        return eqx.tree_at(lambda m: m.bias, folded, self.bias + by_bias * bias)
+
+    def squared_norm(self) -> Scalar:
+        """`‖W(e)‖²` without the bias."""
+        return gated_norm(self.weight, self.response[0].weight, self.gates)
+
+
+class SelfTuningLinear(_OutputGated):
+    """A dense layer, gated by output unit. Called as `equinox.nn.Linear`.
+
+    **Arguments:**
+
+    - `layer`: the `equinox.nn.Linear` with the base weights.
+    - `size`: number of entries of the response input.
+    - `key`: for `W'` and `b'`, initialised as those of a new layer.
+    """
+
+    def __init__(self, layer: eqx.nn.Linear, size: int, *, key: Array):
+        weight_key, bias_key = jax.random.split(key)
+        response = eqx.nn.Linear(
+            layer.in_features,
+            layer.out_features,
+            use_bias=False,
+            dtype=layer.weight.dtype,
+            key=weight_key,
+        )
+        super().__init__(layer, size, response, key=bias_key)
+
+
+class SelfTuningConv(_OutputGated):
+    """A convolution of any dimension, gated by output channel. Called as `equinox.nn.Conv`.
+
+    **Arguments:** as `SelfTuningLinear`, with `layer` an `equinox.nn.Conv`.
+    """
+
+    def __init__(self, layer: eqx.nn.Conv, size: int, *, key: Array):
+        weight_key, bias_key = jax.random.split(key)
+        response = eqx.nn.Conv(
+            layer.num_spatial_dims,
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,
+            stride=layer.stride,
+            padding=layer.padding,
+            dilation=layer.dilation,
+            groups=layer.groups,
+            use_bias=False,
+            padding_mode=layer.padding_mode,
+            dtype=layer.weight.dtype,
+            key=weight_key,
+        )
+        super().__init__(layer, size, response, key=bias_key)
+
+
+class SelfTuningEmbedding(SelfTuningLayer):
+    """An embedding, gated by its dimensions as a dense layer on one-hot rows.
+
+    **Arguments:** as `SelfTuningLinear`, with `layer` an `equinox.nn.Embedding`. `W'` starts at the
+    scale of the given embedding.
+    """
+
+    def __init__(self, layer: eqx.nn.Embedding, size: int, *, key: Array):
+        self.layer = layer
+        scale = jnp.sqrt(jnp.mean(jnp.square(layer.weight)))
+        self.response = scale * jax.random.normal(key, layer.weight.shape, layer.weight.dtype)
+        self.gate = jnp.zeros((layer.weight.shape[1], size), layer.weight.dtype)
+        self.gates, self.linearised = None, False
+
+    @property
+    def weight(self) -> Array:
+        """The base weights `W`."""
+        return self.layer.weight
+
+    def __call__(self, x: Array, *, key: Array | None = None) -> Array:
+        """As `equinox.nn.Embedding`."""
+        value = self.layer(x)
+        if self.gates is None:
+            return value
+        return value + _scale(self.gates, self.response[x], self.linearised)
+
+    def fold(self) -> eqx.nn.Embedding:
+        """The ordinary layer with the weights `W(e)` of the current gates."""
+        if self.gates is None:
+            return self.layer
+        weight = self.layer.weight + self.gates * self.response
+        return eqx.tree_at(lambda m: m.weight, self.layer, weight)
+
+    def squared_norm(self) -> Scalar:
+        """`‖W(e)‖²`."""
+        return gated_norm(self.layer.weight.T, self.response.T, self.gates)
+
+
+class SelfTuningNorm(SelfTuningLayer):
+    """A `LayerNorm`, `RMSNorm` or `GroupNorm` of equinox, whose scale and shift respond affinely.
+
+    **Arguments:** as `SelfTuningLinear`, with `layer` one of the three. There is no `W'`: the
+    weights are element-wise, and `V` alone makes any affine response.
+    """
+
+    def __init__(self, layer: Any, size: int, *, key: Array | None = None):
+        self.layer = layer
+        self.response = None
+        leaves = jax.tree.leaves(eqx.filter(layer, eqx.is_inexact_array))
+        dtype = jnp.result_type(*leaves) if leaves else jnp.float32
+        self.gate = jnp.zeros((sum(leaf.size for leaf in leaves), size), dtype)
+        self.gates, self.linearised = None, False
+
+    def __call__(self, x: Array, *args: Any, **kwargs: Any) -> Any:
+        """As the wrapped layer."""
+        return self.fold()(x, *args, **kwargs)
+
+    def fold(self) -> Any:
+        """The ordinary layer with the weights `W(e)` of the current gates."""
+        if self.gates is None:
+            return self.layer
+        weights, rest = eqx.partition(self.layer, eqx.is_inexact_array)
+        _, unravel = jax.flatten_util.ravel_pytree(weights)
+        shift = unravel(self.gates)
+        return eqx.combine(jax.tree.map(jnp.add, weights, shift), rest)
+
+    def squared_norm(self) -> Scalar:
+        """Zero: scales and shifts of a normalisation are not penalised."""
+        return jnp.zeros((), self.gate.dtype)
+
+
+class SelfTuningLSTMCell(SelfTuningLayer):
+    """An LSTM cell, gated by pre-activation, input and hidden weights apart.
+
+    **Arguments:** as `SelfTuningLinear`, with `layer` an `equinox.nn.LSTMCell`.
+    """
+
+    def __init__(self, layer: eqx.nn.LSTMCell, size: int, *, key: Array):
+        self.layer = layer
+        self.response = eqx.nn.LSTMCell(
+            layer.input_size,
+            layer.hidden_size,
+            use_bias=layer.use_bias,
+            dtype=layer.weight_ih.dtype,
+            key=key,
+        )
+        rows = layer.weight_ih.shape[0] * (3 if layer.use_bias else 2)
+        self.gate = jnp.zeros((rows, size), layer.weight_ih.dtype)
+        self.gates, self.linearised = None, False
+
+    @property
+    def hidden_size(self) -> int:
+        """Length of the hidden state."""
+        return self.layer.hidden_size
+
+    def __call__(
+        self, input: Array, hidden: tuple[Array, Array], *, key: Array | None = None
+    ) -> tuple[Array, Array]:
+        """As `equinox.nn.LSTMCell`."""
+        if self.gates is None:
+            return self.layer(input, hidden)
+        h, c = hidden
+        base, response = self.layer, self.response
+        by_input, by_hidden, *by_bias = jnp.split(self.gates, 3 if base.use_bias else 2)
+        total = base.weight_ih @ input + base.weight_hh @ h
+        total += _scale(by_input, response.weight_ih @ input, self.linearised)
+        total += _scale(by_hidden, response.weight_hh @ h, self.linearised)
+        if base.use_bias:
+            total += base.bias + _scale(by_bias[0], response.bias, self.linearised)
+        i, f, g, o = jnp.split(total, 4)
+        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        return jax.nn.sigmoid(o) * jnp.tanh(c), c
+
+    def fold(self) -> eqx.nn.LSTMCell:
+        """The ordinary layer with the weights `W(e)` of the current gates."""
+        if self.gates is None:
+            return self.layer
+        base, response = self.layer, self.response
+        by_input, by_hidden, *by_bias = jnp.split(self.gates, 3 if base.use_bias else 2)
+        folded = eqx.tree_at(
+            lambda m: (m.weight_ih, m.weight_hh),
+            base,
+            (
+                base.weight_ih + by_input[:, None] * response.weight_ih,
+                base.weight_hh + by_hidden[:, None] * response.weight_hh,
+            ),
+        )
+        if base.use_bias:
+            bias = base.bias + by_bias[0] * response.bias
+            folded = eqx.tree_at(lambda m: m.bias, folded, bias)
+        return folded
+
+    def squared_norm(self) -> Scalar:
+        """`‖W(e)‖²` of the input and the hidden weights."""
+        rows = self.layer.weight_ih.shape[0]
+        gates = (None, None) if self.gates is None else (self.gates[:rows], self.gates[rows:])
+        by_input = gated_norm(self.layer.weight_ih, self.response.weight_ih, gates[0])
+        return by_input + gated_norm(self.layer.weight_hh, self.response.weight_hh, gates[1])
+
+
+def is_self_tuning(node: Any) -> bool:
+    """Whether `node` is a self-tuning layer (a leaf predicate for `jax.tree` functions)."""
+    return isinstance(node, SelfTuningLayer)
+
+
+def gated(model: PyTree, displacement: Float[Array, " h"] | None, linearised: bool) -> PyTree:
+    """The model with the gates `V e` set in each of its self-tuning layers.
+
+    **Arguments:**
+
+    - `model`: any pytree with self-tuning layers.
+    - `displacement`: the response input `e`; `None` for ordinary layers.
+    - `linearised`: the derivative of a gated output `s ⊙ a'` is taken as `ds ⊙ a'`, which is exact
+      at `s = 0`, where `s ⊙ da'` vanishes, and saves the work of computing `da'`.
+    """
+
+    def gate(node: Any) -> Any:
+        if not is_self_tuning(node):
+            return node
+        gates = None if displacement is None else node.gate @ displacement.astype(node.gate.dtype)
+        return _with(node, gates, linearised)
+
+    return jax.tree.map(gate, model, is_leaf=is_self_tuning)
+
+
+def squared_norm(model: PyTree) -> Scalar:
+    """`Σ ‖W(e)‖²` over the weight matrices and kernels of a model, the usual L2 penalty.
+
+    Counts `Linear`, `Conv`, `Embedding` and `LSTMCell` layers, ordinary or self-tuning (at their
+    current response input), and leaves out biases and normalisations. Under `vmap` over response
+    inputs its cost for each is one number a row of the weights, not one a weight.
+
+    **Arguments:** `model`: any pytree that holds layers, a single layer as well.
+    """
+    kinds = (SelfTuningLayer, eqx.nn.Linear, eqx.nn.Conv, eqx.nn.Embedding, eqx.nn.LSTMCell)
+    total = jnp.zeros(())
+    for node in jax.tree.leaves(model, is_leaf=lambda n: isinstance(n, kinds)):
+        match node:
+            case SelfTuningLayer():
+                total = total + node.squared_norm()
+            case eqx.nn.LSTMCell():
+                total = total + jnp.sum(node.weight_ih**2) + jnp.sum(node.weight_hh**2)
+            case eqx.nn.Linear() | eqx.nn.Conv() | eqx.nn.Embedding():
+                total = total + jnp.sum(node.weight**2)
+    return total
+
+
+def _with(layer: SelfTuningLayer, gates: Array | None, linearised: bool) -> SelfTuningLayer:
+    """A copy with two fields replaced that `tree_at` cannot replace: one `None`, one static."""
+    new = object.__new__(type(layer))
+    for name in layer.__dataclass_fields__:
+        object.__setattr__(new, name, getattr(layer, name))
+    object.__setattr__(new, "gates", gates)
+    object.__setattr__(new, "linearised", linearised)
+    return new
+
+
+@jax.custom_jvp
+def _scale_at_zero(gates: Array, values: Array) -> Array:
+    return gates * values
+
+
+@_scale_at_zero.defjvp
+def _scale_at_zero_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    gates, values = primals
+    return gates * values, tangents[0] * values
+
+
+def _scale(gates: Array, values: Array, linearised: bool) -> Array:
+    return _scale_at_zero(gates, values) if linearised else gates * values
+
+
+def gated_norm(weight: Array, response: Array, gates: Array | None) -> Scalar:
+    """`‖W + diag(s) W'‖²` with `s` the leading gates, from three sums over each row."""
+    if gates is None:
+        return jnp.sum(weight**2)
+    axes = tuple(range(1, weight.ndim))
+    s = gates[: weight.shape[0]]
+    cross = jnp.sum(weight * response, axis=axes)
+    square = jnp.sum(response**2, axis=axes)
+    return jnp.sum(weight**2) + jnp.sum(s * (2 * cross + s * square))

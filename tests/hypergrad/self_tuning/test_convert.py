@@ -1,0 +1,200 @@
+"""Converting whole models: same output, named refusals, linearised output, back again."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hypergrad.self_tuning import (
+    SelfTuningConv,
+    SelfTuningLinear,
+    function_to_self_tuning,
+    respond,
+    squared_norm,
+    to_self_tuning,
+)
+from hypergrad.self_tuning.convert import response_spec
+
+HPARAMS = {"a": jnp.zeros(2), "b": jnp.zeros(()), "n": 3}
+E = jnp.array([0.2, -0.1, 0.4])
+
+
+class Network(eqx.Module):
+    conv: eqx.nn.Conv2d
+    norm: eqx.nn.LayerNorm
+    drop: eqx.nn.Dropout
+    head: eqx.nn.MLP
+
+    def __init__(self, key):
+        conv_key, head_key = jax.random.split(key)
+        self.conv = eqx.nn.Conv2d(1, 2, 3, key=conv_key)
+        self.norm = eqx.nn.LayerNorm((2, 4, 4))
+        self.drop = eqx.nn.Dropout(0.5)
+        self.head = eqx.nn.MLP(32, 3, 8, 1, key=head_key)
+
+    def __call__(self, x, key):
+        x = self.drop(jax.nn.relu(self.norm(self.conv(x))), key=key)
+        return self.head(x.ravel())
+
+
+def randomised(model, key):
+    """The model with random response gates instead of zeros."""
+    response, rest = eqx.partition(model, response_spec(model))
+    leaves, structure = jax.tree.flatten(response)
+    keys = jax.random.split(key, len(leaves))
+    new = [0.3 * jax.random.normal(k, a.shape) for k, a in zip(keys, leaves, strict=True)]
+    return eqx.combine(jax.tree.unflatten(structure, new), rest)
+
+
+def test_drop_in_replacement(key):
+    network, x = Network(key), jax.random.normal(key, (1, 6, 6))
+    model = to_self_tuning(network, HPARAMS, key=key)
+    assert model.size == 3
+    assert isinstance(model.model.conv, SelfTuningConv)
+    assert isinstance(model.model.head.layers[0], SelfTuningLinear)
+    np.testing.assert_array_equal(model(x, key), network(x, key))
+    # V starts at zero: no response before training.
+    np.testing.assert_allclose(model.at(E)(x, key), network(x, key), rtol=1e-12)
+    assert eqx.tree_equal(model.fold(), network)
+    np.testing.assert_allclose(model.squared_norm(), squared_norm(network), rtol=1e-12)
+
+
+def test_exact_and_linearised_output(key):
+    network, x = Network(key), jax.random.normal(key, (1, 6, 6))
+    model = randomised(to_self_tuning(network, HPARAMS, key=key), key)
+    exact = model.at(E)
+    np.testing.assert_allclose(exact(x, key), exact.fold()(x, key), rtol=1e-11)
+    linear = model.at(E, linearised=True)(x, key)
+    base, constant = eqx.partition(network, eqx.is_inexact_array)
+    change = jax.tree.map(jnp.subtract, eqx.filter(exact.fold(), eqx.is_inexact_array), base)
+    # Weight changes of the affine form are linear in e, so that its tangent is the change itself.
+    value, tangent = jax.jvp(lambda w: eqx.combine(w, constant)(x, key), (base,), (change,))
+    np.testing.assert_allclose(linear, value + tangent, rtol=1e-11)
+    assert jnp.max(jnp.abs(linear - exact(x, key))) > 1e-6
+
+
+def test_respond_reaches_every_model_of_a_pytree(key):
+    layer = eqx.nn.Linear(2, 2, key=key)
+    pair = {"f": to_self_tuning(layer, HPARAMS, key=key), "scale": jnp.ones(2)}
+    placed = respond(pair, E)
+    assert jnp.array_equal(placed["f"].displacement, E)
+    assert placed["scale"] is pair["scale"]
+
+
+def count(tree):
+    return sum(a.size for a in jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array)))
+
+
+def test_response_weights_are_told_from_the_others(key):
+    model = to_self_tuning(Network(key), HPARAMS, key=key)
+    response, base = eqx.partition(model, response_spec(model))
+    sizes = [
+        sum(a.size for a in jax.tree.leaves(eqx.filter(t, eqx.is_inexact_array)))
+        for t in (response, base)
+    ]
+    plain = sum(a.size for a in jax.tree.leaves(eqx.filter(Network(key), eqx.is_inexact_array)))
+    assert sizes[1] == plain
+    gates = 2 * 2 + 2 * 32 + 2 * 8 + 2 * 3
+    assert sizes[0] == plain - 2 * 32 + 3 * gates
+
+
+class Scaled(eqx.Module):
+    scale: jax.Array
+    layer: eqx.nn.Linear
+    gru: eqx.nn.GRUCell
+
+    def __init__(self, key):
+        self.scale = jnp.ones(2)
+        self.layer = eqx.nn.Linear(2, 2, key=key)
+        self.gru = eqx.nn.GRUCell(2, 2, key=key)
+
+    def __call__(self, x):
+        return self.gru(self.scale * self.layer(x), x)
+
+
+def test_layers_without_a_form_are_named_and_can_be_fixed(key):
+    network = Scaled(key)
+    with pytest.raises(ValueError, match=r"'scale' \(Scaled\), 'gru' \(GRUCell\).*fixed"):
+        to_self_tuning(network, HPARAMS, key=key)
+    with pytest.raises(ValueError, match=r"form for 'gru' \(GRUCell\)\."):
+        to_self_tuning(network, HPARAMS, key=key, fixed=["scale"])
+    model = to_self_tuning(network, HPARAMS, key=key, fixed=["scale", eqx.nn.GRUCell])
+    assert isinstance(model.model.layer, SelfTuningLinear)
+    assert eqx.tree_equal(model.model.gru, network.gru)
+    np.testing.assert_allclose(model(jnp.ones(2)), network(jnp.ones(2)))
+    with pytest.raises(ValueError, match=r"match nothing in the model: \['layers'\].*'scale'"):
+        to_self_tuning(network, HPARAMS, key=key, fixed=["scale", "gru", "layers"])
+    with pytest.raises(ValueError, match="no layer that could respond"):
+        to_self_tuning(network, HPARAMS, key=key, fixed=["scale", "gru", "layer"])
+    norm = {"a": eqx.nn.BatchNorm(3, "batch", mode="batch")}
+    with pytest.raises(ValueError, match=r"'a' \(BatchNorm\)"):
+        to_self_tuning(norm, HPARAMS, key=key)
+
+
+def test_hyperparameters_must_be_continuous(key):
+    layer = eqx.nn.Linear(2, 2, key=key)
+    with pytest.raises(ValueError, match=r"'holes' has dtype int.*relaxation.*Discrete"):
+        to_self_tuning(layer, {"holes": jnp.array(2)}, key=key)
+    with pytest.raises(ValueError, match="no floating-point array"):
+        to_self_tuning(layer, {"rate": 0.5}, key=key)
+
+
+def plain(params, x):
+    for name in ("Dense_0", "Dense_1"):
+        x = jnp.tanh(x @ params[name]["kernel"] + params[name]["bias"])
+    return x
+
+
+def plain_params(key):
+    keys = jax.random.split(key, 2)
+    return {
+        f"Dense_{i}": {"kernel": jax.random.normal(k, (3, 3)), "bias": jnp.zeros(3)}
+        for i, k in enumerate(keys)
+    }
+
+
+def test_plain_functions(key):
+    params, x = plain_params(key), jnp.array([0.3, -0.2, 0.5])
+    model = function_to_self_tuning(plain, params, HPARAMS, key=key)
+    np.testing.assert_allclose(model(x), plain(params, x), rtol=1e-12)
+    model = randomised(model, key)
+    np.testing.assert_allclose(model.at(E)(x), plain(model.at(E).fold().params, x), rtol=1e-12)
+    change = jax.tree.map(jnp.subtract, model.at(E).fold().params, params)
+    value, tangent = jax.jvp(lambda p: plain(p, x), (params,), (change,))
+    np.testing.assert_allclose(model.at(E, linearised=True)(x), value + tangent, rtol=1e-11)
+    fixed = function_to_self_tuning(
+        plain, params, HPARAMS, key=key, fixed=lambda path: path.startswith("Dense_1")
+    )
+    assert fixed.fold().params["Dense_1"]["kernel"] is params["Dense_1"]["kernel"]
+    assert sum(jax.tree.leaves(response_spec(fixed))) == 3
+    with pytest.raises(ValueError, match=r"'Dense_0/kernel' has shape \(3, 3\).*output_axis=2"):
+        function_to_self_tuning(plain, params, HPARAMS, key=key, output_axis=2)
+    with pytest.raises(ValueError, match="No array of `params` is left"):
+        function_to_self_tuning(plain, params, HPARAMS, key=key, fixed=lambda path: True)
+
+
+def test_convolution_as_a_plain_function(key):
+    params = {"kernel": jax.random.normal(key, (3, 3, 2, 4))}
+
+    def convolve(params, x):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x, params["kernel"], (1, 1), "SAME", dimension_numbers=numbers
+        )
+
+    x = jax.random.normal(key, (1, 5, 5, 2))
+    model = randomised(function_to_self_tuning(convolve, params, HPARAMS, key=key), key)
+    node = model.model.params["kernel"]
+    gates = node.gate @ E
+    expected = convolve(params, x) + gates * convolve({"kernel": node.response}, x)
+    np.testing.assert_allclose(model.at(E)(x), expected, rtol=1e-10)
+
+
+def test_saturated_gates_are_counted(key):
+    model = to_self_tuning(eqx.nn.Linear(2, 2, key=key), HPARAMS, key=key)
+    gate = jnp.zeros((4, 3)).at[0, 0].set(2.0).at[1, 1].set(0.5)
+    model = eqx.tree_at(lambda m: m.model.gate, model, gate)
+    assert model.saturation(jnp.ones(3)) == 0.25
+    assert model.saturation(jnp.full(3, 3.0)) == 0.5
+    assert model.saturation(jnp.full(3, 0.1)) == 0.0
