@@ -1,0 +1,457 @@
+"""Self-tuning networks as a family of hypergradient: the training step and the outer gradient.
+
+The weights are an affine function of a response input around the current hyperparameters (see
+`layers`), trained on hyperparameters that are perturbed anew for each example. Two published forms
+differ in what the response input is and in what is trained on what:
+
+- *STN* (MacKay et al. 2019): the response input is `λ + σε` itself, and all weights are trained on
+  the loss at the perturbed hyperparameters;
+- *Delta-STN* (Bae & Grosse 2020): the response input is `(λ + σε) − λ`, centred. The base weights
+  are trained on the loss at `λ`, unperturbed, which removes the bias of STN; the response weights
+  alone are trained at `λ + σε`, on an output that is linearised in the response.
+"""
+
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
+
+from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
+from hypergrad.linear import vector
+from hypergrad.problem import BilevelProblem
+from hypergrad.self_tuning.convert import (
+    SelfTuningModel,
+    respond,
+    response_size,
+    response_spec,
+)
+from hypergrad.self_tuning.perturbation import Perturbation, PerturbationState
+
+# Response inputs further from the centre than this many standard deviations are extrapolation, as
+# are gates that exceed 1 in more than this fraction of the units.
+_REACH = 3.0
+_SATURATED = 0.1
+
+
+class SelfTuningState(eqx.Module):
+    """The state of a `SelfTuning` estimator.
+
+    - `params`: the model, at the response input of the hyperparameters last seen.
+    - `optimizer`, `response_optimizer`: optimizer states of base and response weights.
+    - `perturbation`: state of the scale.
+    - `centre`: the hyperparameters of the last `fit`, as a vector.
+    - `key`: the random key of the next call.
+    - `loss`: the training loss of the last `fit`, at the unperturbed hyperparameters for Delta-STN
+      and at the perturbed ones for STN.
+    - `steps`, `last_steps`: training steps accepted so far, and by the last `fit`.
+    - `rejected`: whether the last `fit` rejected a step that was not finite.
+    - `gradient`, `residual_scale`: norms of which `HypergradientInfo.inner_residual` is made.
+    """
+
+    params: PyTree
+    optimizer: Any
+    response_optimizer: Any
+    perturbation: PerturbationState
+    centre: Float[Array, " h"]
+    key: Array
+    loss: Scalar
+    steps: Int[Array, ""]
+    last_steps: Int[Array, ""]
+    rejected: Bool[Array, ""]
+    gradient: Scalar
+    residual_scale: Scalar
+
+
+class SelfTuning(Estimator):
+    """Self-tuning networks: the response is trained along with the weights.
+
+    **Arguments:**
+
+    - `optimizer`: an optax optimizer of the weights. Default `optax.adam(1e-3)`.
+    - `response_optimizer`: of the response weights `W'`, `b'` and `V`. It must have no weight
+      decay, which would shrink the response. Default: the same as `optimizer`.
+    - `perturbation`: the scale `σ` of the perturbed hyperparameters, fixed or learned. Default
+      `Perturbation(0.5)`, fixed.
+    - `centred`: `True` (the default) for Delta-STN, `False` for STN.
+    - `groups`: number of perturbations drawn for a batch, each shared by a slice of it; the batch's
+      leading axis must be a multiple. `None` (the default): one for each example. 1: one for the
+      batch, for hyperparameters that examples cannot have on their own.
+    - `response_part`: with `centred`, the part of a batch on which the response weights are
+      trained, in (0, 1]. Their step costs 5/3 of a plain training step on the same data; on half of
+      the batch (the default, 0.5) the whole step costs less than twice a plain one.
+    - `steps`: training steps of one `fit`, on the batch it is given. Default 1.
+
+    The problem's `params` hold one or more models made by `to_self_tuning`. Its inner loss is
+    called on slices of a batch, with leading axis `batch size / groups`, and must be a mean over
+    the batch plus terms that do not depend on it. Hyperparameters are perturbed as they are given:
+    take unconstrained ones, and transform them inside the losses (`Hyperparameters`). Only the
+    response carries the training loss's dependence on them to the outer loss, so that the inner
+    loss need not be differentiable in them: dropout rates and rounded numbers are fine. What the
+    outer loss itself does with them is differentiated as well.
+
+    With a fixed scale, `hypergradient` is taken at the hyperparameters themselves. With a learned
+    one, value and gradient are means over perturbed hyperparameters, as in the papers, and the
+    scale takes one step on its own objective; `aux` then has a leading axis of groups.
+
+    `info.error` is infinite when the response cannot be trusted: before any training, more than 3
+    standard deviations from the hyperparameters of the last `fit`, when more than 10 % of the
+    gates exceed 1 within one standard deviation, or when the last `fit` met a loss that was not
+    finite (that step is rejected and the scale halved). Otherwise it is NaN, for not known.
+
+    The hyperparameters must act on the training loss: learning rates, batch sizes and initial
+    values have no best response and get a zero gradient.
+    """
+
+    optimizer: optax.GradientTransformation = eqx.field(static=True, default=optax.adam(1e-3))
+    response_optimizer: optax.GradientTransformation | None = eqx.field(static=True, default=None)
+    perturbation: Perturbation = Perturbation(0.5)
+    centred: bool = eqx.field(static=True, default=True)
+    groups: int | None = eqx.field(static=True, default=None)
+    response_part: float = eqx.field(static=True, default=0.5)
+    steps: int = eqx.field(static=True, default=1)
+
+    def __check_init__(self) -> None:
+        if not 0 < self.response_part <= 1:
+            raise ValueError(
+                f"SelfTuning: `response_part` must be in (0, 1], got {self.response_part}."
+            )
+        for name, value in (("steps", self.steps), ("groups", self.groups)):
+            if value is not None and value < 1:
+                raise ValueError(f"SelfTuning: `{name}` must be at least 1, got {value}.")
+
+    @eqx.filter_jit
+    def init(
+        self,
+        problem: BilevelProblem,
+        params: PyTree,
+        hparams: PyTree,
+        inner_batch: PyTree,
+        *,
+        key: Array | None = None,
+    ) -> SelfTuningState:
+        """The state before training.
+
+        **Arguments:** as `Estimator.init`; `key` seeds all perturbations (default
+        `jax.random.key(0)`).
+
+        Raises `ValueError` when `params` hold no `SelfTuningModel`, one made for another number of
+        hyperparameters, or when `hparams` hold a discrete hyperparameter without a relaxation.
+        """
+        size = response_size(hparams)
+        models = [
+            node
+            for node in jax.tree.leaves(params, is_leaf=_is_model)
+            if isinstance(node, SelfTuningModel)
+        ]
+        if not models:
+            raise ValueError(
+                "SelfTuning: `params` hold no self-tuning model; convert one with "
+                "hypergrad.self_tuning.to_self_tuning(model, hparams, key=key)."
+            )
+        for model in models:
+            if model.size != size:
+                raise ValueError(
+                    f"SelfTuning: the model was converted for {model.size} hyperparameters; "
+                    f"`hparams` holds {size}."
+                )
+        key = jax.random.key(0) if key is None else key
+        key, problem_key = jax.random.split(key)
+        flat, _ = _ravel(hparams)
+        base, response, _ = _partition(params)
+        gradient, scale = _stationarity(problem, params, hparams, inner_batch, problem_key)
+        return SelfTuningState(
+            params=self._place(params, flat),
+            optimizer=self.optimizer.init(base),
+            response_optimizer=(self.response_optimizer or self.optimizer).init(response),
+            perturbation=self.perturbation.init(size, flat.dtype),
+            centre=flat,
+            key=key,
+            loss=jnp.full((), jnp.nan, flat.dtype),
+            steps=jnp.asarray(0),
+            last_steps=jnp.asarray(0),
+            rejected=jnp.asarray(False),
+            gradient=gradient,
+            residual_scale=scale,
+        )
+
+    @eqx.filter_jit
+    def fit(
+        self,
+        problem: BilevelProblem,
+        state: SelfTuningState,
+        hparams: PyTree,
+        inner_batch: PyTree,
+        *,
+        key: Array | None = None,
+    ) -> tuple[SelfTuningState, FitInfo]:
+        """Train weights and response for `steps` steps on `inner_batch`.
+
+        `key` replaces the state's own. `FitInfo.residual` is that of the last step's gradient with
+        respect to the base weights (a batch gradient, with its noise).
+
+        Raises `ValueError` when the batch cannot be split into `groups`.
+        """
+        flat, unravel = _ravel(hparams)
+        groups = self._groups(inner_batch)
+        key, next_key = jax.random.split(state.key if key is None else key)
+
+        def loss(weights: tuple[PyTree, PyTree], sigma: Array, key: Array) -> Any:
+            base, response = weights
+            base_key, response_key = jax.random.split(key)
+            if not self.centred:
+                params = eqx.combine(base, response, rest)
+                value = self._perturbed(
+                    problem, params, flat, unravel, sigma, inner_batch, groups, response_key
+                )
+                return value, value
+            params = eqx.combine(base, response, rest)
+            at_centre = problem.inner_loss(params, hparams, inner_batch, base_key)[0]
+            params = eqx.combine(jax.lax.stop_gradient(base), response, rest)
+            nearby = self._perturbed(
+                problem, params, flat, unravel, sigma, inner_batch, groups, response_key
+            )
+            # Disjoint weights: the sum has the gradient of each by its own.
+            return at_centre + nearby, at_centre
+
+        def step(carry: tuple, key: Array) -> tuple[tuple, tuple]:
+            base, response, optimizer, response_optimizer, perturbation = carry
+            sigma = self.perturbation.value(perturbation)
+            (total, value), (by_base, by_response) = jax.value_and_grad(loss, has_aux=True)(
+                (base, response), sigma, key
+            )
+            updates, new_optimizer = self.optimizer.update(by_base, optimizer, base)
+            response_updates, new_response_optimizer = (
+                self.response_optimizer or self.optimizer
+            ).update(by_response, response_optimizer, response)
+            finite = jnp.isfinite(total) & vector.all_finite((by_base, by_response))
+            new = (
+                optax.apply_updates(base, updates),
+                optax.apply_updates(response, response_updates),
+                new_optimizer,
+                new_response_optimizer,
+                perturbation,
+            )
+            old = (*carry[:-1], self.perturbation.halve(perturbation))
+            return vector.where(finite, new, old), (finite, value, vector.norm(by_base))
+
+        base, response, rest = _partition(state.params)
+        carry = (
+            base,
+            response,
+            state.optimizer,
+            state.response_optimizer,
+            state.perturbation,
+        )
+        if self.steps == 1:
+            carry, (finite, value, gradient) = step(carry, key)
+            accepted = finite.astype(int)
+        else:
+            carry, (finite, values, gradients) = jax.lax.scan(
+                step, carry, jax.random.split(key, self.steps)
+            )
+            accepted = jnp.sum(finite)
+            value, gradient = values[-1], gradients[-1]
+        base, response, optimizer, response_optimizer, perturbation = carry
+        state = SelfTuningState(
+            params=self._place(eqx.combine(base, response, rest), flat),
+            optimizer=optimizer,
+            response_optimizer=response_optimizer,
+            perturbation=perturbation,
+            centre=flat,
+            key=next_key,
+            loss=value.astype(state.loss.dtype),
+            steps=state.steps + accepted,
+            last_steps=accepted,
+            rejected=accepted < self.steps,
+            gradient=gradient,
+            residual_scale=state.residual_scale,
+        )
+        return state, FitInfo(residual=_relative(state), iterations=accepted)
+
+    @eqx.filter_jit
+    def hypergradient(
+        self,
+        problem: BilevelProblem,
+        state: SelfTuningState,
+        hparams: PyTree,
+        inner_batch: PyTree,
+        outer_batch: PyTree,
+        *,
+        key: Array | None = None,
+    ) -> Hypergradient:
+        """The outer loss at the response to `hparams`, and its derivative through the response.
+
+        `inner_batch` is not used: the response has been trained by `fit`.
+        """
+        flat, _ = _ravel(hparams)
+        differentiable, constant = eqx.partition(hparams, eqx.is_inexact_array)
+        params = respond(state.params, None)
+        noise_key, problem_key, next_key = jax.random.split(state.key if key is None else key, 3)
+
+        def outer(leaves: PyTree, shift: PyTree, batch: PyTree, key: Array) -> tuple[Scalar, Any]:
+            point = jax.tree.map(jnp.add, leaves, shift)
+            vector_point = jax.flatten_util.ravel_pytree(point)[0]
+            model = self._at(params, vector_point, state.centre)
+            return problem.outer_loss(model, eqx.combine(point, constant), batch, key)
+
+        sigma = self.perturbation.value(state.perturbation)
+        perturbation = state.perturbation
+        if self.perturbation.adaptive:
+            groups = self._groups(outer_batch)
+            _, unravel = jax.flatten_util.ravel_pytree(differentiable)
+            noise = jax.random.normal(noise_key, (groups, flat.size), flat.dtype)
+            slices = _split(outer_batch, groups)
+            keys = jax.random.split(problem_key, groups)
+
+            def objective(leaves: PyTree, sigma: Array) -> tuple[Scalar, tuple[Scalar, Any]]:
+                values, aux = jax.vmap(lambda e, b, k: outer(leaves, unravel(sigma * e), b, k))(
+                    noise, slices, keys
+                )
+                value = jnp.mean(values)
+                return value - self.perturbation.bonus(sigma), (value, aux)
+
+            (_, (value, aux)), (grad, by_sigma) = jax.value_and_grad(
+                objective, argnums=(0, 1), has_aux=True
+            )(differentiable, sigma)
+            perturbation = self.perturbation.step(perturbation, by_sigma)
+        else:
+            nowhere = jax.tree.map(jnp.zeros_like, differentiable)
+            (value, aux), grad = jax.value_and_grad(outer, has_aux=True)(
+                differentiable, nowhere, outer_batch, problem_key
+            )
+        finite = jnp.isfinite(value) & vector.all_finite(grad)
+        far = jnp.any(jnp.abs(flat - state.centre) > _REACH * sigma)
+        unreliable = (
+            ~finite | far | state.rejected | (state.steps == 0) | self._saturated(params, sigma)
+        )
+        state = eqx.tree_at(
+            lambda s: (s.params, s.perturbation, s.key),
+            state,
+            (self._place(params, flat), perturbation, next_key),
+        )
+        unknown = jnp.full((), jnp.nan, value.dtype)
+        info = HypergradientInfo(
+            inner_residual=_relative(state),
+            inner_iterations=state.last_steps,
+            linear_residual=unknown,
+            iterations=jnp.asarray(0),
+            nonpositive_curvature=jnp.asarray(False),
+            breakdown=state.rejected | ~finite,
+            error=jnp.where(unreliable, jnp.inf, unknown),
+        )
+        return Hypergradient(value=value, grad=grad, state=state, info=info, aux=aux)
+
+    def _at(self, params: PyTree, point: Array, centre: Array) -> PyTree:
+        """The model's response to the hyperparameters `point`."""
+        if self.centred:
+            return respond(params, point - centre, linearised=True)
+        return respond(params, point)
+
+    def _place(self, params: PyTree, flat: Array) -> PyTree:
+        """The model as it is at the centre: what `state.params` holds."""
+        return respond(params, None if self.centred else flat)
+
+    def _perturbed(
+        self,
+        problem: BilevelProblem,
+        params: PyTree,
+        flat: Array,
+        unravel: Any,
+        sigma: Array,
+        batch: PyTree,
+        groups: int,
+        key: Array,
+    ) -> Scalar:
+        """The mean inner loss at hyperparameters perturbed by group."""
+        slices = _split(batch, groups)
+        if self.centred:
+            groups = math.ceil(self.response_part * groups)
+            slices = jax.tree.map(lambda a: a[:groups], slices)
+        noise_key, problem_key = jax.random.split(key)
+        noise = sigma * jax.random.normal(noise_key, (groups, flat.size), flat.dtype)
+
+        def one(shift: Array, batch: PyTree, key: Array) -> Scalar:
+            model = self._at(params, flat + shift, flat)
+            return problem.inner_loss(model, unravel(flat + shift), batch, key)[0]
+
+        keys = jax.random.split(problem_key, groups)
+        return jnp.mean(jax.vmap(one)(noise, slices, keys))
+
+    def _groups(self, batch: PyTree) -> int:
+        sizes = {
+            jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0
+            for leaf in jax.tree.leaves(batch)
+            if eqx.is_array_like(leaf)
+        }
+        if self.groups == 1:
+            return 1
+        if len(sizes) != 1 or 0 in sizes:
+            raise ValueError(
+                "SelfTuning: every array of a batch must have the same leading axis of examples, "
+                f"got lengths {sorted(sizes)} (0 for a scalar). For other batches set groups=1."
+            )
+        size = sizes.pop()
+        groups = size if self.groups is None else self.groups
+        if size % groups:
+            raise ValueError(
+                f"SelfTuning: a batch of {size} examples cannot be split into groups={groups}."
+            )
+        return groups
+
+    def _saturated(self, params: PyTree, sigma: Array) -> Bool[Array, ""]:
+        fractions = [
+            node.saturation(sigma)
+            for node in jax.tree.leaves(params, is_leaf=_is_model)
+            if isinstance(node, SelfTuningModel)
+        ]
+        return jnp.max(jnp.stack(fractions)) > _SATURATED
+
+
+def _is_model(node: Any) -> bool:
+    return isinstance(node, SelfTuningModel)
+
+
+def _ravel(hparams: PyTree) -> tuple[Array, Any]:
+    differentiable, constant = eqx.partition(hparams, eqx.is_inexact_array)
+    flat, unravel = jax.flatten_util.ravel_pytree(differentiable)
+    return flat, lambda point: eqx.combine(unravel(point), constant)
+
+
+def _partition(params: PyTree) -> tuple[PyTree, PyTree, PyTree]:
+    """Base weights, response weights, and the rest, of the model at no response input."""
+    params = respond(params, None)
+    response, rest = eqx.partition(params, response_spec(params))
+    base, rest = eqx.partition(rest, eqx.is_inexact_array)
+    return base, response, rest
+
+
+def _split(batch: PyTree, groups: int) -> PyTree:
+    """Leading axis `groups`, then the slice of each."""
+    return jax.tree.map(lambda a: jnp.reshape(a, (groups, -1, *jnp.shape(a)[1:])), batch)
+
+
+def _stationarity(
+    problem: BilevelProblem, params: PyTree, hparams: PyTree, batch: PyTree, key: Array
+) -> tuple[Scalar, Scalar]:
+    """Norm of the gradient by the base weights, and the scale it is compared with."""
+    base, response, rest = _partition(params)
+
+    def gradient(base: PyTree) -> PyTree:
+        def loss(base: PyTree) -> Scalar:
+            return problem.inner_loss(eqx.combine(base, response, rest), hparams, batch, key)[0]
+
+        return jax.grad(loss)(base)
+
+    value, product = jax.jvp(gradient, (base,), (base,))
+    norm, curvature = vector.norm(value), vector.norm(product)
+    return norm, jnp.maximum(norm, jnp.where(jnp.isfinite(curvature), curvature, 0))
+
+
+def _relative(state: SelfTuningState) -> Scalar:
+    scale = jnp.maximum(state.residual_scale, state.gradient)
+    return jnp.where(scale > 0, state.gradient / jnp.where(scale > 0, scale, 1), 0)
