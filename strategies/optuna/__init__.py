@@ -37,7 +37,16 @@ except ImportError as error:  # pragma: no cover -- the extra is installed where
     ) from error
 
 from strategies.optuna.sampler import HypergradSampler
+from strategies.optuna.schedule import RungPruner, run_schedule
 from strategies.optuna.spaces import space_from_optuna, space_to_optuna
 from strategies.optuna.trials import report, suggest
 
-__all__ = ["HypergradSampler", "report", "space_from_optuna", "space_to_optuna", "suggest"]
+__all__ = [
+    "HypergradSampler",
+    "RungPruner",
+    "report",
+    "run_schedule",
+    "space_from_optuna",
+    "space_to_optuna",
+    "suggest",
+]

@@ -18,9 +18,9 @@ from optuna.search_space import intersection_search_space
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from strategies.observation import Observation, Report, Suggestion
+from strategies.observation import Observation, Suggestion
 from strategies.optuna.spaces import Names, space_from_optuna
-from strategies.optuna.trials import REPORT, read_attribute, write_attribute
+from strategies.optuna.trials import read_attribute, report_of, write_attribute
 from strategies.searchers.base import Searcher
 from strategies.space import Categorical, SearchSpace
 from strategies.translate import Warner, observe
@@ -210,28 +210,10 @@ class HypergradSampler(BaseSampler):
         config = self._config(trial, names)
         if config is None:
             return None
-        value = None
-        if trial.state == TrialState.COMPLETE:
-            value = trial.value
-        elif trial.state == TrialState.PRUNED and trial.last_step is not None:
-            value = trial.intermediate_values[trial.last_step]
-        stored = read_attribute(REPORT, trial.user_attrs)
-        given = Report(None) if stored is None else Report.from_json(stored)
-        start, end = trial.datetime_start, trial.datetime_complete
-        seconds = (end - start).total_seconds() if start and end else None
-        report = Report(
-            value=value,
-            # The gradient belongs to the value that it was reported with.
-            gradient=given.gradient if value == given.value else None,
-            gradient_error=given.gradient_error,
-            config=given.config,
-            cost=seconds if given.cost is None else given.cost,
-            resource=trial.last_step if given.resource is None else given.resource,
-        )
         observation, problems = observe(
             names.space,
             config,
-            report,
+            report_of(trial),
             maximise=maximise,
             number=trial.number,
             note=self._note(config, self._suggestion(trial, names)),

@@ -11,7 +11,9 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from optuna.trial import FrozenTrial, TrialState
 
+from strategies.observation import Report
 from strategies.observation import report as _report
 from strategies.optuna.spaces import Names
 from strategies.space import Constant, SearchSpace
@@ -107,6 +109,28 @@ def report(
     )
     write_attribute(given.to_json(), REPORT, trial.set_user_attr)
     return math.nan if given.value is None else given.value
+
+
+def report_of(trial: FrozenTrial) -> Report:
+    """What a finished trial reported: its value, and the hypergradient if there was one."""
+    value = None
+    if trial.state == TrialState.COMPLETE:
+        value = trial.value
+    elif trial.state == TrialState.PRUNED and trial.last_step is not None:
+        value = trial.intermediate_values[trial.last_step]
+    stored = read_attribute(REPORT, trial.user_attrs)
+    given = Report(None) if stored is None else Report.from_json(stored)
+    start, end = trial.datetime_start, trial.datetime_complete
+    seconds = (end - start).total_seconds() if start and end else None
+    return Report(
+        value=value,
+        # The gradient belongs to the value that it was reported with.
+        gradient=given.gradient if value == given.value else None,
+        gradient_error=given.gradient_error,
+        config=given.config,
+        cost=seconds if given.cost is None else given.cost,
+        resource=trial.last_step if given.resource is None else given.resource,
+    )
 
 
 def write_attribute(content: Any, key: str, put: Callable[[str, Any], None]) -> None:

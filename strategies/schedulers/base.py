@@ -223,6 +223,14 @@ class Scheduler(abc.ABC):
         level = self._pending.get(number)
         return None if level is None else self._job(number, level)
 
+    def take_up(
+        self, number: int, level: int, config: Mapping[str, Any], note: Mapping[str, Any]
+    ) -> None:
+        """Make a job pending that was handed out before, by a process that kept it elsewhere."""
+        self.candidates.setdefault(number, Candidate(number, dict(config), note))
+        if level not in self.candidates[number].results:
+            self._pending[number] = level
+
     def forget(self, number: int) -> None:
         """Take a pending job back: it is handed out again."""
         self._pending.pop(number, None)
