@@ -37,6 +37,8 @@ def test_every_experiment_is_listed_with_a_line():
 @pytest.mark.parametrize("name", listing())
 def test_the_quick_path_runs_and_its_claims_hold(name, tmp_path):
     done = run(f"experiments.{name}", "--quick", "--out", str(tmp_path))
+    if "is not on this machine" in done.stderr:
+        pytest.skip(done.stderr.strip().rpartition("\n")[2])
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     results = json.loads((tmp_path / "results.json").read_text())
     assert results.keys() >= KEYS
