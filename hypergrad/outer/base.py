@@ -1,0 +1,275 @@
+"""What an outer algorithm is given, what it keeps, and what it reports.
+
+An outer algorithm is an immutable object with two pure functions, `init` and `step`, both of which
+work under `jit` and `scan`. `hypergrad.outer.run` drives any of them.
+"""
+
+from abc import abstractmethod
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Int, PyTree, Scalar
+
+from hypergrad.linear import vector
+from hypergrad.outer.constraints import project
+from hypergrad.paths import require_effect, trace_paths
+from hypergrad.problem import BilevelProblem
+
+RUNNING = 0
+STATIONARY = 1
+ACCURACY_LIMIT = 2
+BREAKDOWN = 3
+
+STOPS = {STATIONARY: "stationary", ACCURACY_LIMIT: "accuracy_limit", BREAKDOWN: "breakdown"}
+
+
+class Batches(eqx.Module):
+    """The data of one outer step, by the part of it that they enter.
+
+    `Batches(inner_data, outer_data)` uses all of both everywhere. The samplers
+    (`hypergrad.outer.Minibatches`) fill in the rows.
+
+    **Arguments:**
+
+    - `inner_data`: the training data, any pytree; its array leaves share their first axis if rows
+      are given.
+    - `outer_data`: the validation data, likewise.
+    - `inner_rows`: row numbers, shape `(fits, size)`: one mini-batch for each inner fit of the
+      step. `None`: all rows.
+    - `linear_rows`: row numbers, shape `(size,)`, for the linear system and the mixed product.
+    - `outer_rows`: row numbers, shape `(size,)`, for the outer loss.
+    - `inner_number`, `outer_number`: which block of a fixed partition of the data the (first) inner
+      and the outer mini-batch are; methods with one memory slot per block need them.
+    - `inner_count`, `outer_count`: how many blocks there are; 0 if the mini-batches are not blocks
+      of a fixed partition.
+    """
+
+    inner_data: PyTree
+    outer_data: PyTree
+    inner_rows: Int[Array, "fits size"] | None = None
+    linear_rows: Int[Array, " size"] | None = None
+    outer_rows: Int[Array, " size"] | None = None
+    inner_number: Int[Array, ""] | int = 0
+    outer_number: Int[Array, ""] | int = 0
+    inner_count: int = eqx.field(static=True, default=1)
+    outer_count: int = eqx.field(static=True, default=1)
+
+    def inner(self, fit: Int[Array, ""] | int = 0) -> PyTree:
+        """The batch of inner fit number `fit` of this step."""
+        if self.inner_rows is None:
+            return self.inner_data
+        return _rows(self.inner_data, self.inner_rows[fit % self.inner_rows.shape[0]])
+
+    @property
+    def linear(self) -> PyTree:
+        """The batch of the linear system and of the mixed product."""
+        return _rows(self.inner_data, self.linear_rows)
+
+    @property
+    def outer(self) -> PyTree:
+        """The batch of the outer loss."""
+        return _rows(self.outer_data, self.outer_rows)
+
+
+def _rows(data: PyTree, rows: Array | None) -> PyTree:
+    if rows is None:
+        return data
+    return jax.tree.map(lambda x: x[rows] if hasattr(x, "shape") else x, data)
+
+
+class OuterInfo(eqx.Module):
+    """One outer step. Every field is a scalar array; NaN means "not known to this algorithm".
+
+    - `value`: the outer loss at the state's `visited` hyperparameters and its `params`. For the
+      single-loop methods: on the step's mini-batch, before their parameters moved.
+    - `hypergradient_norm`: Euclidean norm of the hypergradient over all leaves.
+    - `stationarity`: `‖λ − P(λ − p)‖` with `p` the hypergradient and `P` the projection; equal to
+      `hypergradient_norm` where nothing constrains λ.
+    - `error`: estimated relative error of the hypergradient.
+    - `inner_residual`: `‖∂f/∂w‖`, relative or absolute as the algorithm's page says.
+    - `linear_residual`: relative residual of the linear system.
+    - `inner_iterations`: inner iterations spent in this step.
+    - `calls`: gradient-like evaluations spent in this step: one for each gradient of either loss,
+      each Hessian-vector product and each mixed product.
+    - `step_size`: the outer step size, where the algorithm has one.
+    - `tolerance`: the inner accuracy asked for.
+    - `accepted`: whether the point was moved.
+    - `stop`: 0 to go on; otherwise why the algorithm is finished (`hypergrad.outer.base.STOPS`).
+    """
+
+    value: Scalar
+    hypergradient_norm: Scalar
+    stationarity: Scalar
+    error: Scalar
+    inner_residual: Scalar
+    linear_residual: Scalar
+    inner_iterations: Int[Array, ""]
+    calls: Int[Array, ""]
+    step_size: Scalar
+    tolerance: Scalar
+    accepted: Bool[Array, ""]
+    stop: Int[Array, ""]
+
+
+def outer_info(
+    value: Scalar,
+    hypergradient: PyTree,
+    hparams: PyTree,
+    constraint: PyTree,
+    *,
+    calls: Array | int,
+    error: Array | float = jnp.nan,
+    inner_residual: Array | float = jnp.nan,
+    linear_residual: Array | float = jnp.nan,
+    inner_iterations: Array | int = 0,
+    step_size: Array | float = jnp.nan,
+    tolerance: Array | float = jnp.nan,
+    accepted: Array | bool = True,
+    stop: Array | int = RUNNING,
+) -> OuterInfo:
+    """An `OuterInfo` with the norms filled in, every field in a fixed dtype."""
+
+    def real(x: Array | float) -> Scalar:
+        return jnp.asarray(x, value.dtype)
+
+    return OuterInfo(
+        value=value,
+        hypergradient_norm=real(vector.norm(hypergradient)),
+        stationarity=real(stationarity(hparams, hypergradient, constraint)),
+        error=real(error),
+        inner_residual=real(inner_residual),
+        linear_residual=real(linear_residual),
+        inner_iterations=jnp.asarray(inner_iterations, jnp.int32),
+        calls=jnp.asarray(calls, jnp.int32),
+        step_size=real(step_size),
+        tolerance=real(tolerance),
+        accepted=jnp.asarray(accepted),
+        stop=jnp.asarray(stop, jnp.int32),
+    )
+
+
+class OuterState(eqx.Module):
+    """What every algorithm's state holds; the algorithms add their own.
+
+    - `step`: outer steps taken.
+    - `hparams`: where the next step looks.
+    - `visited`: hyperparameters to which `params` belong.
+    - `params`: the inner parameters.
+    - `hypergradient`: the last hypergradient, a pytree like the differentiable part of `hparams`.
+    """
+
+    step: Int[Array, ""]
+    hparams: PyTree
+    visited: PyTree
+    params: PyTree
+    hypergradient: PyTree
+
+
+class OuterAlgorithm(eqx.Module):
+    """Moves the hyperparameters. Immutable; everything that changes is in the state."""
+
+    @property
+    @abstractmethod
+    def constraint(self) -> PyTree:
+        """Feasible set of the hyperparameters; see `hypergrad.outer.project`."""
+
+    @abstractmethod
+    def init(
+        self,
+        problem: BilevelProblem,
+        params: PyTree,
+        hparams: PyTree,
+        batches: Batches,
+        key: Array | None = None,
+    ) -> OuterState:
+        """The state before the first step.
+
+        **Arguments:**
+
+        - `problem`: the two losses.
+        - `params`: where the inner problem starts, any pytree.
+        - `hparams`: where the outer problem starts, any pytree.
+        - `batches`: data of the first step.
+        - `key`: for stochastic problems.
+        """
+
+    @abstractmethod
+    def step(
+        self,
+        problem: BilevelProblem,
+        state: Any,
+        batches: Batches,
+        key: Array | None = None,
+    ) -> tuple[OuterState, OuterInfo]:
+        """One outer step on the given data.
+
+        **Arguments:**
+
+        - `problem`: the two losses.
+        - `state`: from `init` or from the last step.
+        - `batches`: data of this step.
+        - `key`: for stochastic problems; a new one for each step.
+        """
+
+
+def check_reach(
+    algorithm: OuterAlgorithm,
+    problem: BilevelProblem,
+    params: PyTree,
+    hparams: PyTree,
+    batches: Batches,
+    key: Array | None,
+) -> None:
+    """Refuse hyperparameters that no implicit derivative can see; costs a trace, no computation.
+
+    **Raises:** `ValueError` naming the hyperparameter, or saying that the outer loss does not
+    depend on `params`.
+    """
+    paths = trace_paths(problem, params, hparams, batches.linear, batches.outer, key)
+    require_effect(paths, type(algorithm).__name__)
+
+
+def differentiable(tree: PyTree) -> PyTree:
+    """The leaves that are differentiated, `None` elsewhere."""
+    return eqx.filter(tree, eqx.is_inexact_array)
+
+
+def move(hparams: PyTree, update: PyTree, constraint: PyTree) -> PyTree:
+    """`P(hparams + update)`; leaves without an update stay."""
+    return project(constraint, eqx.apply_updates(hparams, update))
+
+
+def optimizer_step(
+    optimizer: optax.GradientTransformation,
+    optimizer_state: PyTree,
+    hparams: PyTree,
+    hypergradient: PyTree,
+    constraint: PyTree,
+) -> tuple[PyTree, PyTree, Array]:
+    """One projected step of an optax optimizer, and whether it was finite.
+
+    A step that is not finite is not taken, nor remembered by the optimizer.
+    """
+    point = differentiable(hparams)
+    update, new_state = optimizer.update(hypergradient, optimizer_state, point)
+    good = vector.all_finite(update)
+    update = jax.tree.map(lambda u: jnp.where(good, u, 0), update)
+    return (
+        select(good, move(hparams, update, constraint), hparams),
+        select(good, new_state, optimizer_state),
+        good,
+    )
+
+
+def stationarity(hparams: PyTree, hypergradient: PyTree, constraint: PyTree) -> Scalar:
+    """`‖λ − P(λ − p)‖`, which is zero exactly at the constrained stationary points."""
+    moved = move(hparams, jax.tree.map(jnp.negative, hypergradient), constraint)
+    return vector.norm(vector.sub(differentiable(hparams), differentiable(moved)))
+
+
+def select(condition: Array, x: PyTree, y: PyTree) -> PyTree:
+    """`x` where the scalar `condition` holds, else `y`; leaves that are not arrays are `y`'s."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b) if eqx.is_array(b) else b, x, y)

@@ -1,0 +1,173 @@
+"""F2SA: a bilevel method from first derivatives only.
+
+Kwon, Kwon, Wright & Nowak, "A fully first-order method for stochastic bilevel optimization" (2023).
+With a multiplier `s` the value-function penalty
+
+    L_s(λ) = min_y [ F(y, λ) + s f(y, λ) ]  −  s min_z f(z, λ)
+
+has the gradient
+
+    ∂F/∂λ(y, λ) + s ( ∂f/∂λ(y, λ) − ∂f/∂λ(z, λ) )
+
+at its two minimisers, which tends to the hypergradient like `1/s`. No Hessian-vector product and no
+mixed product is ever formed, at the price of a second copy of the parameters, a bias of order
+`1/s`, and a difference of two nearly equal gradients, amplified by `s`: in float32 keep `s` below
+about 1e3.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PyTree, Scalar
+
+from hypergrad.linear import vector
+from hypergrad.outer.base import (
+    BREAKDOWN,
+    RUNNING,
+    Batches,
+    OuterAlgorithm,
+    OuterInfo,
+    OuterState,
+    check_reach,
+    differentiable,
+    optimizer_step,
+    outer_info,
+    select,
+)
+from hypergrad.problem import BilevelProblem
+
+
+class F2SAState(OuterState):
+    """The common state (its `params` minimise the inner loss), and the optimizer's.
+
+    - `penalised`: the minimiser of `F + s f`.
+    """
+
+    penalised: PyTree
+    optimizer_state: PyTree
+
+
+class F2SA(OuterAlgorithm):
+    """Fully first-order stochastic approximation.
+
+    **Arguments:**
+
+    - `optimizer`: optax optimizer of the hyperparameters. Default: gradient descent with 0.1.
+    - `inner_steps`: gradient steps of each of the two inner variables per outer step. Default 10.
+    - `step_size`: of the inner steps. The penalised variable descends `f + F / s` with it, that is
+      `F + s f` with `step_size / s`: its step shrinks as its objective steepens. Default 0.1.
+    - `multiplier`: `s` at the first step. Default 10.
+    - `growth`: `s` at step `k` is `multiplier (k + 1)^growth`. Default 1/7, the paper's; 0 keeps it
+      fixed.
+    - `most`: `s` never exceeds it. Default 1e3.
+    - `constraint`: feasible set of the hyperparameters; see `hypergrad.outer.project`.
+
+    The inner residual reported is the absolute norm of the last gradient of `f`.
+    """
+
+    optimizer: optax.GradientTransformation = eqx.field(default_factory=lambda: optax.sgd(0.1))
+    inner_steps: int = eqx.field(static=True, default=10)
+    step_size: float | Scalar = 0.1
+    multiplier: float | Scalar = 10.0
+    growth: float | Scalar = 1 / 7
+    most: float | Scalar = 1e3
+    constraint: PyTree = None
+
+    def __check_init__(self) -> None:
+        if self.inner_steps < 1:
+            raise ValueError(f"F2SA: inner_steps must be at least 1, got {self.inner_steps}.")
+
+    def init(
+        self,
+        problem: BilevelProblem,
+        params: PyTree,
+        hparams: PyTree,
+        batches: Batches,
+        key: Array | None = None,
+    ) -> F2SAState:
+        """See `OuterAlgorithm.init`.
+
+        **Raises:** `ValueError` if the problem has no inner loss, only an optimality map.
+        """
+        if problem.inner is None:
+            raise ValueError(
+                "F2SA differentiates the inner loss with respect to the hyperparameters; this "
+                "problem has only an optimality map. Give `inner`, or use SOBA."
+            )
+        check_reach(self, problem, params, hparams, batches, key)
+        return F2SAState(
+            step=jnp.zeros((), jnp.int32),
+            hparams=hparams,
+            visited=hparams,
+            params=params,
+            hypergradient=jax.tree.map(jnp.zeros_like, differentiable(hparams)),
+            penalised=params,
+            optimizer_state=self.optimizer.init(differentiable(hparams)),
+        )
+
+    def step(
+        self,
+        problem: BilevelProblem,
+        state: F2SAState,
+        batches: Batches,
+        key: Array | None = None,
+    ) -> tuple[F2SAState, OuterInfo]:
+        """See `OuterAlgorithm.step`."""
+        s = jnp.minimum(self.multiplier * (state.step + 1.0) ** self.growth, self.most)
+        _, p_static = eqx.partition(state.params, eqx.is_inexact_array)
+        h, h_static = eqx.partition(state.hparams, eqx.is_inexact_array)
+
+        def inner(p: PyTree, h: PyTree, batch: PyTree, key: Array | None) -> Scalar:
+            args = (eqx.combine(p, p_static), eqx.combine(h, h_static), batch, key)
+            return problem.inner_loss(*args)[0]
+
+        def outer(p: PyTree, h: PyTree) -> Scalar:
+            args = (eqx.combine(p, p_static), eqx.combine(h, h_static), batches.outer, key)
+            return problem.outer_loss(*args)[0]
+
+        def descend(carry: tuple, fit: Array) -> tuple[tuple, Scalar]:
+            y, z = carry
+            noise = None if key is None else jax.random.fold_in(key, fit)
+            batch = batches.inner(fit)
+            by_y = jax.grad(inner)(y, h, batch, noise)
+            by_z = jax.grad(inner)(z, h, batch, noise)
+            pull = jax.grad(outer)(y, h)
+            y = vector.axpy(-self.step_size, vector.axpy(1 / s, pull, by_y), y)
+            return (y, vector.axpy(-self.step_size, by_z, z)), vector.norm(by_z)
+
+        start = (differentiable(state.penalised), differentiable(state.params))
+        (y, z), residuals = jax.lax.scan(descend, start, jnp.arange(self.inner_steps))
+
+        direct = jax.grad(outer, argnums=1)(y, h)
+        at_y = jax.grad(inner, argnums=1)(y, h, batches.linear, key)
+        at_z = jax.grad(inner, argnums=1)(z, h, batches.linear, key)
+        hypergradient = vector.axpy(s, vector.sub(at_y, at_z), direct)
+        value = outer(z, h)
+
+        hparams, optimizer_state, good = optimizer_step(
+            self.optimizer, state.optimizer_state, state.hparams, hypergradient, self.constraint
+        )
+        good = good & jnp.isfinite(value) & vector.all_finite((y, z))
+        new = F2SAState(
+            step=state.step,
+            hparams=hparams,
+            visited=state.hparams,
+            params=eqx.combine(z, p_static),
+            hypergradient=hypergradient,
+            penalised=eqx.combine(y, p_static),
+            optimizer_state=optimizer_state,
+        )
+        new = eqx.tree_at(lambda x: x.step, select(good, new, state), state.step + 1)
+        info = outer_info(
+            value,
+            hypergradient,
+            state.hparams,
+            self.constraint,
+            calls=3 * self.inner_steps + 3,
+            inner_residual=residuals[-1],
+            inner_iterations=2 * self.inner_steps,
+            accepted=good,
+            stop=jnp.where(good, RUNNING, BREAKDOWN),
+        )
+        return new, info

@@ -1,0 +1,146 @@
+"""SABA: the single-loop method with the variance reduction of SAGA on every term.
+
+Dagréou, Ablin, Vaiter & Moreau, "A framework for bilevel optimization that enables stochastic and
+global variance reduction algorithms" (2022). Each of the five sums of the directions (`∂f/∂w`,
+`∂²f/∂w² v`, `(∂²f/∂w∂λ)ᵀ v`; `∂F/∂w`, `∂F/∂λ`) is estimated by
+
+    new value on block i  −  remembered value on block i  +  mean of the remembered values
+
+(Defazio, Bach & Lacoste-Julien 2014), whose variance vanishes as the iterates converge, so that
+step sizes stay constant and the rate is that of gradient descent.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Int, PyTree, Scalar
+
+from hypergrad.outer.base import Batches, OuterAlgorithm, OuterInfo, check_reach
+from hypergrad.outer.soba import (
+    InnerTerms,
+    OuterTerms,
+    SingleLoopState,
+    inner_terms,
+    outer_terms,
+    single_loop_step,
+    start_single_loop,
+)
+from hypergrad.problem import BilevelProblem
+
+
+class Memory(eqx.Module):
+    """The last value of a sum's term on each block of the data, and their mean."""
+
+    slots: PyTree
+    mean: PyTree
+    seen: Bool[Array, " blocks"]
+
+
+def empty_memory(like: PyTree, blocks: int) -> Memory:
+    """A memory of `blocks` unseen values shaped `like`."""
+    slots = jax.tree.map(lambda x: jnp.zeros((blocks, *x.shape), x.dtype), like)
+    return Memory(slots, jax.tree.map(jnp.zeros_like, like), jnp.zeros(blocks, bool))
+
+
+def refresh(memory: Memory, number: Int[Array, ""] | int, new: PyTree) -> tuple[PyTree, Memory]:
+    """The variance-reduced estimate from block `number`, and the memory with `new` in its place.
+
+    While blocks are still unseen the mean is over those seen: zeros standing for unseen blocks
+    would bias every direction towards zero for the whole first epoch.
+    """
+    first = ~memory.seen[number]
+    count = jnp.sum(memory.seen)
+
+    def estimate(slots: Array, mean: Array, value: Array) -> Array:
+        return jnp.where(first, (count * mean + value) / (count + 1), value - slots[number] + mean)
+
+    def new_mean(slots: Array, mean: Array, value: Array) -> Array:
+        share = jnp.where(first, value - mean, value - slots[number])
+        return mean + share / jnp.where(first, count + 1, count)
+
+    tree = (memory.slots, memory.mean, new)
+    return (
+        jax.tree.map(lambda *x: estimate(*x).astype(x[1].dtype), *tree),
+        Memory(
+            jax.tree.map(lambda s, v: s.at[number].set(v), memory.slots, new),
+            jax.tree.map(lambda *x: new_mean(*x).astype(x[1].dtype), *tree),
+            memory.seen.at[number].set(True),
+        ),
+    )
+
+
+class SABAState(SingleLoopState):
+    """The single-loop state and the two memories."""
+
+    inner_memory: Memory
+    outer_memory: Memory
+
+
+class SABA(OuterAlgorithm):
+    """Single-loop stochastic bilevel optimization with variance reduction.
+
+    The mini-batches must be the blocks of a fixed partition of the data
+    (`Minibatches(size, blocks=True, policy="same")`), or all of it. Memory: for each training block
+    two vectors like `params` and one like `hparams`, for each validation block one of each.
+
+    **Arguments:**
+
+    - `optimizer`: optax optimizer of the hyperparameters. Default: gradient descent with 0.1.
+    - `step_size`: constant step size of the inner parameters and of the adjoint; below
+      `2 / λ_max(∂²f/∂w²)`, and safely a third of that. Default 0.1.
+    - `radius`: the adjoint is kept within `radius ‖∂F/∂w‖`. Default 1e3.
+    - `constraint`: feasible set of the hyperparameters; see `hypergrad.outer.project`.
+
+    **Raises:** `ValueError` if the mini-batches are not blocks of a fixed partition.
+    """
+
+    optimizer: optax.GradientTransformation = eqx.field(default_factory=lambda: optax.sgd(0.1))
+    step_size: float | Scalar = 0.1
+    radius: float | Scalar = 1e3
+    constraint: PyTree = None
+
+    def init(
+        self,
+        problem: BilevelProblem,
+        params: PyTree,
+        hparams: PyTree,
+        batches: Batches,
+        key: Array | None = None,
+    ) -> SABAState:
+        """See `OuterAlgorithm.init`."""
+        if batches.inner_count == 0 or batches.outer_count == 0:
+            raise ValueError(
+                "SABA remembers one value per block of the data: expected mini-batches from a "
+                "fixed partition (`Minibatches(size, blocks=True)`), received independent draws."
+            )
+        check_reach(self, problem, params, hparams, batches, key)
+        _, outer = outer_terms(problem, params, hparams, batches.outer, key)
+        start = start_single_loop(self.optimizer, self.step_size, params, hparams, outer)
+        h = start.hypergradient
+        p = start.adjoint
+        return SABAState(
+            **{name: getattr(start, name) for name in SingleLoopState.__dataclass_fields__},
+            inner_memory=empty_memory(InnerTerms(p, p, h), batches.inner_count),
+            outer_memory=empty_memory(OuterTerms(p, h), batches.outer_count),
+        )
+
+    def step(
+        self,
+        problem: BilevelProblem,
+        state: SABAState,
+        batches: Batches,
+        key: Array | None = None,
+    ) -> tuple[SABAState, OuterInfo]:
+        """See `OuterAlgorithm.step`."""
+        args = (state.params, state.adjoint, state.hparams)
+        inner = inner_terms(problem, *args, batches.linear, key)
+        value, outer = outer_terms(problem, state.params, state.hparams, batches.outer, key)
+        inner, inner_memory = refresh(state.inner_memory, batches.inner_number, inner)
+        outer, outer_memory = refresh(state.outer_memory, batches.outer_number, outer)
+        rate = jnp.asarray(self.step_size, value.dtype)
+        new, info = single_loop_step(
+            state, value, inner, outer, rate, self.radius, self.optimizer, self.constraint
+        )
+        memories = lambda s: (s.inner_memory, s.outer_memory)  # noqa: E731
+        return eqx.tree_at(memories, new, (inner_memory, outer_memory)), info

@@ -1,0 +1,237 @@
+"""SOBA: one stochastic step each for the inner variable, the adjoint and the hyperparameters.
+
+Dagréou, Ablin, Vaiter & Moreau, "A framework for bilevel optimization that enables stochastic and
+global variance reduction algorithms" (2022). With `v` tracking `−(∂²f/∂w²)⁻¹ ∂F/∂w`, the three
+directions
+
+    D_w = ∂f/∂w        D_v = ∂²f/∂w² v + ∂F/∂w        D_λ = (∂²f/∂w∂λ)ᵀ v + ∂F/∂λ
+
+are sums over examples, so that their mini-batch estimates are unbiased and all three variables can
+move at once. No inner loop, no linear solve: a step costs four gradient-like calls.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PyTree, Scalar
+
+from hypergrad.linear import vector
+from hypergrad.outer.base import (
+    BREAKDOWN,
+    RUNNING,
+    Batches,
+    OuterAlgorithm,
+    OuterInfo,
+    OuterState,
+    check_reach,
+    differentiable,
+    optimizer_step,
+    outer_info,
+    select,
+)
+from hypergrad.problem import BilevelProblem
+
+
+class InnerTerms(eqx.Module):
+    """The three sums over the training data: `∂f/∂w`, `∂²f/∂w² v`, `(∂²f/∂w∂λ)ᵀ v`."""
+
+    gradient: PyTree
+    curvature: PyTree
+    mixed: PyTree
+
+
+class OuterTerms(eqx.Module):
+    """The two sums over the validation data: `∂F/∂w`, `∂F/∂λ`."""
+
+    params: PyTree
+    hparams: PyTree
+
+
+def inner_terms(
+    problem: BilevelProblem,
+    params: PyTree,
+    adjoint: PyTree,
+    hparams: PyTree,
+    batch: PyTree,
+    key: Array | None,
+) -> InnerTerms:
+    """All three terms from one linearisation of the residual.
+
+    For an optimality map that is not a gradient its transposed Jacobian is used, which is what the
+    adjoint equation holds.
+    """
+    p, p_static = eqx.partition(params, eqx.is_inexact_array)
+    h, h_static = eqx.partition(hparams, eqx.is_inexact_array)
+
+    def residual(p: PyTree, h: PyTree) -> PyTree:
+        return problem.residual(eqx.combine(p, p_static), eqx.combine(h, h_static), batch, key)
+
+    gradient, pull = jax.vjp(residual, p, h)
+    curvature, mixed = pull(adjoint)
+    return InnerTerms(gradient, curvature, mixed)
+
+
+def outer_terms(
+    problem: BilevelProblem, params: PyTree, hparams: PyTree, batch: PyTree, key: Array | None
+) -> tuple[Scalar, OuterTerms]:
+    """The outer loss and its two partial derivatives."""
+    p, p_static = eqx.partition(params, eqx.is_inexact_array)
+    h, h_static = eqx.partition(hparams, eqx.is_inexact_array)
+
+    def loss(p: PyTree, h: PyTree) -> Scalar:
+        return problem.outer_loss(eqx.combine(p, p_static), eqx.combine(h, h_static), batch, key)[0]
+
+    value, (by_params, by_hparams) = jax.value_and_grad(loss, argnums=(0, 1))(p, h)
+    return value, OuterTerms(by_params, by_hparams)
+
+
+def polynomial_decay(step_size: Array | float, exponent: Array | float, step: Array) -> Array:
+    """`step_size / (step + 1)^exponent`."""
+    return step_size * (step + 1.0) ** -exponent
+
+
+def into_ball(adjoint: PyTree, gradient: PyTree, radius: Array | float) -> PyTree:
+    """The adjoint scaled back to `‖v‖ <= radius ‖∂F/∂w‖`."""
+    size = vector.norm(adjoint)
+    limit = radius * vector.norm(gradient)
+    return vector.scale(jnp.where(size > limit, limit / size, 1), adjoint)
+
+
+class SingleLoopState(OuterState):
+    """The common state, the adjoint `v` and the state of the outer optimizer."""
+
+    adjoint: PyTree
+    optimizer_state: PyTree
+
+
+class SOBA(OuterAlgorithm):
+    """Single-loop stochastic bilevel optimization by plain mini-batch estimates.
+
+    Converges at the rate of stochastic gradient descent with step sizes that decay like `k^-1/2`.
+    One training mini-batch serves all three inner terms: use the batch policy "same".
+
+    **Arguments:**
+
+    - `optimizer`: optax optimizer of the hyperparameters. Default: gradient descent with
+      `0.1 / sqrt(k + 1)`.
+    - `step_size`: first step size of the inner parameters and of the adjoint; below
+      `2 / λ_max(∂²f/∂w²)`. Default 0.1.
+    - `exponent`: the step size at step `k` is `step_size / (k + 1)^exponent`. Default 0.5.
+    - `radius`: the adjoint is kept within `radius ‖∂F/∂w‖`, in effect a lower bound `1 / radius` on
+      the curvature. Default 1e3.
+    - `constraint`: feasible set of the hyperparameters; see `hypergrad.outer.project`.
+
+    The inner residual reported is the absolute norm of the mini-batch gradient; the linear residual
+    is `‖∂²f/∂w² v + ∂F/∂w‖ / ‖∂F/∂w‖` on the mini-batch.
+    """
+
+    optimizer: optax.GradientTransformation = eqx.field(
+        default_factory=lambda: optax.sgd(lambda step: 0.1 / jnp.sqrt(step + 1.0))
+    )
+    step_size: float | Scalar = 0.1
+    exponent: float | Scalar = 0.5
+    radius: float | Scalar = 1e3
+    constraint: PyTree = None
+
+    def init(
+        self,
+        problem: BilevelProblem,
+        params: PyTree,
+        hparams: PyTree,
+        batches: Batches,
+        key: Array | None = None,
+    ) -> SingleLoopState:
+        """See `OuterAlgorithm.init`."""
+        check_reach(self, problem, params, hparams, batches, key)
+        _, outer = outer_terms(problem, params, hparams, batches.outer, key)
+        return start_single_loop(self.optimizer, self.step_size, params, hparams, outer)
+
+    def step(
+        self,
+        problem: BilevelProblem,
+        state: SingleLoopState,
+        batches: Batches,
+        key: Array | None = None,
+    ) -> tuple[SingleLoopState, OuterInfo]:
+        """See `OuterAlgorithm.step`."""
+        args = (state.params, state.adjoint, state.hparams)
+        inner = inner_terms(problem, *args, batches.linear, key)
+        value, outer = outer_terms(problem, state.params, state.hparams, batches.outer, key)
+        rate = polynomial_decay(self.step_size, self.exponent, state.step)
+        return single_loop_step(
+            state, value, inner, outer, rate, self.radius, self.optimizer, self.constraint
+        )
+
+
+def start_single_loop(
+    optimizer: optax.GradientTransformation,
+    rate: Array | float,
+    params: PyTree,
+    hparams: PyTree,
+    outer: OuterTerms,
+) -> SingleLoopState:
+    """The state whose adjoint has taken its first step, from zero, already.
+
+    At `v = 0` that step needs no curvature product, and the operator is never applied to zeros.
+    """
+    return SingleLoopState(
+        step=jnp.zeros((), jnp.int32),
+        hparams=hparams,
+        visited=hparams,
+        params=params,
+        hypergradient=jax.tree.map(jnp.zeros_like, differentiable(hparams)),
+        adjoint=vector.scale(-jnp.asarray(rate), outer.params),
+        optimizer_state=optimizer.init(differentiable(hparams)),
+    )
+
+
+def single_loop_step(
+    state: Any,
+    value: Scalar,
+    inner: InnerTerms,
+    outer: OuterTerms,
+    rate: Array,
+    radius: Array | float,
+    optimizer: optax.GradientTransformation,
+    constraint: PyTree,
+    calls: int = 4,
+) -> tuple[Any, OuterInfo]:
+    """Move `w`, `v` and `λ` along the given directions, all from the same point.
+
+    If any of the new values is not finite nothing moves and the info says breakdown.
+    """
+    direction = jax.tree.map(jnp.add, inner.curvature, outer.params)
+    hypergradient = jax.tree.map(jnp.add, inner.mixed, outer.hparams)
+    update = vector.scale(-rate, inner.gradient)
+    params = eqx.apply_updates(state.params, update)
+    adjoint = into_ball(vector.axpy(-rate, direction, state.adjoint), outer.params, radius)
+    hparams, optimizer_state, good = optimizer_step(
+        optimizer, state.optimizer_state, state.hparams, hypergradient, constraint
+    )
+    moved = (differentiable(params), adjoint, differentiable(hparams))
+    good = good & jnp.isfinite(value) & vector.all_finite(moved)
+    scale = vector.norm(outer.params)
+    new = eqx.tree_at(
+        lambda s: (
+            s.hparams, s.visited, s.params, s.hypergradient, s.adjoint, s.optimizer_state
+        ),
+        state,
+        (hparams, hparams, params, hypergradient, adjoint, optimizer_state),
+    )  # fmt: skip
+    new = eqx.tree_at(lambda s: s.step, select(good, new, state), state.step + 1)
+    info = outer_info(
+        value,
+        hypergradient,
+        state.hparams,
+        constraint,
+        calls=calls,
+        inner_residual=vector.norm(inner.gradient),
+        linear_residual=vector.norm(direction) / jnp.where(scale > 0, scale, 1),
+        step_size=rate,
+        accepted=good,
+        stop=jnp.where(good, RUNNING, BREAKDOWN),
+    )
+    return new, info

@@ -1,0 +1,135 @@
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from hypergrad.implicit import ImplicitDifferentiation
+from hypergrad.inner import OptaxSolver
+from hypergrad.linear.cg import CG
+from hypergrad.outer import MAID, Batches, Box, Smoothness
+from hypergrad.problem import BilevelProblem
+
+# A quadratic bilevel problem with known constants: f = ½ wᵀAw − wᵀBλ, F = ½‖w − t‖² + ½ 0.1 ‖λ‖².
+INNER, OUTER = 30, 5
+RNG = np.random.default_rng(0)
+BASIS = np.linalg.qr(RNG.normal(size=(INNER, INNER)))[0]
+A = jnp.asarray(BASIS @ np.diag(np.linspace(1.0, 20.0, INNER)) @ BASIS.T)
+B = jnp.asarray(RNG.normal(size=(INNER, OUTER)))
+TARGET = jnp.asarray(RNG.normal(size=INNER))
+PROBLEM = BilevelProblem(
+    lambda w, h, _: 0.5 * w @ A @ w - w @ B @ h,
+    lambda w, h, _: 0.5 * jnp.sum((w - TARGET) ** 2) + 0.05 * jnp.sum(h**2),
+)
+CONSTANTS = Smoothness(1.0, float(np.linalg.norm(np.asarray(B), 2)), 1.0)
+ESTIMATOR = ImplicitDifferentiation(
+    OptaxSolver(optax.sgd(1 / 20), steps=5000), CG(max_steps=200), error_estimate=False
+)
+START = jnp.full(OUTER, 3.0)
+
+
+def value(h):
+    w = jnp.linalg.solve(A, B @ h)
+    return PROBLEM.outer(w, h, None)
+
+
+BEST = np.linalg.solve(
+    np.asarray(jax.hessian(value)(START)), -np.asarray(jax.grad(value)(jnp.zeros(OUTER)))
+)
+step = eqx.filter_jit(lambda algorithm, state: algorithm.step(PROBLEM, state, Batches(None, None)))
+
+
+def trace(steps=60, gap=1e-2, **options):
+    """States and infos until the true outer gap is reached. One compilation serves all starts."""
+    options = {
+        name: jnp.asarray(value) if isinstance(value, float) else value
+        for name, value in options.items()
+    }
+    algorithm = MAID(ESTIMATOR, **{"smoothness": CONSTANTS, **options})
+    state = algorithm.init(PROBLEM, jnp.zeros(INNER), START, Batches(None, None))
+    states, infos = [state], []
+    for _ in range(steps):
+        state, info = step(algorithm, state)
+        states.append(state)
+        infos.append(info)
+        if value(state.hparams) - value(BEST) < gap or int(info.stop):
+            break
+    return states, infos
+
+
+@pytest.fixture(scope="module")
+def runs():
+    """From nine pairs of initial accuracy and step size, three orders of magnitude apart each."""
+    return {
+        (accuracy, size): trace(inner_tolerance=accuracy, linear_tolerance=accuracy, step_size=size)
+        for accuracy in (1e-1, 3e-3, 1e-4)
+        for size in (1e-2, 0.3, 10.0)
+    }
+
+
+def test_it_is_robust_to_initial_accuracy_and_step_size(runs):
+    cost = {key: sum(int(info.calls) for info in infos) for key, (_, infos) in runs.items()}
+    for states, _ in runs.values():
+        assert value(states[-1].hparams) - value(BEST) < 1e-2
+    assert max(cost.values()) <= 1.5 * min(cost.values()), cost
+
+
+def test_every_accepted_step_truly_decreases_the_outer_loss(runs):
+    for states, infos in runs.values():
+        values = [float(value(state.hparams)) for state in states]
+        for before, after, info in zip(values, values[1:], infos, strict=False):
+            assert bool(info.accepted)
+            assert after < before
+
+
+def test_the_error_bound_holds_and_is_met(runs):
+    for states, infos in runs.values():
+        for before, after, info in zip(states, states[1:], infos, strict=False):
+            truth = jax.grad(value)(before.hparams)
+            error = float(jnp.linalg.norm(after.hypergradient - truth))
+            bound = float(info.error * info.hypergradient_norm)
+            assert error <= bound
+            assert bound <= 0.5 * float(info.hypergradient_norm)
+
+
+def test_loose_solves_are_not_wasted_on_accuracy(runs):
+    first = runs[0.1, 0.3][1][0]
+    assert float(first.inner_residual) > 1e-4
+
+
+def test_at_the_solution_it_certifies_and_stops():
+    states, infos = trace(steps=200, gap=-1.0, inner_tolerance=0.1, step_size=0.3)
+    last = infos[-1]
+    assert int(last.stop) == 2
+    assert value(states[-1].hparams) - value(BEST) < 1e-10
+    assert float(last.hypergradient_norm) < 1e-5
+
+
+def test_without_constants_it_trusts_the_estimators_own_estimate(ridge):
+    estimator = ImplicitDifferentiation(
+        OptaxSolver(optax.sgd(0.2, momentum=0.8, nesterov=True), steps=5000), CG()
+    )
+    algorithm = MAID(estimator, constraint=Box(-3.0, 1.0))
+    batches = Batches(ridge.inner, ridge.outer)
+    state = algorithm.init(ridge.problem, ridge.params, ridge.hparams, batches)
+    advance = eqx.filter_jit(algorithm.step)
+    for _ in range(12):
+        before = state
+        state, info = advance(ridge.problem, state, batches)
+        truth = jax.grad(ridge.value)(before.hparams)
+        error = float(jnp.linalg.norm(state.hypergradient - truth))
+        assert error <= 0.5 * float(info.hypergradient_norm)
+        assert ridge.value(state.hparams) < ridge.value(before.hparams)
+    assert float(info.stationarity) < 0.1 * float(
+        jnp.linalg.norm(jax.grad(ridge.value)(ridge.hparams))
+    )
+
+
+def test_the_constants_are_checked():
+    with pytest.raises(ValueError, match=r"strong_convexity must be positive and finite, got 0.0"):
+        Smoothness(0.0, 1.0, 1.0)
+    with pytest.raises(ValueError, match=r"mixed must be non-negative and finite, got nan"):
+        Smoothness(1.0, float("nan"), 1.0)
+    with pytest.raises(ValueError, match=r"eta must lie between 0 and 1, got 1.5"):
+        MAID(ESTIMATOR, eta=1.5)
