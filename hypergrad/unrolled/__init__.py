@@ -1,0 +1,24 @@
+"""Differentiating the inner steps that were run: reverse, truncated, forward, online."""
+
+from hypergrad.unrolled.base import UnrolledEstimator, UnrolledState
+from hypergrad.unrolled.checkpointing import Schedule
+from hypergrad.unrolled.forward import ForwardUnrolled
+from hypergrad.unrolled.online import OnlineState, OnlineUnrolled
+from hypergrad.unrolled.reverse import Unrolled
+from hypergrad.unrolled.steps import InnerStep, OptaxStep, StepFunction, as_inner_step
+from hypergrad.unrolled.truncated import TruncatedUnrolled
+
+__all__ = [
+    "ForwardUnrolled",
+    "InnerStep",
+    "OnlineState",
+    "OnlineUnrolled",
+    "OptaxStep",
+    "Schedule",
+    "StepFunction",
+    "TruncatedUnrolled",
+    "Unrolled",
+    "UnrolledEstimator",
+    "UnrolledState",
+    "as_inner_step",
+]

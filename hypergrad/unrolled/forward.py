@@ -1,0 +1,107 @@
+"""Forward mode: the derivative of the run, carried along with it.
+
+`Z_t = ∂w_t/∂λ` obeys `Z_t = A_t Z_{t-1} + B_t`, and `dg/dλ = ∂g/∂λ + Z_Tᵀ ∂g/∂w` (Franceschi,
+Donini, Frasconi & Pontil 2017). Nothing of the run is stored; one column of `Z` per hyperparameter
+is carried.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, PyTree
+
+from hypergrad.estimator import Hypergradient
+from hypergrad.linear import vector
+from hypergrad.problem import BilevelProblem
+from hypergrad.unrolled.base import UnrolledEstimator, UnrolledState, finish
+from hypergrad.unrolled.reverse import outer_at_end, rounding_error
+from hypergrad.unrolled.run import Dynamics, require_effect
+
+
+class ForwardUnrolled(UnrolledEstimator):
+    """The exact derivative of the T steps that are run, by forward mode.
+
+    Time and memory are those of about as many runs as there are hyperparameters (scalar entries),
+    whatever the number of steps: the choice for a few of them, up to about ten, or when the steps
+    hold something that reverse mode cannot cross, such as a line search.
+
+    **Arguments:** those of `UnrolledEstimator`.
+
+    `info.error` estimates the rounding error, as in `Unrolled`. Entries of the derivative that are
+    not finite come back as zero with `info.breakdown` set and an infinite `error`.
+    """
+
+    def hypergradient(
+        self,
+        problem: BilevelProblem,
+        state: UnrolledState,
+        hparams: PyTree,
+        inner_batch: PyTree,
+        outer_batch: PyTree,
+        *,
+        key: Array | None = None,
+    ) -> Hypergradient:
+        """See `UnrolledEstimator.hypergradient`."""
+        run = self._dynamics(problem, state, hparams, inner_batch, key)
+        outer = outer_at_end(problem, run, outer_batch, key)
+        name = type(self).__name__
+        require_effect(run, outer, 0, self.steps, estimator=name, forward=True)
+        x, rest, tangents = advance_tangents(run, start_tangents(run), self.steps)
+        (value, aux), (cotangent, direct) = jax.value_and_grad(
+            lambda x, h: outer(x, h, aux=True), argnums=(0, 1), has_aux=True
+        )(x, run.h)
+        grad, total = contract(cotangent, tangents, direct)
+        state = self._moved(state, run, x, rest)
+        return finish(
+            value,
+            aux,
+            grad,
+            eqx.filter(hparams, eqx.is_inexact_array),
+            state,
+            residual=self._residual(problem, state, hparams, inner_batch, key),
+            inner_iterations=state.inner_iterations,
+            differentiated=state.inner_iterations,
+            breakdown=jnp.asarray(False),
+            error=rounding_error(self.steps, total, grad),
+        )
+
+
+def start_tangents(run: Dynamics) -> PyTree:
+    """`Z_0`, like the start with one more leading axis over all entries of the hyperparameters."""
+    tangents = jax.vmap(lambda e: jax.jvp(run.start, (run.h,), (e,))[1])(_basis(run.h))
+    # Zeros made inside a program must not reach a product as a constant (`hypergrad.linear`).
+    return lax.optimization_barrier(tangents)
+
+
+def advance_tangents(run: Dynamics, tangents: PyTree, steps: int) -> tuple[PyTree, PyTree, PyTree]:
+    """The run's end after `steps` steps, and `Z` there."""
+    basis = _basis(run.h)
+
+    def body(t: Array, carry: tuple) -> tuple:
+        x, rest, tangents = carry
+
+        def along(tangent: PyTree, direction: PyTree) -> tuple:
+            return jax.jvp(
+                lambda x, h: run(x, rest, h, t), (x, run.h), (tangent, direction), has_aux=True
+            )
+
+        new_x, tangents, rest = jax.vmap(along, out_axes=(None, 0, None))(tangents, basis)
+        return new_x, rest, tangents
+
+    return lax.fori_loop(0, steps, body, (run.x, run.rest, tangents))
+
+
+def contract(cotangent: PyTree, tangents: PyTree, direct: PyTree) -> tuple[PyTree, Array]:
+    """`direct + Zᵀ cotangent`, and the norm that it would have if nothing cancelled."""
+    flat, unravel = ravel_pytree(direct)
+    indirect = jax.vmap(lambda z: vector.vdot(cotangent, z))(tangents).astype(flat.dtype)
+    lengths = jax.vmap(vector.norm)(tangents).astype(flat.dtype)
+    total = vector.norm(cotangent) * vector.norm(lengths) + vector.norm(flat)
+    return unravel(flat + indirect), total
+
+
+def _basis(h: PyTree) -> PyTree:
+    flat, unravel = ravel_pytree(h)
+    return jax.vmap(unravel)(jnp.eye(flat.size, dtype=flat.dtype))

@@ -1,0 +1,331 @@
+"""Reverse mode through the whole run, with checkpoints.
+
+For steps `w_t = Φ_t(w_{t-1}, λ)`, `A_t = ∂Φ_t/∂w`, `B_t = ∂Φ_t/∂λ`:
+
+    a_T = ∂g/∂w,    dg/dλ = ∂g/∂λ + Σ_t B_tᵀ a_t + (∂w_0/∂λ)ᵀ a_0,    a_{t-1} = A_tᵀ a_t
+
+(Maclaurin, Duvenaud & Adams 2015; Franceschi et al. 2017). Momenta are part of `w` here.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Int, PyTree, Scalar
+
+from hypergrad.estimator import Hypergradient
+from hypergrad.linear import vector
+from hypergrad.problem import BilevelProblem
+from hypergrad.unrolled.base import UnrolledEstimator, UnrolledState, finish
+from hypergrad.unrolled.checkpointing import Schedule, schedule
+from hypergrad.unrolled.run import Dynamics, require_effect
+
+
+class Unrolled(UnrolledEstimator):
+    """The exact derivative of the T steps that are run, by reverse mode within a memory budget.
+
+    The cost does not depend on the number of hyperparameters: about four runs.
+
+    **Arguments:** those of `UnrolledEstimator`, and
+
+    - `memory`: bytes that the reverse pass may take for states and intermediate values, besides
+      params, batch and program. States are then stored or run again in the binomial order
+      (`hypergrad.unrolled.checkpointing`). `None` stores the whole run if that takes less than
+      64 MiB, and otherwise runs every step once more to need about `2 sqrt(T)` of them. Under
+      `vmap` it is the memory of one element.
+
+    `info.error` is an estimate of the rounding error, relative to the hypergradient: machine
+    epsilon, times the root of `T`, times how much the contributions of the steps cancel. It says
+    nothing of how far T steps are from convergence: what is differentiated is what was run.
+
+    If a step's derivative is not finite, the contributions of the steps after it are returned, with
+    `info.breakdown` set, an infinite `error`, and `info.iterations` counting the steps that they
+    stand for. The usual cause is Adam without `eps_root`.
+    """
+
+    memory: int | None = eqx.field(static=True)
+
+    def __init__(
+        self,
+        update: Any,
+        steps: int,
+        *,
+        memory: int | None = None,
+        initial: Callable | None = None,
+        stacked: bool = False,
+        warm_start: bool = False,
+    ) -> None:
+        super().__init__(update, steps, initial=initial, stacked=stacked, warm_start=warm_start)
+        self.memory = memory
+
+    def hypergradient(
+        self,
+        problem: BilevelProblem,
+        state: UnrolledState,
+        hparams: PyTree,
+        inner_batch: PyTree,
+        outer_batch: PyTree,
+        *,
+        key: Array | None = None,
+    ) -> Hypergradient:
+        """See `UnrolledEstimator.hypergradient`."""
+        run = self._dynamics(problem, state, hparams, inner_batch, key)
+        outer = outer_at_end(problem, run, outer_batch, key)
+        require_effect(run, outer, 0, self.steps, estimator=type(self).__name__)
+        x, pull_start = jax.vjp(run.start, run.h)
+        result = reverse(run, outer, x, run.rest, 0, self.steps, self.memory)
+        (from_start,) = pull_start(result.adjoint)
+        usable = result.intact & vector.all_finite(from_start)
+        grad = jax.tree.map(lambda g, s: g + jnp.where(usable, s, 0), result.grad, from_start)
+        state = self._moved(state, run, result.x, result.rest)
+        return finish(
+            result.value,
+            result.aux,
+            grad,
+            eqx.filter(hparams, eqx.is_inexact_array),
+            state,
+            residual=self._residual(problem, state, hparams, inner_batch, key),
+            inner_iterations=state.inner_iterations,
+            differentiated=result.differentiated,
+            breakdown=~usable,
+            error=rounding_error(
+                self.steps, jnp.sum(result.contributions) + vector.norm(from_start), grad
+            ),
+        )
+
+    def plan(
+        self,
+        problem: BilevelProblem,
+        params: PyTree,
+        hparams: PyTree,
+        inner_batch: PyTree,
+        *,
+        key: Array | None = None,
+    ) -> Schedule:
+        """What `hypergradient` is going to do: blocks, slots, steps run again, predicted bytes.
+
+        Nothing is run.
+        """
+        state = eqx.filter_eval_shape(
+            lambda *a: self.init(problem, *a, key=key), params, hparams, inner_batch
+        )
+        out: list[Schedule] = []
+
+        def traced(state: UnrolledState, hparams: PyTree, batch: PyTree) -> None:
+            run = self._dynamics(problem, state, hparams, batch, key)
+            out.append(plan(run, self.steps, self.memory))
+
+        eqx.filter_eval_shape(traced, state, hparams, inner_batch)
+        return out[0]
+
+
+class Reversed(NamedTuple):
+    """What one reverse pass gives.
+
+    - `value`, `aux`: of the outer loss at the end.
+    - `grad`: direct derivative plus the contributions of the steps, in at least float32.
+    - `adjoint`: at the start of the pass; meaningful only if `intact`.
+    - `intact`: everything met was finite.
+    - `differentiated`: steps whose contribution is in `grad`.
+    - `contributions`: `‖B_tᵀ a_t‖` for each step in the order of time.
+    - `adjoints`: `‖a_t‖` from the start of the pass to its end, one more than steps.
+    - `x`, `rest`: the end of the run.
+    """
+
+    value: Scalar
+    aux: PyTree
+    grad: PyTree
+    adjoint: PyTree
+    intact: Array
+    differentiated: Int[Array, ""]
+    contributions: Array
+    adjoints: Array
+    x: PyTree
+    rest: PyTree
+
+
+def outer_at_end(
+    problem: BilevelProblem, run: Dynamics, outer_batch: PyTree, key: Array | None
+) -> Callable:
+    """The outer loss as a function `(x, h)` of a run's end.
+
+    With `aux=True` it also returns the auxiliary output.
+    """
+
+    def outer(x: PyTree, h: PyTree, aux: bool = False) -> Any:
+        out = problem.outer_loss(run.params(x), run.hparams(h), outer_batch, key)
+        return out if aux else out[0]
+
+    return outer
+
+
+def reverse(
+    run: Dynamics,
+    outer: Callable,
+    x: PyTree,
+    rest: PyTree,
+    first: int | Array,
+    steps: int,
+    memory: int | None,
+) -> Reversed:
+    """Run `steps` steps, of which the earliest is number `first`, and pull the outer loss back."""
+    h = run.h
+    chosen = plan(run, steps, memory)
+    block, tail = chosen.block, chosen.tail
+
+    # What is left over, or a run that is one block, is pulled back right after it is run; other
+    # blocks are run again, in a loop.
+    blocks = 0 if chosen.blocks == 1 and not tail else chosen.blocks
+    tail = steps - blocks * block
+
+    moves, ready = jnp.asarray(chosen.moves), jnp.asarray(chosen.ready)
+
+    def make_moves(begin: Array | int, end: Array | int, slots: PyTree) -> PyTree:
+        if not len(chosen.moves):
+            return slots
+
+        def move(i: Array, slots: PyTree) -> PyTree:
+            source, target, at, count = moves[i]
+            at = first + at * block
+            x, rest = _read(slots, source)
+            return _write(slots, target, run.advance(x, rest, h, at, at + count * block))
+
+        return lax.fori_loop(begin, end, move, slots)
+
+    def linearise(size: int, held: PyTree, begin: Array | int) -> tuple:
+        """The end of a block, and its pull-back to start, hyperparameters and probes."""
+        x, rest = held
+
+        def run_block(x: PyTree, h: PyTree, probes: Array) -> PyTree:
+            def body(carry: tuple, at: tuple) -> tuple:
+                x, rest = carry
+                t, probe = at
+                return run(_tap(x, probe[0]), rest, _tap(h, probe[1]), t), None
+
+            return lax.scan(body, (x, rest), (begin + jnp.arange(size), probes))[0]
+
+        probes = jnp.zeros((size, 2), norm_dtype)
+        return jax.vjp(run_block, x, h, probes, has_aux=True)
+
+    def collect(size: int, pull: Callable, at: Array | int, carry: tuple) -> tuple:
+        adjoint, grad, intact, count, norms = carry
+        adjoint, contribution, block_norms = pull(adjoint)
+        intact = intact & vector.all_finite(contribution)
+        grad = jax.tree.map(lambda g, c: g + jnp.where(intact, c, 0), grad, contribution)
+        norms = lax.dynamic_update_slice_in_dim(norms, block_norms, at, 0)
+        count = count + jnp.where(intact, size, 0)
+        return adjoint, grad, intact & vector.all_finite(adjoint), count, norms
+
+    norm_dtype = vector.norm(x).dtype
+    slots, moved, end = None, 0, (x, rest)
+    if blocks:
+        # The forward sweep: slot 0 holds the start, and moves are made until the last block is
+        # ready.
+        slots = jax.tree.map(lambda a: jnp.broadcast_to(a, (chosen.slots, *a.shape)), end)
+        moved, slot = chosen.ready[-1].tolist()
+        slots = make_moves(0, moved, slots)
+        at = first + (blocks - 1) * block
+        x, rest = _read(slots, slot)
+        end = run.advance(x, rest, h, at, at + block)
+    if tail:
+        end_x, pull_tail, end_rest = linearise(tail, end, first + blocks * block)
+    else:
+        end_x, end_rest = end
+
+    (value, aux), (adjoint, direct) = jax.value_and_grad(
+        lambda x, h: outer(x, h, aux=True), argnums=(0, 1), has_aux=True
+    )(end_x, h)
+    size_at_end = vector.norm(adjoint)
+    intact = vector.all_finite((adjoint, direct))
+    direct = jax.tree.map(lambda d: jnp.where(jnp.isfinite(d), d, 0), direct)
+    norms = jnp.zeros((steps, 2), norm_dtype)
+    carry = (adjoint, direct, intact, jnp.zeros((), jnp.int32), norms)
+    if tail:
+        carry = collect(tail, pull_tail, blocks * block, carry)
+    if blocks:
+
+        def earlier(i: Array, loop: tuple) -> tuple:
+            slots, moved, carry = loop
+            b = blocks - 1 - i
+            needed, slot = ready[b]
+            slots = make_moves(moved, needed, slots)
+            _, pull, _ = linearise(block, _read(slots, slot), first + b * block)
+            return slots, needed, collect(block, pull, b * block, carry)
+
+        loop = (slots, jnp.asarray(moved, jnp.int32), carry)
+        _, _, carry = lax.fori_loop(0, blocks, earlier, loop)
+    adjoint, grad, intact, count, norms = carry
+    return Reversed(
+        value,
+        aux,
+        grad,
+        adjoint,
+        intact,
+        count,
+        norms[:, 1],
+        jnp.append(norms[:, 0], size_at_end),
+        end_x,
+        end_rest,
+    )
+
+
+def plan(run: Dynamics, steps: int, memory: int | None) -> Schedule:
+    """The schedule for `steps` steps of this run, from the sizes found by tracing."""
+
+    def kept(size: int) -> int:
+        """Bytes that `size` steps leave for their derivative, loop invariants counted once."""
+
+        def pullback(x: PyTree, rest: PyTree, h: PyTree) -> Any:
+            def steps_of_block(x: PyTree, h: PyTree) -> PyTree:
+                def body(carry: tuple, t: Array) -> tuple:
+                    return run(carry[0], carry[1], h, t), None
+
+                return lax.scan(body, (x, rest), jnp.arange(size))[0][0]
+
+            return jax.vjp(steps_of_block, x, h)[1]
+
+        return _nbytes(jax.eval_shape(pullback, run.x, run.rest, run.h))
+
+    state_bytes = _nbytes((run.x, run.rest))
+    step_bytes = kept(3) - kept(2) if steps > 1 else 1
+    return schedule(steps, state_bytes, step_bytes, memory)
+
+
+def rounding_error(steps: int, total: Scalar, grad: PyTree) -> Scalar:
+    """Estimate of the relative rounding error of a sum whose terms have norms adding to `total`."""
+    size = vector.norm(grad)
+    epsilon = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(grad))
+    error = epsilon * steps**0.5 * jnp.maximum(total / size, 1)
+    return jnp.where(size > 0, error, jnp.where(total > 0, jnp.inf, 0))
+
+
+@jax.custom_vjp
+def _tap(x: PyTree, probe: Array) -> PyTree:
+    """`x`; the cotangent of `probe` is the norm of the cotangent that passes here."""
+    return x
+
+
+def _tap_forward(x: PyTree, probe: Array) -> tuple:
+    return x, None
+
+
+def _tap_backward(_: None, cotangent: PyTree) -> tuple:
+    return cotangent, jnp.sqrt(vector.vdot(cotangent, cotangent))
+
+
+_tap.defvjp(_tap_forward, _tap_backward)
+
+
+def _read(slots: PyTree, i: Array | int) -> PyTree:
+    return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, i, keepdims=False), slots)
+
+
+def _write(slots: PyTree, i: Array, value: PyTree) -> PyTree:
+    return jax.tree.map(lambda a, v: lax.dynamic_update_index_in_dim(a, v, i, 0), slots, value)
+
+
+def _nbytes(tree: PyTree) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

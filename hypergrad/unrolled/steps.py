@@ -1,0 +1,152 @@
+"""One step of the inner optimizer, as a differentiable map of parameters and hyperparameters."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import optax
+from jaxtyping import Array, PyTree
+
+from hypergrad.problem import BilevelProblem
+
+
+class InnerStep(eqx.Module):
+    """A step `(params, state) -> (params, state)` that is run, and differentiated, T times."""
+
+    @abstractmethod
+    def init(self, params: PyTree, hparams: PyTree) -> PyTree:
+        """The step's own state (momenta) at the start of a run."""
+
+    @abstractmethod
+    def step(
+        self,
+        problem: BilevelProblem,
+        params: PyTree,
+        state: PyTree,
+        hparams: PyTree,
+        batch: PyTree,
+        key: Array | None,
+    ) -> tuple[PyTree, PyTree]:
+        """The next params and state, of the structure, shapes and dtypes of those given."""
+
+
+class OptaxStep(InnerStep):
+    """A step of an optax optimizer on the problem's inner loss.
+
+    **Arguments:**
+
+    - `optimizer`: `optimizer(hparams) -> optax.GradientTransformation`. It is called inside the
+      step, so whatever it takes from `hparams` (learning rate, schedule, momentum, weight decay) is
+      traced and differentiated.
+
+    Adam and its relatives divide by the square root of a running mean of squares, whose derivative
+    is infinite where a parameter never had a gradient (a dead pixel): give them a positive
+    `eps_root`.
+    """
+
+    optimizer: Callable[[PyTree], optax.GradientTransformation]
+
+    def init(self, params: PyTree, hparams: PyTree) -> PyTree:
+        """The optimizer's initial state."""
+        return self._build(hparams).init(eqx.filter(params, eqx.is_inexact_array))
+
+    def step(
+        self,
+        problem: BilevelProblem,
+        params: PyTree,
+        state: PyTree,
+        hparams: PyTree,
+        batch: PyTree,
+        key: Array | None,
+    ) -> tuple[PyTree, PyTree]:
+        """See `InnerStep.step`."""
+        dynamic, static = eqx.partition(params, eqx.is_inexact_array)
+
+        def loss(p: PyTree) -> Array:
+            return problem.inner_loss(eqx.combine(p, static), hparams, batch, key)[0]
+
+        value, gradient = jax.value_and_grad(loss)(dynamic)
+        updates, state = self._build(hparams).update(
+            gradient, state, dynamic, value=value, grad=gradient, value_fn=loss
+        )
+        return eqx.combine(optax.apply_updates(dynamic, updates), static), state
+
+    def _build(self, hparams: PyTree) -> optax.GradientTransformationExtraArgs:
+        optimizer = self.optimizer(hparams)
+        if not isinstance(optimizer, optax.GradientTransformation):
+            raise ValueError(
+                "The optimizer function must return an optax.GradientTransformation; "
+                f"got {type(optimizer).__name__}. A step of your own goes into StepFunction."
+            )
+        return optax.with_extra_args_support(optimizer)
+
+
+class StepFunction(InnerStep):
+    """Any step: projected, proximal, preconditioned, with noise, on several losses.
+
+    **Arguments:**
+
+    - `fn`: `fn(params, state, hparams, batch) -> (params, state)`.
+    - `state`: `state(params, hparams) -> state` at the start of a run; `None` starts from `None`.
+    - `stochastic`: `fn` takes a fifth argument `key`, a new one at each step.
+    """
+
+    fn: Callable
+    state: Callable | None = None
+    stochastic: bool = eqx.field(static=True, default=False)
+
+    def init(self, params: PyTree, hparams: PyTree) -> PyTree:
+        """The state at the start of a run."""
+        return None if self.state is None else self.state(params, hparams)
+
+    def step(
+        self,
+        problem: BilevelProblem,
+        params: PyTree,
+        state: PyTree,
+        hparams: PyTree,
+        batch: PyTree,
+        key: Array | None,
+    ) -> tuple[PyTree, PyTree]:
+        """See `InnerStep.step`."""
+        if self.stochastic and key is None:
+            raise ValueError("The step function is stochastic: pass `key`.")
+        out = self.fn(params, state, hparams, batch, *((key,) if self.stochastic else ()))
+        if not (isinstance(out, tuple) and len(out) == 2):
+            raise ValueError(
+                f"The step function must return (params, state); got {type(out).__name__}."
+            )
+        return out
+
+
+def as_inner_step(update: Any) -> InnerStep:
+    """An `InnerStep` from whatever the user has.
+
+    **Arguments:**
+
+    - `update`: an `InnerStep` (returned as it is), an optax optimizer, or a function of the
+      hyperparameters that returns one.
+
+    **Raises:** `ValueError` for anything else.
+    """
+    if isinstance(update, InnerStep):
+        return update
+    if isinstance(update, optax.GradientTransformation):
+        return OptaxStep(_Constant(update))
+    if callable(update):
+        return OptaxStep(update)
+    raise ValueError(
+        "The inner step is an optax optimizer, a function hparams -> optax optimizer, or an "
+        f"InnerStep such as StepFunction; got {type(update).__name__}."
+    )
+
+
+class _Constant(eqx.Module):
+    """The function that ignores the hyperparameters. A class, so that two are equal to `jit`."""
+
+    optimizer: optax.GradientTransformation
+
+    def __call__(self, hparams: PyTree) -> optax.GradientTransformation:
+        return self.optimizer
