@@ -1,0 +1,169 @@
+"""Truncated Neumann series, `A⁻¹ b ≈ step · Σ_{j ≤ K} (I − step · A)ʲ b`.
+
+Lorraine, Vicol and Duvenaud, "Optimizing Millions of Hyperparameters by Implicit Differentiation"
+(2020). With `K` products it has `K + 1` terms, and at a stationary point of the inner loss it is
+the derivative of `K + 1` steps of gradient descent of that step size.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, PyTree, Scalar
+
+from hypergrad.linear import vector
+from hypergrad.linear.base import LinearOperator, LinearSolution, LinearSolver
+from hypergrad.linear.system import Spectrum, normalise, nothing_met
+
+# Consecutive growths of the term that are taken for divergence. Terms of a symmetric operator
+# shrink monotonically when the series converges; others may grow for a while first.
+_GROWTHS = 3
+
+
+class Neumann(LinearSolver):
+    """A fixed number of terms of the Neumann series.
+
+    **Arguments:**
+
+    - `products`: operator products `K >= 0` spent on the series; it has `K + 1` terms. Default 10.
+    - `step`: the factor of the series. It converges for a positive-definite operator when
+      `0 < step < 2 / λ_max`. `None` (the default) takes `1 / (1.1 λ)` with `λ` from
+      `power_iterations` further products.
+    - `power_iterations`: products of the power iteration. Default 10; unused with a given step.
+    - `key`: random key of the power iteration's start; a fixed one by default.
+
+    Divergence (the term grows three times running, or ends longer than it began) is reported as
+    `breakdown` and the partial sum of smallest residual is returned. `residual` is an upper bound
+    for a converging series of a symmetric operator: the residual of the sum without its last term
+    (NaN for `products = 0`).
+
+    A start (`initial`) is not used: the answer depends on `b` alone, whatever was solved before.
+    """
+
+    products: int = eqx.field(static=True, default=10)
+    step: Array | float | None = None
+    power_iterations: int = eqx.field(static=True, default=10)
+    key: Array | None = None
+
+    def __check_init__(self) -> None:
+        if self.products < 0:
+            raise ValueError(f"Neumann needs products >= 0, got {self.products}.")
+        if isinstance(self.step, float | int) and not self.step > 0:
+            raise ValueError(f"Neumann needs step > 0, got {self.step}.")
+        if self.step is None and self.power_iterations < 1:
+            raise ValueError(
+                f"Neumann without a step needs power_iterations >= 1, got {self.power_iterations}."
+            )
+
+    def solve(
+        self, operator: LinearOperator, rhs: PyTree, *, initial: PyTree | None = None
+    ) -> LinearSolution:
+        """Sum the series for `rhs`; `initial` is not used."""
+        system = normalise(operator, rhs, None)
+        dtype = system.norm.dtype
+        spent = jnp.zeros((), jnp.int32)
+        if self.step is None:
+            key = jax.random.key(0) if self.key is None else self.key
+            largest, used = power_iteration(system.operator, system.rhs, self.power_iterations, key)
+            step = 1 / (1.1 * largest.astype(dtype))
+            spent = jnp.where(system.norm > 0, used, 0)
+        else:
+            step = jnp.asarray(self.step, dtype)
+        usable = jnp.isfinite(step)
+
+        term, first = system.rhs, vector.norm(system.rhs)
+
+        def unfinished(c: _Sum) -> Array:
+            return (c.count < self.products) & c.converging & (c.size > 0)
+
+        def body(c: _Sum) -> _Sum:
+            image = system.operator.mv(c.term)
+            term = vector.axpy(-step, image, c.term)
+            size = vector.norm(term)
+            finite = jnp.isfinite(size)
+            growths = jnp.where(size > c.size, c.growths + 1, 0)
+            better = finite & (size <= c.best_size)
+            total = vector.where(finite, vector.axpy(1.0, term, c.total), c.total)
+            return _Sum(
+                count=c.count + 1,
+                total=total,
+                term=term,
+                size=jnp.where(finite, size, c.size),
+                best=vector.where(better, total, c.best),
+                best_size=jnp.where(better, size, c.best_size),
+                growths=growths,
+                converging=finite & (growths < _GROWTHS),
+                spectrum=c.spectrum.met(vector.vdot(c.term, image) / c.size**2),
+            )
+
+        start = _Sum(
+            count=jnp.zeros((), jnp.int32),
+            total=term,
+            term=term,
+            size=first,
+            best=term,
+            best_size=first,
+            growths=jnp.zeros((), jnp.int32),
+            converging=usable & jnp.isfinite(first),
+            spectrum=nothing_met(dtype),
+        )
+        end = jax.lax.while_loop(unfinished, body, start)
+        diverged = (~end.converging | (end.size > first)) & (system.norm > 0)
+        x = vector.scale(jnp.where(usable, step, 0), vector.where(diverged, end.best, end.total))
+        known = jnp.where(diverged, end.best_size, end.size)
+        return system.solution(
+            x,
+            jnp.where(first == 0, 0, jnp.where(end.count > 0, known, jnp.nan)),
+            spent + end.count,
+            nonpositive=end.spectrum.low <= 0,
+            breakdown=diverged,
+            spectrum=end.spectrum,
+        )
+
+
+class _Sum(eqx.Module):
+    count: Array
+    total: PyTree
+    term: PyTree
+    size: Array
+    best: PyTree
+    best_size: Array
+    growths: Array
+    converging: Array
+    spectrum: Spectrum
+
+
+def power_iteration(
+    operator: LinearOperator, like: PyTree, iterations: int, key: Array
+) -> tuple[Scalar, Int[Array, ""]]:
+    """Largest `‖A v‖ / ‖v‖` met in power iteration from a random start: a lower bound of `‖A‖`.
+
+    **Arguments:**
+
+    - `operator`: the map `A`.
+    - `like`: a vector of its space (shapes and dtypes only).
+    - `iterations`: number of products, at least 1.
+    - `key`: random key of the start.
+
+    **Returns:**
+
+    The estimate (NaN as soon as a product is not finite), and the products spent.
+    """
+    leaves, structure = jax.tree.flatten(like)
+    keys = jax.random.split(key, max(len(leaves), 1))
+    draws = [
+        jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=False)
+    ]
+    start = jax.tree.unflatten(structure, draws)
+
+    def unit(v: PyTree) -> tuple[PyTree, Scalar]:
+        size = vector.norm(v)
+        return vector.scale(1 / jnp.where(size > 0, size, 1), v), size
+
+    def body(_: Array, carry: tuple) -> tuple:
+        v, top = carry
+        v, size = unit(operator.mv(v))
+        return v, jnp.maximum(top, size)
+
+    v, size = unit(start)
+    _, top = jax.lax.fori_loop(0, iterations, body, (v, jnp.zeros_like(size)))
+    return top, jnp.asarray(iterations, jnp.int32)
