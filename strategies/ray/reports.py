@@ -111,6 +111,32 @@ def report(
     tune.report(row, checkpoint=checkpoint)
 
 
+def worker_environment(
+    trials_per_device: int = 1, *, compilation_cache: str | None = None
+) -> dict[str, Any]:
+    """The `runtime_env` under which JAX trials share devices and compiled programs.
+
+    Every trial is a process of its own: without this each takes three quarters of a GPU's memory,
+    and compiles again what the trial before has compiled. Use as `ray.init(runtime_env=...)`; with
+    `TuneConfig(reuse_actors=True)` the processes themselves are kept from trial to trial.
+
+    **Arguments:**
+
+    - `trials_per_device`: how many trials run on one GPU at a time (`resources` of 1 / that).
+    - `compilation_cache`: folder of JAX's persistent compilation cache, on a file system that all
+      nodes see. Default: no cache.
+    """
+    if trials_per_device < 1:
+        raise ValueError(f"'trials_per_device': expected at least 1, received {trials_per_device}")
+    variables = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / trials_per_device:.3f}"}
+    if trials_per_device > 1:
+        variables["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+    if compilation_cache is not None:
+        variables["JAX_COMPILATION_CACHE_DIR"] = compilation_cache
+        variables["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    return {"env_vars": variables}
+
+
 def _count(tree: Any) -> int:
     if isinstance(tree, Mapping):
         return sum(_count(item) for item in tree.values())

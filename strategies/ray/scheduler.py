@@ -31,6 +31,7 @@ from ray.tune import Callback, Checkpoint
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.trainable import FunctionTrainable
+from ray.tune.utils.util import flatten_dict
 
 from strategies.ray.reports import as_number
 from strategies.ray.search import HypergradSearch
@@ -117,7 +118,8 @@ class ScheduledSearch(HypergradSearch):
         """What to do with a trial that has just reported."""
         number = self.number_of(trial_id)
         if number is None or trial_id not in self._live:
-            return TrialScheduler.CONTINUE
+            # Started after the last save before a kill: its job was handed out to another trial.
+            return TrialScheduler.STOP
         self._live[trial_id] = self._read_result(result)
         job = self.schedule.job(number)
         if job is not None:
@@ -216,6 +218,9 @@ class ScheduledSearch(HypergradSearch):
         """Not for schedulers: a point without its rungs has no place in a bracket."""
         raise NotImplementedError("ScheduledSearch takes no points that were evaluated elsewhere")
 
+    def _recognise(self, trial: Any) -> None:
+        """A trial that was started after the last save: its job is handed out again to another."""
+
     # State
 
     def get_state(self) -> dict[str, Any]:
@@ -260,7 +265,7 @@ class HypergradScheduler(TrialScheduler):
         if trial.status in (Trial.TERMINATED, Trial.ERROR):
             # It ended after the searcher's last save.
             failed = trial.status == Trial.ERROR
-            result = None if failed else _flat(trial.last_result)
+            result = None if failed else flatten_dict(trial.last_result)
             self._search.on_trial_complete(trial.trial_id, result, failed)
             return
         if self._search.schedule.job(number) is None:
@@ -374,17 +379,6 @@ class BracketProgress(Callback):
     def on_experiment_end(self, trials: list[Any], **_: Any) -> None:
         """Called by Ray at the end."""
         print(self._search.trial_scheduler.debug_string())
-
-
-def _flat(result: Mapping[str, Any]) -> dict[str, Any]:
-    """A result as searchers see it."""
-    flat: dict[str, Any] = {}
-    for key, value in result.items():
-        if isinstance(value, Mapping):
-            flat.update({f"{key}/{name}": entry for name, entry in _flat(value).items()})
-        else:
-            flat[str(key)] = value
-    return flat
 
 
 __all__ = ["BracketProgress", "HypergradScheduler", "ScheduledSearch"]

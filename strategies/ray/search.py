@@ -9,8 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ray.tune.experiment import Trial
 from ray.tune.search import UNDEFINED_METRIC_MODE, UNDEFINED_SEARCH_SPACE
 from ray.tune.search.searcher import Searcher as RaySearcher
+from ray.tune.utils.util import flatten_dict
 
 from strategies.observation import Report
 from strategies.ray.reports import RESERVED, as_number
@@ -21,6 +23,7 @@ from strategies.translate import Warner, observe
 
 logger = logging.getLogger(__name__)
 
+_BACKUP = "searcher-backup-{}.pkl"
 _FORMAT = "hypergrad ray searcher state"
 _VERSION = 1
 
@@ -411,10 +414,11 @@ class HypergradSearch(RaySearcher):
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
         """Called by Ray now and then. The previous file is kept as a backup."""
         path = os.path.join(checkpoint_dir, self.CKPT_FILE_TMPL.format(session_str))
+        backup = os.path.join(checkpoint_dir, _BACKUP.format(session_str))
         try:
             if os.path.exists(path):
-                shutil.copyfile(path, path + ".copy")
-                os.replace(path + ".copy", path + ".backup")
+                shutil.copyfile(path, backup + ".tmp")
+                os.replace(backup + ".tmp", backup)
         except OSError:
             logger.exception("The backup of the searcher's state was not written.")
         super().save_to_dir(checkpoint_dir, session_str)
@@ -425,21 +429,66 @@ class HypergradSearch(RaySearcher):
         If neither can be read this logs an error and begins with an empty history. To raise would
         be worse: Ray would then start the whole experiment over, with one sample.
         """
-        names = sorted(
-            (n for n in os.listdir(checkpoint_dir) if n.startswith("searcher-state-")),
-            key=lambda n: (n.removesuffix(".backup"), not n.endswith(".backup")),
-            reverse=True,
-        )
+        names = _newest(checkpoint_dir, self.CKPT_FILE_TMPL) + _newest(checkpoint_dir, _BACKUP)
         for name in names:
-            if not name.endswith((".pkl", ".pkl.backup")):
-                continue
             try:
                 self.restore(os.path.join(checkpoint_dir, name))
+                break
             except Exception as error:
                 logger.error("%s cannot be used: %s", name, error)
-                continue
+        else:
+            logger.error("No state of the searcher in %s: the search begins anew.", checkpoint_dir)
+        try:
+            self._catch_up(checkpoint_dir)
+        except Exception:
+            logger.exception("The trials of %s were not compared with the state.", checkpoint_dir)
+
+    def _catch_up(self, checkpoint_dir: str) -> None:
+        """Take over what the trials know and we do not.
+
+        Ray writes its trials first and its searcher next. A kill in between leaves trials that we
+        have not suggested yet, and finished ones that we still wait for.
+        """
+        if self._searcher is None:
             return
-        logger.error("No state of the searcher in %s: the search begins anew.", checkpoint_dir)
+        for name in _newest(checkpoint_dir, "experiment_state-{}.json")[:1]:
+            with open(os.path.join(checkpoint_dir, name), encoding="utf-8") as file:
+                stored = json.load(file)["trial_data"]
+            trials = []
+            for state, metadata in stored:
+                trial = Trial.from_json_state(state, stub=True)
+                trial.restore_run_metadata(metadata)
+                trials.append(trial)
+            # The tag begins with a counter.
+            for trial in sorted(trials, key=lambda t: int(t.experiment_tag.partition("_")[0])):
+                known = trial.trial_id in self._numbers
+                if not known:
+                    self._recognise(trial)
+                waited_for = trial.trial_id in self._live or not known
+                if waited_for and trial.status in (Trial.TERMINATED, Trial.ERROR):
+                    failed = trial.status == Trial.ERROR
+                    result = None if failed else flatten_dict(trial.last_result)
+                    self.on_trial_complete(trial.trial_id, result, failed)
+
+    def _recognise(self, trial: Any) -> None:
+        """Suggest again what a trial has; the same history gives the same suggestion."""
+        searcher = self.searcher_
+        before = searcher.state_dict()
+        suggested = self._suggest(trial.trial_id)
+        given = flatten_dict(suggested) if isinstance(suggested, dict) else {}
+        config = flatten_dict(trial.evaluated_params)
+        if not given or any(config.get(key) != value for key, value in given.items()):
+            # Not ours as it seems: its result will be adopted by its configuration.
+            self._live.pop(trial.trial_id, None)
+            self._numbers.pop(trial.trial_id, None)
+            searcher.load_state_dict(before)
+
+
+def _newest(folder: str, template: str) -> list[str]:
+    """The files of a template, by the time stamps in their names, newest first."""
+    before, after = template.split("{}")
+    found = [n for n in os.listdir(folder) if n.startswith(before) and n.endswith(after)]
+    return sorted(found, reverse=True)
 
 
 def _first(path: str) -> str:

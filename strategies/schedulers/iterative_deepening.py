@@ -7,6 +7,7 @@ run again over all of it, with the values that exist.
 """
 
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any, Literal, get_args
 
 from strategies.schedulers.hyperband import Bracket, Hyperband
@@ -55,14 +56,29 @@ class IterativeDeepeningHyperband(Hyperband):
             raise ValueError(f"variant must be one of {get_args(Variant)}, got {variant!r}.")
         self.variant: Variant = variant
 
-    def deepen(self, times: int = 1) -> None:
-        """Multiply the maximum resource by `eta`, `times` times, and keep all results.
+    def deepen(self, max_resource: int | float | None = None) -> None:
+        """Raise the maximum resource, and keep all results.
 
         Jobs that are pending stay valid: a rung keeps its resource when the maximum grows.
+
+        **Arguments:**
+
+        - `max_resource`: the new maximum: the present one times a power of `eta`. Nothing happens
+          if it is the present one, so that a script that is run again does no harm. Default: `eta`
+          times the present one.
+
+        **Raises:** `ValueError` for any other maximum.
         """
-        if times < 1:
-            raise ValueError(f"times must be at least 1, got {times}.")
-        self._high *= self.eta**times
+        target = self._high * self.eta if max_resource is None else Fraction(str(max_resource))
+        ratio = target / self._high
+        while ratio > 1:
+            ratio /= self.eta
+        if ratio != 1:
+            raise ValueError(
+                f"max_resource: expected {self.max_resource} times a power of {self.eta}, "
+                f"got {max_resource}."
+            )
+        self._high = target
 
     def settled(self, number: int) -> bool:
         """Never: whoever is at the top now will not be when the maximum has grown."""

@@ -35,8 +35,8 @@ def run(
     - `jobs`: stop after so many jobs in all, those before a restore included.
     - `budget`: start no job once this much resource is spent (`Scheduler.spent_resumed`).
     - `workers`: threads. With 1 the order of jobs is reproducible; the decisions always are.
-    - `state_path`: file for the state, written after every job. If it exists the run resumes there:
-      results are kept, and what was being worked on is done again.
+    - `state_path`: file for the state, written after every job. If it exists and the scheduler is
+      new, the run resumes there: results are kept, and what was being worked on is done again.
     - `callbacks`: called with a job and its report after each, in this thread.
 
     **Returns:** The scheduler.
@@ -48,8 +48,11 @@ def run(
     )
     if jobs is None and budget is None and endless:
         raise ValueError("'jobs', 'budget': expected one of them, as this scheduler has no end")
-    if state_path is not None and (
-        os.path.exists(state_path) or os.path.exists(os.fspath(state_path) + ".backup")
+    # A scheduler that has results is ahead of its file: it may have been deepened since.
+    if (
+        state_path is not None
+        and not scheduler.candidates
+        and (os.path.exists(state_path) or os.path.exists(os.fspath(state_path) + ".backup"))
     ):
         scheduler.restore(state_path)
     callbacks = tuple(callbacks)

@@ -15,7 +15,13 @@ import ray
 from ray import tune
 from ray.tune.schedulers import HyperBandScheduler
 
-from strategies.ray import HypergradSearch, ScheduledSearch, report, result
+from strategies.ray import (
+    HypergradSearch,
+    ScheduledSearch,
+    report,
+    result,
+    worker_environment,
+)
 from strategies.schedulers import ASHA, IterativeDeepeningHyperband, run
 from strategies.searchers import RandomSearcher
 from strategies.space import Float, SearchSpace
@@ -24,8 +30,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster():
-    """Two CPUs, no dashboard."""
+def cluster(tmp_path_factory):
+    """Two CPUs, no dashboard, a compilation cache."""
+    folder = tmp_path_factory.mktemp("cache")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     ray.init(
         num_cpus=2,
@@ -33,8 +40,11 @@ def cluster():
         logging_level="error",
         log_to_driver=False,
         object_store_memory=100 * 2**20,
+        runtime_env=worker_environment(2, compilation_cache=str(folder)),
     )
     yield
+    # The trials of the first test have compiled something, and kept it for each other.
+    assert any(folder.iterdir())
     ray.shutdown()
 
 
@@ -61,6 +71,7 @@ def test_one_experiment_with_all_that_may_happen_in_it(tmp_path):
         import jax.numpy as jnp
 
         assert config["helper"](2) == 4
+        assert os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.450"
         kind = config["n"]["kind"]
         if kind == "raise":
             raise RuntimeError("on purpose")
@@ -102,6 +113,30 @@ def test_one_experiment_with_all_that_may_happen_in_it(tmp_path):
     assert search.searcher_.pending == []
     logged = json.loads((pathlib.Path(results[0].path) / "result.json").read_text().splitlines()[0])
     assert logged["hypergrad"]["info"]["inner_residual"] == pytest.approx(1e-3)
+
+    # A state that is older than Ray's trials, as a kill between its files leaves it, catches up.
+    older = search.get_state()
+    older["numbers"] = {i: n for i, n in older["numbers"].items() if n < 2}
+    (lost,) = (i for i, n in older["numbers"].items() if n == 1)
+    told = {o["number"]: o for o in older["searcher"]["history"]}
+    older["searcher"] |= {
+        "history": [told[0]],
+        "pending": [{"number": 1, "config": told[1]["config"], "note": {}}],
+        "next": 2,
+    }
+    older["live"] = {lost: {}}
+    (tmp_path / "older").mkdir()
+    newest = max((tmp_path / "run").glob("experiment_state-*.json"))
+    (tmp_path / "older" / newest.name).write_bytes(newest.read_bytes())
+    (tmp_path / "older" / "searcher-state-s.pkl").write_text(json.dumps(older))
+    again = HypergradSearch(
+        RandomSearcher, points_to_evaluate=[{"n": {"kind": kind}} for kind in kinds]
+    )
+    again.restore_from_dir(str(tmp_path / "older"))
+    assert [(o.number, o.config, o.value) for o in again.searcher_.history] == [
+        (o.number, o.config, o.value) for o in search.searcher_.history
+    ]
+    assert again.searcher_.pending == []
 
 
 def test_the_best_trials_of_a_stock_hyperband_are_seen(tmp_path):

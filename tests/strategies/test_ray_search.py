@@ -362,7 +362,7 @@ def test_truncated_state_is_refused_and_the_backup_used(tmp_path, caplog):
     other.restore_from_dir(str(tmp_path))
     assert len(other.searcher_.history) == 2
     assert "truncated" in caplog.text
-    os.remove(str(path) + ".backup")
+    os.remove(tmp_path / "searcher-backup-s.pkl")
     lost = HypergradSearch(RandomSearcher, space=SPACE, seed=5)
     lost.restore_from_dir(str(tmp_path))
     assert lost.searcher_.history == []

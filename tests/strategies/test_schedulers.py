@@ -467,6 +467,26 @@ def test_grown_maximum_survives_a_restore(tmp_path):
     assert table(run(objective, restored)) == table(run(objective, scheduler))
 
 
+def test_growing_by_name_is_idempotent_and_checked():
+    scheduler = IterativeDeepeningHyperband(RandomSearcher(SPACE), 4, eta=2)
+    scheduler.deepen(16)
+    scheduler.deepen(16)
+    assert scheduler.resources == [1, 2, 4, 8, 16]
+    for wrong in (24, 8, 15.5):
+        with pytest.raises(ValueError, match="16 times a power of 2"):
+            scheduler.deepen(wrong)
+
+
+def test_live_scheduler_is_ahead_of_its_file(tmp_path):
+    scheduler = makers()["deepening"]()
+    run(objective, scheduler, state_path=tmp_path / "s")
+    scheduler.deepen()
+    run(objective, scheduler, state_path=tmp_path / "s")
+    assert scheduler.incumbent.resource == 27
+    again = run(objective, makers()["deepening"](), state_path=tmp_path / "s")
+    assert table(again) == table(scheduler)
+
+
 def test_states_of_other_schedulers_are_refused():
     state = json.loads(json.dumps(Hyperband(RandomSearcher(SPACE), 9, eta=3).state_dict()))
     with pytest.raises(ValueError, match="Expected the state of a ASHA"):
