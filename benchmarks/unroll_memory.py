@@ -1,0 +1,173 @@
+"""Memory and time of reverse mode through 1000 steps of a 784-128-10 network, by memory budget.
+
+`python -m benchmarks.unroll_memory [--quick] [--out DIR] [--budgets MIB ...]` differentiates 1000
+steps of SGD with momentum, batch 100, in a learning rate per step, the momentum and a penalty per
+layer. The reference, hand-written, is the derivative of a plain `lax.scan`; the other rows are
+`Unrolled` with its default memory and with budgets in MiB. Every row runs in a process of its own,
+on one thread. Columns:
+
+- `memory`: peak resident memory during one gradient, above that of the process which has its
+  program compiled and its inputs loaded, relative to the reference; at most 0.08 is wanted of the
+  default row;
+- `time`: processor time, least of several runs, relative to the reference; at most 1.5 is wanted of
+  the default row. Processor time, because other work on the machine stretches the time of the
+  clock;
+- `peak MiB`, `XLA MiB` (what the compiler reserves for intermediates), `predicted MiB` (by
+  `Unrolled.plan`, before anything runs), `steps` run forward without being differentiated,
+  `seconds` of processor time, `compile s`;
+- `difference`: of the gradient from the reference's, relative.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.measure import compile_seconds, options, report
+
+MEBIBYTE = 2**20
+BOUNDS = {"memory": 0.08, "time": 1.5}
+REFERENCE = "plain scan"
+
+
+def measure(point: str, steps: int, repeats: int) -> dict:
+    """One point, in this process."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    import optax
+
+    from hypergrad import BilevelProblem
+    from hypergrad.unrolled import Unrolled
+
+    rng = np.random.default_rng(0)
+
+    def normal(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    params = [(normal(784, 128) / 28, jnp.zeros(128)), (normal(128, 10) / 11, jnp.zeros(10))]
+    batch = (normal(100, 784), jnp.asarray(rng.integers(0, 10, 100)))
+    hparams = {
+        "rate": jnp.full(steps, 0.1),
+        "momentum": jnp.asarray(0.9),
+        "log_l2": jnp.full(2, -7.0),
+    }
+
+    def cross_entropy(p, h, batch):
+        (w1, b1), (w2, b2) = p
+        logits = jnp.tanh(batch[0] @ w1 + b1) @ w2 + b2
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
+
+    def inner(p, h, batch):
+        penalty = sum(
+            jnp.exp(s) * jnp.sum(layer[0] ** 2) for s, layer in zip(h["log_l2"], p, strict=True)
+        )
+        return cross_entropy(p, h, batch) + 0.5 * penalty
+
+    def optimizer(h):
+        return optax.sgd(lambda t: h["rate"][t], momentum=h["momentum"])
+
+    predicted, advances = None, None
+    if point == REFERENCE:
+
+        def outer(h, params, batch):
+            def step(carry, _):
+                p, s = carry
+                updates, s = optimizer(h).update(jax.grad(inner)(p, h, batch), s, p)
+                return (optax.apply_updates(p, updates), s), None
+
+            start = (params, optimizer(h).init(params))
+            (p, _), _ = jax.lax.scan(step, start, length=steps)
+            return cross_entropy(p, h, batch)
+
+        def gradient(h, params, batch):
+            return jax.grad(outer)(h, params, batch)
+
+    else:
+        memory = None if point == "default" else int(float(point.split()[0]) * MEBIBYTE)
+        estimator = Unrolled(optimizer, steps, memory=memory)
+        problem = BilevelProblem(inner, cross_entropy)
+        chosen = estimator.plan(problem, params, hparams, batch)
+        predicted, advances = chosen.bytes / MEBIBYTE, chosen.advances
+
+        def gradient(h, params, batch):
+            state = estimator.init(problem, params, h, batch)
+            return estimator.hypergradient(problem, state, h, batch, batch).grad
+
+    seconds_to_compile, compiled = compile_seconds(gradient, hparams, params, batch)
+    idle = _resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the compiler
+    grad = jax.block_until_ready(compiled(hparams, params, batch))
+    peak = _resident("VmHWM") - idle
+    seconds = []
+    for _ in range(repeats):
+        begin = time.process_time()
+        jax.block_until_ready(compiled(hparams, params, batch))
+        seconds.append(time.process_time() - begin)
+    return {
+        "peak MiB": peak,
+        "XLA MiB": compiled.memory_analysis().temp_size_in_bytes / MEBIBYTE,
+        "predicted MiB": predicted,
+        "steps": advances,
+        "seconds": min(seconds),
+        "compile s": seconds_to_compile,
+        "gradient": np.concatenate([np.ravel(a) for a in jax.tree.leaves(grad)]).tolist(),
+    }
+
+
+def main() -> int:
+    """Print the table; 1 if the default misses a bound or a gradient is wrong."""
+    parser = options(__doc__.splitlines()[0])
+    parser.add_argument("--budgets", type=float, nargs="*", default=[200, 50, 25, 12])
+    parser.add_argument("--point", help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    steps, repeats = (200, 2) if chosen.quick else (1000, 3)
+    if chosen.point is not None:
+        json.dump(measure(chosen.point, steps, repeats), sys.stdout)
+        return 0
+
+    points = [REFERENCE, "default", *(f"{budget:g} MiB" for budget in chosen.budgets)]
+    rows = []
+    for point in points:
+        print(f"{point} ...", file=sys.stderr, flush=True)
+        rows.append({"mode": "reverse", "allowed": point, **_in_own_process(point, chosen.quick)})
+    reference = rows[0]
+    truth = reference["gradient"]
+    for row in rows:
+        row["memory"] = row["peak MiB"] / reference["peak MiB"]
+        row["time"] = row["seconds"] / reference["seconds"]
+        row["difference"] = _difference(row["gradient"], truth)
+    for row in rows:
+        del row["gradient"]
+    report("unroll_memory", rows, BOUNDS, chosen.out)
+    met = all(rows[1][column] <= bound for column, bound in BOUNDS.items())
+    return 0 if met and all(row["difference"] < 1e-3 for row in rows) else 1
+
+
+def _in_own_process(point: str, quick: bool) -> dict:
+    command = [sys.executable, "-m", "benchmarks.unroll_memory", "--point", point]
+    command += ["--quick"] if quick else []
+    one_thread = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, env=os.environ | one_thread, stdout=subprocess.PIPE, check=True, text=True
+    )
+    return json.loads(done.stdout)
+
+
+def _resident(what: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(what):
+            return int(line.split()[1]) / 1024
+    raise OSError(f"/proc/self/status has no {what}: this benchmark needs Linux.")
+
+
+def _difference(a: list, b: list) -> float:
+    norm = sum(y * y for y in b) ** 0.5
+    return sum((x - y) ** 2 for x, y in zip(a, b, strict=True)) ** 0.5 / norm
+
+
+if __name__ == "__main__":
+    sys.exit(main())
