@@ -96,6 +96,8 @@ def advance_tangents(run: Dynamics, tangents: PyTree, steps: int) -> tuple[PyTre
 def contract(cotangent: PyTree, tangents: PyTree, direct: PyTree) -> tuple[PyTree, Array]:
     """`direct + Zᵀ cotangent`, and the norm that it would have if nothing cancelled."""
     flat, unravel = ravel_pytree(direct)
+    # The outer loss reads params, and not the step's own state.
+    (cotangent, _), (tangents, _) = cotangent, tangents
     indirect = jax.vmap(lambda z: vector.vdot(cotangent, z))(tangents).astype(flat.dtype)
     lengths = jax.vmap(vector.norm)(tangents).astype(flat.dtype)
     total = vector.norm(cotangent) * vector.norm(lengths) + vector.norm(flat)

@@ -42,33 +42,37 @@ PROBLEM = BilevelProblem(_inner, _outer)
 
 
 def case(dtype=jnp.float64):
-    """`params, hparams, inner batch, outer batch`; one batch per step."""
+    """`params, hparams, inner batch, outer batch`; one batch per step.
+
+    All values are exact in float32, so that both precisions run the same problem.
+    """
     rng = np.random.default_rng(3)
 
-    def normal(*shape):
-        return jnp.asarray(rng.normal(size=shape), dtype)
+    def exact(value):
+        return jnp.asarray(np.float32(value), dtype)
 
     def like(scale):
-        return {"in": (scale * normal(3, 4), scale * normal(4)), "out": scale * normal(4)}
+        hidden, bias, out = rng.normal(size=(3, 4)), rng.normal(size=4), rng.normal(size=4)
+        return {"in": (exact(scale * hidden), exact(scale * bias)), "out": exact(scale * out)}
 
     hparams = {
-        "rate": jnp.linspace(0.3, 0.1, STEPS, dtype=dtype),
-        "decay": jnp.asarray(0.02, dtype),
-        "momentum": jnp.asarray(0.6, dtype),
-        "weights": normal(8),
-        "gain": jnp.asarray(0.7, dtype),
+        "rate": exact(np.linspace(0.3, 0.1, STEPS)),
+        "decay": exact(0.02),
+        "momentum": exact(0.6),
+        "weights": exact(rng.normal(size=8)),
+        "gain": exact(0.7),
         "start": like(0.3),
     }
-    x = normal(STEPS + 1, 8, 3)
-    y = jnp.sin(x[..., 0]) + 0.5 * x[..., 1]
+    x = rng.normal(size=(STEPS + 1, 8, 3))
+    y = exact(np.sin(x[..., 0]) + 0.5 * x[..., 1])
+    x = exact(x)
     return like(0.3), hparams, (x[:-1], y[:-1]), (x[-1], y[-1])
 
 
 def plain(hparams, params, inner, outer, *, first=0, before=None):
     """The outer loss after the run, as a plain scan.
 
-    Steps before `first`, and the start, take
-    their hyperparameters from `before`.
+    Steps before `first`, and the start, take their hyperparameters from `before`.
     """
     begun = hparams if before is None else before
     w = initial(params, begun) if "gain" in begun else params

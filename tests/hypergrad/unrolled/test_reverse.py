@@ -57,12 +57,12 @@ def test_every_hyperparameter_of_a_run_against_finite_differences():
         assert abs(fourth_order - slope) < 1e-9 * max(abs(float(slope)), 1e-2)
 
 
-@pytest.mark.parametrize("memory", [3_500, 6_000, 10**9])
+@pytest.mark.parametrize("memory", [3_500, 6_000])
 def test_checkpoints_do_not_change_the_derivative(truth, memory):
     estimator = unrolled(memory=memory)
     chosen = estimator.plan(PROBLEM, PARAMS, HPARAMS, INNER)
     assert chosen.bytes <= memory
-    assert (chosen.blocks == 1) == (memory == 10**9)
+    assert chosen.blocks > 1
     out = hypergradient(PROBLEM, PARAMS, HPARAMS, INNER, OUTER, estimator=estimator)
     assert relative_error(out.grad, truth[1]) < 1e-12
     assert out.value == pytest.approx(float(truth[0]), rel=1e-13)
@@ -109,13 +109,10 @@ def test_from_a_solution_it_is_the_neumann_series(steps, golden):
     assert out.info.inner_residual < 1e-14
 
 
-def test_float32_error_estimate_covers_the_rounding():
-    low = case(jnp.float32)
-    out = hypergradient(PROBLEM, *low, estimator=unrolled(memory=2_000))
+def test_float32_error_estimate_covers_the_rounding(truth):
+    out = hypergradient(PROBLEM, *case(jnp.float32), estimator=unrolled(memory=2_000))
     assert all(a.dtype == jnp.float32 for a in jax.tree.leaves(out.grad))
-    wide = jax.tree.map(lambda a: a.astype(jnp.float64), low)
-    exact = hypergradient(PROBLEM, *wide, estimator=unrolled())
-    error = relative_error(out.grad, exact.grad)
+    error = relative_error(out.grad, truth[1])
     assert 0 < error < float(out.info.error) < 1e-4
 
 
@@ -132,6 +129,7 @@ def test_low_precision_hyperparameters_add_up_in_float32():
     assert out.grad["slope"] == 4096
 
 
+@pytest.mark.slow
 def test_second_derivatives_by_forward_over_reverse():
     def value(h):
         return plain(h, PARAMS, INNER, OUTER)
@@ -195,7 +193,7 @@ def test_new_values_never_trace_again():
     assert len(traces) == before
 
 
-def test_vmap_over_hyperparameters():
+def test_vmap_over_hyperparameters(truth):
     estimator = unrolled(memory=3_500)
     state = estimator.init(PROBLEM, PARAMS, HPARAMS, INNER)
 
@@ -203,10 +201,10 @@ def test_vmap_over_hyperparameters():
         h = {**HPARAMS, "momentum": momentum}
         return estimator.hypergradient(PROBLEM, state, h, INNER, OUTER).grad
 
-    values = jnp.array([0.2, 0.6, 0.9])
-    together = jax.jit(jax.vmap(gradient))(values)
-    alone = jax.jit(gradient)(values[2])
-    assert relative_error(jax.tree.map(lambda a: a[2], together), alone) < 1e-12
+    values = HPARAMS["momentum"] + jnp.array([-0.4, 0.0, 0.3])
+    grads = jax.jit(jax.vmap(gradient))(values)
+    assert relative_error(jax.tree.map(lambda a: a[1], grads), truth[1]) < 1e-12
+    assert relative_error(jax.tree.map(lambda a: a[2], grads), truth[1]) > 1e-2
 
 
 def test_keys_are_those_of_the_step_wherever_it_is_run_again(key):
@@ -264,6 +262,7 @@ def test_a_line_search_in_forward_mode():
         problem, jnp.zeros(2), lam, (X, Y), (XV, YV), estimator=ForwardUnrolled(optax.lbfgs(), 12)
     )
     assert out.grad == pytest.approx(0.08721369186448863, rel=1e-7)
+    assert out.info.error < 1e-6
 
 
 def test_cold_and_warm_starts():
@@ -293,7 +292,7 @@ def test_cold_and_warm_starts():
 
 def test_not_a_number_is_contained():
     # Adam's square root has an infinite derivative where a parameter never had a gradient.
-    problem = BilevelProblem(lambda w, h, b: h * w[0] ** 2, lambda w, h, b: jnp.sum((w - 1) ** 2))
+    problem = BilevelProblem(lambda w, h, b: (w[0] - h) ** 2, lambda w, h, b: jnp.sum((w - 1) ** 2))
     w, h = jnp.array([2.0, 0.0]), jnp.asarray(0.7)
     bad = Unrolled(optax.adam(0.1), 6)
     state = bad.init(problem, w, h, None)
@@ -315,7 +314,7 @@ def test_what_comes_after_a_bad_step_is_kept(monkeypatch):
 
     # Step 3 has the derivative of sqrt at zero; steps 4 to 9 have contributed by then.
     def fn(w, t, h, batch):
-        bad = jnp.where(t == 3, jnp.sqrt(0.0 * h), 0.0)
+        bad = jax.lax.cond(t == 3, lambda h: jnp.sqrt(0.0 * h), lambda h: 0.0 * h, h)
         return 0.5 * w + h + bad, t + 1
 
     estimator = Unrolled(StepFunction(fn, lambda w, h: jnp.asarray(0)), 10)
