@@ -68,6 +68,7 @@ def estimate_error(
     solve_adjoint: Callable[[PyTree], tuple[LinearSolution, Scalar]],
     origin: PyTree,
     noise: Scalar,
+    symmetric: bool,
 ) -> Scalar:
     """Estimate `‖gradient − truth‖ / ‖gradient‖`.
 
@@ -80,6 +81,7 @@ def estimate_error(
       is `size * solution.value`.
     - `origin`: the displacement zero, in the dtypes of these answers.
     - `noise`: the rounding error in the norm of the inner residual.
+    - `symmetric`: the system has to be positive definite; otherwise curvature means nothing.
 
     **Returns:** the estimate, infinite where the Newton step does not contract or the curvature is
     not positive.
@@ -88,7 +90,7 @@ def estimate_error(
     def newton(displacement: PyTree, _: None) -> tuple[PyTree, tuple]:
         pieces = at(displacement)
         step, size = solve_forward(pieces.inner)
-        failed = step.nonpositive_curvature | step.breakdown
+        failed = (step.nonpositive_curvature & symmetric) | step.breakdown
         moved = vector.axpy(size, step.value, displacement)
         return moved, (pieces, size * vector.norm(step.value), failed)
 
@@ -112,7 +114,7 @@ def estimate_error(
     unreliable = (
         failed[0]
         | (failed[1] & ~rounded)
-        | change.nonpositive_curvature
+        | (change.nonpositive_curvature & symmetric)
         | change.breakdown
         | ~jnp.isfinite(error)
     )

@@ -4,6 +4,8 @@ from abc import abstractmethod
 from typing import Any
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree, Scalar
 
 from hypergrad.problem import BilevelProblem
@@ -30,6 +32,29 @@ class HypergradientInfo(eqx.Module):
     nonpositive_curvature: Bool[Array, ""]
     breakdown: Bool[Array, ""]
     error: Scalar
+
+    def __str__(self) -> str:
+        leaves = jax.tree.leaves(self)
+        if any(isinstance(leaf, jax.core.Tracer) or jnp.ndim(leaf) for leaf in leaves):
+            return repr(self)
+        flags = [
+            text
+            for flag, text in (
+                (self.nonpositive_curvature, "non-positive curvature"),
+                (self.breakdown, "breakdown"),
+            )
+            if bool(flag)
+        ]
+        return ", ".join(
+            [
+                f"estimated error {float(self.error):.1e}",
+                f"inner residual {float(self.inner_residual):.1e} "
+                f"after {int(self.inner_iterations)} iterations",
+                f"linear residual {float(self.linear_residual):.1e} "
+                f"after {int(self.iterations)} products",
+                *flags,
+            ]
+        )
 
 
 class FitInfo(eqx.Module):

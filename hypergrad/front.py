@@ -134,7 +134,8 @@ def _trouble(out: Hypergradient) -> _Trouble | None:
             "further.",
             True,
         )
-    if np.any(error > 0.1) or np.any(np.isnan(error) & (np.asarray(info.inner_residual) > 1e-2)):
+    unsolved = (np.asarray(info.inner_residual) > 1e-2) | (np.asarray(info.linear_residual) > 0.1)
+    if np.any(error > 0.1) or np.any(np.isnan(error) & unsolved):
         return _Trouble(
             "the inner problem or the linear system is not solved well enough: the hypergradient "
             "may be more than 10 % off (see info.error, info.inner_residual, "

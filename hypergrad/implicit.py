@@ -183,6 +183,12 @@ class ImplicitDifferentiation(Estimator):
         paths = trace_paths(problem, state.params, hparams, inner_batch, outer_batch, key)
         require_effect(paths, type(self).__name__, unseen=self.unseen == "none")
         dynamic, static = eqx.partition(state.params, eqx.is_inexact_array)
+        expected, received = (jax.tree.map(jnp.shape, t) for t in (state.adjoint, dynamic))
+        if expected != received:
+            raise ValueError(
+                "The state belongs to params of another structure: expected "
+                f"{expected}, got {received}. Make a new state with init."
+            )
         h, h_static = eqx.partition(hparams, eqx.is_inexact_array)
 
         def outer(p: PyTree, lam: PyTree) -> tuple[Scalar, PyTree]:
@@ -201,6 +207,9 @@ class ImplicitDifferentiation(Estimator):
         linear_solver = solver_for(self.linear_solver, symmetric=exact.symmetric)
         initial = state.adjoint if self.warm_start else None
         solution, size = system.solve_adjoint(linear_solver, cotangent, initial)
+
+        # The symmetric part of a fixed point or of KKT conditions need not be definite.
+        nonpositive_curvature = solution.nonpositive_curvature & exact.symmetric
 
         q = cast_like(solution.value, dynamic)
         slope = _slope(problem, static, h_static, inner_batch, key)
@@ -233,8 +242,9 @@ class ImplicitDifferentiation(Estimator):
                 lambda b: exact.solve_adjoint(loose, b),
                 origin=vector.zeros_like(accumulating(dynamic)),
                 noise=30 * jnp.finfo(_narrowest(dynamic)).eps * state.scale,
+                symmetric=exact.symmetric,
             ).astype(error.dtype)
-            error = jnp.where(solution.nonpositive_curvature, jnp.inf, error)
+            error = jnp.where(nonpositive_curvature, jnp.inf, error)
 
         breakdown = solution.breakdown | ~vector.all_finite(grad) | ~jnp.isfinite(value)
         info = HypergradientInfo(
@@ -242,7 +252,7 @@ class ImplicitDifferentiation(Estimator):
             inner_iterations=state.inner_iterations,
             linear_residual=solution.residual,
             iterations=solution.products,
-            nonpositive_curvature=solution.nonpositive_curvature,
+            nonpositive_curvature=nonpositive_curvature,
             breakdown=breakdown,
             error=error,
         )

@@ -48,6 +48,7 @@ def test_golden_ridge_with_one_penalty():
     assert out.info.linear_residual < 1e-12
     assert not out.info.breakdown
     assert not out.info.nonpositive_curvature
+    assert "after 2 products" in str(out.info)
 
 
 def test_golden_ridge_with_one_penalty_per_feature():
@@ -367,6 +368,10 @@ def test_bad_options():
         ImplicitDifferentiation(damping=-1.0)
     with pytest.raises(ValueError, match="linear_solver"):
         ImplicitDifferentiation(linear_solver="cg")
+    with pytest.raises(ValueError, match="curvature"):
+        ImplicitDifferentiation(curvature="hessian")
+    with pytest.raises(ValueError, match="unseen"):
+        ImplicitDifferentiation(unseen="zero")
     with pytest.raises(ValueError, match="tol"):
         CG(tol=-1.0)
     with pytest.raises(ValueError, match="max_steps"):
@@ -385,6 +390,56 @@ def test_indefinite_hessian_is_reported():
     assert jnp.isfinite(out.grad)
     with pytest.raises(InaccurateHypergradientError, match="positive definite"):
         hypergradient(problem, params, 1.0, strict=True)
+
+
+def test_a_singular_hessian_is_reported():
+    problem = BilevelProblem(
+        lambda w, lam, b: 0.5 * (w[0] - lam) ** 2 + 0 * w[1], lambda w, lam, b: w[0] + w[1]
+    )
+    with pytest.warns(InaccurateHypergradientWarning, match="not positive definite"):
+        out = hypergradient(problem, jnp.array([1.0, 3.0]), 1.0)
+    assert jnp.isinf(out.info.error)
+    assert jnp.isfinite(out.grad)
+
+
+def test_nan_in_the_products_is_contained_and_reported():
+    @jax.custom_jvp
+    def poisoned(g):
+        return g
+
+    poisoned.defjvp(lambda p, t: (p[0], jnp.nan * t[0]))
+
+    def optimality(w, lam, batch):
+        return poisoned(jax.grad(ridge_inner)(w, lam, batch))
+
+    problem = BilevelProblem(None, half_mse, optimality)
+    params = solved(RIDGE, jnp.zeros(2), -1.0, (X, Y))
+    with pytest.warns(InaccurateHypergradientWarning, match="not finite"):
+        out = hypergradient(
+            problem,
+            params,
+            -1.0,
+            (X, Y),
+            (XV, YV),
+            estimator=ImplicitDifferentiation(error_estimate=False),
+        )
+    assert out.info.breakdown
+
+
+def test_no_products_is_no_silent_zero():
+    params = solved(RIDGE, jnp.zeros(2), -1.0, (X, Y))
+    idle = ImplicitDifferentiation(linear_solver=CG(max_steps=0), error_estimate=False)
+    with pytest.warns(InaccurateHypergradientWarning, match="not solved well enough"):
+        out = hypergradient(RIDGE, params, -1.0, (X, Y), (XV, YV), estimator=idle)
+    assert out.info.linear_residual == 1
+
+
+def test_a_state_of_other_params_is_refused():
+    state = TIGHT.init(RIDGE, jnp.zeros(2), jnp.asarray(-1.0), (X, Y))
+    with pytest.raises(ValueError, match="another structure"):
+        hypergradient(
+            RIDGE, jnp.zeros((2, 1)), -1.0, (X, Y), (XV, YV), estimator=TIGHT, state=state
+        )
 
 
 def test_a_loss_that_is_not_finite_is_reported():

@@ -185,6 +185,9 @@ def test_equality_constraints_by_kkt():
     out = hypergradient(problem, (jnp.zeros(3), jnp.zeros(())), lam, estimator=estimator)
     assert abs(out.value - closed_form(lam)) < 1e-10
     assert relative_error(out.grad, jax.grad(closed_form)(lam)) < 1e-9
+    # A saddle by nature: its indefinite system is no reason for distrust.
+    assert not out.info.nonpositive_curvature
+    assert out.info.error < 1e-6
     with pytest.raises(ValueError, match="pair"):
         hypergradient(problem, jnp.zeros(3), lam)
     with pytest.raises(ValueError, match="multipliers"):
