@@ -11,12 +11,17 @@ from strategies.observation import Observation, from_json_values, to_json_values
 from strategies.space import SearchSpace
 
 
-def observation_to_json(space: SearchSpace, observation: Observation) -> dict[str, Any]:
-    """JSON values of an observation in a space."""
+def observation_to_json(
+    space: SearchSpace, observation: Observation, *, of: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """JSON values of an observation in a space.
+
+    With `of`, a configuration that is stored elsewhere, an observation of that one has none itself.
+    """
     return {
         "number": observation.number,
         "status": observation.status,
-        "config": space.to_json(observation.config),
+        "config": None if observation.config == of else space.to_json(observation.config),
         "value": observation.value,
         "gradient": to_json_values(observation.gradient),
         # Infinity, a gradient known to be unreliable, has no JSON number.
@@ -29,10 +34,12 @@ def observation_to_json(space: SearchSpace, observation: Observation) -> dict[st
     }
 
 
-def observation_from_json(space: SearchSpace, stored: Mapping[str, Any]) -> Observation:
+def observation_from_json(
+    space: SearchSpace, stored: Mapping[str, Any], *, of: Mapping[str, Any] | None = None
+) -> Observation:
     """The observation that `observation_to_json` stored."""
     fields = dict(stored)
-    fields["config"] = space.from_json(fields["config"])
+    fields["config"] = of if fields["config"] is None else space.from_json(fields["config"])
     fields["gradient"] = fields["gradient"] and from_json_values(fields["gradient"])
     error = fields["gradient_error"]
     fields["gradient_error"] = None if error is None else float(error)

@@ -83,7 +83,7 @@ class ASHA(Scheduler):
 
     def _best_fraction(self, level: int) -> list[int]:
         """The top `1/eta` of a rung, failures left out, best first."""
-        ranked = self._ranked(self.candidates, level)
+        ranked = self._ranked(self._at(level), level)
         best = ranked[: len(ranked) // self.eta]
         return [n for n in best if math.isfinite(self.candidates[n].value(level))]
 
@@ -101,7 +101,7 @@ class ASHA(Scheduler):
     def _reached(self, number: int, level: int) -> None:
         if self.mode == "promotion":
             return
-        reached = self._ranked(self.candidates, level)
+        reached = self._ranked(self._at(level), level)
         first = len(reached) < self.eta
         if math.isinf(self.candidates[number].value(level)) or not (
             first or number in reached[: len(reached) // self.eta]

@@ -10,6 +10,7 @@ changes nothing, and a job that was lost is simply handed out again.
 """
 
 import abc
+import functools
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -25,21 +26,17 @@ from strategies.translate import Warner, observe
 _VERSION = 1
 
 
-def rungs_below(low: Fraction, high: Fraction, eta: int) -> int:
-    """The largest integer `S` with `low * eta^S <= high`."""
-    top = 0
-    while low * eta ** (top + 1) <= high:
-        top += 1
-    return top
-
-
-def rung_resources(low: Fraction, high: Fraction, eta: int, integer: bool) -> list[int | float]:
+@functools.cache
+def rung_resources(
+    low: Fraction, high: Fraction, eta: int, integer: bool
+) -> tuple[int | float, ...]:
     """The resources `high / eta^i` that are at least `low`, lowest first."""
-    top = rungs_below(low, high, eta)
-    exact = [high / eta ** (top - i) for i in range(top + 1)]
+    exact = [high]
+    while exact[0] / eta >= low:
+        exact.insert(0, exact[0] / eta)
     if integer:
-        return [math.floor(r + Fraction(1, 2)) for r in exact]
-    return [_plain(r) for r in exact]
+        return tuple(math.floor(r + Fraction(1, 2)) for r in exact)
+    return tuple(_plain(r) for r in exact)
 
 
 def _plain(resource: Fraction) -> int | float:
@@ -129,6 +126,9 @@ class Scheduler(abc.ABC):
         self.integer = integer
         self.candidates: dict[int, Candidate] = {}
         self._pending: dict[int, int] = {}
+        # By level: who has a result there. With `candidates` the one table; see `_record`.
+        self._known: dict[int, list[int]] = {}
+        self._stored: dict[int, dict[str, Any]] = {}
         self._warn = Warner()
 
     # -- resources ---------------------------------------------------------------------------
@@ -136,7 +136,7 @@ class Scheduler(abc.ABC):
     @property
     def top(self) -> int:
         """The index of the highest level: `S` above. Integers only, no floating logarithm."""
-        return rungs_below(self._low, self._high, self.eta)
+        return len(self.resources) - 1
 
     @property
     def max_resource(self) -> int | float:
@@ -146,7 +146,7 @@ class Scheduler(abc.ABC):
     @property
     def resources(self) -> list[int | float]:
         """The resource of each level, lowest first."""
-        return rung_resources(self._low, self._high, self.eta, self.integer)
+        return list(rung_resources(self._low, self._high, self.eta, self.integer))
 
     # -- jobs --------------------------------------------------------------------------------
 
@@ -207,7 +207,7 @@ class Scheduler(abc.ABC):
         candidate = self.candidates[number]
         if not isinstance(report, Report):
             report = Report(None if report is None else float(report))
-        candidate.results[level], problems = observe(
+        observation, problems = observe(
             self.searcher.space,
             candidate.config,
             replace(report, resource=self.resources[level]),
@@ -216,6 +216,7 @@ class Scheduler(abc.ABC):
             note=candidate.note,
         )
         self._warn(number, problems)
+        self._record(number, level, observation)
         self._reached(number, level)
 
     def job(self, number: int) -> Job | None:
@@ -261,7 +262,7 @@ class Scheduler(abc.ABC):
         """The best finite result at each rung's resource. Ties go to the lower number."""
         best: dict[int | float, Observation] = {}
         for level, resource in enumerate(self.resources):
-            ranked = self._ranked(self.candidates, level)
+            ranked = self._ranked(self._at(level), level)
             if ranked and math.isfinite(self.candidates[ranked[0]].value(level)):
                 best[resource] = self.candidates[ranked[0]].results[level]
         return best
@@ -285,35 +286,24 @@ class Scheduler(abc.ABC):
         dimensions, plus two (as in BOHB); before any has, the rung with the most.
         """
         enough = self.searcher.space.dimension + 2
-        counts = [
-            sum(math.isfinite(c.value(level)) for c in self.candidates.values())
-            for level in range(self.top + 1)
-        ]
-        level = max(range(len(counts)), key=lambda i: (min(counts[i], enough), i))
-        chosen = [c.results[level] for c in self.candidates.values() if level in c.results]
-        return sorted(chosen, key=lambda o: -1 if o.number is None else o.number)
+        most, level = 0, 0
+        for i in reversed(range(self.top + 1)):
+            usable = sum(math.isfinite(self.candidates[n].value(i)) for n in self._at(i))
+            if min(usable, enough) > most:
+                most, level = min(usable, enough), i
+            if most == enough:
+                break
+        return [self.candidates[n].results[level] for n in sorted(self._at(level))]
 
     # -- state -------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that was decided and told, as JSON-safe data."""
-        space = self.searcher.space
         return {
             "version": _VERSION,
             "kind": type(self).__name__,
             "options": self._options(),
-            "candidates": [
-                {
-                    "number": c.number,
-                    "config": space.to_json(c.config),
-                    "note": dict(c.note),
-                    "results": {
-                        str(level): observation_to_json(space, observation)
-                        for level, observation in c.results.items()
-                    },
-                }
-                for c in self.candidates.values()
-            ],
+            "candidates": [self._row(candidate) for candidate in self.candidates.values()],
             "pending": [[number, level] for number, level in self._pending.items()],
             "decisions": self._decisions(),
         }
@@ -330,14 +320,34 @@ class Scheduler(abc.ABC):
             )
         self._set_options(state["options"])
         space = self.searcher.space
-        self.candidates = {}
+        self.candidates, self._known, self._stored = {}, {}, {}
         for row in state["candidates"]:
-            candidate = Candidate(row["number"], space.from_json(row["config"]), row["note"])
+            number = row["number"]
+            config = space.from_json(row["config"])
+            self.candidates[number] = Candidate(number, config, row["note"])
             for level, result in row["results"].items():
-                candidate.results[int(level)] = observation_from_json(space, result)
-            self.candidates[candidate.number] = candidate
+                observation = observation_from_json(space, result, of=config)
+                self._record(number, int(level), observation)
+            self._stored[number] = {**row, "results": dict(row["results"])}
         self._pending = {number: level for number, level in state["pending"]}
         self._set_decisions(state["decisions"])
+
+    def _row(self, candidate: Candidate) -> dict[str, Any]:
+        """A candidate as JSON; kept, because results do not change once they are known."""
+        space = self.searcher.space
+        if candidate.number not in self._stored:
+            self._stored[candidate.number] = {
+                "number": candidate.number,
+                "config": space.to_json(candidate.config),
+                "note": dict(candidate.note),
+                "results": {},
+            }
+        row = self._stored[candidate.number]
+        for level, observation in candidate.results.items():
+            if str(level) not in row["results"]:
+                stored = observation_to_json(space, observation, of=candidate.config)
+                row["results"][str(level)] = stored
+        return {**row, "results": dict(row["results"])}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state to a file, complete at every moment; the previous one is kept."""
@@ -387,6 +397,14 @@ class Scheduler(abc.ABC):
     def _reached(self, number: int, level: int) -> None:
         """Called when a result was recorded, for schedulers that decide on arrival."""
         del number, level
+
+    def _record(self, number: int, level: int, observation: Observation) -> None:
+        self.candidates[number].results[level] = observation
+        self._known.setdefault(level, []).append(number)
+
+    def _at(self, level: int) -> Sequence[int]:
+        """Those that have a result at a level."""
+        return self._known.get(level, ())
 
     def _ranked(self, numbers: Sequence[int] | Mapping[int, Any], level: int) -> list[int]:
         """Those with a result at a level, best first; ties by number, which is creation order."""

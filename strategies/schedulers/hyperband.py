@@ -9,6 +9,7 @@ There are two formulas in use for `n_s`; this is the paper's. It gives 81, 34, 1
 and `eta = 3` (HpBandSter and DEHB have 81, 27, 9, 6, 5).
 """
 
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,6 +59,15 @@ class Bracket:
     def size(self) -> int:
         """How many configurations it starts with."""
         return len(self.numbers)
+
+
+@functools.cache
+def _bracket(iteration: int, bottom: int, size: int, first: int) -> Bracket:
+    # The points that the searcher was told to try first are its lowest numbers: they go to the
+    # first bracket, and all others follow them.
+    given = first if iteration == bottom == 0 else 0
+    numbers = (j if j < given else first + pair(pair(iteration, bottom), j) for j in range(size))
+    return Bracket(iteration, bottom, tuple(numbers))
 
 
 @dataclass(frozen=True)
@@ -111,14 +121,7 @@ class Hyperband(Scheduler):
 
     def _bracket(self, iteration: int, bottom: int) -> Bracket:
         size = bracket_size(self.top, self.top - bottom, self.eta)
-        # The points that the searcher was told to try first are its lowest numbers: they go to the
-        # first bracket, and all others follow them.
-        first = len(self.searcher.first)
-        given = first if iteration == bottom == 0 else 0
-        numbers = (
-            j if j < given else first + pair(pair(iteration, bottom), j) for j in range(size)
-        )
-        return Bracket(iteration, bottom, tuple(numbers))
+        return _bracket(iteration, bottom, size, len(self.searcher.first))
 
     def rungs(self, bracket: Bracket) -> Iterator[Rung]:
         """The rungs of a bracket as far as results allow, ending with the one that is open.
