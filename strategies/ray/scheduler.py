@@ -194,14 +194,19 @@ class ScheduledSearch(HypergradSearch):
             last = self._read_result(result)
         elif failed or (result and not last):
             last = {"value": None}
-        if self.schedule.job(number) is None:
+        job = self.schedule.job(number)
+        if job is None:
             return
         if not last:
             self.schedule.forget(number)
             return
-        # It ended before its rung: what it reported last is all that there will be.
-        self._ended[number] = last if not failed else {"value": None}
-        self._tell_schedule(trial_id, number, self._ended[number])
+        if failed:
+            last = {"value": None}
+        done = as_number((result or {}).get(self.resource))
+        if done is None or done < job.resource:
+            # It ended before its rung: what it reported last is all that there will be.
+            self._ended[number] = last
+        self._tell_schedule(trial_id, number, last)
 
     def _tell_schedule(self, trial_id: str | None, number: int, last: Mapping[str, Any]) -> None:
         config = self.schedule.candidates[number].config

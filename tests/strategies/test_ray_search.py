@@ -411,3 +411,65 @@ def test_exceptions_in_callbacks_stay_inside(caplog):
     search._searcher.tell = functools.partial(exec, "raise RuntimeError('inside')")
     search.on_trial_complete("a", flat({"loss": 1.0}))
     assert "not passed to the searcher" in caplog.text
+
+
+def scheduled(top=4, **options):
+    from strategies.ray import ScheduledSearch
+    from strategies.schedulers import IterativeDeepeningHyperband
+
+    schedule = functools.partial(IterativeDeepeningHyperband, max_resource=top, eta=2)
+    search = ScheduledSearch(schedule, RandomSearcher, seed=1, **options)
+    assert search.set_search_properties("loss", "max", copy.deepcopy(SPACE))
+    return search
+
+
+def test_scheduled_trials_pause_at_their_rung_and_their_values_are_turned_around():
+    search = scheduled()
+    config = search.suggest("a")
+    row = flat(result(0.5, {"lr": 2.0}, metric="loss"), training_iteration=1)
+    assert search.trial_scheduler.on_trial_result(None, Spy("b"), row) == "STOP"
+    assert search.reached("a", row) == "PAUSE"
+    (seen,) = search.schedule.candidates[search.number_of("a")].results.values()
+    assert (seen.value, seen.gradient, seen.resource) == (-0.5, {"lr": -2.0}, 1)
+    assert seen.config["lr"] == pytest.approx(config["lr"])
+    # The same report again, as after a retry, changes nothing.
+    assert search.reached("a", row) == "PAUSE"
+
+
+class Spy:
+    def __init__(self, trial_id):
+        self.trial_id = trial_id
+
+
+def test_trial_that_ended_early_is_not_waited_for():
+    """Its last value stands for the rungs that it will not reach; one on its rung is not ended."""
+    search = scheduled(top=2)
+    for trial_id, loss, iteration in [("a", 1.0, 1), ("b", 0.5, 1)]:
+        search.suggest(trial_id)
+        row = flat({"loss": loss}, training_iteration=iteration)
+        search.on_trial_complete(trial_id, row)
+    # The better one is promoted; its trial is gone, so another one continues it.
+    assert search._ended == {}
+    config = search.suggest("c")
+    assert search.number_of("c") == search.number_of("a")
+    assert search.schedule.job(search.number_of("c")).resource == 2
+    search.on_trial_complete("c", flat({"loss": 1.5}, training_iteration=1))
+    assert search.schedule.candidates[search.number_of("a")].value(1) == -1.5
+    assert config["lr"] > 0
+
+
+def test_scheduled_search_survives_a_restore():
+    search = scheduled(max_concurrent=2)
+    search.suggest("a")
+    search.suggest("b")
+    search.on_trial_result("a", flat({"loss": 0.1}))
+    assert search.reached("a", flat({"loss": 0.1}, training_iteration=1)) == "PAUSE"
+    state = json.loads(json.dumps(search.get_state()))
+    other = cloudpickle.loads(cloudpickle.dumps(scheduled()))
+    other.set_state(state)
+    assert other.trial_scheduler._search is other
+    assert other.schedule.state_dict() == search.schedule.state_dict()
+    assert other.suggest("c") == search.suggest("c")
+    assert other.suggest("d") is None  # b and c run, a is paused
+    with pytest.raises(ValueError, match="function of the searcher"):
+        scheduled().__class__(schedule=3)
