@@ -31,6 +31,14 @@ class Sampler(eqx.Module):
         - `key`: the same at every step.
         """
 
+    def look(self, outer_data: PyTree) -> PyTree | None:
+        """The data on which the driver evaluates the outer loss between steps: all of them.
+
+        `None` says that the value of the last step will do: it was on all of the data already, or
+        the inner parameters belong to that step's data alone.
+        """
+        return outer_data
+
 
 class FullBatch(Sampler):
     """All of the data in every part of every step."""
@@ -40,6 +48,10 @@ class FullBatch(Sampler):
     ) -> Batches:
         """See `Sampler`."""
         return Batches(inner_data, outer_data)
+
+    def look(self, outer_data: PyTree) -> PyTree | None:
+        """`None`: see `Sampler.look`."""
+        return None
 
 
 class Minibatches(Sampler):

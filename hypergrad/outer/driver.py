@@ -249,10 +249,11 @@ def run(
 
         point = (state.params, state.visited)
         noise = jax.random.fold_in(look_key, len(history))
-        if isinstance(sampler, FullBatch):
+        look = sampler.look(outer_data)
+        if look is None:
             row["validation"] = row["value"]
         else:
-            row["validation"] = float(_outer_loss(problem, *point, outer_data, noise))
+            row["validation"] = float(_outer_loss(problem, *point, look, noise))
         if holdout_data is not None:
             row["holdout"] = float(_outer_loss(problem, *point, holdout_data, noise))
         number = len(history)
