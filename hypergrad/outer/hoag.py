@@ -108,10 +108,11 @@ class HOAG(OuterAlgorithm):
     - `estimator`: an `ImplicitDifferentiation` whose inner and linear solver have a `tol`; both are
       set anew at each step.
     - `tolerance`: "quadratic" `0.1 / k²`, "cubic" `0.1 / k³`, "exponential" `0.1 · 0.9^k`, or
-      "adaptive": the slack at most a tenth of the decrease expected of the next step. Or a function
-      of the step number (from 0). Relative to `‖∂f/∂w‖` (or `‖H w‖`, the larger) at the start
-      for the inner solve, to the right-hand side for the linear one. A tolerance that does not
-      shrink converges only to a neighbourhood. Default "adaptive".
+      "adaptive": the slack at most a tenth of the decrease expected of the next step, and its root
+      (at most 1e-2) for the linear solve. Or a function of the step number (from 0). Relative to
+      `‖∂f/∂w‖` (or `‖H w‖`, the larger) at the start for the inner solve, to the right-hand side
+      for the linear one. A tolerance that does not shrink converges only to a neighbourhood.
+      Default "adaptive".
     - `step_size`: first `1 / L`; `None` makes the first step one of unit root-mean-square.
     - `growth`: `L` is multiplied by it after a success. Default 0.5; the published code has 0.95.
     - `floor`: smallest tolerance. Default 1e-10; in float32 choose about 1e-5.
@@ -180,9 +181,10 @@ class HOAG(OuterAlgorithm):
             rule = SCHEDULES[self.tolerance] if isinstance(self.tolerance, str) else self.tolerance
             asked = jnp.asarray(rule(state.step), dtype)
         tolerance = jnp.maximum(asked * state.tighten, self.floor).astype(dtype)
-        estimator = with_tolerances(
-            self.estimator, tolerance * state.estimator_state.scale, tolerance
-        )
+        # A direction need not be as exact as the values that a step is judged by.
+        adaptive = self.tolerance == "adaptive"
+        linear = jnp.minimum(jnp.sqrt(tolerance), 1e-2) if adaptive else tolerance
+        estimator = with_tolerances(self.estimator, tolerance * state.estimator_state.scale, linear)
 
         candidate = state.hparams
         response, fit = estimator.fit(

@@ -6,12 +6,14 @@ import optax
 import pytest
 
 from hypergrad.implicit import ImplicitDifferentiation
-from hypergrad.inner import Newton, OptaxSolver
+from hypergrad.inner import OptaxSolver
 from hypergrad.linear.cg import CG
 from hypergrad.outer import Alternating, Batches, Box, Minibatches
 from hypergrad.problem import BilevelProblem
 
-EXACT = ImplicitDifferentiation(Newton(), CG(tol=1e-12))
+EXACT = ImplicitDifferentiation(
+    OptaxSolver(optax.sgd(0.3), steps=400), CG(tol=1e-12), error_estimate=False
+)
 
 
 def steps(ridge, algorithm, count, batches=None):
@@ -34,7 +36,7 @@ def test_one_step_is_a_step_along_the_exact_hypergradient(ridge):
     np.testing.assert_array_equal(state.visited, ridge.hparams)
     np.testing.assert_allclose(state.params, ridge.solution(ridge.hparams), rtol=1e-8)
     np.testing.assert_allclose(info.hypergradient_norm, np.linalg.norm(gradient), rtol=1e-8)
-    assert int(info.calls) == int(info.inner_iterations) + 4 + 2
+    assert int(info.calls) == 400 + 4 + 2
 
 
 def test_the_box_holds_and_defines_stationarity(ridge):
@@ -56,7 +58,9 @@ def test_warm_and_cold_starts_agree_where_the_inner_solution_is_unique(ridge):
 
 
 def test_a_cold_start_begins_at_the_first_params(ridge):
-    one = ImplicitDifferentiation(OptaxSolver(optax.sgd(0.1), steps=1), CG(max_steps=2))
+    one = ImplicitDifferentiation(
+        OptaxSolver(optax.sgd(0.1), steps=1), CG(max_steps=2), error_estimate=False
+    )
     still = optax.sgd(0.0)
     distances = {}
     for start in ("warm", "cold", 2):
@@ -67,7 +71,9 @@ def test_a_cold_start_begins_at_the_first_params(ridge):
 
 
 def test_each_fit_gets_its_own_batch(ridge):
-    seen = ImplicitDifferentiation(OptaxSolver(optax.sgd(0.1), steps=1), CG(max_steps=2))
+    seen = ImplicitDifferentiation(
+        OptaxSolver(optax.sgd(0.1), steps=1), CG(max_steps=2), error_estimate=False
+    )
     sampler = Minibatches(6, policy="fresh", fits=3)
     batches = sampler(ridge.inner, ridge.outer, jnp.asarray(0), jax.random.key(0))
     state, (info,) = steps(ridge, Alternating(seen, optax.sgd(0.0), fits=3), 1, batches)
