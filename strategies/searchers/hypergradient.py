@@ -18,14 +18,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import ndtr
 
 from strategies.observation import Observation, Suggestion
 from strategies.searchers.base import Searcher
 from strategies.searchers.mutation import perturbed
 from strategies.space import SearchSpace
+from strategies.surrogates.gaussian_process import Rows, fit
 
 # What a chain's further steps try while one is being evaluated, relative to its radius.
 _LENGTHS = (1.0, 0.4, 2.0)
+# A chain may end this many times its next step's decrease lower.
+_HORIZON = 3.0
+# The surrogate that chooses new starts: at most so many dimensions, and so many rows.
+_SURROGATE_SIZE = 30
+_SURROGATE_ROWS = 90
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,15 +202,20 @@ class HypergradientSearcher(Searcher):
             name = point.note.get("chain", point.name)
             fixed = np.where(graded, -1.0, point.unit).tobytes()
             groups.setdefault((name, fixed), []).append(point)
-        chains = []
+        chains: list[_Chain] = []
         for (name, _), members in groups.items():
             known = [p for p in members if np.isfinite(p.value)]
             if known:
-                chains.append(self._chain(name, members, known, graded))
+                chains.append(self._chain(name, members, known, graded, chains))
         return sorted(chains, key=lambda chain: (chain.best.value, chain.name))
 
     def _chain(
-        self, name: int, members: list[_Point], known: list[_Point], graded: np.ndarray
+        self,
+        name: int,
+        members: list[_Point],
+        known: list[_Point],
+        graded: np.ndarray,
+        earlier: Sequence[_Chain],
     ) -> _Chain:
         best = min(known, key=lambda p: p.value)
         where = np.isfinite(best.gradient) & graded
@@ -220,9 +232,21 @@ class HypergradientSearcher(Searcher):
             trust = float(np.clip(ratio, 0.1, 2.0))
         step, decrease = np.zeros_like(best.unit), 0.0
         pairs = self._pairs(known, where)
+        if len(known) == 1:
+            pairs = self._inherited(known[0], where, earlier)
         if where.any():
             step, decrease = self._step(best, pairs, where, radius)
         return _Chain(name, known, best, where, radius, step, decrease, trust, pairs)
+
+    @staticmethod
+    def _inherited(
+        point: _Point, where: np.ndarray, earlier: Sequence[_Chain]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Curvature for a chain of one point: that of the chain it was changed from."""
+        for chain in earlier:
+            if chain.name == point.note.get("parent") and np.array_equal(chain.where, where):
+                return chain.pairs
+        return []
 
     def _pairs(
         self, known: Sequence[_Point], where: np.ndarray
@@ -240,6 +264,9 @@ class HypergradientSearcher(Searcher):
             curvature = float(s @ y)
             if curvature > 1e-6 * float(np.linalg.norm(s)) * max(float(np.linalg.norm(y)), noise):
                 pairs.append((s, y))
+            elif curvature < 0 and later.value < earlier.value:
+                # Downhill over a hump: what was learnt before it holds no longer.
+                pairs.clear()
         return pairs[-self.memory :]
 
     def _step(
@@ -289,22 +316,35 @@ class HypergradientSearcher(Searcher):
         moves = [note.get("move") for note in notes]
         best = chains[0]
 
-        change = None
-        if moves.count("change") <= moves.count("step") or best.decrease <= self._least(known):
+        least = self._least(known)
+        settled = best.decrease <= least
+        if (
+            best.decrease <= 100.0 * least
+            and self._bent(best, known, graded, 500.0 * least)
+            and 0 < best.where.sum() <= _SURROGATE_SIZE
+            and moves.count("step") > 4 * moves.count("start")
+            and not (moves and moves[-1] == "start")
+        ):
+            return self._start(number, rng, places, best, known, graded)
+        change = step = None
+        if settled or moves.count("change") <= moves.count("step"):
             change = self._changed(rng, best.best, places, graded)
         if change is None or moves.count("step") <= moves.count("change"):
-            step = self._advanced(number, chains, underway, self._least(known), tried)
-            if step is not None:
-                return step
+            step = self._advanced(number, chains, underway, least, tried)
+        if step is not None:
+            return step
         if change is not None and (moves.count("change") < 10 or rng.random() < 0.8):
-            return Suggestion(number, change, {"move": "change", "chain": number})
-        return self._start(number, rng, places)
+            return Suggestion(
+                number, change, {"move": "change", "chain": number, "parent": best.name}
+            )
+        return self._start(number, rng, places, best, known, graded)
 
     @staticmethod
     def _least(known: Sequence[_Point]) -> float:
         """A decrease that is not worth an evaluation."""
-        values = np.array([point.value for point in known])
-        lowest = float(values.min())
+        lowest = min(point.value for point in known)
+        # Steps crowd around their minimum; the other points tell how values differ elsewhere.
+        values = [point.value for point in known if point.note.get("move") != "step"]
         return max(1e-4 * (float(np.median(values)) - lowest), 1e-10 * abs(lowest))
 
     def _advanced(
@@ -322,7 +362,11 @@ class HypergradientSearcher(Searcher):
             if chain.decrease <= least or count >= len(_LENGTHS):
                 continue
             # A step that is being evaluated already makes another one less valuable.
-            hope = 3.0 * chain.trust * chain.decrease * 0.5**count
+            hope = _HORIZON * chain.trust * chain.decrease * 0.5**count
+            if chain is not chains[0] and chain.best.value - hope >= chains[0].best.value:
+                continue
+            if any(self._joined(chain, better) for better in chains[: chains.index(chain)]):
+                continue
             offers.append((chain.best.value - hope, chain.name, count, chain))
         for _, _, count, chain in sorted(offers, key=lambda offer: offer[:3]):
             step, decrease = chain.step, chain.decrease
@@ -342,6 +386,27 @@ class HypergradientSearcher(Searcher):
             }
             return Suggestion(number, config, note)
         return None
+
+    @staticmethod
+    def _bent(best: _Chain, known: Sequence[_Point], graded: np.ndarray, tolerance: float) -> bool:
+        """Whether some value lies clearly below a tangent, so that there may be other valleys."""
+        fixed = best.best.unit[~graded]
+        alike = [
+            p
+            for p in known
+            if np.isfinite(p.gradient[best.where]).all() and np.array_equal(p.unit[~graded], fixed)
+        ][-50:]
+        x = np.array([p.unit[best.where] for p in alike])
+        slopes = np.array([p.gradient[best.where] for p in alike])
+        values = np.array([p.value for p in alike])
+        rise = slopes @ x.T - np.sum(slopes * x, axis=1)[:, None]
+        return bool(np.any(values < values[:, None] + rise - tolerance))
+
+    @staticmethod
+    def _joined(chain: _Chain, better: _Chain) -> bool:
+        """Whether a chain has come so near to a better one that it would only follow it."""
+        away = np.abs(chain.best.unit - better.best.unit)
+        return len(chain.points) > 1 and float(away.max()) < 0.1
 
     def _graded(self, known: Sequence[_Point]) -> np.ndarray:
         """Mask of the coordinates that gradients say something about.
@@ -379,9 +444,15 @@ class HypergradientSearcher(Searcher):
         return wrong < 4 or right > 2 * wrong
 
     def _start(
-        self, number: int, rng: np.random.Generator, places: Sequence[np.ndarray]
+        self,
+        number: int,
+        rng: np.random.Generator,
+        places: Sequence[np.ndarray],
+        best: _Chain | None = None,
+        known: Sequence[_Point] = (),
+        graded: np.ndarray | None = None,
     ) -> Suggestion:
-        """The default; once it was tried, of some prior draws the one farthest from all tried."""
+        """A new place: the default, then where a surrogate expects most, or far from all tried."""
         config = self.space.default()
         note = {"move": "start", "chain": number}
         if not places:
@@ -389,9 +460,70 @@ class HypergradientSearcher(Searcher):
         others = np.array(places)
         if not np.any(np.all(others == self.space.encode(config), axis=1)):
             return Suggestion(number, config, note)
-        draws = [self.space.sample(rng) for _ in range(10)]
+        if best is not None and graded is not None:
+            unit = self._promising(rng, best, known, graded, others)
+            if unit is not None:
+                return Suggestion(number, self.space.decode(unit), note)
+        draws = [self.space.sample(rng) for _ in range(10 if self.space.dimension < 1000 else 1)]
         away = [np.min(np.sum((others - self.space.encode(c)) ** 2, axis=1)) for c in draws]
         return Suggestion(number, draws[int(np.argmax(away))], note)
+
+    def _promising(
+        self,
+        rng: np.random.Generator,
+        best: _Chain,
+        known: Sequence[_Point],
+        graded: np.ndarray,
+        others: np.ndarray,
+    ) -> np.ndarray | None:
+        """The largest expected improvement of a Gaussian process on values and gradients.
+
+        Only over what has gradients, at the best chain's other values, and only in so few
+        dimensions that some hundred rows describe the landscape.
+        """
+        where = best.where
+        size = int(where.sum())
+        alike = [p for p in known if np.array_equal(p.unit[~graded], best.best.unit[~graded])]
+        if not 0 < size <= _SURROGATE_SIZE or len(alike) < 4:
+            return None
+        alike = sorted(alike, key=lambda p: p.value)[:30]
+        values = np.array([p.value for p in alike])
+        # Bounded above, so that one bad place does not flatten the rest.
+        roof = values[0] + 4.0 * max(float(np.median(values)) - values[0], 1e-12)
+        scale = max(float(np.std(np.minimum(values, roof))), 1e-12)
+        x = np.array([p.unit[where] for p in alike])
+        rows, targets = Rows.values(x), np.minimum(values, roof) - np.median(values)
+        room = _SURROGATE_ROWS - len(alike)
+        for p in alike:
+            slope = p.gradient[where]
+            if p.value >= roof or not np.isfinite(slope).all() or room < 1:
+                continue
+            if room >= size * 2:
+                directions = np.eye(size)
+            elif slope.any():
+                directions = (slope / np.linalg.norm(slope))[None]
+            else:
+                continue
+            noise = np.full(len(directions), p.error * float(np.linalg.norm(slope)) / scale)
+            at = np.repeat(p.unit[where][None], len(directions), 0)
+            rows = rows.join(Rows(at, directions, noise))
+            targets = np.append(targets, directions @ slope)
+            room -= len(directions)
+        process = fit(rows, targets / scale, np.zeros(size, int), iterations=6)
+        # A valley is often left by moving in some coordinates only. The candidates are few, as the
+        # surrogate is least certain, and so most hopeful, in the corners of the box.
+        some = rng.random((60, size)) < rng.choice([0.1, 0.3, 0.6], (60, 1)) + 0.5 / size
+        hops = np.where(some, rng.random((60, size)), best.best.unit[where])
+        candidates = np.concatenate([rng.random((30, size)), hops])
+        away = np.abs(candidates[:, None] - others[:, where]).max(axis=2).min(axis=1)
+        candidates = candidates[away >= min(0.1, float(np.sort(away)[-5]))]
+        mean, deviation = process.predict(candidates)
+        gain = (values[0] - np.median(values)) / scale - mean
+        z = gain / deviation
+        improvement = gain * ndtr(z) + deviation * np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
+        unit = best.best.unit.copy()
+        unit[where] = candidates[int(np.argmax(improvement))]
+        return unit
 
     def _changed(
         self,

@@ -2,12 +2,14 @@
 
 import math
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from strategies import (
     Categorical,
+    Choice,
     Float,
     HypergradientSearcher,
     Int,
@@ -154,6 +156,92 @@ def test_without_any_gradient_it_is_better_than_random():
     assert np.median(ours) < 0.5 * np.median(random)
 
 
+def test_a_biased_and_noisy_gradient_still_helps():
+    rng = np.random.default_rng(3)
+
+    def biased(config):
+        value, gradient = bowl(config)
+        exact = gradient["l2"]
+        noise = rng.standard_normal(SIZE) * np.linalg.norm(exact * config["l2"]) / SIZE**0.5
+        return value, {"l2": 0.7 * exact + 0.3 * noise / config["l2"]}
+
+    def known(number, observation):
+        return replace(observation, gradient_error=0.4)
+
+    assert search(HypergradientSearcher(SPACE), biased, 40) < 0.05
+    assert search(HypergradientSearcher(SPACE), biased, 40, change=known) < 0.05
+
+
+def test_gradients_that_do_not_predict_the_values_are_given_up():
+    rng = np.random.default_rng(4)
+
+    def misleading(config):
+        value, gradient = bowl(config)
+        return value, {"l2": rng.standard_normal(SIZE) * np.abs(gradient["l2"])}
+
+    searcher = HypergradientSearcher(SPACE)
+    search(searcher, misleading, 60)
+    late = [item.note["move"] for item in searcher.history[40:]]
+    assert "step" not in late
+    assert searcher.best.value < searcher.history[0].value / 2
+
+
+def test_several_valleys_are_searched():
+    space = SearchSpace({"x": Float(0, 1, shape=(2,))})
+    wells = np.array([[0.5, 0.5], [0.15, 0.8], [0.85, 0.2]])
+    depth = np.array([0.6, 1.0, 0.8])
+
+    def valleys(config):
+        away = np.array(config["x"]) - wells
+        parts = depth * np.exp(-np.sum(away**2, axis=1) / 0.05)
+        slope = np.sum(parts[:, None] * away, axis=0) * 2 / 0.05
+        return -float(parts.sum()), {"x": slope}
+
+    found = [search(HypergradientSearcher(space, seed=s), valleys, 25) for s in range(5)]
+    assert np.median(found) < -0.98
+
+
+def test_zero_gradients_say_nothing():
+    space = SearchSpace({"l2": Float(1e-3, 1, log=True), "rate": Float(1e-4, 1, log=True)})
+
+    def blind(config):
+        # Implicit differentiation sees no learning rate: exactly zero, and wrong.
+        value = np.log10(config["l2"] / 0.1) ** 2 + np.log10(config["rate"] / 1e-3) ** 2
+        slope = 2 * np.log10(config["l2"] / 0.1) / (np.log(10) * config["l2"])
+        return float(value), {"l2": slope, "rate": 0.0}
+
+    assert search(HypergradientSearcher(space), blind, 40) < 0.02
+
+
+def test_conditional_spaces_are_descended_on_their_active_leaves():
+    space = SearchSpace(
+        {
+            "model": Choice(
+                {
+                    "a": {"x": Float(0, 1, shape=(3,))},
+                    "b": {"y": Float(0, 1), "z": Choice({"p": {"w": Float(0, 1)}, "q": {}})},
+                }
+            )
+        }
+    )
+
+    def tree(config):
+        model = config["model"]
+        if model["kind"] == "a":
+            x = np.array(model["a"]["x"]) - 0.3
+            return float(x @ x) + 0.5, {"model": {"a": {"x": 2 * x}}}
+        y = model["b"]["y"] - 0.9
+        gradient = {"model/b/y": 2 * y}
+        value = y**2 + 0.2
+        if model["b"]["z"]["kind"] == "p":
+            w = model["b"]["z"]["p"]["w"] - 0.1
+            value += w**2 - 0.2
+            gradient["model/b/z/p/w"] = 2 * w
+        return value, gradient
+
+    assert search(HypergradientSearcher(space), tree, 25) < 1e-3
+
+
 def test_a_gradient_that_is_known_to_be_wrong_is_not_used():
     def marked(number, observation):
         wrong = {"l2": -np.array(observation.gradient["l2"])}
@@ -166,12 +254,27 @@ def test_a_gradient_that_is_known_to_be_wrong_is_not_used():
     assert all(item.note.get("move") != "step" for item in searcher.history)
 
 
-def test_a_suggestion_takes_under_100_ms_at_100_observations():
-    searcher = HypergradientSearcher(SPACE)
-    search(searcher, bowl, 100)
-    start = time.perf_counter()
-    searcher.ask()
-    assert time.perf_counter() - start < 0.1
+@pytest.mark.parametrize(("size", "count"), [(SIZE, 100), (5000, 25)])
+def test_a_suggestion_takes_under_100_ms(size, count):
+    space = SearchSpace(
+        {"x": Float(1e-4, 1, log=True, shape=(size,)), "c": Categorical(["a", "b"])}
+    )
+    target = np.linspace(0.2, 0.8, size)
+
+    def quadratic(config):
+        x = np.array(config["x"])
+        away = np.log10(x) / 4 + target
+        return float(away @ away) / size, {"x": away / (2 * size * np.log(10) * x)}
+
+    searcher = HypergradientSearcher(space)
+    search(searcher, quadratic, count)
+    # The processor's time, as other work may share the machine; the best of some.
+    times = []
+    for _ in range(3):
+        start = time.process_time()
+        searcher.ask()
+        times.append(time.process_time() - start)
+    assert min(times) < 0.1
 
 
 @pytest.mark.parametrize("options", [{"radius": 0.0}, {"radius": 2.0}, {"memory": 0}])
