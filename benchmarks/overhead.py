@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree, Scalar
 
 from benchmarks.measure import compile_seconds, interleaved, options, peak_bytes, ratio, report
-from benchmarks.problems import Case, digits, mlp
+from benchmarks.problems import Batch, Case, digits, mlp
 from hypergrad import CG, ImplicitDifferentiation
 from hypergrad.linear import LinearSolver, Neumann
 
@@ -36,20 +36,22 @@ BOUNDS = {"time": 1.10, "products": 1.15, "memory": 1.2, "compile": 2.0}
 def by_hand(case: Case, solve: Callable) -> Callable:
     """The hypergradient as one would write it for this problem alone."""
 
-    def hypergradient(params: PyTree, hparams: PyTree) -> tuple[Scalar, PyTree]:
+    def hypergradient(
+        params: PyTree, hparams: PyTree, inner_batch: Batch, outer_batch: Batch
+    ) -> tuple[Scalar, PyTree]:
         value, (g, direct) = jax.value_and_grad(case.problem.outer, argnums=(0, 1))(
-            params, hparams, case.outer_batch
+            params, hparams, outer_batch
         )
 
         def gradient(w: PyTree) -> PyTree:
-            return jax.grad(case.problem.inner)(w, hparams, case.inner_batch)
+            return jax.grad(case.problem.inner)(w, hparams, inner_batch)
 
         _, product = jax.linearize(gradient, params)
         q = solve(product, g)
 
         def slope(h: PyTree) -> Scalar:
             def loss(w: PyTree) -> Scalar:
-                return case.problem.inner(w, h, case.inner_batch)
+                return case.problem.inner(w, h, inner_batch)
 
             return jax.jvp(loss, (params,), (q,))[1]
 
@@ -97,11 +99,11 @@ def by_library(case: Case, solver: LinearSolver) -> Callable:
     )
     state = estimator.init(case.problem, case.params, case.hparams, case.inner_batch)
 
-    def hypergradient(params: PyTree, hparams: PyTree) -> tuple[Scalar, PyTree]:
+    def hypergradient(
+        params: PyTree, hparams: PyTree, inner_batch: Batch, outer_batch: Batch
+    ) -> tuple[Scalar, PyTree]:
         here = eqx.tree_at(lambda s: s.params, state, params)
-        result = estimator.hypergradient(
-            case.problem, here, hparams, case.inner_batch, case.outer_batch
-        )
+        result = estimator.hypergradient(case.problem, here, hparams, inner_batch, outer_batch)
         return result.value, result.grad
 
     return hypergradient
@@ -110,25 +112,26 @@ def by_library(case: Case, solver: LinearSolver) -> Callable:
 def run(case: Case, repeats: int, clock: Callable[[], float]) -> list[dict]:
     """The rows of one problem."""
 
-    def product(params: PyTree, v: PyTree) -> PyTree:
+    def product(params: PyTree, hparams: PyTree, batch: Batch, v: PyTree) -> PyTree:
         def gradient(w: PyTree) -> PyTree:
-            return jax.grad(case.problem.inner)(w, case.hparams, case.inner_batch)
+            return jax.grad(case.problem.inner)(w, hparams, batch)
 
         return jax.jvp(gradient, (params,), (v,))[1]
 
-    def train(params: PyTree, hparams: PyTree) -> PyTree:
-        g = jax.grad(case.problem.inner)(params, hparams, case.inner_batch)
+    def train(params: PyTree, hparams: PyTree, batch: Batch) -> PyTree:
+        g = jax.grad(case.problem.inner)(params, hparams, batch)
         return jax.tree.map(lambda a, b: a - STEP * b, params, g)
 
-    hvp_seconds, hvp = compile_seconds(product, case.params, case.params, clock=clock)
-    train_seconds, _ = compile_seconds(train, case.params, case.hparams, clock=clock)
+    here = (case.params, case.hparams, case.inner_batch)
+    hvp_seconds, hvp = compile_seconds(product, *here, case.params, clock=clock)
+    train_seconds, _ = compile_seconds(train, *here, clock=clock)
     methods = {
         "neumann 5": (5, partial(neumann_by_hand, 5), Neumann(5, step=STEP)),
         "neumann 20": (20, partial(neumann_by_hand, 20), Neumann(20, step=STEP)),
         "cg 10": (10, partial(cg_by_hand, 10), CG(tol=0.0, max_steps=10)),
     }
     rows = []
-    args = (case.params, case.hparams)
+    args = (*here, case.outer_batch)
     for name, (count, solve, solver) in methods.items():
         by_hand_seconds, reference = compile_seconds(by_hand(case, solve), *args, clock=clock)
         seconds, library = compile_seconds(by_library(case, solver), *args, clock=clock)
@@ -136,7 +139,7 @@ def run(case: Case, repeats: int, clock: Callable[[], float]) -> list[dict]:
             {
                 "hand": partial(reference, *args),
                 "library": partial(library, *args),
-                "product": lambda: hvp(case.params, case.params),
+                "product": partial(hvp, *here, case.params),
             },
             repeats=repeats,
             clock=clock,

@@ -29,7 +29,7 @@ import numpy as np
 from jaxtyping import Array
 
 from benchmarks.measure import interleaved, options, report
-from benchmarks.problems import Case, digits, solve_digits
+from benchmarks.problems import Batch, Case, digits, solve_digits
 from hypergrad import CG, ImplicitDifferentiation
 from hypergrad.linear import PCG, Dense, DensePreconditioner, Jacobi, symmetric_operator
 
@@ -69,21 +69,23 @@ class Ours:
         self.case, self.solver, self.warm = case, solver, warm
         self.step = eqx.filter_jit(self._step)
 
-    def _step(self, tol: Array, state: Any, w: Array, h: Array) -> Any:
+    def _step(
+        self, tol: Array, state: Any, w: Array, h: Array, inner_batch: Batch, outer_batch: Batch
+    ) -> Any:
         case = self.case
         estimator = ImplicitDifferentiation(
             linear_solver=self.solver(tol), warm_start=self.warm, error_estimate=False
         )
         if state is None:
-            state = estimator.init(case.problem, w, h, case.inner_batch)
+            state = estimator.init(case.problem, w, h, inner_batch)
         state = eqx.tree_at(lambda s: s.params, state, w)
-        return estimator.hypergradient(case.problem, state, h, case.inner_batch, case.outer_batch)
+        return estimator.hypergradient(case.problem, state, h, inner_batch, outer_batch)
 
     def run(self, tol: Array, path: list[Step]) -> tuple[list[Array], list[int]]:
         """The hypergradients along the path, and the products that each took."""
         state, grads, products = None, [], []
         for w, h, _ in path:
-            result = self.step(tol, state, w, h)
+            result = self.step(tol, state, w, h, self.case.inner_batch, self.case.outer_batch)
             state = result.state
             grads.append(result.grad)
             products.append(result.info.iterations)
@@ -97,14 +99,16 @@ class KeptInverse(Ours):
         super().__init__(case, lambda tol: None, warm=True)
         self.build = jax.jit(self._build)
 
-    def _build(self, w: Array, h: Array) -> Any:
+    def _build(self, w: Array, h: Array, batch: Batch) -> Any:
         inner = self.case.problem.inner
-        _, product = jax.linearize(lambda w: jax.grad(inner)(w, h, self.case.inner_batch), w)
+        _, product = jax.linearize(lambda w: jax.grad(inner)(w, h, batch), w)
         return DensePreconditioner().build(symmetric_operator(product), w)[0]
 
-    def _step(self, solver: PCG, state: Any, w: Array, h: Array) -> Any:
+    def _step(
+        self, solver: PCG, state: Any, w: Array, h: Array, inner_batch: Batch, outer_batch: Batch
+    ) -> Any:
         self.solver = lambda _: solver
-        return super()._step(jnp.zeros(()), state, w, h)
+        return super()._step(jnp.zeros(()), state, w, h, inner_batch, outer_batch)
 
     def run(self, tol: Array, path: list[Step]) -> tuple[list[Array], list[int]]:
         """As in `Ours`; the building counts as 640 products."""
@@ -112,8 +116,10 @@ class KeptInverse(Ours):
         for w, h, _ in path:
             building = 0
             if kept is None or products[-1] > 12:
-                kept, building = self.build(w, h), w.size
-            result = self.step(PCG(kept, tol=tol), state, w, h)
+                kept, building = self.build(w, h, self.case.inner_batch), w.size
+            result = self.step(
+                PCG(kept, tol=tol), state, w, h, self.case.inner_batch, self.case.outer_batch
+            )
             state = result.state
             grads.append(result.grad)
             products.append(int(result.info.iterations) + building)
@@ -121,14 +127,15 @@ class KeptInverse(Ours):
 
 
 class Theirs:
-    """A search with a function of `(tol, w, h)` that knows nothing of the step before."""
+    """A search with a function of `(tol, w, h)` and the batches, without memory of a step."""
 
-    def __init__(self, function: Callable) -> None:
+    def __init__(self, case: Case, function: Callable) -> None:
+        self.batches = (case.inner_batch, case.outer_batch)
         self.function = jax.jit(function)
 
     def run(self, tol: Array, path: list[Step]) -> tuple[list[Array], list[int]]:
         """The hypergradients along the path; these libraries do not count their products."""
-        return [self.function(tol, w, h) for w, h, _ in path], []
+        return [self.function(tol, w, h, *self.batches) for w, h, _ in path], []
 
 
 def jaxopt_method(case: Case, solver: str) -> Callable:
@@ -138,11 +145,13 @@ def jaxopt_method(case: Case, solver: str) -> Callable:
     solve = getattr(jaxopt.linear_solve, solver)
     inner, outer = case.problem.inner, case.problem.outer
 
-    def optimality(w: Array, h: Array) -> Array:
-        return jax.grad(inner)(w, h, case.inner_batch)
+    def hypergradient(
+        tol: Array, w: Array, h: Array, inner_batch: Batch, outer_batch: Batch
+    ) -> Array:
+        def optimality(w: Array, h: Array) -> Array:
+            return jax.grad(inner)(w, h, inner_batch)
 
-    def hypergradient(tol: Array, w: Array, h: Array) -> Array:
-        g, direct = jax.grad(outer, argnums=(0, 1))(w, h, case.outer_batch)
+        g, direct = jax.grad(outer, argnums=(0, 1))(w, h, outer_batch)
         root_vjp = jaxopt.implicit_diff.root_vjp
         solve_to = partial(solve, tol=tol, maxiter=5000)
         return direct + root_vjp(optimality, w, (h,), g, solve=solve_to)[0]
@@ -156,15 +165,17 @@ def lineax_method(case: Case) -> Callable:
 
     inner, outer = case.problem.inner, case.problem.outer
 
-    def hypergradient(tol: Array, w: Array, h: Array) -> Array:
-        g, direct = jax.grad(outer, argnums=(0, 1))(w, h, case.outer_batch)
-        _, product = jax.linearize(lambda w: jax.grad(inner)(w, h, case.inner_batch), w)
+    def hypergradient(
+        tol: Array, w: Array, h: Array, inner_batch: Batch, outer_batch: Batch
+    ) -> Array:
+        g, direct = jax.grad(outer, argnums=(0, 1))(w, h, outer_batch)
+        _, product = jax.linearize(lambda w: jax.grad(inner)(w, h, inner_batch), w)
         operator = lineax.FunctionLinearOperator(
             product, jax.eval_shape(lambda: w), lineax.positive_semidefinite_tag
         )
         solver = lineax.CG(rtol=tol, atol=0.0, max_steps=5000)
         q = lineax.linear_solve(operator, g, solver, throw=False).value
-        _, pull = jax.vjp(lambda h: jax.grad(inner)(w, h, case.inner_batch), h)
+        _, pull = jax.vjp(lambda h: jax.grad(inner)(w, h, inner_batch), h)
         return direct - pull(q)[0]
 
     return hypergradient
@@ -195,9 +206,9 @@ def run(log_decay: float, steps: int, repeats: int, clock: Callable[[], float]) 
     case = digits(log_decay)
     path = search(case, steps)
     methods = {
-        "jaxopt cg": Theirs(jaxopt_method(case, "solve_cg")),
-        "jaxopt normal cg (default)": Theirs(jaxopt_method(case, "solve_normal_cg")),
-        "lineax cg": Theirs(lineax_method(case)),
+        "jaxopt cg": Theirs(case, jaxopt_method(case, "solve_cg")),
+        "jaxopt normal cg (default)": Theirs(case, jaxopt_method(case, "solve_normal_cg")),
+        "lineax cg": Theirs(case, lineax_method(case)),
         "cg": Ours(case, CG, warm=False),
         "cg, warm": Ours(case, CG, warm=True),
         "pcg, jacobi": Ours(case, lambda tol: PCG(Jacobi(), tol=tol), warm=True),

@@ -114,7 +114,7 @@ def mlp(batch: int = 256) -> Case:
         }
         for m, n in itertools.pairwise(sizes)
     ]
-    decay = jax.tree.map(lambda p: jnp.full_like(p, -1.0), params)
+    decay = jax.tree.map(lambda p: jnp.full_like(p, 1.0), params)
 
     def outer(params: PyTree, log_decay: PyTree, batch: Batch) -> Scalar:
         h, labels = batch
