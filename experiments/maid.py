@@ -1,0 +1,374 @@
+"""MAID: how accurately to solve, and how far to step, from error estimates alone.
+
+A random quadratic problem with known constants; denoising of photographs by total variation
+(weight and smoothing learnt) and by a field of experts (filters and weights learnt); multinomial
+logistic regression on digits. MAID against HOAG's schedules and against fixed accuracies. The cost
+is the number of inner iterations, all of accelerated gradient descent, and products.
+
+The quadratic is started from accuracies and step sizes that differ by three orders of magnitude:
+MAID is meant not to care. The photographs of training and test are different ones.
+
+Salehi, Mukherjee, Roberts and Ehrhardt, "An adaptively inexact first-order method for bilevel
+optimization with application to hyperparameter learning" (2024), section 4.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree, Scalar
+
+from experiments.harness import Claim, Context, Curve, Option, experiment
+from experiments.hoag import logistic
+from hypergrad import CG, BilevelProblem, ImplicitDifferentiation, InnerSolution, InnerSolver
+from hypergrad.linear import vector
+from hypergrad.outer import HOAG, MAID, Box, OuterAlgorithm, Smoothness, run
+
+NOISE = 0.1
+
+
+class Accelerated(InnerSolver):
+    """Nesterov's method for known curvature bounds, to `‖∂f/∂w‖ <= tol`.
+
+    **Arguments:**
+
+    - `curvature`: `hparams -> (smallest, largest)` eigenvalue of the inner Hessian.
+    - `tol`, `max_steps`: when to stop.
+    """
+
+    curvature: Callable
+    tol: float | Scalar = 1e-6
+    max_steps: int = 20_000
+
+    def run(
+        self,
+        problem: BilevelProblem,
+        params: PyTree,
+        hparams: PyTree,
+        batch: PyTree,
+        *,
+        state: PyTree | None = None,
+        key: Array | None = None,
+    ) -> InnerSolution:
+        """See `InnerSolver.run`."""
+        low, high = self.curvature(hparams)
+        root = jnp.sqrt(low / high)
+        momentum = (1 - root) / (1 + root)
+        slope = jax.grad(lambda w: problem.inner_loss(w, hparams, batch, key)[0])
+
+        def unfinished(carry: tuple) -> Array:
+            return (carry[4] > self.tol) & (carry[3] < self.max_steps)
+
+        def body(carry: tuple) -> tuple:
+            w, ahead, gradient, count, _ = carry
+            new = vector.axpy(-1 / high, gradient, ahead)
+            ahead = vector.axpy(momentum, vector.sub(new, w), new)
+            gradient = slope(ahead)
+            # The gradient is measured at the extrapolated point, which is then also the answer.
+            return new, ahead, gradient, count + 1, vector.norm(gradient)
+
+        gradient = slope(params)
+        start = (params, params, gradient, jnp.ones((), jnp.int32), vector.norm(gradient))
+        _, point, _, count, residual = jax.lax.while_loop(unfinished, body, start)
+        return InnerSolution(point, None, count, residual)
+
+
+class Task(NamedTuple):
+    """A problem with its data, start, feasible set, inner curvature, and constants if known."""
+
+    problem: BilevelProblem
+    train: PyTree
+    truth: PyTree
+    params: PyTree
+    hparams: PyTree
+    constraint: PyTree
+    curvature: Callable
+    smoothness: Smoothness | None = None
+
+
+# -- the problems ----------------------------------------------------------------------------
+
+
+def quadratic(seed: int, quick: bool) -> Task:
+    """300 inner and 30 outer variables, all constants known."""
+    inner_size, outer_size = 300, 30
+    rng = np.random.default_rng(seed)
+    basis = np.linalg.qr(rng.normal(size=(inner_size, inner_size)))[0]
+    a = jnp.asarray(basis @ np.diag(np.linspace(1.0, 50.0, inner_size)) @ basis.T)
+    b = jnp.asarray(rng.normal(size=(inner_size, outer_size)) / np.sqrt(outer_size))
+    target = jnp.asarray(rng.normal(size=inner_size))
+    problem = BilevelProblem(
+        lambda w, h, _: 0.5 * w @ (a @ w) - w @ (b @ h),
+        lambda w, h, _: 0.5 * jnp.sum((w - target) ** 2) + 0.05 * jnp.sum(h**2),
+    )
+    constants = Smoothness(1.0, float(np.linalg.norm(np.asarray(b), 2)), 1.0)
+    start = jnp.zeros(inner_size), jnp.full(outer_size, 3.0)
+    return Task(problem, None, None, *start, None, lambda h: (1.0, 50.0), constants)
+
+
+def photographs(seed: int, count: int, size: int) -> tuple[dict, dict]:
+    """Noisy and clean grey crops: of a temple to train on, of a flower to test on."""
+    from sklearn.datasets import load_sample_images
+
+    rng = np.random.default_rng(seed)
+    parts = []
+    for image in load_sample_images().images:
+        grey = image.mean(axis=2)[::2, ::2] / 255
+        corners = [(rng.integers(0, grey.shape[0] - size), rng.integers(0, grey.shape[1] - size))]
+        while len(corners) < count:
+            corners.append(
+                (rng.integers(0, grey.shape[0] - size), rng.integers(0, grey.shape[1] - size))
+            )
+        clean = np.stack([grey[i : i + size, j : j + size] for i, j in corners])
+        noisy = clean + NOISE * rng.normal(size=clean.shape)
+        parts.append({"noisy": jnp.asarray(noisy), "clean": jnp.asarray(clean)})
+    return parts[0], parts[1]
+
+
+def differences(images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Forward differences down and across, zero at the far edges."""
+    down = jnp.pad(images[:, 1:] - images[:, :-1], ((0, 0), (0, 1), (0, 0)))
+    across = jnp.pad(images[:, :, 1:] - images[:, :, :-1], ((0, 0), (0, 0), (0, 1)))
+    return down, across
+
+
+def mean_square(w: jax.Array, hparams: PyTree, batch: dict) -> jax.Array:
+    """Outer loss: half the mean squared error."""
+    return 0.5 * jnp.mean((w - batch["clean"]) ** 2)
+
+
+def total_variation(data: dict) -> Task:
+    """Log-weight and log-smoothing of total variation; losses are means over pixels."""
+    pixels = data["noisy"].size
+
+    def inner(w: jax.Array, h: dict, batch: dict) -> jax.Array:
+        down, across = differences(w)
+        roughness = jnp.sqrt(down**2 + across**2 + jnp.exp(2 * h["smoothing"]))
+        return (
+            0.5 * jnp.sum((w - batch["noisy"]) ** 2) + jnp.exp(h["weight"]) * jnp.sum(roughness)
+        ) / pixels
+
+    def curvature(h: dict) -> tuple:
+        return 1 / pixels, (1 + 8 * jnp.exp(h["weight"] - h["smoothing"])) / pixels
+
+    start = {"weight": jnp.asarray(-6.0), "smoothing": jnp.asarray(-2.0)}
+    box = Box({"weight": -9.0, "smoothing": -5.0}, {"weight": 0.0, "smoothing": 0.0})
+    problem = BilevelProblem(inner, mean_square)
+    return Task(problem, data, data, data["noisy"], start, box, curvature)
+
+
+def experts(data: dict) -> Task:
+    """Eight 3 x 3 filters and their log-weights, each expert a smoothed absolute value."""
+    pixels, smooth = data["noisy"].size, 0.05
+
+    def responses(w: jax.Array, filters: jax.Array) -> jax.Array:
+        return jax.lax.conv(w[:, None], filters[:, None], (1, 1), "VALID")
+
+    def inner(w: jax.Array, h: dict, batch: dict) -> jax.Array:
+        size = jnp.sqrt(responses(w, h["filters"]) ** 2 + smooth**2)
+        expert = jnp.sum(jnp.exp(h["weights"])[:, None, None] * size)
+        return (0.5 * jnp.sum((w - batch["noisy"]) ** 2) + expert) / pixels
+
+    def curvature(h: dict) -> tuple:
+        norms = jnp.sum(jnp.abs(h["filters"]), axis=(1, 2)) ** 2
+        return 1 / pixels, (1 + jnp.sum(jnp.exp(h["weights"]) * norms) / smooth) / pixels
+
+    waves = np.cos(np.pi / 3 * np.outer(np.arange(3), np.arange(3) + 0.5))
+    waves /= np.linalg.norm(waves, axis=1, keepdims=True)
+    filters = np.stack([np.outer(waves[i], waves[j]) for i in range(3) for j in range(3)][1:])
+    start = {"filters": jnp.asarray(filters), "weights": jnp.full(8, -6.0)}
+    box = Box({"filters": -2.0, "weights": -9.0}, {"filters": 2.0, "weights": -1.0})
+    problem = BilevelProblem(inner, mean_square)
+    return Task(problem, data, data, data["noisy"], start, box, curvature)
+
+
+def digits(seed: int) -> Task:
+    """Multinomial logistic regression, one penalty per pixel."""
+    task = logistic(seed, many=True)
+    x = np.asarray(task.train["x"])
+    largest = 0.5 * np.linalg.norm(x, 2) ** 2 / len(x)
+
+    def curvature(h: jax.Array) -> tuple:
+        return jnp.exp(jnp.min(h)), largest + jnp.exp(jnp.max(h))
+
+    start = jnp.full_like(task.hparams, -1.0)
+    box = Box(-6.0, 2.0)
+    return Task(task.problem, task.train, task.validation, task.params, start, box, curvature)
+
+
+# -- the experiment --------------------------------------------------------------------------
+
+
+def estimator(task: Task, *, errors: bool) -> ImplicitDifferentiation:
+    """Implicit differentiation with the task's own inner solver."""
+    return ImplicitDifferentiation(
+        Accelerated(task.curvature), CG(max_steps=500), error_estimate=errors
+    )
+
+
+def trace(task: Task, algorithm: OuterAlgorithm, steps: int) -> tuple[np.ndarray, np.ndarray, Any]:
+    """Inner iterations (and products) spent, best losses, and the result."""
+    parts = (task.params, task.hparams, task.train, task.truth)
+    result = run(task.problem, algorithm, *parts, steps=steps)
+    spent = np.cumsum([row["calls"] for row in result.history])
+    return spent, np.minimum.accumulate([row["value"] for row in result.history]), result
+
+
+def until(spent: np.ndarray, losses: np.ndarray, target: float) -> float:
+    """Cost until the loss was at or below the target; infinite if it never was."""
+    inside = np.flatnonzero(losses <= target)
+    return float(spent[inside[0]]) if inside.size else np.inf
+
+
+def psnr(images: jax.Array, truth: jax.Array) -> float:
+    """Peak signal-to-noise ratio in dB, pixels in [0, 1]."""
+    return float(-10 * jnp.log10(jnp.mean((images - truth) ** 2)))
+
+
+@experiment(
+    paper="Salehi, Mukherjee, Roberts and Ehrhardt 2024, arXiv:2308.10098",
+    x64=True,
+    options=[
+        Option("tasks", "quadratic,tv,experts,digits", quick="quadratic", help="comma-separated"),
+        Option("steps", 60, quick=25, help="outer steps"),
+        Option("images", 5, quick=2, help="training images"),
+        Option("size", 64, quick=32, help="side of the images, pixels"),
+    ],
+    claims=[
+        Claim(
+            "robust",
+            "quadratic: largest over smallest cost to a gap of 1e-2, over initial accuracies three "
+            "orders of magnitude apart, worst initial step size",
+            at_most=1.5,
+        ),
+        Claim(
+            "cheaper",
+            "cost relative to a fixed accuracy of 1e-8 until the loss that it ends with "
+            "(+1 %), worst problem",
+            at_most=1 / 3,
+        ),
+        Claim(
+            "psnr",
+            "total variation: gain over the noisy test images, dB",
+            at_least=3.0,
+            when=lambda options: "tv" in options.tasks,
+        ),
+    ],
+)
+def run_experiment(context: Context) -> None:
+    """Run the methods on each problem."""
+    options = context.options
+    names = options.tasks.split(",")
+    train, test = photographs(options.seed, options.images, options.size)
+    makers = {
+        "quadratic": lambda: quadratic(options.seed, options.quick),
+        "tv": lambda: total_variation(train),
+        "experts": lambda: experts(train),
+        "digits": lambda: digits(options.seed),
+    }
+    rows, ratios = [], []
+    with context.progress("runs", total=4 * len(names) + 9) as bar:
+        for name in names:
+            task = makers[name]()
+            rough = estimator(task, errors=False)
+            algorithms: dict[str, OuterAlgorithm] = {
+                "MAID": MAID(
+                    estimator(task, errors=task.smoothness is None),
+                    task.smoothness,
+                    constraint=task.constraint,
+                ),
+                "HOAG, exponential": HOAG(rough, "exponential", constraint=task.constraint),
+                "fixed 1e-1": HOAG(rough, lambda k: 1e-1, constraint=task.constraint),
+                "fixed 1e-8": HOAG(rough, lambda k: 1e-8, constraint=task.constraint),
+            }
+            curves, results = {}, {}
+            for label, algorithm in algorithms.items():
+                spent, losses, results[label] = trace(task, algorithm, options.steps)
+                curves[label] = (spent, losses)
+                bar.advance(incumbent=losses[-1])
+            best = min(losses[-1] for _, losses in curves.values())
+            target = curves["fixed 1e-8"][1][-1] * 1.01
+            costs = {label: until(*curve, target) for label, curve in curves.items()}
+            ratios.append(costs["MAID"] / costs["fixed 1e-8"])
+            context.plot(
+                f"{name}_loss",
+                {label: Curve(*curve) for label, curve in curves.items()},
+                x="inner iterations and products",
+                y="outer loss",
+                x_scale="log",
+                title=name,
+            )
+            rows += [
+                {
+                    "problem": name,
+                    "method": label,
+                    "final loss": losses[-1],
+                    "above the best": losses[-1] - best,
+                    "cost to the exact one's loss": costs[label],
+                }
+                for label, (_, losses) in curves.items()
+            ]
+            if name == "tv":
+                context.measure("psnr", _show(context, task, results["MAID"].hparams, test))
+
+        task = quadratic(options.seed, options.quick)
+        exact = _quadratic_best(task)
+        cost = {}
+        accuracies, sizes = (1e-1, 3e-3, 1e-4), (1e-2, 0.3, 10.0)
+        for accuracy in accuracies:
+            for size in sizes:
+                start = jnp.asarray([accuracy, accuracy, size])
+                algorithm = MAID(estimator(task, errors=False), task.smoothness, *start)
+                spent, losses, _ = trace(task, algorithm, options.steps)
+                cost[accuracy, size] = until(spent, losses, exact + 1e-2)
+                bar.advance(incumbent=cost[accuracy, size])
+    context.table("outer loss and cost", rows)
+    context.table(
+        "quadratic: cost by initial accuracy and step size",
+        [{"accuracy": a, "step size": s, "cost": c} for (a, s), c in cost.items()],
+    )
+    by_size = [[cost[accuracy, size] for accuracy in accuracies] for size in sizes]
+    context.measure("robust", max(max(costs) / min(costs) for costs in by_size))
+    context.say(
+        "Over initial accuracies and step sizes together the cost varies by a factor of "
+        f"{max(cost.values()) / min(cost.values()):.2f}."
+    )
+    context.measure("cheaper", max(ratios))
+
+
+def _quadratic_best(task: Task) -> float:
+    """The least outer loss, by linear algebra."""
+
+    def value(h: jax.Array) -> jax.Array:
+        hessian = jax.hessian(task.problem.inner)(task.params, h, None)
+        slope = jax.grad(task.problem.inner)(jnp.zeros_like(task.params), h, None)
+        return task.problem.outer(-jnp.linalg.solve(hessian, slope), h, None)
+
+    zero = jnp.zeros_like(task.hparams)
+    curvature = jax.hessian(value)(zero)
+    return float(value(-jnp.linalg.solve(curvature, jax.grad(value)(zero))))
+
+
+def _show(context: Context, task: Task, hparams: dict, test: dict) -> float:
+    """Denoise the test images with the learnt regulariser, draw them, return the gain in dB."""
+    whole = total_variation(test)
+    solver = Accelerated(whole.curvature, tol=1e-8)
+    denoised = solver.run(whole.problem, test["noisy"], hparams, test).params
+    with context.figure("denoised", width=7, height=2.6) as figure:
+        panels = figure.subplots(1, 3)
+        for panel, images, title in zip(
+            panels,
+            (test["clean"], test["noisy"], denoised),
+            ("clean", "noisy", "denoised"),
+            strict=True,
+        ):
+            panel.imshow(np.asarray(images[0]), cmap="gray", vmin=0, vmax=1)
+            panel.set_title(f"{title} {psnr(images, test['clean']):.1f} dB", fontsize=9)
+            panel.axis("off")
+    return psnr(denoised, test["clean"]) - psnr(test["noisy"], test["clean"])
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_experiment.main())
