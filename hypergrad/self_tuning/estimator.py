@@ -228,7 +228,10 @@ class SelfTuning(Estimator):
             response_updates, new_response_optimizer = (
                 self.response_optimizer or self.optimizer
             ).update(by_response, response_optimizer, response)
-            finite = jnp.isfinite(total) & vector.all_finite((by_base, by_response))
+            # One pass over the gradients: a step costs as much memory traffic as arithmetic.
+            square = vector.vdot(by_base, by_base)
+            response_square = vector.vdot(by_response, by_response)
+            finite = jnp.isfinite(total) & jnp.isfinite(square) & jnp.isfinite(response_square)
             new = (
                 optax.apply_updates(base, updates),
                 optax.apply_updates(response, response_updates),
@@ -237,7 +240,7 @@ class SelfTuning(Estimator):
                 perturbation,
             )
             old = (*carry[:-1], self.perturbation.halve(perturbation))
-            return vector.where(finite, new, old), (finite, value, vector.norm(by_base))
+            return vector.where(finite, new, old), (finite, value, jnp.sqrt(square))
 
         base, response, rest = _partition(state.params)
         carry = (
