@@ -37,7 +37,7 @@ def scores(w: jax.Array, images: jax.Array) -> jax.Array:
 
 def initialise(key: jax.Array) -> jax.Array:
     """Small random weights, shape `(785, 10)`."""
-    return 0.1 * jax.random.normal(key, (SIDE**2 + 1, CLASSES), jnp.float32)
+    return 0.01 * jax.random.normal(key, (SIDE**2 + 1, CLASSES), jnp.float32)
 
 
 def soft_cross_entropy(scores: jax.Array, targets: jax.Array) -> jax.Array:
