@@ -98,8 +98,8 @@ class HOAG(OuterAlgorithm):
         F(λ) + ⟨p, λ⁺ − λ⟩ + L/2 ‖λ⁺ − λ‖² + slack
 
     where the slack, `‖q‖ ‖∂f/∂w‖` at both points, is what the attained inner accuracy leaves open.
-    If the loss is below, `L` was large enough: the point is kept and `L` shrinks. If not, `L`
-    doubles; the point is kept if it is at least no worse than the last one, else the next step
+    If the loss is below, `L` was large enough: the point is kept, and `L` shrinks unless it took the
+    slack to pass. If not, `L` doubles; the point is kept if it is at least no worse than the last one, else the next step
     returns to that one, with a tolerance half as large. (The published code moves twice when it
     accepts, returns to the wrong point when it does not, and drops the direct term.)
 
@@ -200,6 +200,8 @@ class HOAG(OuterAlgorithm):
         slack = state.slack + state.adjoint_norm * residual
         finite = jnp.isfinite(value)
         success = finite & (first | (value <= model + slack))
+        # What only the slack excuses is no evidence that longer steps would do.
+        bolder = finite & (value <= model)
         keep = finite & (success | (value <= state.value + slack))
 
         def at_candidate() -> tuple:
@@ -227,7 +229,8 @@ class HOAG(OuterAlgorithm):
             start = jnp.where(grad_norm > 0, grad_norm / jnp.sqrt(size), 1).astype(dtype)
         else:
             start = jnp.asarray(1 / self.step_size, dtype)
-        lipschitz = state.lipschitz * jnp.where(success, self.growth, 2.0)
+        factor = jnp.where(bolder, self.growth, jnp.where(success, 1.0, 2.0))
+        lipschitz = state.lipschitz * factor
         lipschitz = jnp.where(first, start, lipschitz).astype(dtype)
 
         visited = select(keep, candidate, state.visited)
