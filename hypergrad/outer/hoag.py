@@ -98,10 +98,11 @@ class HOAG(OuterAlgorithm):
         F(λ) + ⟨p, λ⁺ − λ⟩ + L/2 ‖λ⁺ − λ‖² + slack
 
     where the slack, `‖q‖ ‖∂f/∂w‖` at both points, is what the attained inner accuracy leaves open.
-    If the loss is below, `L` was large enough: the point is kept, and `L` shrinks unless it took the
-    slack to pass. If not, `L` doubles; the point is kept if it is at least no worse than the last one, else the next step
-    returns to that one, with a tolerance half as large. (The published code moves twice when it
-    accepts, returns to the wrong point when it does not, and drops the direct term.)
+    If the loss is below, `L` was large enough: the point is kept, and `L` shrinks unless it took
+    the slack to pass. If not, `L` doubles; the point is kept if it is at least no worse than the
+    last one, else the next step returns to that one, with a tolerance half as large. (The published
+    code moves twice when it accepts, returns to the wrong point when it does not, and drops the
+    direct term.)
 
     **Arguments:**
 
