@@ -1,15 +1,6 @@
 """Tests compare against float64 truths; float32 is tested by building float32 arrays."""
 
-import os
-from pathlib import Path
-
-# Most of the time of a test goes into compiling; programs that an earlier run (or a worker process)
-# has compiled are taken from there. Set before JAX is imported, for subprocesses too.
-os.environ.setdefault(
-    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
-)
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+from collections.abc import Iterator
 
 import jax
 import pytest
@@ -21,3 +12,10 @@ jax.config.update("jax_enable_x64", True)
 def key() -> jax.Array:
     """A fixed random key."""
     return jax.random.key(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _release_compiled_programs() -> Iterator[None]:
+    """Every compiled program holds memory maps, of which a process may have only so many."""
+    yield
+    jax.clear_caches()
