@@ -13,6 +13,7 @@ from jaxtyping import Array, Int, PyTree, Scalar
 
 from hypergrad.linear import vector
 from hypergrad.linear.base import LinearOperator, LinearSolution, LinearSolver
+from hypergrad.linear.system import check_stop
 
 
 class CG(LinearSolver):
@@ -35,10 +36,7 @@ class CG(LinearSolver):
     max_steps: int | Int[Array, ""] = 1000
 
     def __check_init__(self) -> None:
-        if isinstance(self.tol, float | int) and self.tol < 0:
-            raise ValueError(f"CG: tol must be >= 0, got {self.tol}.")
-        if isinstance(self.max_steps, int) and self.max_steps < 0:
-            raise ValueError(f"CG: max_steps must be >= 0, got {self.max_steps}.")
+        check_stop("CG", self.tol, self.max_steps)
 
     def solve(
         self, operator: LinearOperator, rhs: PyTree, *, initial: PyTree | None = None
