@@ -4,7 +4,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,8 @@ import numpy as np
 from strategies.observation import Observation, Report, Suggestion, report
 from strategies.searchers.base import Searcher
 from strategies.space import Config, SearchSpace
+from strategies.state import alone_with, save_if_there_is_space
+from strategies.workers import Running, Threads
 
 Objective = Callable[[Config], Any]
 
@@ -85,6 +87,7 @@ def minimize(
     searcher: Searcher | None = None,
     seed: int = 0,
     workers: int | Executor = 1,
+    timeout: float | None = None,
     state_path: str | os.PathLike[str] | None = None,
     callbacks: Iterable[Callable[[Trial], None]] = (),
     raise_errors: bool = False,
@@ -101,8 +104,11 @@ def minimize(
     - `seed`: for the default searcher.
     - `workers`: trials at a time: a number of threads, or a `concurrent.futures.Executor`.
       Suggestions then depend on which trials have finished; with 1 they depend on the seed only.
+    - `timeout`: seconds after which a trial is given up: it has failed. Its thread is left alone,
+      since nothing can stop it. Default: never.
     - `state_path`: file for the state, written after every trial. If it exists the search resumes
-      there: observations are kept, and what was being evaluated is evaluated again.
+      there: observations are kept, and what was being evaluated is evaluated again. A disk that is
+      full is a warning.
     - `callbacks`: called with a `Trial` after each, in this thread.
     - `raise_errors`: re-raise an exception of the objective (after saving the state). By default
       the trial is recorded as failed, with a warning, and the search goes on.
@@ -111,7 +117,7 @@ def minimize(
 
     **Raises:** `ValueError` if a returned value or gradient does not fit the space, naming the
     key, what was expected and what was received. That is a bug in the objective, not a failed
-    trial; everything told before it is in `state_path`.
+    trial; everything told before it is in `state_path`. Also if another run works on `state_path`.
     """
     if not isinstance(space, SearchSpace):
         space = SearchSpace(space)
@@ -123,10 +129,26 @@ def minimize(
         searcher = HypergradientSearcher(space, seed=seed)
     elif searcher.space != space:
         raise ValueError(f"'searcher': expected one on {space}, received one on {searcher.space}")
-    if state_path is not None and (
-        os.path.exists(state_path) or os.path.exists(os.fspath(state_path) + ".backup")
-    ):
-        searcher.restore(state_path)
+    with alone_with(state_path):
+        if state_path is not None and (
+            os.path.exists(state_path) or os.path.exists(os.fspath(state_path) + ".backup")
+        ):
+            searcher.restore(state_path)
+        return _search(
+            objective, searcher, trials, workers, timeout, state_path, callbacks, raise_errors
+        )
+
+
+def _search(
+    objective: Objective,
+    searcher: Searcher,
+    trials: int,
+    workers: int | Executor,
+    timeout: float | None,
+    state_path: str | os.PathLike[str] | None,
+    callbacks: Iterable[Callable[[Trial], None]],
+    raise_errors: bool,
+) -> Result:
     finished: list[Trial] = []
     callbacks = tuple(callbacks)
 
@@ -151,7 +173,7 @@ def minimize(
             )
         )
         if state_path is not None:
-            searcher.save(state_path)
+            save_if_there_is_space(searcher.save, state_path)
         if outcome.error is not None and raise_errors:
             raise outcome.error
         told = next(item for item in searcher.history if item.number == suggestion.number)
@@ -171,25 +193,19 @@ def minimize(
 
     # What a killed run was evaluating is evaluated again, under the same numbers.
     again = searcher.pending
-    if isinstance(workers, Executor) or workers > 1:
-        owned = None if isinstance(workers, Executor) else ThreadPoolExecutor(workers)
-        executor = workers if isinstance(workers, Executor) else owned
-        assert executor is not None
+    if isinstance(workers, Executor) or workers > 1 or timeout is not None:
+        executor = workers if isinstance(workers, Executor) else Threads(workers)
         slots = getattr(executor, "_max_workers", 1)
-        running: dict[Future[_Outcome], Suggestion] = {}
+        running: Running[Suggestion] = Running(executor, timeout)
         try:
             while len(searcher.history) < trials or running:
                 while len(running) < slots and len(searcher.history) + len(running) < trials:
                     suggestion = again.pop(0) if again else searcher.ask()
-                    running[executor.submit(_evaluate, objective, suggestion.config)] = suggestion
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in sorted(done, key=lambda f: running[f].number):
-                    record(running.pop(future), future.result())
+                    running.start(suggestion, _evaluate, objective, suggestion.config)
+                for suggestion, outcome in sorted(running.finished(), key=lambda e: e[0].number):
+                    record(suggestion, outcome or _given_up(timeout))
         finally:
-            for future in running:
-                future.cancel()
-            if owned is not None:
-                owned.shutdown(wait=True, cancel_futures=True)
+            running.stop()
     else:
         while len(searcher.history) < trials:
             suggestion = again.pop(0) if again else searcher.ask()
@@ -209,6 +225,11 @@ class _Outcome:
     report: Report
     seconds: float
     error: BaseException | None = None
+
+
+def _given_up(timeout: float | None) -> _Outcome:
+    assert timeout is not None
+    return _Outcome(Report(None), timeout, TimeoutError(f"no result after {timeout} seconds"))
 
 
 def _evaluate(objective: Objective, config: Config) -> _Outcome:

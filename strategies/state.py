@@ -1,10 +1,11 @@
 """State files that survive a kill at any moment, and observations as JSON."""
 
 import contextlib
+import errno
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from strategies.observation import Observation, from_json_values, to_json_values
@@ -74,6 +75,53 @@ def write_state(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
         except OSError:  # a file system without links
             os.replace(path, path + ".backup")
     os.replace(temporary, path)
+
+
+def save_if_there_is_space(
+    save: Callable[[str | os.PathLike[str]], None], path: str | os.PathLike[str]
+) -> None:
+    """Save; a full disk is a warning, because the run can go on and the next save has it all.
+
+    Other errors (no such folder, no permission) are raised: they will not pass.
+    """
+    try:
+        save(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        warnings.warn(
+            f"the state was not saved: {error}; the run goes on, and {os.fspath(path)} keeps what "
+            "was saved before",
+            stacklevel=4,
+        )
+
+
+@contextlib.contextmanager
+def alone_with(path: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Hold the lock of a state file, so that two runs do not overwrite each other's states.
+
+    The lock, on `path + ".lock"`, ends with the process, however that ends. There is none where the
+    system or the file system has no locks.
+
+    **Raises:** `ValueError` if another run holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # pragma: no cover -- Windows
+        path = None
+    if path is None:
+        yield
+        return
+    with open(f"{os.fspath(path)}.lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"'state_path': expected a file of this run only, but another run works on {path}"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
 
 
 def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -4,12 +4,13 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import Any
 
 from strategies.observation import Report, report
 from strategies.schedulers.base import Job, Scheduler
+from strategies.state import alone_with, save_if_there_is_space
+from strategies.workers import Running, Threads
 
 Objective = Callable[[Job], Any]
 
@@ -21,6 +22,7 @@ def run(
     jobs: int | None = None,
     budget: float | None = None,
     workers: int = 1,
+    timeout: float | None = None,
     state_path: str | os.PathLike[str] | None = None,
     callbacks: Iterable[Callable[[Job, Report], None]] = (),
 ) -> Scheduler:
@@ -35,19 +37,36 @@ def run(
     - `jobs`: stop after so many jobs in all, those before a restore included.
     - `budget`: start no job once this much resource is spent (`Scheduler.spent_resumed`).
     - `workers`: threads. With 1 the order of jobs is reproducible; the decisions always are.
+    - `timeout`: seconds after which a job is given up: a failure. Its thread is left alone.
+      Default: never.
     - `state_path`: file for the state, written after every job. If it exists and the scheduler is
       new, the run resumes there: results are kept, and what was being worked on is done again.
     - `callbacks`: called with a job and its report after each, in this thread.
 
     **Returns:** The scheduler.
 
-    **Raises:** `ValueError` if there is neither `jobs` nor `budget` for a scheduler without end.
+    **Raises:** `ValueError` if there is neither `jobs` nor `budget` for a scheduler without end, or
+    if another run works on `state_path`.
     """
     endless = getattr(scheduler, "iterations", 1) is None or (
         getattr(scheduler, "configurations", 1) is None
     )
     if jobs is None and budget is None and endless:
         raise ValueError("'jobs', 'budget': expected one of them, as this scheduler has no end")
+    with alone_with(state_path):
+        return _run(objective, scheduler, jobs, budget, workers, timeout, state_path, callbacks)
+
+
+def _run(
+    objective: Objective,
+    scheduler: Scheduler,
+    jobs: int | None,
+    budget: float | None,
+    workers: int,
+    timeout: float | None,
+    state_path: str | os.PathLike[str] | None,
+    callbacks: Iterable[Callable[[Job, Report], None]],
+) -> Scheduler:
     # A scheduler that has results is ahead of its file: it may have been deepened since.
     if (
         state_path is not None
@@ -71,24 +90,30 @@ def run(
     def record(job: Job, given: Report) -> None:
         scheduler.tell(job.number, given)
         if state_path is not None:
-            scheduler.save(state_path)
+            save_if_there_is_space(scheduler.save, state_path)
         for callback in callbacks:
             callback(job, given)
 
-    if workers == 1:
+    if workers == 1 and timeout is None:
         while (job := more(0)) is not None:
             record(job, _evaluate(objective, job))
         return scheduler
-    running: dict[Future[Report], Job] = {}
-    with ThreadPoolExecutor(workers) as executor:
+    running: Running[Job] = Running(Threads(workers), timeout)
+    try:
         while True:
             while len(running) < workers and (job := more(len(running))) is not None:
-                running[executor.submit(_evaluate, objective, job)] = job
+                running.start(job, _evaluate, objective, job)
             if not running:
                 return scheduler
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in sorted(done, key=lambda f: running[f].number):
-                record(running.pop(future), future.result())
+            for job, given in sorted(running.finished(), key=lambda ended: ended[0].number):
+                if given is None:
+                    warnings.warn(
+                        f"configuration {job.number} failed: no result after {timeout} seconds",
+                        stacklevel=3,
+                    )
+                record(job, given or Report(None, cost=timeout))
+    finally:
+        running.stop()
 
 
 def _evaluate(objective: Objective, job: Job) -> Report:
