@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -47,18 +48,27 @@ def observation_from_json(
     return Observation(**fields)
 
 
-def write_state(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
-    """Write a state to a file; the previous one is kept as `path + ".backup"`.
+#: When each state file was last forced to the disk, and how often that is worth its time.
+_synced: dict[str, float] = {}
+_SYNC_SECONDS = 1.0
 
-    The file is complete at every moment: it is written under a temporary name and renamed.
+
+def write_state(path: str | os.PathLike[str], state: Mapping[str, Any] | str) -> None:
+    """Write a state, or its JSON text; the previous one is kept as `path + ".backup"`.
+
+    The file is complete at every moment: it is written under a temporary name and renamed. A kill
+    of the process loses nothing; a loss of power may lose the saves of the last second.
     """
     path = os.fspath(path)
+    text = state if isinstance(state, str) else json.dumps(state, allow_nan=False)
     temporary = f"{path}.{os.getpid()}.tmp"
     try:
         with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(state, file, allow_nan=False)
+            file.write(text)
             file.flush()
-            os.fsync(file.fileno())
+            if time.monotonic() - _synced.get(path, -_SYNC_SECONDS) >= _SYNC_SECONDS:
+                os.fsync(file.fileno())
+                _synced[path] = time.monotonic()
     except BaseException:
         # A full disk: what is there stays, and no half file beside it.
         with contextlib.suppress(OSError):

@@ -36,15 +36,18 @@ except ImportError as error:  # pragma: no cover -- the extra is installed where
         'strategies.optuna needs Optuna: pip install "hypergrad-engine[optuna]"'
     ) from error
 
+from strategies.optuna.journal import JournalFile
 from strategies.optuna.sampler import HypergradSampler
 from strategies.optuna.schedule import RungPruner, run_schedule
 from strategies.optuna.spaces import space_from_optuna, space_to_optuna
-from strategies.optuna.trials import report, suggest
+from strategies.optuna.trials import report, report_of, suggest
 
 __all__ = [
     "HypergradSampler",
+    "JournalFile",
     "RungPruner",
     "report",
+    "report_of",
     "run_schedule",
     "space_from_optuna",
     "space_to_optuna",

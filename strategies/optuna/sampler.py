@@ -161,8 +161,11 @@ class HypergradSampler(BaseSampler):
         maximise = study.direction == StudyDirection.MAXIMIZE
         history: list[Observation] = []
         pending: list[Suggestion] = []
-        for trial in study.get_trials(deepcopy=False):
-            if trial.number == current.number:
+        trials = study.get_trials(deepcopy=False)
+        # Trials whose process died and that were enqueued again: they have not failed.
+        retried = {n for t in trials for n in t.system_attrs.get("retry_history", ())}
+        for trial in trials:
+            if trial.number == current.number or trial.number in retried:
                 continue
             if trial.state == TrialState.RUNNING:
                 suggestion = self._pending(trial, names)

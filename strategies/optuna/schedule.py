@@ -6,6 +6,7 @@ parameters at every rung: those at the maximum resource are complete, those at l
 Everything is in the study; a loop that is started again continues.
 """
 
+import contextlib
 import math
 import warnings
 from bisect import bisect_right
@@ -13,20 +14,32 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.pruners import BasePruner
+from optuna.storages import fail_stale_trials
+from optuna.storages._heartbeat import get_heartbeat_thread
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from strategies.observation import Report
 from strategies.optuna.spaces import Names
-from strategies.optuna.trials import REPORT, read_attribute, report_of, suggest, write_attribute
+from strategies.optuna.trials import (
+    keep_report,
+    read_attribute,
+    report_of,
+    suggest,
+    write_attribute,
+)
 from strategies.schedulers import Job, Scheduler
 from strategies.schedulers.base import rung_resources
 
-#: The user attribute of a trial that says which job it is.
+#: The attribute of a trial that says which job it is: all of it in that of the system, without
+#: configuration and note in that of the user.
 JOB = "hypergrad:job"
 #: The user attribute of a trial whose failure is a result, not an interruption.
 FAILED = "hypergrad:failed"
+#: The user attribute of a trial whose job another process was faster with.
+SUPERSEDED = "hypergrad:superseded"
 
 
 def run_schedule(
@@ -44,86 +57,145 @@ def run_schedule(
     - `study`: the study. Its sampler is not used: the scheduler's searcher proposes.
     - `objective`: called with the trial and the `Job`; trains `job.config` up to `job.resource` and
       returns the value, or what `strategies.optuna.report` returns, or a `Report`. It may keep
-      checkpoints under `job.number`, or as artifacts of the trial: the number of the trial that
-      trained the configuration before is `trial.user_attrs["hypergrad:job"]["continues"]`.
+      checkpoints under `job.number`, or as artifacts of trials: in
+      `trial.user_attrs["hypergrad:job"]`, `"continues"` is the number of the trial that trained
+      the configuration before, and `"interrupted"` that of one that began this very job and died.
     - `schedule`: a new scheduler, or one that has worked on this study; what the study knows is
       taken from the study.
     - `jobs`: stop after so many jobs of this call.
     - `alone`: no other process works on the study, so trials that are running were interrupted;
-      their jobs are done again. With `False` they are left alone, and this loop returns when all
-      that is left to do waits for them.
+      their jobs are done again. With `False` several processes share the work. Jobs of one that
+      died are done again if the storage has heartbeats (`RDBStorage(heartbeat_interval=...)`), and
+      otherwise by a later call with `alone=True`. The loop returns when all that is left to do
+      waits for others.
 
     **Returns:** The scheduler. Its `incumbent` counts results at the maximum resource only;
     after `deepen` that is not the study's best trial.
     """
     names = Names(schedule.searcher.space)
     maximise = study.direction == StudyDirection.MAXIMIZE
-    seen: set[int] = set()
+    told: set[int] = set()
     last: dict[int, int] = {}
+    interrupted: dict[tuple[int, int], int] = {}
 
     def synchronise() -> None:
         """Bring the scheduler up to the study, in the order in which trials finished."""
-        trials = [t for t in study.get_trials(deepcopy=False) if t.number not in seen]
-        finished = [t for t in trials if t.state.is_finished()]
-        finished.sort(key=lambda t: (t.datetime_complete, t.number))
-        for trial in [*finished, *(t for t in trials if not t.state.is_finished())]:
-            stored = read_attribute(JOB, trial.user_attrs)
-            if stored is None:
-                continue
-            number = stored["number"]
-            config = names.space.from_json(stored["config"])
-            schedule.take_up(number, stored["level"], config, stored["note"])
-            if not trial.state.is_finished():
-                continue
-            seen.add(trial.number)
+        new = [(t, j) for t, j in _jobs(study) if t.number not in told]
+        for trial, stored in new:
+            # The first trial of a configuration says what it is, whoever else proposed another.
+            schedule.take_up(
+                stored["number"],
+                stored["level"],
+                names.space.from_json(stored["config"]),
+                stored["note"],
+            )
             if trial.state == TrialState.FAIL and FAILED not in trial.user_attrs:
-                schedule.forget(number)
-                continue
-            last[number] = trial.number
-            schedule.tell(number, report_of(trial), maximise=maximise)
+                told.add(trial.number)
+                interrupted[stored["number"], stored["level"]] = trial.number
+                schedule.forget(stored["number"])
+        finished = [(t, j) for t, j in new if t.state.is_finished() and t.number not in told]
+        for trial, stored in sorted(finished, key=lambda f: (f[0].datetime_complete, f[0].number)):
+            told.add(trial.number)
+            last[stored["number"]] = trial.number
+            _resume(schedule, stored)
+            schedule.tell(stored["number"], report_of(trial), maximise=maximise)
+        for trial, stored in new:
+            if not trial.state.is_finished():
+                _resume(schedule, stored)
 
     if alone:
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if read_attribute(JOB, trial.user_attrs) is not None:
+        for trial, _ in _jobs(study):
+            if trial.state == TrialState.RUNNING:
                 study.tell(trial.number, state=TrialState.FAIL)
     done = 0
     while jobs is None or done < jobs:
+        if not alone:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                fail_stale_trials(study)
         synchronise()
         if not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
             job = schedule.ask()
             if job is None:
                 break
-            _enqueue(study, schedule, names, job, last.get(job.number))
-        trial = study.ask()
-        stored = read_attribute(JOB, trial.user_attrs)
+            _enqueue(study, schedule, names, job, last.get(job.number), interrupted)
+        trial_id = study._pop_waiting_trial_id()
+        if trial_id is None:
+            continue  # another process took it
+        trial = Trial(study, trial_id)
+        stored = read_attribute(JOB, study._storage.get_trial(trial_id).system_attrs)
         if stored is None:
             study.tell(trial, state=TrialState.FAIL)
             raise ValueError(
                 "the study has an enqueued trial that is no job of a scheduler; enqueue points as "
                 "the searcher's `first`"
             )
-        _work(study, objective, schedule, trial, stored)
+        if _superseded(study, trial.number, stored):
+            trial.set_user_attr(SUPERSEDED, True)
+            study.tell(trial, state=TrialState.FAIL)
+            continue
+        with get_heartbeat_thread(trial_id, study._storage):
+            _work(study, objective, schedule, trial, stored)
         done += 1
     synchronise()
     return schedule
 
 
-def _enqueue(study: Any, schedule: Scheduler, names: Names, job: Job, last: int | None) -> None:
-    attributes: dict[str, Any] = {}
+def _jobs(study: Any) -> list[tuple[FrozenTrial, dict[str, Any]]]:
+    """The trials of a study that are jobs of a scheduler, with what is known of the job."""
+    found = []
+    for trial in study.get_trials(deepcopy=False):
+        stored = read_attribute(JOB, trial.system_attrs)
+        if stored is not None and SUPERSEDED not in trial.user_attrs:
+            found.append((trial, stored))
+    return found
+
+
+def _resume(schedule: Scheduler, stored: dict[str, Any]) -> None:
+    """Make a job of a known configuration pending, unless it has its result."""
+    candidate = schedule.candidates[stored["number"]]
+    schedule.take_up(candidate.number, stored["level"], candidate.config, candidate.note)
+
+
+def _superseded(study: Any, number: int, stored: dict[str, Any]) -> bool:
+    """Whether another process was faster with the same job, or proposed for the same number.
+
+    The trial with the smaller number wins; it exists before this one does, so all processes agree.
+    """
+    for trial, other in _jobs(study):
+        if trial.number >= number or other["number"] != stored["number"]:
+            continue
+        dead = trial.state == TrialState.FAIL and FAILED not in trial.user_attrs
+        if other["config"] != stored["config"] or (other["level"] == stored["level"] and not dead):
+            return True
+    return False
+
+
+def _enqueue(
+    study: Any,
+    schedule: Scheduler,
+    names: Names,
+    job: Job,
+    last: int | None,
+    interrupted: dict[tuple[int, int], int],
+) -> None:
+    known = {
+        "number": job.number,
+        "level": job.level,
+        "resource": job.resource,
+        "resume_from": job.resume_from,
+        "continues": last,
+        "interrupted": interrupted.get((job.number, job.level)),
+    }
+    stored: dict[str, Any] = {"fixed_params": names.to_params(job.config)}
+    note = dict(schedule.candidates[job.number].note)
     write_attribute(
-        {
-            "number": job.number,
-            "level": job.level,
-            "resource": job.resource,
-            "resume_from": job.resume_from,
-            "continues": last,
-            "config": names.space.to_json(job.config),
-            "note": dict(schedule.candidates[job.number].note),
-        },
-        JOB,
-        attributes.__setitem__,
+        {**known, "config": names.space.to_json(job.config), "note": note}, JOB, stored.__setitem__
     )
-    study.enqueue_trial(names.to_params(job.config), user_attrs=attributes)
+    # As `Study.enqueue_trial` does, which takes no attributes of the system.
+    study.add_trial(
+        create_trial(state=TrialState.WAITING, system_attrs=stored, user_attrs={JOB: known})
+    )
 
 
 def _work(
@@ -145,22 +217,24 @@ def _work(
     try:
         returned = objective(trial, job)
         if isinstance(returned, Report):
-            write_attribute(returned.to_json(), REPORT, trial.set_user_attr)
+            keep_report(trial, returned)
             returned = returned.value
         value = None if returned is None else float(returned)
     except Exception as error:
         warnings.warn(f"configuration {job.number} failed: {error!r}", stacklevel=3)
         problem = repr(error)
-    if value is None or not math.isfinite(value):
-        trial.set_user_attr(FAILED, problem)
-        study.tell(trial, state=TrialState.FAIL)
-        return
-    step = int(job.resource) if float(job.resource).is_integer() else job.level
-    trial.report(value, step)
-    if job.level == schedule.top:
-        study.tell(trial, value)
-    else:
-        study.tell(trial, state=TrialState.PRUNED)
+    with contextlib.suppress(UpdateFinishedTrialError):
+        # Another process may have taken this one for dead; then the job is done again there.
+        if value is None or not math.isfinite(value):
+            trial.set_user_attr(FAILED, problem)
+            study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+            return
+        step = int(job.resource) if float(job.resource).is_integer() else job.level
+        trial.report(value, step)
+        if job.level == schedule.top:
+            study.tell(trial, value, skip_if_finished=True)
+        else:
+            study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
 
 
 class RungPruner(BasePruner):

@@ -2,9 +2,10 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -18,11 +19,16 @@ from strategies.observation import report as _report
 from strategies.optuna.spaces import Names
 from strategies.space import Constant, SearchSpace
 
-#: The user attribute of a trial that holds its report.
-REPORT = "hypergrad"
+#: The system attribute of a trial that holds its report; see `report_of`.
+REPORT = "hypergrad:report"
+#: The user attribute of a trial that sums it up on a line, for people and dashboards.
+SUMMARY = "hypergrad"
+#: As many characters as `optuna-dashboard` shows without growing wider than the window.
+_WIDTH = 110
 
 #: Longer values are split: MySQL keeps an attribute in a column of 64 KiB.
 _CHUNK = 60_000
+_PARTS = "hypergrad:parts"
 
 
 def suggest(trial: Any, space: SearchSpace) -> dict[str, Any]:
@@ -81,8 +87,9 @@ def report(
 ) -> float:
     """Hand a trial's hypergradient over, and return the value for the objective to return.
 
-    Stored as the user attribute `hypergrad` of the trial: plain JSON data, in several attributes if
-    it is long. Without a gradient the trial still counts.
+    Stored with the trial: plain JSON data, in several attributes if it is long, which `report_of`
+    reads; and summed up on a line for people, as the user attribute `hypergrad`. Without a gradient
+    the trial still counts.
 
     **Arguments:**
 
@@ -107,18 +114,75 @@ def report(
         resource=resource,
         info=info,
     )
-    write_attribute(given.to_json(), REPORT, trial.set_user_attr)
+    keep_report(trial, given)
     return math.nan if given.value is None else given.value
 
 
+def keep_report(trial: Any, given: Report) -> None:
+    """Store a report with a running trial."""
+    storage = getattr(trial, "storage", None)
+    if storage is not None:  # a `FixedTrial` has none
+        write_attribute(
+            given.to_json(),
+            REPORT,
+            lambda key, part: storage.set_trial_system_attr(trial._trial_id, key, part),
+        )
+    trial.set_user_attr(SUMMARY, _summary(given))
+
+
+def _summary(given: Report) -> str:
+    """What is worth seeing at a glance, on one line that a page can show."""
+    parts = []
+    if given.gradient:
+        parts.append(f"gradient norm {_brief([e for _, e in _leaves(given.gradient)])}")
+    if given.gradient_error is not None:
+        parts.append(f"its error {given.gradient_error:.3g}")
+    if given.config:
+        parts.append(f"tuned {', '.join(given.config)}")
+    parts += [f"{path} {_brief(entries)}" for path, entries in _leaves(given.info)]
+    if given.cost is not None:
+        parts.append(f"cost {given.cost:.4g}")
+    text = ", ".join(parts) or "no gradient"
+    return text if len(text) <= _WIDTH else text[: _WIDTH - 1] + "…"
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, leaf in tree.items():
+        if isinstance(leaf, Mapping):
+            yield from _leaves(leaf, f"{prefix}{key}/")
+        elif leaf is not None:
+            yield f"{prefix}{key}", leaf
+
+
+def _brief(entries: Any) -> str:
+    """A number with few digits, the norm of several, the beginning of anything else."""
+    try:
+        flat = np.concatenate([np.asarray(entry, float).ravel() for entry in _listed(entries)])
+    except (TypeError, ValueError):
+        return f"{entries!s:.20}"
+    return f"{flat[0] if flat.size == 1 else np.linalg.norm(flat):.3g}"
+
+
+def _listed(entries: Any) -> list[Any]:
+    return entries if isinstance(entries, list) and entries else [entries]
+
+
 def report_of(trial: FrozenTrial) -> Report:
-    """What a finished trial reported: its value, and the hypergradient if there was one."""
+    """What a finished trial reported: its value, and the hypergradient if there was one.
+
+    **Arguments:**
+
+    - `trial`: one of `study.trials`.
+
+    **Returns:** The report, in the direction of the study; of a pruned trial, that of its last
+    step.
+    """
     value = None
     if trial.state == TrialState.COMPLETE:
         value = trial.value
     elif trial.state == TrialState.PRUNED and trial.last_step is not None:
         value = trial.intermediate_values[trial.last_step]
-    stored = read_attribute(REPORT, trial.user_attrs)
+    stored = read_attribute(REPORT, trial.system_attrs)
     given = Report(None) if stored is None else Report.from_json(stored)
     start, end = trial.datetime_start, trial.datetime_complete
     seconds = (end - start).total_seconds() if start and end else None
@@ -130,6 +194,7 @@ def report_of(trial: FrozenTrial) -> Report:
         config=given.config,
         cost=seconds if given.cost is None else given.cost,
         resource=trial.last_step if given.resource is None else given.resource,
+        info=given.info,
     )
 
 
@@ -139,15 +204,16 @@ def write_attribute(content: Any, key: str, put: Callable[[str, Any], None]) -> 
     if len(text) <= _CHUNK:
         put(key, content)
         return
-    for i, start in enumerate(range(0, len(text), _CHUNK)):
+    starts = range(0, len(text), _CHUNK)
+    for i, start in enumerate(starts):
         put(f"{key}:{i}", text[start : start + _CHUNK])
+    # Last: whoever reads it finds all parts, and none of an earlier, longer report.
+    put(key, {_PARTS: len(starts)})
 
 
 def read_attribute(key: str, attributes: Mapping[str, Any]) -> Any:
     """What `write_attribute` stored, `None` if there is nothing."""
-    if key in attributes:
-        return attributes[key]
-    parts: list[str] = []
-    while (part := attributes.get(f"{key}:{len(parts)}")) is not None:
-        parts.append(part)
-    return json.loads("".join(parts)) if parts else None
+    stored = attributes.get(key)
+    if not (isinstance(stored, Mapping) and _PARTS in stored):
+        return stored
+    return json.loads("".join(attributes[f"{key}:{i}"] for i in range(stored[_PARTS])))

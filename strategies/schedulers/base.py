@@ -227,8 +227,14 @@ class Scheduler(abc.ABC):
     def take_up(
         self, number: int, level: int, config: Mapping[str, Any], note: Mapping[str, Any]
     ) -> None:
-        """Make a job pending that was handed out before, by a process that kept it elsewhere."""
-        self.candidates.setdefault(number, Candidate(number, dict(config), note))
+        """Make a job pending that was handed out before, by a process that kept it elsewhere.
+
+        The configuration replaces one that was proposed here for the number, if nothing is known of
+        that yet.
+        """
+        if number not in self.candidates or not self.candidates[number].results:
+            self.candidates[number] = Candidate(number, dict(config), note)
+            self._stored.pop(number, None)
         if level not in self.candidates[number].results:
             self._pending[number] = level
 

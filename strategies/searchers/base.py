@@ -1,5 +1,6 @@
 """What every searcher is: a pure function that proposes, and a ledger around it."""
 
+import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -52,6 +53,8 @@ class Searcher(ABC):
         self._pending: dict[int, Suggestion] = {}
         self._told: dict[int, Observation] = {}
         self._given: list[Observation] = []
+        #: Observations as JSON text, by identity: they never change, and each save needs them all.
+        self._texts: dict[int, tuple[Observation, str]] = {}
 
     # The pure part
 
@@ -176,6 +179,9 @@ class Searcher(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything told and pending as JSON values."""
+        return self._head() | {"history": [json.loads(text) for text in self._history_texts()]}
+
+    def _head(self) -> dict[str, Any]:
         return {
             "format": _FORMAT,
             "version": _VERSION,
@@ -191,8 +197,17 @@ class Searcher(ABC):
                 }
                 for item in self.pending
             ],
-            "history": [observation_to_json(self.space, item) for item in self.history],
         }
+
+    def _history_texts(self) -> list[str]:
+        known = []
+        for item in self.history:
+            kept = self._texts.get(id(item))
+            if kept is None or kept[0] is not item:
+                kept = item, json.dumps(observation_to_json(self.space, item))
+            known.append(kept)
+        self._texts = {id(kept[0]): kept for kept in known}
+        return [text for _, text in known]
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Replace the ledger by one that `state_dict` gave.
@@ -233,7 +248,8 @@ class Searcher(ABC):
 
         The file is complete at every moment: it is written under a temporary name and renamed.
         """
-        write_state(path, self.state_dict())
+        head = json.dumps(self._head())
+        write_state(path, f'{head[:-1]}, "history": [{", ".join(self._history_texts())}]}}')
 
     def restore(self, path: str | os.PathLike[str]) -> None:
         """Load what `save` wrote, from the backup if the file itself is damaged (with a warning).

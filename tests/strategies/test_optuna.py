@@ -23,6 +23,7 @@ from strategies.observation import Suggestion
 from strategies.optuna import (
     HypergradSampler,
     report,
+    report_of,
     space_from_optuna,
     space_to_optuna,
     suggest,
@@ -114,7 +115,9 @@ def test_reload_continues_as_if_uninterrupted(storage):
     notes = [t.system_attrs["hypergrad:suggestion"]["note"]["move"] for t in parts.trials]
     assert "step" in notes
     assert whole.best_value < 3
-    assert json.dumps(whole.trials[0].user_attrs["hypergrad"])
+    norm = np.linalg.norm(report_of(whole.trials[0]).gradient["l2"])
+    summary = f"gradient norm {norm:.3g}, inner_residual 1e-06"
+    assert whole.trials[0].user_attrs["hypergrad"] == summary
 
 
 def test_gradient_needs_fewer_trials_than_tpe():
@@ -176,9 +179,7 @@ def test_what_the_searcher_is_shown():
     assert status == ["complete", "complete", *["failed"] * 3, "pruned", "complete"]
     first = study.trials[0]
     assert history[0].value == -first.value
-    assert history[0].gradient["l2"] == pytest.approx(
-        [-g for g in first.user_attrs["hypergrad"]["gradient"]["l2"]]
-    )
+    assert history[0].gradient["l2"] == pytest.approx([-g for g in report_of(first).gradient["l2"]])
     assert history[0].note == {"remark": 0}
     assert history[0].cost > 0
     assert history[1].gradient is None
@@ -322,11 +323,10 @@ def test_long_gradients_are_stored_in_chunks(storage, size):
     assert report(trial, jnp.float32(0.5), {"l2": gradient}) == 0.5
     study.tell(trial, 0.5)
     attributes = optuna.load_study(study_name=study.study_name, storage=storage()).trials[0]
-    stored = attributes.user_attrs
+    stored = {**attributes.system_attrs, **attributes.user_attrs}
     assert all(len(json.dumps(v)) < 65_000 for v in stored.values())
-    from strategies.optuna.trials import REPORT, read_attribute
-
-    assert read_attribute(REPORT, stored)["gradient"]["l2"] == gradient.tolist()
+    assert report_of(attributes).gradient["l2"] == gradient.tolist()
+    assert stored["hypergrad"] == f"gradient norm {np.linalg.norm(gradient):.3g}"
 
 
 def test_report_of_nan_infinity_and_unreliable_gradients(storage):
@@ -336,7 +336,8 @@ def test_report_of_nan_infinity_and_unreliable_gradients(storage):
     assert math.isnan(value)
     study.tell(trial, value)
     assert study.trials[0].state == TrialState.FAIL
-    assert study.trials[0].user_attrs["hypergrad"]["gradient_error"] == "inf"
+    assert report_of(study.trials[0]).gradient_error == math.inf
+    assert study.trials[0].user_attrs["hypergrad"] == "gradient norm nan, its error inf"
 
 
 @pytest.mark.parametrize(
