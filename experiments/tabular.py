@@ -5,21 +5,31 @@ classifications (HPOBench, five), all configurations trained beforehand (Klein &
 that searchers are compared in seconds and on the truth. A trial sees one training drawn at
 random; a searcher is judged by the mean over the trainings of the best configuration that it has
 evaluated, as the regret `(f - best) / (median - best)`, averaged over the tables.
+
+Each search is kept in `searches.jsonl` as soon as it is done, and `--resume` takes those that are
+there already. Optuna's Gaussian process needs PyTorch and half a second for a suggestion: it has
+its own, smaller number of repetitions, and none where PyTorch is not installed.
 """
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from scipy.stats import rankdata
 
 from experiments.data.hpo_tables import HPOBENCH, HPOLIB, HpoTable, hpo_table
 from experiments.harness import Claim, Context, Curve, Option, experiment
+from experiments.harness.optuna_search import available, optuna_search
 from strategies.observation import Observation
 from strategies.searchers.base import Searcher
 from strategies.searchers.bayes import BayesSearcher
+from strategies.searchers.evolution import EvolutionSearcher
 from strategies.searchers.random import RandomSearcher
+from strategies.searchers.sobol import SobolSearcher
 
 Search = Callable[[HpoTable, int, int], list[float]]
+Key = tuple[str, str, int, int]
 
 
 def _full(options: object) -> bool:
@@ -42,28 +52,43 @@ def ours(kind: type[Searcher]) -> Search:
     return search
 
 
-def optuna_tpe(table: HpoTable, seed: int, trials: int) -> list[float]:
-    """Regrets of the configurations that Optuna's default sampler evaluates."""
-    import optuna
+def optuna(sampler: str) -> Search:
+    """Regrets of the configurations that one of Optuna's samplers evaluates."""
 
-    from strategies.optuna import suggest
+    def search(table: HpoTable, seed: int, trials: int) -> list[float]:
+        rng, regrets = np.random.default_rng(seed), []
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    rng, regrets = np.random.default_rng(seed), []
-    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
-    for _ in range(trials):
-        trial = study.ask()
-        config = suggest(trial, table.space)
-        study.tell(trial, table.evaluate(config, rng))
-        regrets.append(table.regret(config))
-    return regrets
+        def evaluate(config: dict) -> float:
+            regrets.append(table.regret(config))
+            return table.evaluate(config, rng)
+
+        optuna_search(sampler, table.space, evaluate, trials, seed=seed)
+        return regrets
+
+    return search
 
 
+GP = "GP (Optuna)"
 SEARCHERS: dict[str, Search] = {
     "random": ours(RandomSearcher),
-    "TPE (Optuna)": optuna_tpe,
+    "Sobol": ours(SobolSearcher),
+    "evolution": ours(EvolutionSearcher),
+    "TPE (Optuna)": optuna("TPE"),
+    GP: optuna("GP"),
     "bayes": ours(BayesSearcher),
 }
+
+
+def kept(path: Path) -> dict[Key, list[float]]:
+    """The searches of an earlier run; a last line that was not finished is left out."""
+    found: dict[Key, list[float]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            *key, regrets = json.loads(line)
+        except ValueError:
+            continue
+        found[tuple(key)] = regrets  # type: ignore[index]
+    return found
 
 
 @experiment(
@@ -71,7 +96,9 @@ SEARCHERS: dict[str, Search] = {
     options=[
         Option("trials", 100, quick=30, help="evaluations of each search"),
         Option("seeds", 20, quick=2, help="repetitions"),
+        Option("gp_seeds", 2, quick=0, help="repetitions of Optuna's Gaussian process"),
         Option("tables", 12, quick=3, help="how many of the twelve tables"),
+        Option("resume", False, help="take the searches that the output folder already has"),
     ],
     claims=[
         Claim("bayes50", "bayes: mean regret after 50 trials", at_most=0.045, when=_full),
@@ -84,15 +111,33 @@ def run(context: Context) -> None:
     """Search every table with every searcher and seed."""
     options = context.options
     names = [*HPOLIB, *HPOBENCH][: options.tables]
-    shape = (len(names), options.seeds, options.trials)
-    best = {searcher: np.empty(shape) for searcher in SEARCHERS}
-    with context.progress("searches", total=len(names) * options.seeds * len(SEARCHERS)) as bar:
-        for i, name in enumerate(names):
-            table = hpo_table(name)
-            for seed in range(options.seeds):
-                for searcher, search in SEARCHERS.items():
-                    regrets = search(table, options.seed + seed, options.trials)
-                    best[searcher][i, seed] = np.minimum.accumulate(regrets)
+    seeds = dict.fromkeys(SEARCHERS, options.seeds)
+    seeds[GP] = min(options.gp_seeds, options.seeds) if available("GP") else 0
+    if options.gp_seeds and not seeds[GP]:
+        context.say("PyTorch is not installed: Optuna's Gaussian process is left out.")
+    path = options.out / "searches.jsonl"
+    done = kept(path) if options.resume else {}
+    if not options.resume:
+        path.unlink(missing_ok=True)
+    best = {
+        name: np.empty((len(names), count, options.trials))
+        for name, count in seeds.items()
+        if count
+    }
+    # Seeds first: an interrupted run then has whole repetitions.
+    with context.progress("searches", total=len(names) * sum(seeds.values())) as bar:
+        for seed in range(options.seeds):
+            for i, name in enumerate(names):
+                for searcher, count in seeds.items():
+                    if seed >= count:
+                        continue
+                    key = (name, searcher, options.seed + seed, options.trials)
+                    if key not in done:
+                        search = SEARCHERS[searcher]
+                        done[key] = search(hpo_table(name), options.seed + seed, options.trials)
+                        with path.open("a", encoding="utf-8") as file:
+                            file.write(json.dumps([*key, done[key]]) + "\n")
+                    best[searcher][i, seed] = np.minimum.accumulate(done[key])
                     bar.advance(incumbent=best[searcher][i, seed, -1])
 
     # Mean over tables, bands of 95 % confidence over seeds.
@@ -100,22 +145,34 @@ def run(context: Context) -> None:
     for searcher, regret in best.items():
         by_seed = regret.mean(axis=0)
         mean = by_seed.mean(axis=0)
-        half = 1.96 * by_seed.std(axis=0) / np.sqrt(options.seeds)
+        half = 1.96 * by_seed.std(axis=0, ddof=min(1, len(by_seed) - 1)) / np.sqrt(len(by_seed))
         curves[searcher] = Curve(np.arange(1, options.trials + 1), mean, mean - half, mean + half)
     context.plot("regret", curves, x="evaluations", y="mean normalised regret", y_scale="log")
 
-    last = np.stack([regret[..., -1] for regret in best.values()])
-    ranks = dict(zip(best, rankdata(last, axis=0).mean(axis=(1, 2)), strict=True))
+    # Ranks need the same repetitions of all: without the Gaussian process, and with it.
+    ranks = mean_ranks({name: regret for name, regret in best.items() if name != GP})
+    if GP in best:
+        few = mean_ranks({name: regret[:, : seeds[GP]] for name, regret in best.items()})
     marks = [n for n in (25, 50, 100) if n <= options.trials] or [options.trials]
     context.table(
         "regret",
         [
             {
                 "searcher": searcher,
+                "repetitions": seeds[searcher],
                 **{f"after {n}": float(regret[..., n - 1].mean()) for n in marks},
-                "mean rank": float(ranks[searcher]),
+                "± (95 %)": float(curves[searcher].high[-1] - curves[searcher].y[-1]),  # type: ignore[index]
+                "mean rank": ranks.get(searcher, float("nan")),
+                **({f"rank, {seeds[GP]} repetitions": few[searcher]} if GP in best else {}),
             }
             for searcher, regret in best.items()
+        ],
+    )
+    context.table(
+        f"regret after {options.trials}, by table",
+        [
+            {"table": name, **{s: float(regret[i, :, -1].mean()) for s, regret in best.items()}}
+            for i, name in enumerate(names)
         ],
     )
     final = {searcher: float(regret[..., -1].mean()) for searcher, regret in best.items()}
@@ -123,8 +180,19 @@ def run(context: Context) -> None:
     if _full(options):
         context.measure("bayes50", float(best["bayes"][..., 49].mean()))
         context.measure("bayes100", float(best["bayes"][..., 99].mean()))
-        others = [rank for searcher, rank in ranks.items() if searcher != "bayes"]
-        context.measure("rank", ranks["bayes"] - min(others))
+        context.measure("rank", max(behind(r) for r in ([ranks, few] if GP in best else [ranks])))
+
+
+def mean_ranks(best: dict[str, np.ndarray]) -> dict[str, float]:
+    """Mean over tables and seeds of the rank of the last regret; ties share their ranks."""
+    last = np.stack([regret[..., -1] for regret in best.values()])
+    ranks = rankdata(last, axis=0).mean(axis=(1, 2))
+    return dict(zip(best, ranks.tolist(), strict=True))
+
+
+def behind(ranks: dict[str, float]) -> float:
+    """How far the rank of `bayes` is above the best of the others; negative if it is below."""
+    return ranks["bayes"] - min(rank for name, rank in ranks.items() if name != "bayes")
 
 
 if __name__ == "__main__":

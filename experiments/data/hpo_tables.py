@@ -7,6 +7,7 @@ trainings each.
 
 import itertools
 import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -40,11 +41,14 @@ class HpoTable:
 
     - `name`, `space`: what is searched; numbers are ordinals, strings categoricals.
     - `values`: `(configurations, trainings)`, validation loss, or minus the accuracy.
+    - `others`: of the same shape, what else was measured: `train_time` in seconds, and for HPOLib
+      `model_size`, the number of parameters.
     """
 
     name: str
     space: SearchSpace
     values: np.ndarray
+    others: Mapping[str, np.ndarray]
 
     def row(self, config: dict[str, Any]) -> int:
         """The row of a configuration."""
@@ -99,5 +103,11 @@ def hpo_table(name: str) -> HpoTable:
     sign = 1.0 if name in HPOLIB else -1.0
     sizes = [range(len(values)) for values in properties.search_space.values()]
     keys = ("".join(map(str, key)) for key in itertools.product(*sizes))
-    values = np.array([stored[key][metric] for key in keys], dtype=float)
-    return HpoTable(name, space, sign * values)
+    rows = [stored[key] for key in keys]
+    values = np.array([row[metric] for row in rows], dtype=float)
+    others = {
+        other: np.array([row[other] for row in rows], dtype=float)
+        for other in ("train_time", "model_size")
+        if other in rows[0]
+    }
+    return HpoTable(name, space, sign * values, others)
