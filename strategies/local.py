@@ -162,7 +162,7 @@ def _search(
             )
         searcher.tell(
             Observation(
-                config=suggestion.config if made.config is None else made.config,
+                config=searcher.space.merged(suggestion.config, made.config or {}),
                 value=made.value,
                 gradient=made.gradient,
                 gradient_error=made.gradient_error,

@@ -40,12 +40,13 @@ from strategies.optuna.journal import JournalFile
 from strategies.optuna.sampler import HypergradSampler
 from strategies.optuna.schedule import RungPruner, run_schedule
 from strategies.optuna.spaces import space_from_optuna, space_to_optuna
-from strategies.optuna.trials import report, report_of, suggest
+from strategies.optuna.trials import objective, report, report_of, suggest
 
 __all__ = [
     "HypergradSampler",
     "JournalFile",
     "RungPruner",
+    "objective",
     "report",
     "report_of",
     "run_schedule",

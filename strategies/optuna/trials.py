@@ -167,6 +167,37 @@ def _listed(entries: Any) -> list[Any]:
     return entries if isinstance(entries, list) and entries else [entries]
 
 
+def objective(
+    function: Callable[[dict[str, Any]], Any], space: SearchSpace
+) -> Callable[[Any], float]:
+    """An objective of Optuna from one of the embedded engine.
+
+    **Arguments:**
+
+    - `function`: takes a configuration and returns a number, a `hypergrad.Hypergradient` or a
+      `strategies.Report`; for instance a `strategies.lamarckian.LamarckianTrial`.
+    - `space`: the space of its configurations.
+
+    **Returns:** What `Study.optimize` takes.
+    """
+
+    def evaluate(trial: Any) -> float:
+        found = function(suggest(trial, space))
+        given = found if isinstance(found, Report) else _report(found)
+        return report(
+            trial,
+            given.value,
+            given.gradient,
+            gradient_error=given.gradient_error,
+            config=given.config,
+            cost=given.cost,
+            resource=given.resource,
+            info=given.info,
+        )
+
+    return evaluate
+
+
 def report_of(trial: FrozenTrial) -> Report:
     """What a finished trial reported: its value, and the hypergradient if there was one.
 

@@ -33,7 +33,7 @@ except ImportError as error:  # pragma: no cover -- the extra is installed where
         'strategies.ray needs Ray Tune: pip install "hypergrad-engine[ray]"'
     ) from error
 
-from strategies.ray.reports import MAX_NUMBERS, report, result, worker_environment
+from strategies.ray.reports import MAX_NUMBERS, report, result, trainable, worker_environment
 from strategies.ray.scheduler import BracketProgress, HypergradScheduler, ScheduledSearch
 from strategies.ray.search import HypergradSearch
 from strategies.ray.spaces import space_from_ray, space_to_ray
@@ -48,5 +48,6 @@ __all__ = [
     "result",
     "space_from_ray",
     "space_to_ray",
+    "trainable",
     "worker_environment",
 ]

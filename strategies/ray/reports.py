@@ -1,12 +1,13 @@
 """How a trial of Ray Tune hands over its hypergradient."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from ray import tune
 
+from strategies.observation import Report
 from strategies.observation import report as _report
 
 #: The key under which `report` puts everything that is not a metric.
@@ -109,6 +110,42 @@ def report(
         info=info,
     )
     tune.report(row, checkpoint=checkpoint)
+
+
+def trainable(
+    objective: Callable[[dict[str, Any]], Any], *, metric: str = "value"
+) -> Callable[[dict[str, Any]], None]:
+    """A function trainable from an objective of the embedded engine.
+
+    **Arguments:**
+
+    - `objective`: takes a configuration and returns a number, a `hypergrad.Hypergradient` or a
+      `strategies.Report`; for instance a `strategies.lamarckian.LamarckianTrial`. Its
+      configurations are those of a `SearchSpace`, so give that space to `HypergradSearch`, or a
+      `param_space` that is nested alike.
+    - `metric`: the name under which the value is reported.
+
+    **Returns:** What `tune.Tuner` takes. Everything else that the objective reports reaches the
+    searcher as with `report`.
+    """
+
+    def train(config: dict[str, Any]) -> None:
+        found = objective(config)
+        given = found if isinstance(found, Report) else _report(found)
+        report(
+            math.nan if given.value is None else given.value,
+            given.gradient,
+            metric=metric,
+            gradient_error=given.gradient_error,
+            config=given.config,
+            cost=given.cost,
+            resource=given.resource,
+            info=given.info,
+        )
+
+    # Ray names experiments after it.
+    train.__name__ = getattr(objective, "__name__", type(objective).__name__)
+    return train
 
 
 def worker_environment(

@@ -306,14 +306,16 @@ class HypergradientSearcher(Searcher):
         known = [point for point in points if np.isfinite(point.value)]
         waiting = [self.space.encode(suggestion.config) for suggestion in pending]
         places = [*(point.unit for point in points), *waiting]
+        notes = [*(item.note for item in history), *(item.note for item in pending)]
+        moves = [note.get("move") for note in notes]
+        # A trial that tuned itself reports another place, yet the default has been its start.
+        begun = "start" in moves or self.space.default() in self.first
         if not known:
-            return self._start(number, rng, places)
+            return self._start(number, rng, places, begun)
         tried = {unit.tobytes() for unit in places}
         graded = self._graded(known)
         chains = self._chains(points, graded)
         underway = [item.note.get("chain") for item in pending if item.note.get("move") == "step"]
-        notes = [*(item.note for item in history), *(item.note for item in pending)]
-        moves = [note.get("move") for note in notes]
         best = chains[0]
 
         least = self._least(known)
@@ -325,7 +327,7 @@ class HypergradientSearcher(Searcher):
             and moves.count("step") > 4 * moves.count("start")
             and not (moves and moves[-1] == "start")
         ):
-            return self._start(number, rng, places, best, known, graded)
+            return self._start(number, rng, places, begun, best, known, graded)
         change = step = None
         if settled or moves.count("change") <= moves.count("step"):
             change = self._changed(rng, best.best, places, graded)
@@ -337,7 +339,7 @@ class HypergradientSearcher(Searcher):
             return Suggestion(
                 number, change, {"move": "change", "chain": number, "parent": best.name}
             )
-        return self._start(number, rng, places, best, known, graded)
+        return self._start(number, rng, places, begun, best, known, graded)
 
     @staticmethod
     def _least(known: Sequence[_Point]) -> float:
@@ -345,6 +347,7 @@ class HypergradientSearcher(Searcher):
         lowest = min(point.value for point in known)
         # Steps crowd around their minimum; the other points tell how values differ elsewhere.
         values = [point.value for point in known if point.note.get("move") != "step"]
+        values = values or [point.value for point in known]
         return max(1e-4 * (float(np.median(values)) - lowest), 1e-10 * abs(lowest))
 
     def _advanced(
@@ -448,6 +451,7 @@ class HypergradientSearcher(Searcher):
         number: int,
         rng: np.random.Generator,
         places: Sequence[np.ndarray],
+        begun: bool,
         best: _Chain | None = None,
         known: Sequence[_Point] = (),
         graded: np.ndarray | None = None,
@@ -458,7 +462,7 @@ class HypergradientSearcher(Searcher):
         if not places:
             return Suggestion(number, config, note)
         others = np.array(places)
-        if not np.any(np.all(others == self.space.encode(config), axis=1)):
+        if not begun and not np.any(np.all(others == self.space.encode(config), axis=1)):
             return Suggestion(number, config, note)
         if best is not None and graded is not None:
             unit = self._promising(rng, best, known, graded, others)

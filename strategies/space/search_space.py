@@ -310,6 +310,13 @@ class SearchSpace:
         """The canonical, nested form of a configuration; raises as `flatten` does."""
         return self.unflatten(self.flatten(config))
 
+    def merged(self, config: Mapping[str, Any], changes: Mapping[str, Any]) -> Config:
+        """A complete configuration with some values replaced; both nested or flat.
+
+        **Raises:** as `flatten` does.
+        """
+        return self.validate({**self.flatten(config), **self._raw_flat(changes)})
+
     def default(self) -> Config:
         """Defaults where the domains have them, the middle of the domain elsewhere.
 

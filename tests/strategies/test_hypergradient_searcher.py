@@ -125,6 +125,16 @@ def test_failed_trials_shorten_the_step():
     assert search(searcher, cliff, 30) < 0.2
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_chain_whose_start_is_lost_is_continued():
+    searcher = HypergradientSearcher(SPACE)
+    search(searcher, bowl, 6)
+    steps = [item for item in searcher.history if item.note["move"] == "step"]
+    assert 1 < len(steps) < 6
+    suggestion = HypergradientSearcher(SPACE).propose(6, steps, [])
+    assert SPACE.validate(suggestion.config)
+
+
 def test_nothing_but_failures_is_survived():
     searcher = HypergradientSearcher(SPACE)
     assert search(searcher, lambda config: (math.nan, None), 8) is None
