@@ -269,9 +269,9 @@ def run(
 
         taken += kept
         now = time.monotonic()
-        if taken == kept:  # the first look includes the compilation
+        pace = (now - measured_from[0]) / (taken - measured_from[1])
+        if taken == kept:  # later looks leave out what the first one took to compile
             measured_from = (now, taken)
-        pace = (now - measured_from[0]) / max(taken - measured_from[1], 1)
         report = Report(number, steps, row, state, spent + now - started, pace * (steps - number))
         asked = [bool(callback(report)) for callback in callbacks]
         if stopped.size:

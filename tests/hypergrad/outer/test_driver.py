@@ -1,6 +1,7 @@
 import csv
 import io
 import math
+from types import SimpleNamespace
 
 import equinox as eqx
 import jax
@@ -86,6 +87,20 @@ def test_callbacks_see_the_run_and_can_stop_it(ridge):
     assert result.status == "callback"
     assert seen == [(k, 6, k, True) for k in (1, 2, 3, 4)]
     assert len(result.history) == 4
+
+
+def test_the_time_left_does_not_count_on_compiling_again(ridge, monkeypatch):
+    clock, reports, advance = [0.0], [], driver._advance
+
+    def timed(*arguments):
+        clock[0] += 2 if clock[0] else 100
+        return advance(*arguments)
+
+    monkeypatch.setattr(driver, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(driver, "_advance", timed)
+    drive(ridge, callbacks=[reports.append])
+    assert [report.seconds for report in reports] == [100, 102, 104, 106, 108, 110]
+    assert [report.seconds_left for report in reports] == [500, 8, 6, 4, 2, 0]
 
 
 def test_progress_prints_what_matters(ridge):

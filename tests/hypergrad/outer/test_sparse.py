@@ -11,7 +11,7 @@ from jax.experimental.sparse import BCOO
 from hypergrad.implicit import ImplicitDifferentiation
 from hypergrad.inner import OptaxSolver
 from hypergrad.linear.cg import CG
-from hypergrad.outer import HOAG, Box, run
+from hypergrad.outer import HOAG, SOBA, Box, run
 from hypergrad.problem import BilevelProblem
 
 ROWS, FEATURES = 150, 20_000
@@ -80,3 +80,12 @@ def test_a_csr_problem_is_tuned_without_a_dense_copy(corpus):
     np.testing.assert_allclose(
         jax.jit(hypergradient)(w, start, inner, outer), hypergradient(w, start, *dense), rtol=1e-8
     )
+
+
+def test_a_nan_among_the_stored_values_is_named(corpus):
+    inner, outer = corpus
+    x = inner["x"]
+    broken = {**inner, "x": BCOO((x.data.at[7].set(jnp.nan), x.indices), shape=x.shape)}
+    start = (jnp.zeros(FEATURES), jnp.asarray(1.0))
+    with pytest.raises(ValueError, match=r"inner_data\['x'\].* must be finite: 1 of .*\[7\]"):
+        run(PROBLEM, SOBA(), *start, broken, outer, steps=1)
