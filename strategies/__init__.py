@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         RandomSearcher,
         Searcher,
         SobolSearcher,
+        TPESearcher,
     )
     from strategies.space import (
         Categorical,
@@ -48,6 +49,7 @@ __all__ = [
     "Simplex",
     "SobolSearcher",
     "Suggestion",
+    "TPESearcher",
     "report",
 ]
 
@@ -63,6 +65,7 @@ _HOMES = {
         "RandomSearcher",
         "Searcher",
         "SobolSearcher",
+        "TPESearcher",
     ],
     "space": [
         "Categorical",

@@ -39,7 +39,7 @@ except ImportError as error:  # pragma: no cover -- the extra is installed where
 from strategies.optuna.journal import JournalFile
 from strategies.optuna.sampler import HypergradSampler
 from strategies.optuna.schedule import RungPruner, run_schedule
-from strategies.optuna.spaces import space_from_optuna, space_to_optuna
+from strategies.optuna.spaces import space_from_optuna, space_from_trials, space_to_optuna
 from strategies.optuna.trials import objective, report, report_of, suggest
 
 __all__ = [
@@ -51,6 +51,7 @@ __all__ = [
     "report_of",
     "run_schedule",
     "space_from_optuna",
+    "space_from_trials",
     "space_to_optuna",
     "suggest",
 ]

@@ -1,7 +1,8 @@
 """Optuna's distributions and our space, in both directions."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from optuna.trial import FrozenTrial, TrialState
 
 from strategies.space import Categorical, Constant, Domain, Float, Int, Ordinal, SearchSpace
 
@@ -45,6 +47,10 @@ def space_from_optuna(distributions: Mapping[str, BaseDistribution]) -> SearchSp
             flat[name] = _domain(distribution, shape)
         except ValueError as error:
             raise ValueError(f"{name!r}: {error}") from None
+    return SearchSpace(_nested(flat))
+
+
+def _nested(flat: Mapping[str, Domain]) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for path, domain in flat.items():
         *groups, last = path.split("/")
@@ -54,7 +60,72 @@ def space_from_optuna(distributions: Mapping[str, BaseDistribution]) -> SearchSp
             if not isinstance(at, dict):
                 raise ValueError(f"{path!r}: {group_name!r} is a hyperparameter and a group")
         at[last] = domain
-    return SearchSpace(nested)
+    return nested
+
+
+def space_from_trials(trials: Iterable[FrozenTrial]) -> SearchSpace:
+    """The space that a define-by-run objective has searched so far, with its conditions.
+
+    A parameter that only some trials have is taken to exist under a condition on a discrete
+    parameter that was asked for earlier in all of these trials: the condition is the one that
+    explains exactly which trials have it. Entries of arrays, `"x[0]"`, stay parameters of their own
+    if they are conditional.
+
+    **Arguments:**
+
+    - `trials`: those of a study; only complete ones count, as others may have ended before they
+      asked for everything.
+
+    **Returns:** The space, for `HypergradSampler(space=...)`; with a condition it holds only for
+    values of the other parameter that have been seen.
+
+    **Raises:** `ValueError` naming the parameter whose range has changed, or whose presence no
+    other parameter explains, and if there is no complete trial.
+    """
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    if not complete:
+        raise ValueError("trials: expected at least one complete trial, received none")
+    distributions: dict[str, BaseDistribution] = {}
+    for trial in complete:
+        for name, distribution in trial.distributions.items():
+            if distributions.setdefault(name, distribution) != distribution:
+                raise ValueError(
+                    f"{name!r}: expected one range in all trials, received "
+                    f"{distributions[name]} and {distribution}"
+                )
+    conditions = {
+        name: _explained(name, complete, distributions)
+        for name in distributions
+        if not all(name in trial.params for trial in complete)
+    }
+    always = {name: d for name, d in distributions.items() if name not in conditions}
+    domains = dict(space_from_optuna(always).domains)
+    for name, (parent, values) in conditions.items():
+        domain = _domain(distributions[name])
+        domains[name] = replace(domain, when={**domains[parent].when, parent: values})
+    return SearchSpace(_nested(domains))
+
+
+def _explained(
+    name: str, trials: list[FrozenTrial], distributions: Mapping[str, BaseDistribution]
+) -> tuple[str, tuple[Any, ...]]:
+    """The discrete parameter whose value decides whether another one is asked for."""
+    having = [trial for trial in trials if name in trial.params]
+    # The nearest one first: in nested conditions it is the innermost that decides.
+    before = list(having[0].params)[: list(having[0].params).index(name)][::-1]
+    for parent in before:
+        if isinstance(distributions[parent], FloatDistribution):
+            continue
+        if not all(parent in trial.params for trial in having):
+            continue
+        with_it = {repr(t.params[parent]): t.params[parent] for t in having}
+        without = {repr(t.params[parent]) for t in trials if parent in t.params and t not in having}
+        if not without & with_it.keys():
+            return parent, tuple(with_it.values())
+    raise ValueError(
+        f"{name!r}: expected a parameter that all trials have, or whose presence the value of an "
+        f"earlier discrete parameter decides; {len(having)} of {len(trials)} trials have it"
+    )
 
 
 def _arrays(

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from strategies.searchers.pareto import ParetoSearcher
     from strategies.searchers.random import RandomSearcher
     from strategies.searchers.sobol import SobolSearcher
+    from strategies.searchers.tpe import TPESearcher
 
 __all__ = [
     "BayesSearcher",
@@ -22,6 +23,7 @@ __all__ = [
     "RandomSearcher",
     "Searcher",
     "SobolSearcher",
+    "TPESearcher",
 ]
 
 # Imported on first use, so that a searcher's own dependencies load only where it is chosen.
@@ -34,6 +36,7 @@ _HOMES = {
     "RandomSearcher": "random",
     "Searcher": "base",
     "SobolSearcher": "sobol",
+    "TPESearcher": "tpe",
 }
 
 
