@@ -96,16 +96,7 @@ def cutout(
 
 
 def _shift(image: Array, offset: Scalar, axis: int) -> Array:
-    position = jnp.arange(image.shape[axis]) - offset
-    low = jnp.floor(position).astype(int)
-    fraction = (position - low).astype(image.dtype)
-    shape = [1] * image.ndim
-    shape[axis] = -1
-    padding = [(1, 1) if a == axis else (0, 0) for a in range(image.ndim)]
-    padded = jnp.pad(image, padding)
-    # A border of zeros stands for all that is outside.
-    below, above = (
-        jnp.take(padded, jnp.clip(index + 1, 0, image.shape[axis] + 1), axis=axis)
-        for index in (low, low + 1)
-    )
-    return below + fraction.reshape(shape) * (above - below)
+    # As a product with a matrix that has two entries in a row: faster than gathering pixels.
+    places = jnp.arange(image.shape[axis], dtype=image.dtype)
+    weights = jax.nn.relu(1 - jnp.abs(places[:, None] - offset - places))
+    return weights @ image if axis == 1 else image @ weights.T

@@ -127,9 +127,39 @@ def test_layers_without_a_form_are_named_and_can_be_fixed(key):
         to_self_tuning(network, HPARAMS, key=key, fixed=["scale", "gru", "layers"])
     with pytest.raises(ValueError, match="no layer that could respond"):
         to_self_tuning(network, HPARAMS, key=key, fixed=["scale", "gru", "layer"])
-    norm = {"a": eqx.nn.BatchNorm(3, "batch", mode="batch")}
-    with pytest.raises(ValueError, match=r"'a' \(BatchNorm\)"):
-        to_self_tuning(norm, HPARAMS, key=key)
+
+
+class Normalised(eqx.Module):
+    layer: eqx.nn.Linear
+    norm: eqx.nn.BatchNorm
+
+    def __init__(self, key):
+        self.layer = eqx.nn.Linear(3, 4, key=key)
+        self.norm = eqx.nn.BatchNorm(4, "batch", mode="batch")
+
+    def __call__(self, x, state):
+        return self.norm(self.layer(x), state)
+
+
+def test_batch_normalisation_is_refused_and_can_be_fixed(key):
+    network, state = eqx.nn.make_with_state(Normalised)(key)
+    refusal = r"form for 'norm' \(BatchNorm\)\. Leave such layers fixed.*fixed=\['norm'\]"
+    with pytest.raises(ValueError, match=refusal):
+        to_self_tuning(network, HPARAMS, key=key)
+    model = randomised(to_self_tuning(network, HPARAMS, key=key, fixed=[eqx.nn.BatchNorm]), key)
+    axes = {"in_axes": (0, None), "out_axes": (0, None), "axis_name": "batch"}
+    x = jax.random.normal(key, (5, 3))
+    far = model.at(E)
+    ours, after = jax.vmap(far, **axes)(x, state)
+    theirs, expected = jax.vmap(far.fold(), **axes)(x, state)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-11)
+    assert eqx.tree_equal(after, expected, rtol=1e-11)
+    # The derivative of the statistics is part of the linearised response.
+    linear, _ = jax.vmap(model.at(E, linearised=True), **axes)(x, state)
+    small = 1e-6
+    near, _ = jax.vmap(model.at(small * E), **axes)(x, state)
+    base, _ = jax.vmap(model, **axes)(x, state)
+    np.testing.assert_allclose(linear - base, (near - base) / small, atol=1e-4)
 
 
 def test_hyperparameters_must_be_continuous(key):
