@@ -80,7 +80,11 @@ def run_schedule(
 
     def synchronise() -> None:
         """Bring the scheduler up to the study, in the order in which trials finished."""
-        new = [(t, j) for t, j in _jobs(study) if t.number not in told]
+        # A study that was grown before may know rungs that this scheduler will only have again when
+        # it is grown, too.
+        new = [
+            (t, j) for t, j in _jobs(study) if t.number not in told and j["level"] <= schedule.top
+        ]
         for trial, stored in new:
             # The first trial of a configuration says what it is, whoever else proposed another.
             schedule.take_up(
@@ -98,7 +102,10 @@ def run_schedule(
             told.add(trial.number)
             last[stored["number"]] = trial.number
             _resume(schedule, stored)
-            schedule.tell(stored["number"], report_of(trial), maximise=maximise)
+            pending = schedule.job(stored["number"])
+            # What the scheduler knows already must not be taken for a later rung's result.
+            if pending is not None and pending.level == stored["level"]:
+                schedule.tell(stored["number"], report_of(trial), maximise=maximise)
         for trial, stored in new:
             if not trial.state.is_finished():
                 _resume(schedule, stored)
@@ -122,20 +129,20 @@ def run_schedule(
         trial_id = study._pop_waiting_trial_id()
         if trial_id is None:
             continue  # another process took it
-        trial = Trial(study, trial_id)
+        mine = Trial(study, trial_id)
         stored = read_attribute(JOB, study._storage.get_trial(trial_id).system_attrs)
         if stored is None:
-            study.tell(trial, state=TrialState.FAIL)
+            study.tell(mine, state=TrialState.FAIL)
             raise ValueError(
                 "the study has an enqueued trial that is no job of a scheduler; enqueue points as "
                 "the searcher's `first`"
             )
-        if _superseded(study, trial.number, stored):
-            trial.set_user_attr(SUPERSEDED, True)
-            study.tell(trial, state=TrialState.FAIL)
+        if _superseded(study, mine.number, stored):
+            mine.set_user_attr(SUPERSEDED, True)
+            study.tell(mine, state=TrialState.FAIL)
             continue
         with get_heartbeat_thread(trial_id, study._storage):
-            _work(study, objective, schedule, trial, stored)
+            _work(study, objective, schedule, mine, stored)
         done += 1
     synchronise()
     return schedule

@@ -33,6 +33,7 @@ except ImportError as error:  # pragma: no cover -- the extra is installed where
         'strategies.ray needs Ray Tune: pip install "hypergrad-engine[ray]"'
     ) from error
 
+from strategies.ray.recovery import can_restore, restore
 from strategies.ray.reports import MAX_NUMBERS, report, result, trainable, worker_environment
 from strategies.ray.scheduler import BracketProgress, HypergradScheduler, ScheduledSearch
 from strategies.ray.search import HypergradSearch
@@ -44,7 +45,9 @@ __all__ = [
     "HypergradScheduler",
     "HypergradSearch",
     "ScheduledSearch",
+    "can_restore",
     "report",
+    "restore",
     "result",
     "space_from_ray",
     "space_to_ray",

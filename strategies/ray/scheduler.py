@@ -223,6 +223,11 @@ class ScheduledSearch(HypergradSearch):
         """Not for schedulers: a point without its rungs has no place in a bracket."""
         raise NotImplementedError("ScheduledSearch takes no points that were evaluated elsewhere")
 
+    def _lose(self, trial_id: str) -> None:
+        """The job of a trial that Ray does not know any more is handed out again."""
+        self.schedule.forget(self._numbers[trial_id])
+        super()._lose(trial_id)
+
     def _recognise(self, trial: Any) -> None:
         """A trial that was started after the last save: its job is handed out again to another."""
 

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ray.tune.experiment import Trial
@@ -15,6 +16,7 @@ from ray.tune.search.searcher import Searcher as RaySearcher
 from ray.tune.utils.util import flatten_dict
 
 from strategies.observation import Report
+from strategies.ray.recovery import EXPERIMENT, GENERATOR, experiment_folder, take_snapshot
 from strategies.ray.reports import RESERVED, as_number
 from strategies.ray.spaces import Layout, decode, encode, read_layout
 from strategies.searchers.base import Searcher
@@ -91,6 +93,7 @@ class HypergradSearch(RaySearcher):
         self._numbers: dict[str, int] = {}
         self._live: dict[str, dict[str, Any]] = {}
         self._paused: set[str] = set()
+        self._folder: Path | None = None
         self._warn = Warner()
         if isinstance(searcher, Searcher):
             self._layout = Layout(searcher.space, None)
@@ -175,7 +178,10 @@ class HypergradSearch(RaySearcher):
         return self._suggest(trial_id)
 
     def _suggest(self, trial_id: str) -> Any:
-        suggestion = self.searcher_.ask()
+        taken = {self._numbers[other] for other in self._live}
+        # Those of trials that were lost, between two of Ray's state files, come first.
+        lost = (s for s in self.searcher_.pending if s.number not in taken)
+        suggestion = next(lost, None) or self.searcher_.ask()
         return self._issue(trial_id, suggestion.number, suggestion.config)
 
     def _issue(self, trial_id: str, number: int, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -238,8 +244,7 @@ class HypergradSearch(RaySearcher):
         if self._searcher is None or self._layout is None:
             return
         if trial_id not in self._live:
-            if trial_id not in self._numbers:
-                self._adopt(trial_id, result, failed)
+            self._adopt(trial_id, result, failed)
             return
         last = self._live[trial_id]
         if result is not None and self._metric in result:
@@ -257,19 +262,26 @@ class HypergradSearch(RaySearcher):
         self._paused.discard(trial_id)
 
     def _adopt(self, trial_id: str, result: Mapping[str, Any] | None, failed: bool) -> None:
-        """A trial that we did not suggest, whose config is in its result.
+        """A result that we did not wait for: of a trial that had failed, or that we do not know.
 
-        `restart_errored` makes such trials, and so does a kill between two of Ray's state files.
+        `resume_errored` and `restart_errored` run trials that failed again, the latter under a new
+        name; what comes of them takes the place of the failure. A kill between two of Ray's state
+        files makes trials that we do not know, too. Their config is in the result.
         """
         assert self._searcher is not None
         assert self._layout is not None
         if failed or result is None or self._metric not in result:
             return
-        flat = self._layout.from_ray(_under(result, "config"))
-        config = self._searcher.space.validate(flat)
-        self._tell(trial_id, None, config, self._read_result(result))
+        config = self._searcher.space.validate(self._layout.from_ray(_under(result, "config")))
+        failures = {o.number: o.config for o in self._searcher.history if o.status == "failed"}
+        number = self._numbers.get(trial_id)
+        if trial_id not in self._numbers:
+            number = next((n for n, failure in failures.items() if failure == config), None)
+        elif number not in failures:
+            return  # told before
+        self._tell(trial_id, number, config, self._read_result(result))
         # Known from now on, so that a second completion is not counted twice.
-        self._numbers[trial_id] = -1
+        self._numbers[trial_id] = -1 if number is None else number
 
     def _tell(
         self, trial_id: str, number: int | None, config: Mapping[str, Any], last: Mapping[str, Any]
@@ -412,7 +424,11 @@ class HypergradSearch(RaySearcher):
         self.set_state(state)
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
-        """Called by Ray now and then. The previous file is kept as a backup."""
+        """Called by Ray now and then, after it has written its own state.
+
+        The previous file is kept as a backup, and a copy of all that belongs together is put into
+        the experiment's folder, for `strategies.ray.restore`.
+        """
         path = os.path.join(checkpoint_dir, self.CKPT_FILE_TMPL.format(session_str))
         backup = os.path.join(checkpoint_dir, _BACKUP.format(session_str))
         try:
@@ -422,6 +438,18 @@ class HypergradSearch(RaySearcher):
         except OSError:
             logger.exception("The backup of the searcher's state was not written.")
         super().save_to_dir(checkpoint_dir, session_str)
+        try:
+            self._take_snapshot(Path(checkpoint_dir), session_str)
+        except Exception:
+            logger.exception("The copy of the experiment's state was not written.")
+
+    def _take_snapshot(self, staging: Path, session: str) -> None:
+        written = staging / EXPERIMENT.format(session)
+        if self._folder is None and written.exists():
+            self._folder = experiment_folder(json.loads(written.read_text(encoding="utf-8")))
+        if self._folder is not None and self._folder.is_dir():
+            names = (EXPERIMENT, self.CKPT_FILE_TMPL, GENERATOR)
+            take_snapshot(self._folder, staging, [name.format(session) for name in names])
 
     def restore_from_dir(self, checkpoint_dir: str) -> None:
         """Called by Ray at a restore: the newest state, or its backup if that is damaged.
@@ -429,6 +457,8 @@ class HypergradSearch(RaySearcher):
         If neither can be read this logs an error and begins with an empty history. To raise would
         be worse: Ray would then start the whole experiment over, with one sample.
         """
+        # It may have been moved, or another experiment goes on from here.
+        self._folder = None
         names = _newest(checkpoint_dir, self.CKPT_FILE_TMPL) + _newest(checkpoint_dir, _BACKUP)
         for name in names:
             try:
@@ -446,19 +476,22 @@ class HypergradSearch(RaySearcher):
     def _catch_up(self, checkpoint_dir: str) -> None:
         """Take over what the trials know and we do not.
 
-        Ray writes its trials first and its searcher next. A kill in between leaves trials that we
-        have not suggested yet, and finished ones that we still wait for.
+        Ray writes its trials first and its searcher next, and copies both in any order. A kill in
+        between leaves trials that we have not suggested yet, finished ones that we still wait for,
+        and trials that Ray does not know any more.
         """
         if self._searcher is None:
             return
-        for name in _newest(checkpoint_dir, "experiment_state-{}.json")[:1]:
+        for name in _newest(checkpoint_dir, EXPERIMENT)[:1]:
             with open(os.path.join(checkpoint_dir, name), encoding="utf-8") as file:
-                stored = json.load(file)["trial_data"]
+                stored = json.load(file)
             trials = []
-            for state, metadata in stored:
+            for state, metadata in stored["trial_data"]:
                 trial = Trial.from_json_state(state, stub=True)
                 trial.restore_run_metadata(metadata)
                 trials.append(trial)
+            for trial_id in self._live.keys() - {trial.trial_id for trial in trials}:
+                self._lose(trial_id)
             # The tag begins with a counter.
             for trial in sorted(trials, key=lambda t: int(t.experiment_tag.partition("_")[0])):
                 known = trial.trial_id in self._numbers
@@ -469,6 +502,12 @@ class HypergradSearch(RaySearcher):
                     failed = trial.status == Trial.ERROR
                     result = None if failed else flatten_dict(trial.last_result)
                     self.on_trial_complete(trial.trial_id, result, failed)
+
+    def _lose(self, trial_id: str) -> None:
+        """Ray does not know a trial of ours: what was suggested for it goes to the next one."""
+        self._live.pop(trial_id)
+        self._numbers.pop(trial_id)
+        self._paused.discard(trial_id)
 
     def _recognise(self, trial: Any) -> None:
         """Suggest again what a trial has; the same history gives the same suggestion."""

@@ -5,10 +5,6 @@ import json
 import math
 import os
 import pathlib
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import ray
@@ -25,8 +21,6 @@ from strategies.ray import (
 from strategies.schedulers import ASHA, IterativeDeepeningHyperband, run
 from strategies.searchers import RandomSearcher
 from strategies.space import Float, SearchSpace
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -290,154 +284,3 @@ def test_asha_with_functions_that_end_early_and_save_nothing(tmp_path, caplog):
     assert "without a checkpoint" in caplog.text
     best = search.schedule.incumbent
     assert best.config["x"] == min(c.config["x"] for c in search.schedule.candidates.values())
-
-
-DRIVER = """
-import sys, time, json, os
-import ray
-from ray import tune
-from strategies.ray import HypergradSearch, report
-from tests.strategies.test_ray_search import Descent
-
-folder, mode = sys.argv[1:]
-
-def train(config):
-    time.sleep(0.3)
-    report((config["x"] - 0.3) ** 2, {"x": 2 * (config["x"] - 0.3)}, metric="loss")
-
-if __name__ == "__main__":
-    ray.init(num_cpus=1, include_dashboard=False, logging_level="error", log_to_driver=False,
-             object_store_memory=100 * 2**20)
-    if mode == "restore":
-        tuner = tune.Tuner.restore(folder + "/run", train)
-    else:
-        tuner = tune.Tuner(
-            train,
-            param_space={"x": tune.uniform(0, 1), "hook": print},
-            tune_config=tune.TuneConfig(
-                metric="loss", mode="min", num_samples=8, reuse_actors=True,
-                search_alg=HypergradSearch(Descent, seed=1, max_concurrent=1),
-            ),
-            run_config=tune.RunConfig(name="run", storage_path=folder, verbose=0),
-        )
-    results = tuner.fit()
-    trials = results._experiment_analysis.trials
-    trials = sorted(trials, key=lambda t: int(t.experiment_tag.split("_")[0]))
-    json.dump([t.config["x"] for t in trials], open(folder + "/" + mode + ".json", "w"))
-"""
-
-
-def run_driver(folder, mode, driver=DRIVER):
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "TUNE_GLOBAL_CHECKPOINT_S": "0",
-        "RAY_AIR_NEW_OUTPUT": "0",
-    }
-    environment.pop("RAY_ADDRESS", None)
-    return subprocess.Popen(
-        [sys.executable, "-c", driver, str(folder), mode],
-        env=environment,
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=(folder / f"{mode}.log").open("w"),
-        start_new_session=True,
-    )
-
-
-@pytest.mark.slow
-def test_killed_driver_is_restored_and_decides_as_if_nothing_had_happened(tmp_path):
-    (tmp_path / "whole").mkdir()
-    (tmp_path / "killed").mkdir()
-    assert run_driver(tmp_path / "whole", "whole").wait(240) == 0
-    process = run_driver(tmp_path / "killed", "killed")
-    deadline = time.time() + 120
-    while len(list((tmp_path / "killed").glob("run/train_*/result.json"))) < 4:
-        assert time.time() < deadline
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait(30)
-    assert run_driver(tmp_path / "killed", "restore").wait(240) == 0
-    whole = json.loads((tmp_path / "whole" / "whole.json").read_text())
-    restored = json.loads((tmp_path / "killed" / "restore.json").read_text())
-    assert len(whole) == 8
-    assert restored == whole
-
-
-SCHEDULED = """
-import functools, json, pathlib, sys, time
-import ray
-from ray import tune
-from strategies.ray import ScheduledSearch, result
-from strategies.schedulers import IterativeDeepeningHyperband
-from strategies.searchers import RandomSearcher
-from tests.strategies.test_ray_cluster import values
-
-folder, mode = sys.argv[1:]
-
-class Train(tune.Trainable):
-    def setup(self, config):
-        self.x, self.steps = config["x"], 0
-
-    def step(self):
-        time.sleep(0.2)
-        self.steps += 1
-        return result(float("nan") if self.x > 0.9 else self.x + 1 / self.steps, metric="loss")
-
-    def save_checkpoint(self, checkpoint_dir):
-        pathlib.Path(checkpoint_dir, "steps").write_text(str(self.steps))
-
-    def load_checkpoint(self, checkpoint):
-        self.steps = int(pathlib.Path(checkpoint, "steps").read_text())
-
-def make():
-    schedule = functools.partial(IterativeDeepeningHyperband, max_resource=4, eta=2)
-    return ScheduledSearch(schedule, RandomSearcher, seed=5)
-
-if __name__ == "__main__":
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="error", log_to_driver=False,
-             object_store_memory=100 * 2**20)
-    if mode.startswith("restore"):
-        tuner = tune.Tuner.restore(folder + "/run", Train)
-    else:
-        search = make()
-        tuner = tune.Tuner(
-            Train,
-            param_space={"x": tune.uniform(0, 1)},
-            tune_config=tune.TuneConfig(
-                metric="loss", mode="min", num_samples=-1, max_concurrent_trials=2,
-                search_alg=search, scheduler=search.trial_scheduler,
-            ),
-            run_config=tune.RunConfig(name="run", storage_path=folder, verbose=0),
-        )
-    tuner.fit()
-    search = make()
-    search.restore_from_dir(folder + "/run")
-    found = {str(key): value for key, value in values(search.schedule).items()}
-    json.dump([search.schedule.finished, found], open(folder + "/found.json", "w"))
-"""
-
-
-@pytest.mark.slow
-def test_killed_hyperband_is_restored_with_its_rungs(tmp_path):
-    """Killed twice; stock Hyperband hangs here, because Ray does not save its schedulers."""
-    process = run_driver(tmp_path, "first", SCHEDULED)
-    for mode, wanted in [("restore1", 4), ("restore2", 9)]:
-        deadline = time.time() + 180
-
-        def reports():
-            files = tmp_path.glob("run/Train_*/result.json")
-            return sum(len(f.read_text().splitlines()) for f in files)
-
-        while reports() < wanted:
-            assert time.time() < deadline
-            assert process.poll() is None
-            time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(30)
-        process = run_driver(tmp_path, mode, SCHEDULED)
-    assert process.wait(300) == 0
-    finished, found = json.loads((tmp_path / "found.json").read_text())
-    assert finished
-    alone = {str(key): value for key, value in values(expected(4)).items()}
-    assert found == alone

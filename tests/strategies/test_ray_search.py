@@ -1,4 +1,8 @@
-"""`HypergradSearch` under every order of calls that Ray makes, without a cluster."""
+"""`HypergradSearch` under every order of calls that Ray makes, without a cluster.
+
+Real clusters: `test_ray_cluster.py` (experiments), `test_ray_kills.py` (killed drivers),
+`test_ray_failures.py` (all else that fails), `test_ray_nodes.py`, `test_ray_stock.py`.
+"""
 
 import copy
 import functools
@@ -377,6 +381,27 @@ def test_state_of_another_search_is_refused(tmp_path):
         started(param_space={"lr": tune.uniform(0, 1)}, seed=1).set_state(state)
     with pytest.raises(ValueError, match="version"):
         started().set_state({**state, "version": 99})
+
+
+@pytest.mark.parametrize("kind", ["search", "schedule"])
+def test_trial_that_ray_does_not_know_any_more_is_made_again(kind, tmp_path):
+    """A kill left a newer state of ours beside an older one of Ray's."""
+
+    def make():
+        if kind == "search":
+            return started(seed=3, max_concurrent=1)
+        return scheduled(max_concurrent=1)
+
+    search = make()
+    config = search.suggest("lost")
+    search.save_to_dir(str(tmp_path), "s")
+    (tmp_path / "experiment_state-s.json").write_text(json.dumps({"trial_data": []}))
+    other = make()
+    other.restore_from_dir(str(tmp_path))
+    assert other.suggest("again") == config
+    assert other.suggest("next") is None
+    other.on_trial_complete("again", flat({"loss": 1.0}))
+    assert other.suggest("next") != config
 
 
 def test_save_on_a_full_disk_is_logged_and_keeps_the_old_file(tmp_path, caplog, monkeypatch):

@@ -1,0 +1,130 @@
+"""Restoring an experiment whose driver was killed in the middle of a write.
+
+Ray writes the state of an experiment in place, and copies it to the storage path file by file. A
+kill at the wrong moment leaves a file cut short; `Tuner.restore` then logs an error and begins the
+experiment again, with one sample. So each save also leaves a copy of all that belongs together: one
+file, complete at every moment, from which `restore` puts back what is damaged.
+"""
+
+import json
+import logging
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from ray import cloudpickle, tune
+from ray.tune.experiment import Trial
+
+logger = logging.getLogger(__name__)
+
+#: The copy, in the folder of the experiment.
+SNAPSHOT = "hypergrad-snapshot.zip"
+
+EXPERIMENT = "experiment_state-{}.json"
+GENERATOR = "search_gen_state-{}.json"
+
+
+def restore(path: str | os.PathLike[str], trainable: Any, **options: Any) -> tune.Tuner:
+    """`Tuner.restore`, after putting back what a kill in the middle of a write has damaged.
+
+    **Arguments:**
+
+    - `path`: the folder of the experiment. A URI is passed on as it is: object stores do not keep
+      half of a file.
+    - `trainable`, `options`: as for `Tuner.restore`.
+
+    **Returns:** The `Tuner`, to be continued with `fit()`.
+
+    **Raises:** `ValueError` if nothing can be restored: the driver was killed before its first
+    save, or the state is damaged and so is its copy. Ray itself would begin again with one sample.
+    """
+    if os.path.isdir(path):
+        problem = _repaired(Path(path))
+        if problem:
+            raise ValueError(f"'path': expected an experiment that was saved, but {problem}")
+    return tune.Tuner.restore(os.fspath(path), trainable, **options)
+
+
+def can_restore(path: str | os.PathLike[str]) -> bool:
+    """Whether `restore` will find a state; otherwise the experiment has to be started.
+
+    Unlike `Tuner.can_restore`, which is content with the description of the experiment.
+    """
+    if not tune.Tuner.can_restore(path):
+        return False
+    return not os.path.isdir(path) or not _repaired(Path(path))
+
+
+def experiment_folder(state: Any) -> Path | None:
+    """Where an experiment is kept, from its state; `None` before the first trial.
+
+    No folder of this machine if it is kept in an object store.
+    """
+    for stored, _ in state["trial_data"][:1]:
+        return Path(Trial.from_json_state(stored, stub=True).storage.experiment_fs_path)
+    return None
+
+
+def take_snapshot(folder: Path, staging: Path, names: list[str]) -> None:
+    """Copy the files that exist, of those named, into one that is complete at every moment."""
+    temporary = folder / f"{SNAPSHOT}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            with zipfile.ZipFile(file, "w") as archive:
+                for name in names:
+                    if (staging / name).exists():
+                        archive.write(staging / name, name)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, folder / SNAPSHOT)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _repaired(folder: Path) -> str | None:
+    """Put back what is damaged; returns what is wrong if that is not possible."""
+    damaged = _damaged(folder)
+    if not damaged:
+        return None
+    try:
+        with zipfile.ZipFile(folder / SNAPSHOT) as archive:
+            files = {name: archive.read(name) for name in archive.namelist()}
+    except (OSError, zipfile.BadZipFile):
+        return f"{damaged[0]}, and there is no copy of it"
+    missing = {"experiment_state", "search_gen_state"} - {n.split("-")[0] for n in files}
+    if missing:
+        return f"{damaged[0]}, and its copy was made before the first trial"
+    trials = next(
+        len(json.loads(content)["trial_data"])
+        for name, content in files.items()
+        if name.startswith("experiment_state")
+    )
+    for name, content in files.items():
+        if name.startswith("search_gen_state"):
+            # Ray writes it after our part of the state: it may be one save older.
+            state = cloudpickle.loads(content)
+            content = cloudpickle.dumps({**state, "counter": trials})
+        (folder / f"{name}.tmp").write_bytes(content)
+        os.replace(folder / f"{name}.tmp", folder / name)
+    still = _damaged(folder)
+    if still:
+        return f"{still[0]}, and so is its copy"
+    logger.warning("%s; put back from %s", "; ".join(damaged), SNAPSHOT)
+    return None
+
+
+def _damaged(folder: Path) -> list[str]:
+    """What Ray would stumble over: the newest files of each kind, if they cannot be read."""
+    problems = []
+    for template, load in ((EXPERIMENT, json.loads), (GENERATOR, cloudpickle.loads)):
+        found = sorted(folder.glob(template.format("*")))
+        if not found:
+            problems.append(f"there is no {template.format('*')} in {folder}")
+            continue
+        try:
+            load(found[-1].read_bytes())
+        except Exception as error:
+            problems.append(f"{found[-1].name} is truncated or damaged ({error})")
+    return problems
