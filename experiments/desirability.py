@@ -147,7 +147,7 @@ def undominated(trial: Seen, seen: list[Seen]) -> bool:
     paper="Derringer & Suich 1980; Bartz-Beielstein 2025, arXiv:2503.23595",
     options=[
         Option("trials", 100, quick=25, help="evaluations of each search"),
-        Option("seeds", 5, quick=1, help="repetitions"),
+        Option("seeds", 3, quick=1, help="repetitions"),
         Option("tables", 4, quick=2, help="how many of the four tables"),
     ],
     claims=[

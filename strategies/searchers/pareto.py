@@ -1,8 +1,9 @@
 """Cost-aware search for the whole front between performance and cost.
 
-Two Gaussian processes, on the objective and on the logarithm of the cost, and the expected
-improvement of the dominated hypervolume (Emmerich et al. 2011), maximised around the members of the
-Pareto front found so far and over the whole space. In the spirit of CARBS (Fetterman et al. 2023):
+Two Gaussian processes, on the logarithm of the objective (above a little less than its best value)
+and on that of the cost, and the expected improvement of the hypervolume that is dominated in
+objective and log cost (Emmerich et al. 2011), maximised around the members of the Pareto front
+found so far and over the whole space. In the spirit of CARBS (Fetterman et al. 2023):
 cheap trials pay for expensive ones, and the front tells for every hyperparameter how its best value
 scales with the cost. Unlike CARBS the acquisition needs neither a search radius nor a drawn cost.
 """
@@ -21,7 +22,7 @@ from strategies.surrogates.candidates import maximise
 from strategies.surrogates.gaussian_process import Prior, Rows, fit
 from strategies.surrogates.geometry import geometry
 from strategies.surrogates.hypervolume import expected_improvement, pareto_front
-from strategies.surrogates.outputs import logarithmic, standardised
+from strategies.surrogates.outputs import shifted, standardised
 from strategies.surrogates.startup import sobol_point
 
 Matrix = NDArray[np.float64]
@@ -91,9 +92,12 @@ class ParetoSearcher(Searcher):
         rng = self.rng(number)
         units = np.stack([self.space.encode(o.config) for o in known])
         x = units * self._stretch
-        value, _ = logarithmic(np.array([o.value for o in known], float))
+        # The value's logarithm is what a process can model, areas are in its own units: a tenth of
+        # the best error is not worth as much as a tenth of the worst.
+        logs = np.log(shifted(np.array([o.value for o in known], float)))
+        centre, spread = float(logs.mean()), max(float(logs.std()), 1e-12)
         cost, _ = standardised(np.log([float(o.cost or 1) for o in known]))
-        targets = np.stack([value, cost], axis=1)
+        targets = np.stack([(logs - centre) / spread, cost], axis=1)
         rows = Rows.values(x)
         processes = [fit(rows, y, self._groups, prior=self.prior) for y in targets.T]
         # The front of the posterior means: one lucky noisy value does not hide a trade-off.
@@ -109,17 +113,22 @@ class ParetoSearcher(Searcher):
             ]
             means = np.r_[means, np.stack(guesses, axis=1)]
             tried = np.r_[units, waiting]
-        reference = means.max(axis=0) + 0.1 * np.ptp(means, axis=0)
+        points = np.stack([np.exp(centre + spread * means[:, 0]), means[:, 1]], axis=1)
+        # Whatever it costs is of interest, but not the tail of bad values, which may be endless.
+        worst = np.array([np.quantile(points[:, 0], 0.9), points[:, 1].max()])
+        reference = worst + 0.1 * (worst - points.min(axis=0))
 
         def score(candidates: Matrix) -> NDArray[np.float64]:
-            beliefs = [p.predict(candidates * self._stretch) for p in processes]
-            mean = np.stack([m for m, _ in beliefs], axis=1)
-            deviation = np.stack([s for _, s in beliefs], axis=1)
-            gain = expected_improvement(mean, deviation, means, reference)
+            (value, value_error), (cost, cost_error) = (
+                process.predict(candidates * self._stretch) for process in processes
+            )
+            mean = np.stack([centre + spread * value, cost], axis=1)
+            deviation = np.stack([spread * value_error, cost_error], axis=1)
+            gain = expected_improvement(mean, deviation, points, reference, log_first=True)
             return np.log(np.maximum(gain, 1e-300))
 
-        front = {tuple(row) for row in pareto_front(means)}
-        members = np.flatnonzero([tuple(row) in front for row in means])
+        front = {tuple(row) for row in pareto_front(points)}
+        members = np.flatnonzero([tuple(row) in front for row in points])
         anchors = tried[rng.permutation(members)[:8]]
         point = maximise(self.space, score, anchors, tried, rng)
         config = self.space.sample(rng) if point is None else self.space.decode(point)

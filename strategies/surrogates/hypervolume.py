@@ -5,7 +5,8 @@ when the Pareto front moves. For two independent normal beliefs its expected imp
 over the strips between neighbouring points of the front (Emmerich, Deutz & Yevseyeva 2011; Yang et
 al. 2019): in the strip `a < y₁ < b`, of ceiling `c`, the gain is the width of
 `[max(y₁, a), b]` times the depth `(c - y₂)₊`, and the expectation of a product of independent
-factors is the product of their expectations.
+factors is the product of their expectations. The first objective may also be log-normal: a model of
+its logarithm, and areas in its own units.
 """
 
 import numpy as np
@@ -37,7 +38,12 @@ def hypervolume(points: Matrix, reference: Vector) -> float:
 
 
 def expected_improvement(
-    mean: Matrix, deviation: Matrix, points: Matrix, reference: Vector
+    mean: Matrix,
+    deviation: Matrix,
+    points: Matrix,
+    reference: Vector,
+    *,
+    log_first: bool = False,
 ) -> Vector:
     """Expected growth of the hypervolume of `points` by one more point.
 
@@ -46,14 +52,17 @@ def expected_improvement(
     - `mean`, `deviation`: `(m, 2)`, beliefs about the objectives of `m` candidates.
     - `points`: `(n, 2)`, what was observed; may be empty.
     - `reference`: `(2,)`.
+    - `log_first`: `mean` and `deviation` are those of the logarithm of the first objective, which
+      is positive; `points` and `reference` hold the objective itself.
     """
     front = pareto_front(points[np.all(points < reference, axis=1)])
+    below_first = _expected_below_log if log_first else _expected_below
     left = np.r_[-np.inf, front[:, 0]]
     right = np.r_[front[:, 0], reference[0]]
     ceiling = np.r_[reference[1], front[:, 1]]
     depth = _expected_below(mean[:, 1:], deviation[:, 1:], ceiling)
-    up_to_right = _expected_below(mean[:, :1], deviation[:, :1], right)
-    up_to_left = _expected_below(mean[:, :1], deviation[:, :1], left)
+    up_to_right = below_first(mean[:, :1], deviation[:, :1], right)
+    up_to_left = below_first(mean[:, :1], deviation[:, :1], left)
     return np.sum((up_to_right - up_to_left) * depth, axis=1)
 
 
@@ -63,3 +72,12 @@ def _expected_below(mean: Matrix, deviation: Matrix, level: Vector) -> Matrix:
     z = (finite - mean) / deviation
     density = np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
     return np.where(np.isfinite(level), deviation * (z * ndtr(z) + density), 0.0)
+
+
+def _expected_below_log(mean: Matrix, deviation: Matrix, level: Vector) -> Matrix:
+    """`E (level - exp y)₊` for a normal `y` (Black & Scholes 1973), zero for a level below zero."""
+    positive = np.where(level > 0, level, 1.0)
+    z = (np.log(positive) - mean) / deviation
+    whole = np.exp(np.minimum(mean + 0.5 * deviation**2, 700.0))
+    expected = positive * ndtr(z) - whole * ndtr(z - deviation)
+    return np.where(level > 0, np.maximum(expected, 0.0), 0.0)

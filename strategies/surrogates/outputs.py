@@ -21,13 +21,19 @@ def standardised(values: Vector) -> tuple[Vector, Vector]:
     return (values - values.mean()) / spread, np.full_like(values, 1.0 / spread)
 
 
-def logarithmic(values: Vector) -> tuple[Vector, Vector]:
-    """`log(value - best + shift)`: smooth and monotone, heavy tails tamed, the best part enlarged.
+def shifted(values: Vector) -> Vector:
+    """`value - best + shift`, positive, what `logarithmic` takes the logarithm of.
 
     The shift is half the median distance to the best value, so that the transformation adapts to
     the distribution and not to the unit of the objective.
     """
     offset = values - values.min()
     shift = max(0.5 * float(np.median(offset)), 1e-3 * float(offset.max())) or 1.0
-    scaled, slope = standardised(np.log(offset + shift))
-    return scaled, slope / (offset + shift)
+    return offset + shift
+
+
+def logarithmic(values: Vector) -> tuple[Vector, Vector]:
+    """Logarithm of `shifted`: smooth and monotone, heavy tails tamed, the best part enlarged."""
+    positive = shifted(values)
+    scaled, slope = standardised(np.log(positive))
+    return scaled, slope / positive

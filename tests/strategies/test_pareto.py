@@ -34,6 +34,19 @@ def test_expected_improvement_is_its_sampled_mean():
         assert value == pytest.approx(np.mean(gains), abs=4 * np.std(gains) / np.sqrt(4000))
 
 
+def test_expected_improvement_of_a_log_normal_objective():
+    rng = np.random.default_rng(1)
+    points = rng.random((6, 2))
+    mean, deviation = np.array([[-1.0, 0.4], [-2.0, 0.9], [0.3, 0.2]]), np.full((3, 2), 0.4)
+    expected = expected_improvement(mean, deviation, points, REFERENCE, log_first=True)
+    before = hypervolume(points, REFERENCE)
+    for m, d, value in zip(mean, deviation, expected, strict=True):
+        draws = m + d * rng.standard_normal((4000, 2))
+        draws[:, 0] = np.exp(draws[:, 0])
+        gains = [hypervolume(np.r_[points, draw[None]], REFERENCE) - before for draw in draws]
+        assert value == pytest.approx(np.mean(gains), abs=4 * np.std(gains) / np.sqrt(4000))
+
+
 def test_expected_improvement_without_points():
     value = expected_improvement(
         np.array([[0.5, 0.5]]), np.full((1, 2), 1e-9), np.empty((0, 2)), REFERENCE
