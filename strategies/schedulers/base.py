@@ -129,6 +129,7 @@ class Scheduler(abc.ABC):
         # By level: who has a result there. With `candidates` the one table; see `_record`.
         self._known: dict[int, list[int]] = {}
         self._stored: dict[int, dict[str, Any]] = {}
+        self._rungs_known: tuple[Fraction, tuple[int | float, ...]] | None = None
         self._warn = Warner()
 
     # -- resources ---------------------------------------------------------------------------
@@ -136,7 +137,7 @@ class Scheduler(abc.ABC):
     @property
     def top(self) -> int:
         """The index of the highest level: `S` above. Integers only, no floating logarithm."""
-        return len(self.resources) - 1
+        return len(self._rung_resources()) - 1
 
     @property
     def max_resource(self) -> int | float:
@@ -146,7 +147,14 @@ class Scheduler(abc.ABC):
     @property
     def resources(self) -> list[int | float]:
         """The resource of each level, lowest first."""
-        return list(rung_resources(self._low, self._high, self.eta, self.integer))
+        return list(self._rung_resources())
+
+    def _rung_resources(self) -> tuple[int | float, ...]:
+        # Asked for all the time, and a fraction takes long to be looked up.
+        if self._rungs_known is None or self._rungs_known[0] is not self._high:
+            found = rung_resources(self._low, self._high, self.eta, self.integer)
+            self._rungs_known = self._high, found
+        return self._rungs_known[1]
 
     # -- jobs --------------------------------------------------------------------------------
 

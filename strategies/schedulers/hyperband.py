@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from strategies.observation import Observation
 from strategies.schedulers.base import Scheduler
 from strategies.searchers.base import Searcher
 
@@ -110,6 +111,8 @@ class Hyperband(Scheduler):
         self.iterations = iterations
         # Brackets that need not be looked at again; one that grew is another.
         self._ended: set[Bracket] = set()
+        # What the open rungs of the others lack, until one of their members has a result.
+        self._lacking: dict[Bracket, list[tuple[int, int]]] = {}
 
     def brackets(self) -> Iterator[Bracket]:
         """All brackets, in the order in which they are run: most aggressive first."""
@@ -182,6 +185,8 @@ class Hyperband(Scheduler):
         """The members of the bracket's open rung that lack a result, with their level."""
         if bracket in self._ended:
             return []
+        if bracket in self._lacking:
+            return self._lacking[bracket]
         rung = None
         for rung in self.rungs(bracket):  # noqa: B007 -- the last one is wanted
             pass
@@ -191,9 +196,15 @@ class Hyperband(Scheduler):
             for n in rung.members
             if n not in self.candidates or rung.level not in self.candidates[n].results
         ]
-        if not lacking:
+        if lacking:
+            self._lacking[bracket] = lacking
+        else:
             self._ended.add(bracket)
         return lacking
+
+    def _record(self, number: int, level: int, observation: Observation) -> None:
+        super()._record(number, level, observation)
+        self._lacking = {b: known for b, known in self._lacking.items() if number not in b.numbers}
 
     def _begun(self) -> Iterator[Bracket]:
         for bracket in self.brackets():
@@ -218,8 +229,8 @@ class Hyperband(Scheduler):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See the base class."""
+        self._ended, self._lacking = set(), {}
         super().load_state_dict(state)
-        self._ended = set()
 
     def _options(self) -> dict[str, Any]:
         return super()._options() | {"iterations": self.iterations}
