@@ -69,7 +69,7 @@ class LCBench:
         }
 
     def __call__(
-        self, task: str, configs: Sequence[Mapping[str, float]], epochs: Sequence[int]
+        self, task: str, configs: Sequence[Mapping[str, float]], epochs: Sequence[float]
     ) -> dict[str, np.ndarray]:
         """What the trainings give.
 
@@ -77,7 +77,7 @@ class LCBench:
 
         - `task`: one of `tasks`.
         - `configs`: values of all hyperparameters, natural units.
-        - `epochs`: for each configuration, after how many epochs.
+        - `epochs`: for each configuration, after how many epochs; fractions are interpolated.
 
         **Returns:** `time` (s), `val_accuracy` (%), `val_cross_entropy`, `val_balanced_accuracy`,
         `test_cross_entropy`, `test_balanced_accuracy`, each of shape `(len(configs),)`.

@@ -64,7 +64,7 @@ except ImportError as error:
         'Experiments need a few more packages: pip install "hypergrad-engine[experiments]"'
     ) from error
 
-from experiments.harness.context import Context, Curve, Progress
+from experiments.harness.context import COLOURS, Context, Curve, Progress
 from experiments.harness.experiment import Claim, Experiment, Option, experiment
 
-__all__ = ["Claim", "Context", "Curve", "Experiment", "Option", "Progress", "experiment"]
+__all__ = ["COLOURS", "Claim", "Context", "Curve", "Experiment", "Option", "Progress", "experiment"]
