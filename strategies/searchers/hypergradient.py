@@ -9,6 +9,10 @@ Toint, Trust-Region Methods, 2000). Chains compete: the next evaluation goes to 
 value minus its optimistic further decrease is lowest. What has no gradient, such as categoricals
 and integers, is searched by changing it around the incumbent, which starts a new chain from the
 incumbent's continuous values; when the best chain has converged, chains start elsewhere.
+
+Where the gradients say that the objective is a sum of functions of one coordinate each, and the
+values agree, chains start at the minimum of that sum (`strategies.surrogates.additive`), however
+many valleys it has.
 """
 
 import itertools
@@ -24,15 +28,26 @@ from strategies.observation import Observation, Suggestion
 from strategies.searchers.base import Searcher
 from strategies.searchers.mutation import perturbed
 from strategies.space import SearchSpace
+from strategies.surrogates.additive import fit_additive
 from strategies.surrogates.gaussian_process import Rows, fit
 
 # What a chain's further steps try while one is being evaluated, relative to its radius.
 _LENGTHS = (1.0, 0.4, 2.0)
 # A chain may end this many times its next step's decrease lower.
 _HORIZON = 3.0
+# The last steps of a chain: at least so much of a decrease that is worth an evaluation otherwise.
+_POLISH = 1e-6
 # The surrogate that chooses new starts: at most so many dimensions, and so many rows.
 _SURROGATE_SIZE = 30
 _SURROGATE_ROWS = 90
+# The additive surrogate: at most so many dimensions, points and derivatives; and a larger mean
+# square of the values, in units of what was expected, says that the function is not additive.
+_ADDITIVE_SIZE = 100
+_ADDITIVE_POINTS = 40
+_ADDITIVE_DERIVATIVES = 1500
+_SURPRISE = 3.0
+# So many standard deviations below its mean is looked for a minimum when the mean's is known.
+_BOLD = 0.3
 
 
 @dataclass(frozen=True, eq=False)
@@ -320,6 +335,9 @@ class HypergradientSearcher(Searcher):
 
         least = self._least(known)
         settled = best.decrease <= least
+        jump = self._jump(number, best, known, graded, tried, least)
+        if jump is not None:
+            return jump
         if (
             best.decrease <= 100.0 * least
             and self._bent(best, known, graded, 500.0 * least)
@@ -339,16 +357,20 @@ class HypergradientSearcher(Searcher):
             return Suggestion(
                 number, change, {"move": "change", "chain": number, "parent": best.name}
             )
+        # Nothing else promises more: what little the best chain may still descend.
+        step = self._advanced(number, chains[:1], underway, _POLISH * least, tried)
+        if step is not None:
+            return step
         return self._start(number, rng, places, begun, best, known, graded)
 
     @staticmethod
     def _least(known: Sequence[_Point]) -> float:
-        """A decrease that is not worth an evaluation."""
+        """A decrease that is not worth an evaluation while there is anything else to try."""
         lowest = min(point.value for point in known)
         # Steps crowd around their minimum; the other points tell how values differ elsewhere.
         values = [point.value for point in known if point.note.get("move") != "step"]
         values = values or [point.value for point in known]
-        return max(1e-4 * (float(np.median(values)) - lowest), 1e-10 * abs(lowest))
+        return max(1e-4 * (float(np.median(values)) - lowest), 1e-9 * abs(lowest), 1e-300)
 
     def _advanced(
         self,
@@ -528,6 +550,67 @@ class HypergradientSearcher(Searcher):
         unit = best.best.unit.copy()
         unit[where] = candidates[int(np.argmax(improvement))]
         return unit
+
+    def _jump(
+        self,
+        number: int,
+        best: _Chain,
+        known: Sequence[_Point],
+        graded: np.ndarray,
+        tried: set[bytes],
+        least: float,
+    ) -> Suggestion | None:
+        """The minimum of an additive surrogate, if the values say that the function is additive.
+
+        That of its mean, or of a lower confidence bound where the mean's is known already. Where
+        such jumps have not kept what they promised, they must promise more than the best chain
+        hopes for.
+        """
+        where = best.where
+        alike = [
+            p
+            for p in known
+            if np.isfinite(p.gradient[where]).all()
+            and np.array_equal(p.unit[~graded], best.best.unit[~graded])
+        ]
+        if not where.any() or len(alike) < 4 or where.sum() > _ADDITIVE_SIZE:
+            return None
+        room = min(_ADDITIVE_POINTS, _ADDITIVE_DERIVATIVES // int(where.sum()))
+        if len(alike) > room:
+            lowest = sorted(alike, key=lambda p: p.value)[: room // 2]
+            names = {p.name for p in [*lowest, *alike[-room // 2 :]]}
+            alike = [p for p in alike if p.name in names]
+        surrogate = fit_additive(
+            np.array([p.unit[where] for p in alike]),
+            np.array([p.value for p in alike]),
+            np.array([p.gradient[where] for p in alike]),
+            np.array([p.error for p in alike]),
+            next(i for i, p in enumerate(alike) if p is best.best),
+        )
+        if surrogate is None or surrogate.surprise > _SURPRISE:
+            return None
+        hope = _POLISH * least
+        jumps = [p for p in alike if "promise" in p.note][-3:]
+        if len(jumps) == 3 and all(
+            p.note["from"] - p.value < 0.3 * p.note["promise"] for p in jumps
+        ):
+            hope = max(_HORIZON * best.trust * best.decrease, 10.0 * least)
+        columns = np.arange(int(where.sum()))
+        for boldness in (0.0, _BOLD):
+            rows = np.argmin(surrogate.mean - boldness * surrogate.deviation, axis=0)
+            mean = float(surrogate.mean[rows, columns].sum())
+            deviation = float(np.linalg.norm(surrogate.deviation[rows, columns]))
+            deviation = max(deviation, 1e-3 * abs(mean), 1e-300)
+            z = -mean / deviation
+            density = np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
+            unit = best.best.unit.copy()
+            unit[where] = surrogate.places[rows, columns]
+            config = self.space.decode(unit)
+            promising = -mean * ndtr(z) + deviation * density > hope
+            if promising and self.space.encode(config).tobytes() not in tried:
+                note = {"move": "start", "chain": number, "from": best.best.value}
+                return Suggestion(number, config, {**note, "promise": max(-mean, 0.0)})
+        return None
 
     def _changed(
         self,
