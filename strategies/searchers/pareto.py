@@ -27,6 +27,9 @@ from strategies.surrogates.startup import sobol_point
 
 Matrix = NDArray[np.float64]
 
+# Values are of interest up to so many times the distance of the median from the best.
+_TAIL = 5.0
+
 
 @dataclass(frozen=True)
 class ScalingLaw:
@@ -94,7 +97,11 @@ class ParetoSearcher(Searcher):
         x = units * self._stretch
         # The value's logarithm is what a process can model, areas are in its own units: a tenth of
         # the best error is not worth as much as a tenth of the worst.
-        logs = np.log(shifted(np.array([o.value for o in known], float)))
+        # Diverged trainings would take all of its range, and are bad enough at the cap.
+        values = np.array([o.value for o in known], float)
+        middle = float(np.median(values))
+        cap = middle + _TAIL * (middle - values.min())
+        logs = np.log(shifted(np.minimum(values, cap) if cap > middle else values))
         centre, spread = float(logs.mean()), max(float(logs.std()), 1e-12)
         cost, _ = standardised(np.log([float(o.cost or 1) for o in known]))
         targets = np.stack([(logs - centre) / spread, cost], axis=1)
@@ -114,8 +121,7 @@ class ParetoSearcher(Searcher):
             means = np.r_[means, np.stack(guesses, axis=1)]
             tried = np.r_[units, waiting]
         points = np.stack([np.exp(centre + spread * means[:, 0]), means[:, 1]], axis=1)
-        # Whatever it costs is of interest, but not the tail of bad values, which may be endless.
-        worst = np.array([np.quantile(points[:, 0], 0.9), points[:, 1].max()])
+        worst = points.max(axis=0)
         reference = worst + 0.1 * (worst - points.min(axis=0))
 
         def score(candidates: Matrix) -> NDArray[np.float64]:

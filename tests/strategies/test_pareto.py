@@ -63,11 +63,11 @@ def scaling_task(config):
     return size**-0.3 + 0.3 * (np.log10(lr) + 0.5 * np.log10(size)) ** 2, size
 
 
-def search(searcher, trials):
+def search(searcher, trials, task=scaling_task):
     points = []
     for _ in range(trials):
         suggestion = searcher.ask()
-        value, cost = scaling_task(suggestion.config)
+        value, cost = task(suggestion.config)
         points.append((value, np.log10(cost) / 3))
         searcher.tell(Observation(suggestion.config, value, cost=cost, number=suggestion.number))
     return hypervolume(np.array(points), np.array([1.2, 1.05]))
@@ -83,6 +83,16 @@ def test_larger_hypervolume_than_random_and_the_scaling_law():
     assert law.error < 0.1
     front = searcher.front()
     assert [o.value for o in front] == sorted((o.value for o in front), reverse=True)
+
+
+def test_diverged_trainings_do_not_stretch_the_objective():
+    def diverging(config):
+        value, cost = scaling_task(config)
+        return (value if config["lr"] < 0.3 else 1e6 * config["lr"]), cost
+
+    area = search(ParetoSearcher(SPACE, seed=1), 30, diverging)
+    random = [search(RandomSearcher(SPACE, seed=seed), 30, diverging) for seed in range(20)]
+    assert area > max(random)
 
 
 def test_few_trials_have_no_law():
