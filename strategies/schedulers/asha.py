@@ -12,6 +12,7 @@ the rung so far. It needs no pausing; it lets more bad configurations through ea
 
 import math
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any, Literal, get_args
 
 from strategies.schedulers.base import Scheduler
@@ -36,9 +37,9 @@ class ASHA(Scheduler):
     def __init__(
         self,
         searcher: Searcher,
-        max_resource: int | float,
+        max_resource: int | float | Fraction,
         *,
-        min_resource: int | float = 1,
+        min_resource: int | float | Fraction = 1,
         eta: int = 3,
         integer: bool = True,
         mode: Mode = "promotion",

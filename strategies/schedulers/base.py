@@ -85,7 +85,8 @@ class Scheduler(abc.ABC):
     **Arguments:**
 
     - `searcher`: any searcher; only its pure method `propose` is used.
-    - `max_resource`: the most resource that one configuration may get (epochs, steps, samples).
+    - `max_resource`: the most resource that one configuration may get (epochs, steps, samples). A
+      `fractions.Fraction` is taken exactly, such as the third of a maximum to be grown to later.
     - `min_resource`: the least that a configuration gets. Default 1.
     - `eta`: the reduction factor, an integer of at least 2. Default 3.
     - `integer`: round the rungs' resources to whole numbers. Default `True`. The rungs themselves
@@ -99,16 +100,18 @@ class Scheduler(abc.ABC):
     def __init__(
         self,
         searcher: Searcher,
-        max_resource: int | float,
+        max_resource: int | float | Fraction,
         *,
-        min_resource: int | float = 1,
+        min_resource: int | float | Fraction = 1,
         eta: int = 3,
         integer: bool = True,
     ) -> None:
         if isinstance(eta, bool) or not isinstance(eta, int) or eta < 2:
             raise ValueError(f"eta must be an integer of at least 2, got {eta!r}.")
         for name, value in (("min_resource", min_resource), ("max_resource", max_resource)):
-            if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+            if not (
+                isinstance(value, int | float | Fraction) and math.isfinite(value) and value > 0
+            ):
                 raise ValueError(f"{name} must be a positive finite number, got {value!r}.")
         if max_resource < min_resource:
             raise ValueError(
@@ -297,8 +300,20 @@ class Scheduler(abc.ABC):
         """What the searcher learns from: the results of one rung, never a mixture of fidelities.
 
         The highest rung that has at least as many usable results as the space has encoded
-        dimensions, plus two (as in BOHB); before any has, the rung with the most.
+        dimensions, plus two (as in BOHB); before any has, the rung with the most. A searcher that
+        compares resources by itself (`Searcher.all_resources`) is shown the results of all rungs,
+        and none before a configuration has reached its second rung, or the last: a model of the
+        lowest rung alone would fill it with what learns fast and ends early.
         """
+        if self.searcher.all_resources:
+            promoted = any(len(candidate.results) > 1 for candidate in self.candidates.values())
+            if not promoted and not self._at(self.top):
+                return []
+            return [
+                candidate.results[level]
+                for _, candidate in sorted(self.candidates.items())
+                for level in sorted(candidate.results)
+            ]
         enough = self.searcher.space.dimension + 2
         most, level = 0, 0
         for i in reversed(range(self.top + 1)):

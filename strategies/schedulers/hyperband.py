@@ -13,6 +13,7 @@ import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from strategies.observation import Observation
@@ -96,9 +97,9 @@ class Hyperband(Scheduler):
     def __init__(
         self,
         searcher: Searcher,
-        max_resource: int | float,
+        max_resource: int | float | Fraction,
         *,
-        min_resource: int | float = 1,
+        min_resource: int | float | Fraction = 1,
         eta: int = 3,
         integer: bool = True,
         iterations: int | None = 1,

@@ -36,9 +36,9 @@ class IterativeDeepeningHyperband(Hyperband):
     def __init__(
         self,
         searcher: Searcher,
-        max_resource: int | float,
+        max_resource: int | float | Fraction,
         *,
-        min_resource: int | float = 1,
+        min_resource: int | float | Fraction = 1,
         eta: int = 3,
         integer: bool = True,
         iterations: int | None = 1,
@@ -56,7 +56,7 @@ class IterativeDeepeningHyperband(Hyperband):
             raise ValueError(f"variant must be one of {get_args(Variant)}, got {variant!r}.")
         self.variant: Variant = variant
 
-    def deepen(self, max_resource: int | float | None = None) -> None:
+    def deepen(self, max_resource: int | float | Fraction | None = None) -> None:
         """Raise the maximum resource, and keep all results.
 
         Jobs that are pending stay valid: a rung keeps its resource when the maximum grows.

@@ -39,6 +39,10 @@ class Searcher(ABC):
       completed with defaults.
     """
 
+    #: Whether `propose` compares results at different resources by itself. A scheduler shows such a
+    #: searcher the results of all rungs, and any other those of one rung.
+    all_resources = False
+
     def __init__(
         self, space: SearchSpace, *, seed: int = 0, first: Iterable[Mapping[str, Any]] = ()
     ):
@@ -262,6 +266,6 @@ class Searcher(ABC):
 
 def _place(observation: Observation) -> tuple[int, float, str]:
     if observation.number is not None:
-        return observation.number, 0.0, ""
+        return observation.number, observation.resource or 0.0, ""
     value = observation.value
     return -1, float("inf") if value is None else value, repr(observation.config)

@@ -25,6 +25,7 @@ from strategies.surrogates.acquisition import (
     log_expected_improvement_slopes,
 )
 from strategies.surrogates.candidates import maximise
+from strategies.surrogates.fidelities import aligned, paired
 from strategies.surrogates.gaussian_process import GaussianProcess, Prior, Rows, fit
 from strategies.surrogates.geometry import geometry
 from strategies.surrogates.outputs import imputed, logarithmic
@@ -37,21 +38,38 @@ Matrix = NDArray[np.float64]
 # below 0.3 s at 100 gradients in 20 dimensions on two cores.
 _FIT_ROWS = 160
 _POSTERIOR_ROWS = 600
+# The same where the results of several resources are modelled together: a configuration has a row
+# for each, and schedulers ask for many configurations.
+_JOINT_FIT_ROWS = 100
+_JOINT_POSTERIOR_ROWS = 250
 
 _ANCHORS = 5
 
 
 @dataclass(frozen=True)
 class _Belief:
-    """The fitted process and what the acquisition needs to know beside it."""
+    """The fitted process and what the acquisition needs to know beside it.
+
+    - `at`: what the process has after a point's own coordinates: the resource asked about, or
+      nothing.
+    - `through`: the resource at which a suggestion is going to be observed.
+    """
 
     process: GaussianProcess
     best: float
     tried: Matrix
     anchors: Matrix
+    at: Vector
+    through: Vector
 
     def score(self, points: Matrix) -> Vector:
-        mean, deviation = self.process.predict(points)
+        x = _extended(points, self.at)
+        if len(self.at):
+            # Near what is known at the lower resource the higher one may still be uncertain, and
+            # nothing would be learned of it: what counts is how far an observation moves the mean.
+            mean, deviation = self.process.predict_change(x, _extended(points, self.through))
+        else:
+            mean, deviation = self.process.predict(x)
         return log_expected_improvement(mean, deviation, self.best)
 
 
@@ -61,10 +79,13 @@ class BayesSearcher(Searcher):
     **Arguments:**
 
     - `space`, `seed`, `first`: as for every searcher.
-    - `startup`: points of a scrambled Sobol sequence before the first model.
+    - `startup`: points of a scrambled Sobol sequence before the first model. Inside a scheduler it
+      is at least the space's encoded dimensions, plus two.
     - `gradients`: condition on the gradients that trials report, if they do.
     - `prior`: on the hyperparameters of the process.
     """
+
+    all_resources = True
 
     def __init__(
         self,
@@ -83,22 +104,26 @@ class BayesSearcher(Searcher):
         self.gradients = gradients
         self.prior = prior or Prior()
         self._groups, self._stretch = geometry(self.space)
+        self._codes: dict[int, tuple[Observation, Vector]] = {}
 
     def _propose(
         self, number: int, history: Sequence[Observation], pending: Sequence[Suggestion]
     ) -> Suggestion:
-        if sum(item.status != "failed" for item in history) < self.startup:
+        usable = [item for item in history if item.status != "failed"]
+        joint = paired(usable)
+        known = len({item.number for item in usable}) if joint else len(usable)
+        if known < (max(self.startup, self.space.dimension + 2) if joint else self.startup):
             config = self.space.from_uniform(sobol_point(self.space.uniforms, self.seed, number))
             return Suggestion(number, config, {"origin": "startup"})
         rng = self.rng(number)
-        belief = self._believe(_highest_resource(history), pending, rng)
+        belief = self._believe(history, pending, rng)
         point = maximise(
             self.space,
             lambda units: belief.score(units * self._stretch),
             belief.anchors / self._stretch,
             belief.tried / self._stretch,
             rng,
-            lambda point, score: self._climb(belief, point, score),
+            None if len(belief.at) else lambda point, score: self._climb(belief, point, score),
         )
         config = self.space.sample(rng) if point is None else self.space.decode(point)
         return Suggestion(number, config, {"origin": "model"})
@@ -111,41 +136,72 @@ class BayesSearcher(Searcher):
         pending: Sequence[Suggestion],
         rng: np.random.Generator,
     ) -> _Belief:
-        units = np.stack([self.space.encode(item.config) for item in history])
-        values = np.array([np.nan if item.value is None else item.value for item in history])
-        values[[item.status == "failed" for item in history]] = np.nan
+        groups = self._groups
+        joint = paired(history)
+        if joint:
+            data = aligned(history)
+            places, target, slope = data.place[:, None], data.target, data.slope
+            groups = np.r_[groups, groups.max() + 1]
+            # The higher resources first: they are what is asked about. The rest as it comes, so
+            # that what decides the hyperparameters is not only the best.
+            order = np.lexsort((target, -data.place))
+            fit_room, room = _JOINT_FIT_ROWS, _JOINT_POSTERIOR_ROWS
+            near, rest = order[: fit_room // 2], order[fit_room // 2 :]
+            order = np.r_[near, rng.permutation(rest)]
+        else:
+            fit_room, room = _FIT_ROWS, _POSTERIOR_ROWS
+            history = _highest_resource(history)
+            values = np.array([np.nan if item.value is None else item.value for item in history])
+            values[[item.status == "failed" for item in history]] = np.nan
+            target, slope = logarithmic(imputed(values))
+            places = np.empty((len(history), 0))
+            order = np.argsort(target, kind="stable")
+        at, through = np.ones(places.shape[1]), np.zeros(places.shape[1])
+        units = self._encoded(history)
         with_gradient = self.gradients and any(item.gradient for item in history)
-        target, slope = logarithmic(imputed(values))
-        order = np.argsort(target, kind="stable")
-        if len(order) > _POSTERIOR_ROWS:
-            near, rest = order[: _POSTERIOR_ROWS // 2], order[_POSTERIOR_ROWS // 2 :]
-            order = np.r_[near, rng.choice(rest, _POSTERIOR_ROWS - len(near), replace=False)]
-        x = units[order] * self._stretch
+        if len(order) > room:
+            near, rest = order[: room // 2], order[room // 2 :]
+            order = np.r_[near, rng.choice(rest, room - len(near), replace=False)]
+        x = np.c_[units[order] * self._stretch, places[order]]
         rows, y = Rows.values(x), target[order]
-        fit_rows = np.arange(min(len(order), _FIT_ROWS))
+        fit_rows = np.arange(min(len(order), fit_room))
         if with_gradient:
             extra, extra_y = self._derivatives(
-                [history[i] for i in order], x, slope[order], _POSTERIOR_ROWS - len(order)
+                [history[i] for i in order], x, slope[order], room - len(order)
             )
-            room = max(_FIT_ROWS - len(order), 0)
-            fit_rows = np.r_[fit_rows, len(order) + np.arange(min(len(extra_y), room))]
+            fit_extra = min(len(extra_y), max(fit_room - len(order), 0))
+            fit_rows = np.r_[fit_rows, len(order) + np.arange(fit_extra)]
             rows, y = rows.join(extra), np.r_[y, extra_y]
-        process = fit(rows, y, self._groups, prior=self.prior, fit_rows=fit_rows)
-        mean, _ = process.predict(x)
-        tried = x
+        process = fit(rows, y, groups, prior=self.prior, fit_rows=fit_rows)
+        tried = x[:, : self.space.dimension]
+        if joint:
+            tried = np.unique(tried, axis=0)
+        mean, _ = process.predict(_extended(tried, at))
+        anchors = tried[np.argsort(mean, kind="stable")[:_ANCHORS]]
         if pending:
             waiting = np.stack([self.space.encode(item.config) for item in pending]) * self._stretch
-            guess, _ = process.predict(waiting)
-            process = process.condition(rows.join(Rows.values(waiting)), np.r_[y, guess])
-            tried = np.r_[x, waiting]
-        anchors = x[np.argsort(mean, kind="stable")[:_ANCHORS]]
-        return _Belief(process, float(mean.min()), tried, anchors)
+            guess, _ = process.predict(_extended(waiting, through))
+            more = Rows.values(_extended(waiting, through))
+            process = process.condition(rows.join(more), np.r_[y, guess])
+            tried = np.r_[tried, waiting]
+        return _Belief(process, float(mean.min()), tried, anchors, at, through)
+
+    def _encoded(self, history: Sequence[Observation]) -> Matrix:
+        """Unit coordinates of all; those of an observation seen before are not computed again."""
+        codes = {}
+        for item in history:
+            known, row = self._codes.get(id(item), (None, None))
+            if known is not item or row is None:
+                row = self.space.encode(item.config)
+            codes[id(item)] = (item, row)
+        self._codes = codes
+        return np.stack([codes[id(item)][1] for item in history])
 
     def _derivatives(
         self, history: Sequence[Observation], x: Matrix, slope: Vector, room: int
     ) -> tuple[Rows, Vector]:
         """Derivative rows, best observations first, until the room is used up."""
-        dimension = self.space.dimension
+        width = x.shape[1]
         known = [
             (i, self.space.pull_back(item.config, item.gradient), item.gradient_error)
             for i, item in enumerate(history)
@@ -162,18 +218,18 @@ class BayesSearcher(Searcher):
             if error is not None and not error < 1:
                 continue
             if entries <= room:
-                along = np.eye(dimension)[np.isfinite(raw)]
+                along = np.eye(len(raw), width)[np.isfinite(raw)]
             elif len(y) < room and size > 0:
-                along = (gradient / size)[None]
+                along = np.pad(gradient / size, (0, width - len(raw)))[None]
             else:
                 continue
             spread = 0.0 if error is None else error * size / np.sqrt(np.isfinite(raw).sum())
             at += [i] * len(along)
             directions += list(along)
-            y += list(along @ gradient)
+            y += list(along[:, : len(raw)] @ gradient)
             noise += [spread] * len(along)
         if not y:
-            return Rows.values(np.empty((0, dimension))), np.empty(0)
+            return Rows.values(np.empty((0, width))), np.empty(0)
         return Rows(x[at], np.array(directions), np.array(noise)), np.array(y)
 
     # The acquisition
@@ -186,7 +242,7 @@ class BayesSearcher(Searcher):
             moved = point.copy()
             moved[free] = values
             mean, deviation, by_mean, by_deviation = belief.process.predict_slopes(
-                moved * self._stretch, free
+                _extended((moved * self._stretch)[None], belief.at)[0], free
             )
             value = log_expected_improvement(mean, deviation, belief.best)
             to_mean, to_deviation = log_expected_improvement_slopes(mean, deviation, belief.best)
@@ -208,6 +264,11 @@ class BayesSearcher(Searcher):
         moved = point.copy()
         moved[free] = result.x
         return moved, -float(result.fun)
+
+
+def _extended(points: Matrix, at: Vector) -> Matrix:
+    """Points with the coordinates that they have in common."""
+    return np.c_[points, np.broadcast_to(at, (len(points), len(at)))]
 
 
 def _highest_resource(history: Sequence[Observation]) -> Sequence[Observation]:

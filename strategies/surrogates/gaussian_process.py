@@ -85,17 +85,24 @@ class Prior:
     signal_spread: float = 0.5
 
 
+def _distance(xa: Matrix, xb: Matrix) -> Matrix:
+    squared = np.sum(xa**2, 1)[:, None] + np.sum(xb**2, 1) - 2 * xa @ xb.T
+    return np.sqrt(np.maximum(squared, 0))
+
+
 def _parts(a: Rows, b: Rows, scales: Vector) -> tuple[Matrix, ...]:
     xa, xb = a.x / scales, b.x / scales
     ua, ub = a.direction / scales, b.direction / scales
-    squared = np.sum(xa**2, 1)[:, None] + np.sum(xb**2, 1) - 2 * xa @ xb.T
-    r = np.sqrt(np.maximum(squared, 0))
+    r = _distance(xa, xb)
     left = np.sum(ua * xa, 1)[:, None] - ua @ xb.T
     right = xa @ ub.T - np.sum(xb * ub, 1)
     return r, left, right, ua @ ub.T
 
 
 def _covariance(a: Rows, b: Rows, scales: Vector) -> Matrix:
+    if not (a.direction.any() or b.direction.any()):  # the same with less work
+        r = _distance(a.x / scales, b.x / scales)
+        return (1 + _ROOT5 * r + 5 / 3 * r**2) * np.exp(-_ROOT5 * r)
     r, left, right, dots = _parts(a, b, scales)
     e = np.exp(-_ROOT5 * r)
     psi = 5 / 3 * (1 + _ROOT5 * r) * e
@@ -109,6 +116,12 @@ def _covariance(a: Rows, b: Rows, scales: Vector) -> Matrix:
 
 def _scale_gradient(rows: Rows, scales: Vector, weight: Matrix) -> Vector:
     """`d⟨weight, covariance⟩ / d log scales`, per coordinate, for a symmetric `weight`."""
+    if not rows.direction.any():
+        r = _distance(rows.x / scales, rows.x / scales)
+        by_squared = weight * (-5 / 6) * (1 + _ROOT5 * r) * np.exp(-_ROOT5 * r)
+        x = rows.x
+        total = 2 * by_squared.sum(1) @ x**2 - 2 * np.sum(x * (by_squared @ x), 0)
+        return -2 * total / scales**2
     r, left, right, dots = _parts(rows, rows, scales)
     e = np.exp(-_ROOT5 * r)
     psi, chi = 5 / 3 * (1 + _ROOT5 * r) * e, 25 / 3 * e
@@ -147,6 +160,23 @@ class GaussianProcess:
         half = solve_triangular(self.factor, cross.T, lower=True, check_finite=False)
         variance = np.maximum(self.signal - np.sum(half**2, 0), 1e-12 * self.signal)
         return cross @ self.weights, np.sqrt(variance)
+
+    def predict_change(self, x: Matrix, through: Matrix) -> tuple[Vector, Vector]:
+        """Posterior mean at the rows of `x`, and the standard deviation of its change.
+
+        The change is that by one more observation, for each row at the same row of `through`: the
+        posterior covariance of the two over the deviation of what would be observed.
+        """
+        of_x = self.signal * _covariance(Rows.values(x), self.rows, self.scales)
+        of_through = self.signal * _covariance(Rows.values(through), self.rows, self.scales)
+        half_x = solve_triangular(self.factor, of_x.T, lower=True, check_finite=False)
+        half_through = solve_triangular(self.factor, of_through.T, lower=True, check_finite=False)
+        r = np.sqrt(np.sum(((x - through) / self.scales) ** 2, 1))
+        prior = self.signal * (1 + _ROOT5 * r + 5 / 3 * r**2) * np.exp(-_ROOT5 * r)
+        shared = np.abs(prior - np.sum(half_x * half_through, 0))
+        variance = np.maximum(self.signal - np.sum(half_through**2, 0), 0.0) + self.noise
+        change = shared / np.sqrt(variance + _JITTER * self.signal)
+        return of_x @ self.weights, np.maximum(change, 1e-6 * np.sqrt(self.signal))
 
     def predict_slopes(
         self, x: Vector, coordinates: NDArray[np.intp]
