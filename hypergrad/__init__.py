@@ -39,6 +39,7 @@ from hypergrad.linear import Identity as Identity
 from hypergrad.linear import Neumann as Neumann
 from hypergrad.linear import NormalCG as NormalCG
 from hypergrad.linear import Nystrom as Nystrom
+from hypergrad.linear import RecyclingCG as RecyclingCG
 from hypergrad.minibatch import over_batches as over_batches
 from hypergrad.optimality import KKT as KKT
 from hypergrad.optimality import ProximalStep as ProximalStep

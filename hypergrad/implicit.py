@@ -42,6 +42,7 @@ class ImplicitState(eqx.Module):
 
     params: PyTree
     adjoint: PyTree
+    recollection: PyTree
     scale: Scalar
     solver_state: PyTree
     inner_iterations: Int[Array, ""]
@@ -68,7 +69,8 @@ class ImplicitDifferentiation(Estimator):
     - `damping`: solves with `H + damping I` instead. It makes an indefinite or singular Hessian
       tractable at the price of a bias, which the error estimate contains.
     - `curvature`: `Hessian()`, or `GaussNewton(...)` for networks far from a minimum.
-    - `warm_start`: begin each solve at the last adjoint.
+    - `warm_start`: begin each solve at the last adjoint, and let a linear solver that learns from
+      solve to solve (`RecyclingCG`) do so.
     - `error_estimate`: `True`, `False` (`info.error` is then NaN and costs nothing), or an
       `ErrorEstimate` with its own options. It costs three loose solves and a few gradients of
       the losses.
@@ -135,9 +137,11 @@ class ImplicitDifferentiation(Estimator):
         residual_at = residual_of(problem, static, hparams, inner_batch, key)
         residual, image = jax.jvp(residual_at, (dynamic,), (dynamic,))
         scale = jnp.fmax(vector.norm(residual), vector.norm(image))
+        adjoint = vector.zeros_like(accumulating(dynamic))
         return ImplicitState(
             params=params,
-            adjoint=vector.zeros_like(accumulating(dynamic)),
+            adjoint=adjoint,
+            recollection=self.linear_solver.blank(adjoint) if self.warm_start else None,
             scale=jnp.where(jnp.isfinite(scale) & (scale > 0), scale, 1),
             solver_state=None if self.solver is None else self.solver.init(problem, params),
             inner_iterations=jnp.zeros((), jnp.int32),
@@ -163,6 +167,7 @@ class ImplicitDifferentiation(Estimator):
         state = ImplicitState(
             params=solution.params,
             adjoint=state.adjoint,
+            recollection=state.recollection,
             scale=state.scale,
             solver_state=solution.state,
             inner_iterations=solution.iterations,
@@ -205,7 +210,10 @@ class ImplicitDifferentiation(Estimator):
         undamped = isinstance(self.damping, float | int) and self.damping == 0
         system = exact if undamped else exact.damped(self.damping)
         linear_solver = solver_for(self.linear_solver, symmetric=exact.symmetric)
-        initial = state.adjoint if self.warm_start else None
+        initial = None
+        if self.warm_start:
+            initial = state.adjoint
+            linear_solver = linear_solver.recalling(state.recollection)
         solution, size = system.solve_adjoint(linear_solver, cotangent, initial)
 
         # The symmetric part of a fixed point or of KKT conditions need not be definite.
@@ -259,6 +267,7 @@ class ImplicitDifferentiation(Estimator):
         new_state = ImplicitState(
             params=state.params,
             adjoint=solution.value if self.warm_start else state.adjoint,
+            recollection=solution.recollection if self.warm_start else None,
             scale=state.scale,
             solver_state=state.solver_state,
             inner_iterations=state.inner_iterations,

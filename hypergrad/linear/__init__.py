@@ -20,3 +20,4 @@ from hypergrad.linear.pcg import PCG as PCG
 from hypergrad.linear.preconditioner import Diagonal as Diagonal
 from hypergrad.linear.preconditioner import Jacobi as Jacobi
 from hypergrad.linear.preconditioner import Preconditioner as Preconditioner
+from hypergrad.linear.recycling_cg import RecyclingCG as RecyclingCG

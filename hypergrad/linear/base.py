@@ -1,6 +1,7 @@
 """What a linear solver is given and what it gives back."""
 
 from abc import abstractmethod
+from typing import Self
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -57,6 +58,8 @@ class LinearSolution(eqx.Module):
       iterate.
     - `curvature_min`, `curvature_max`: smallest and largest Rayleigh quotient (or Ritz value) seen;
       NaN when the method sees none.
+    - `recollection`: what the solver wants to be given back at the next solve (see
+      `LinearSolver.recalling`); `None` for those that remember nothing.
     """
 
     value: PyTree
@@ -66,6 +69,7 @@ class LinearSolution(eqx.Module):
     breakdown: Bool[Array, ""]
     curvature_min: Scalar
     curvature_max: Scalar
+    recollection: PyTree = None
 
 
 class LinearSolver(eqx.Module):
@@ -93,6 +97,17 @@ class LinearSolver(eqx.Module):
         - `initial`: a start for iterative methods (warm start); ignored by direct ones. A start of
           zeros is recognised at run time and costs no product.
         """
+
+    def blank(self, like: PyTree) -> PyTree:
+        """What a solver that learns from solve to solve knows before the first; else `None`.
+
+        `like` is a vector of the space: only shapes and dtypes matter.
+        """
+        return None
+
+    def recalling(self, recollection: PyTree) -> Self:
+        """This solver with what it learned: `blank(...)`, or `solution.recollection` of a solve."""
+        return self
 
 
 def unmeasured(rhs: PyTree) -> Scalar:

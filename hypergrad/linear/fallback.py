@@ -1,5 +1,8 @@
 """One solver, and another for the systems that the first is not made for."""
 
+from typing import Self
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
@@ -43,7 +46,16 @@ class Fallback(LinearSolver):
                 breakdown=two.breakdown,
                 curvature_min=jnp.fmin(one.curvature_min, two.curvature_min),
                 curvature_max=jnp.fmax(one.curvature_max, two.curvature_max),
+                recollection=one.recollection,
             )
 
         failed = one.nonpositive_curvature | one.breakdown
         return jax.lax.cond(failed, again, lambda: one)
+
+    def blank(self, like: PyTree) -> PyTree:
+        """What `first` knows; see `LinearSolver.blank`."""
+        return self.first.blank(like)
+
+    def recalling(self, recollection: PyTree) -> Self:
+        """With what `first` learned; see `LinearSolver.recalling`."""
+        return eqx.tree_at(lambda s: s.first, self, self.first.recalling(recollection))

@@ -22,6 +22,7 @@ from hypergrad.linear import (
     NormalCG,
     Nystrom,
     NystromPreconditioner,
+    RecyclingCG,
     symmetric_operator,
     vector,
 )
@@ -31,6 +32,7 @@ SYMMETRIC = {
     "cg": lambda **stop: CG(**stop),
     "pcg": lambda **stop: PCG(**stop),
     "pcg_nystrom": lambda **stop: PCG(NystromPreconditioner(4), **stop),
+    "recycling_cg": lambda **stop: RecyclingCG(**stop),
     "minres": lambda **stop: MINRES(**stop),
     "fallback": lambda **stop: Fallback(CG(**stop), MINRES(**stop)),
 }
