@@ -165,6 +165,90 @@ def test_the_simplex():
     assert abs(out.grad @ direction - difference) < 1e-5 * abs(difference)
 
 
+def central_difference(problem, solve, w, lam, batch, outer_batch, shift=1e-5):
+    """Derivative of the solved outer loss with respect to a scalar hyperparameter."""
+    high, low = (
+        problem.outer(solve(w, lam + s, batch), lam + s, outer_batch) for s in (shift, -shift)
+    )
+    return (high - low) / (2 * shift)
+
+
+def test_total_variation_through_its_dual():
+    # min ½‖w − y‖² + λ Σ|w[i+1] − w[i]| has the dual min ½‖y − Dᵀu‖², |u| ≤ λ, and w = y − Dᵀu.
+    rng = np.random.default_rng(0)
+    clean = np.repeat([0.0, 2.0, 1.0, -1.0], 8)
+    noisy = jnp.asarray(clean + 0.3 * rng.normal(size=clean.size))
+
+    def primal(u, noisy):
+        return noisy + jnp.diff(u, prepend=0.0, append=0.0)
+
+    step = ProximalStep(
+        lambda u, lam, noisy: 0.5 * jnp.sum(primal(u, noisy) ** 2),
+        lambda point, lam, step: jnp.clip(point, -jnp.exp(lam), jnp.exp(lam)),
+        0.25,
+        polyhedral=True,
+    )
+    problem = BilevelProblem(None, lambda u, lam, b: jnp.mean((primal(u, b[0]) - b[1]) ** 2), step)
+    solve, batch, lam = iterate(step), (noisy, jnp.asarray(clean)), jnp.asarray(-0.5)
+    u = solve(jnp.zeros(clean.size - 1), lam, noisy)
+    at_bound = int(jnp.sum(jnp.abs(u) >= jnp.exp(lam)))
+    assert 2 <= at_bound < u.size - 8
+    estimator = ImplicitDifferentiation(linear_solver=CG(tol=1e-11))
+    out = hypergradient(problem, u, lam, noisy, batch, estimator=estimator)
+    difference = central_difference(problem, solve, u, lam, noisy, batch)
+    assert abs(out.grad - difference) < 1e-6 * abs(difference)
+    assert out.info.error < 1e-4
+
+
+def test_the_dual_of_a_support_vector_machine():
+    rng = np.random.default_rng(1)
+    x = jnp.asarray(
+        np.concatenate([rng.normal(size=(30, 2)) - 0.6, rng.normal(size=(30, 2)) + 0.6])
+    )
+    y = jnp.repeat(jnp.array([-1.0, 1.0]), 30)
+    train, valid = (x[::2], y[::2]), (x[1::2], y[1::2])
+
+    def kernel(a, b, lam):
+        square = jnp.sum((a[:, None] - b[None]) ** 2, axis=-1)
+        return jnp.exp(-jnp.exp(lam["width"]) * square)
+
+    def dual(alpha, lam, batch):
+        x, y = batch
+        gram = y[:, None] * kernel(x, x, lam) * y
+        return 0.5 * alpha @ gram @ alpha - jnp.sum(alpha)
+
+    def outer(alpha, lam, batch):
+        x, y = batch
+        margin = y * (kernel(x, train[0], lam) @ (alpha * train[1]))
+        return jnp.mean(jax.nn.softplus(-margin))
+
+    step = ProximalStep(
+        dual, lambda point, lam, step: jnp.clip(point, 0.0, jnp.exp(lam["C"])), 0.1, polyhedral=True
+    )
+    problem = BilevelProblem(None, outer, step)
+    lam = {"C": jnp.asarray(-0.7), "width": jnp.asarray(0.5)}
+
+    @eqx.filter_jit
+    def solve(alpha, lam, batch):
+        move = lambda _, a: step.prox(step.forward(a, lam, batch), lam, step.step)  # noqa: E731
+        return jax.lax.fori_loop(0, 40000, move, alpha)
+
+    alpha = solve(jnp.zeros(30), lam, train)
+    inside = (alpha > 0) & (alpha < jnp.exp(lam["C"]))
+    assert min(int(jnp.sum(inside)), int(jnp.sum(alpha == 0)), int(jnp.sum(alpha > 0.49))) >= 2
+    estimator = ImplicitDifferentiation(linear_solver=CG(tol=1e-11))
+    out = hypergradient(problem, alpha, lam, train, valid, estimator=estimator)
+    for name in lam:
+        shifted = [
+            outer(
+                solve(alpha, lam | {name: lam[name] + s}, train), lam | {name: lam[name] + s}, valid
+            )
+            for s in (1e-5, -1e-5)
+        ]
+        difference = (shifted[0] - shifted[1]) / 2e-5
+        assert abs(out.grad[name] - difference) < 1e-5 * abs(difference)
+
+
 def test_equality_constraints_by_kkt():
     def objective(x, lam, batch):
         return 0.5 * jnp.sum((x - lam["target"]) ** 2)
