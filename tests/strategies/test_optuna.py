@@ -1,6 +1,5 @@
 """`HypergradSampler` under Optuna's own test suites, and in real studies on real storages."""
 
-import functools
 import json
 import math
 import warnings
@@ -12,11 +11,6 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.testing.pytest_samplers import (
-    BasicSamplerTestCase,
-    RelativeSamplerTestCase,
-    SingleOnlySamplerTestCase,
-)
 from optuna.trial import TrialState
 
 from strategies.observation import Suggestion
@@ -32,24 +26,6 @@ from strategies.searchers import RandomSearcher, Searcher
 from strategies.space import Categorical, Choice, Constant, Float, Int, Ordinal, SearchSpace
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
-
-
-class TestHypergradientSampler(
-    BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySamplerTestCase
-):
-    """Optuna's suites, with the default searcher."""
-
-    @pytest.fixture
-    def sampler(self):
-        return HypergradSampler
-
-
-class TestRandomSampler(BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySamplerTestCase):
-    """Optuna's suites, with random search."""
-
-    @pytest.fixture
-    def sampler(self):
-        return functools.partial(HypergradSampler, searcher=RandomSearcher, seed=1)
 
 
 SPACE = SearchSpace(
