@@ -137,7 +137,7 @@ def known_law(trials: int, seed: int) -> float:
     paper="Fetterman et al. 2023, arXiv:2306.08055",
     options=[
         Option("trials", 100, quick=20, help="trainings of each search"),
-        Option("tasks", 6, quick=1, help="LCBench data sets"),
+        Option("tasks", 4, quick=1, help="LCBench data sets"),
         Option("seeds", 5, quick=1, help="repetitions"),
         Option("real", 40, quick=8, help="real trainings of each search"),
         Option("known", 60, quick=25, help="trainings where the scaling law is known"),

@@ -409,7 +409,8 @@ def needed(best: np.ndarray, level: float) -> float:
         Option("graded", 25, quick=10, help="trainings of a search with gradients"),
         Option("plain", 100, quick=20, help="trainings of a search without"),
         Option("seeds", 2, quick=1, help="repetitions, with different data or places"),
-        Option("bayes", 8, help="the Bayesian searcher gets gradients in so many dimensions"),
+        Option("bayes", 8, help="most dimensions of the Bayesian searcher with gradients"),
+        Option("values", 30, help="most dimensions of the same on values only"),
     ],
     claims=[
         Claim(
@@ -452,7 +453,8 @@ def run(context: Context) -> None:
             for seed in range(options.seed, options.seed + options.seeds):
                 task = TASKS[task_name](seed)
                 for name in names:
-                    if name == "bayes" and task.space.dimension > options.bayes:
+                    most = {"bayes": options.bayes, "bayes, values only": options.values}
+                    if task.space.dimension > most.get(name, np.inf):
                         bar.advance()
                         continue
                     trials = options.plain if name in without else options.graded
@@ -465,18 +467,19 @@ def run(context: Context) -> None:
     ratios, rows, counts = [], [], []
     for task_name, best in bests.items():
         final = {name: float(np.median(found[:, -1])) for name, found in best.items()}
-        rival = min(rivals, key=lambda name: final[name])
-        level = [min(best[name][seed, -1] for name in rivals) for seed in range(options.seeds)]
+        raced = [name for name in rivals if name in best]
+        rival = min(raced, key=final.__getitem__)
+        level = [min(best[name][seed, -1] for name in raced) for seed in range(options.seeds)]
         takes = {
             name: float(np.median([needed(b, at) for b, at in zip(found, level, strict=True)]))
             for name, found in best.items()
         }
         if not final["hypergradient"] < final[rival]:
             lost["biased" in task_name].append(task_name)
-        plain = best["bayes, values only"]
-        half = plain[:, options.plain // 2 - 1]
         ratio = np.nan
-        if "bayes" in best:
+        if "bayes" in best and "bayes, values only" in best:
+            plain = best["bayes, values only"]
+            half = plain[:, options.plain // 2 - 1]
             with_gradient, alone = (
                 np.median([needed(b, at) for b, at in zip(found, half, strict=True)])
                 for found in (best["bayes"], plain)
