@@ -10,7 +10,7 @@ point to the next one: the solve starts at their combination of least energy err
 """
 
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Self
 
 import equinox as eqx
@@ -355,7 +355,7 @@ def _extended(known: Recollection, end: _Iteration, last: PyTree) -> Recollectio
 
 
 def _sum(terms: PyTree) -> Array:
-    return sum(jax.tree.leaves(terms))
+    return reduce(jnp.add, jax.tree.leaves(terms))
 
 
 def _column(flags: Array, like: Array) -> Array:
