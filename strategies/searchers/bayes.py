@@ -63,13 +63,12 @@ class _Belief:
     through: Vector
 
     def score(self, points: Matrix) -> Vector:
-        x = _extended(points, self.at)
         if len(self.at):
             # Near what is known at the lower resource the higher one may still be uncertain, and
             # nothing would be learned of it: what counts is how far an observation moves the mean.
-            mean, deviation = self.process.predict_change(x, _extended(points, self.through))
+            mean, deviation = self.process.predict_change(points, self.at, self.through)
         else:
-            mean, deviation = self.process.predict(x)
+            mean, deviation = self.process.predict(points)
         return log_expected_improvement(mean, deviation, self.best)
 
 

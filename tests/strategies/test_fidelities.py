@@ -69,19 +69,25 @@ def test_paired_needs_one_configuration_at_two_resources():
     assert not paired(observations([1.0, 2.0], None, [0, 0]))
 
 
-def test_change_of_the_mean_is_the_variance_that_an_observation_takes():
+@pytest.mark.parametrize("gradients", [0, 4])
+def test_change_of_the_mean_is_the_variance_that_an_observation_takes(gradients):
     rng = np.random.default_rng(0)
     x = rng.random((12, 3))
     y = np.sin(5 * x[:, 0]) + x[:, 1]
-    rows = Rows.values(x)
-    process = fit(rows, (y - y.mean()) / y.std(), np.arange(3))
-    at, through = rng.random((4, 3)), rng.random((4, 3))
-    mean, change = process.predict_change(at, through)
+    rows, y = Rows.values(x), (y - y.mean()) / y.std()
+    if gradients:
+        along = np.eye(3)[np.zeros(gradients, int)]
+        rows = rows.join(Rows(x[:gradients], along, np.zeros(gradients)))
+        y = np.r_[y, 5 * np.cos(5 * x[:gradients, 0])]
+    process = fit(rows, y, np.arange(3))
+    points, z = rng.random((4, 2)), np.array([0.8])
+    at, through = np.c_[points, np.full(4, z)], np.c_[points, np.full(4, 0.1)]
+    mean, change = process.predict_change(points, z, np.array([0.1]))
     expected_mean, before = process.predict(at)
     assert mean == pytest.approx(expected_mean)
     for i in range(4):
         more = rows.join(Rows.values(through[i : i + 1]))
-        after = process.condition(more, np.zeros(13)).predict(at[i : i + 1])[1]
+        after = process.condition(more, np.zeros(len(y) + 1)).predict(at[i : i + 1])[1]
         assert change[i] ** 2 == pytest.approx(before[i] ** 2 - after[0] ** 2, rel=1e-3, abs=1e-9)
 
 
