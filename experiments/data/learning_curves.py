@@ -71,6 +71,12 @@ class DigitsCurves:
         self._outer_x = self._noisy(data.validation.x, noise)
         self._outer_y = jnp.asarray(data.validation.y)
         self._batch, self._key = batch, jax.random.key(seed)
+        self._weights = {
+            "a": noise.standard_normal((64, 24)) / 8,
+            "b": np.zeros(24),
+            "c": noise.standard_normal((24, 10)) / 5,
+            "d": np.zeros(10),
+        }
         self._steps = len(data.train.y) // batch
         self.space = SearchSpace(
             {
@@ -92,20 +98,14 @@ class DigitsCurves:
     ) -> np.ndarray:
         """Accuracies (%), shape `(len(configs), len(resources))`; resources ascending."""
         given = {
-            name: jnp.asarray([config[name] for config in configs], jnp.float32)
+            name: np.array([config[name] for config in configs], np.float32)
             for name in self.space.domains
         }
-        first, second, _ = jax.random.split(self._key, 3)
         weights = {
-            "a": jax.random.normal(first, (64, 24)) / 8,
-            "b": jnp.zeros(24),
-            "c": jax.random.normal(second, (24, 10)) / 5,
-            "d": jnp.zeros(10),
+            name: np.repeat(leaf[None].astype(np.float32), len(configs), 0)
+            for name, leaf in self._weights.items()
         }
-        state = jax.tree.map(
-            lambda leaf: jnp.repeat(leaf[None], len(configs), 0),
-            (weights, jax.tree.map(jnp.zeros_like, weights)),
-        )
+        state: Any = weights, {name: np.zeros_like(leaf) for name, leaf in weights.items()}
         found, done = [], 0
         for resource in resources:
             step = round(resource * self._steps)
@@ -129,7 +129,7 @@ class DigitsCurves:
         def step(number: jax.Array, state: Any) -> Any:
             weights, velocity = state
             choose, drop = jax.random.split(jax.random.fold_in(self._key, number))
-            rows = jax.random.choice(choose, len(self._y), (self._batch,))
+            rows = jax.random.randint(choose, (self._batch,), 0, len(self._y))
             gradient = jax.grad(loss)(weights, rows, drop)
             velocity = jax.tree.map(
                 lambda v, g: config["momentum"] * v - config["learning_rate"] * g,
