@@ -149,7 +149,13 @@ def known_law(trials: int, seed: int) -> float:
             at_least=1.0,
             when=lambda o: not o.quick,
         ),
-        Claim("random", "hypervolume over random search's after all trials", at_least=1.0),
+        Claim(
+            "random",
+            "hypervolume over random search's after all trials",
+            at_least=1.0,
+            # One search of twenty trials is a matter of luck.
+            when=lambda o: not o.quick,
+        ),
         Claim("laws", "hyperparameters with a scaling law", at_least=1),
         Claim("known", "error of the exponent where the law is known", at_most=0.1),
     ],
@@ -234,10 +240,10 @@ def run(context: Context) -> None:
     context.table("hypervolume by task", by_task)
     if laws:
         context.table("scaling laws", laws)
-    context.measure("random", last[OURS] / last["random"])
     context.measure("laws", len(laws))
     context.measure("known", abs(known_law(options.known, options.seed) + 0.4))
     if not options.quick:
+        context.measure("random", last[OURS] / last["random"])
         at_half = float(np.mean([run[half - 1] for run in areas[OURS]]))
         context.measure("half", at_half / last[TPE])
 
