@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_solve, cholesky, solve_triangular
+from scipy.linalg.lapack import dpotri
 from scipy.optimize import minimize
 
 Vector = NDArray[np.float64]
@@ -108,6 +109,8 @@ def _parts(a: Rows, b: Rows, scales: Vector) -> tuple[Matrix, ...]:
 def _covariance(a: Rows, b: Rows, scales: Vector) -> Matrix:
     if not (a.direction.any() or b.direction.any()):  # the same with less work
         return _matern(_distance(a.x / scales, b.x / scales))
+    if not a.direction.any():
+        return _of_values(a.x / scales, b.x / scales, b.direction / scales, b.is_value)
     r, left, right, dots = _parts(a, b, scales)
     e = np.exp(-_ROOT5 * r)
     psi = 5 / 3 * (1 + _ROOT5 * r) * e
@@ -119,14 +122,26 @@ def _covariance(a: Rows, b: Rows, scales: Vector) -> Matrix:
     )
 
 
+def _of_values(xa: Matrix, xb: Matrix, ub: Matrix, vb: Vector) -> Matrix:
+    """Covariances of values with rows, all in units of the length scales."""
+    root = _ROOT5 * _distance(xa, xb)
+    e = np.exp(-root)
+    slope = 5 / 3 * (xa @ ub.T - np.sum(xb * ub, 1))
+    return ((1 + root) * (vb + slope) + vb / 3 * root**2) * e
+
+
+def _value_slopes(x: Matrix, r: Matrix, scales: Vector, weight: Matrix) -> Vector:
+    """`_scale_gradient` where all rows are values, `r` apart."""
+    by_squared = weight * (-5 / 6) * (1 + _ROOT5 * r) * np.exp(-_ROOT5 * r)
+    total = 2 * by_squared.sum(1) @ x**2 - 2 * np.sum(x * (by_squared @ x), 0)
+    return -2 * total / scales**2
+
+
 def _scale_gradient(rows: Rows, scales: Vector, weight: Matrix) -> Vector:
     """`d⟨weight, covariance⟩ / d log scales`, per coordinate, for a symmetric `weight`."""
     if not rows.direction.any():
         r = _distance(rows.x / scales, rows.x / scales)
-        by_squared = weight * (-5 / 6) * (1 + _ROOT5 * r) * np.exp(-_ROOT5 * r)
-        x = rows.x
-        total = 2 * by_squared.sum(1) @ x**2 - 2 * np.sum(x * (by_squared @ x), 0)
-        return -2 * total / scales**2
+        return _value_slopes(rows.x, r, scales, weight)
     r, left, right, dots = _parts(rows, rows, scales)
     e = np.exp(-_ROOT5 * r)
     psi, chi = 5 / 3 * (1 + _ROOT5 * r) * e, 25 / 3 * e
@@ -162,8 +177,9 @@ class GaussianProcess:
     def predict(self, x: Matrix) -> tuple[Vector, Vector]:
         """Posterior mean and standard deviation of the noiseless function at the rows of `x`."""
         cross = self.signal * _covariance(Rows.values(x), self.rows, self.scales)
-        half = solve_triangular(self.factor, cross.T, lower=True, check_finite=False)
-        variance = np.maximum(self.signal - np.sum(half**2, 0), 1e-12 * self.signal)
+        half = cross @ self._inverse_factor.T
+        variance = self.signal - np.einsum("ij,ij->i", half, half)
+        variance = np.maximum(variance, 1e-12 * self.signal)
         return cross @ self.weights, np.sqrt(variance)
 
     def predict_change(self, x: Matrix, at: Vector, through: Vector) -> tuple[Vector, Vector]:
@@ -214,16 +230,25 @@ class GaussianProcess:
 
         The derivative of the prior covariance with the data is the covariance of the derivative.
         """
-        mean, deviation = self.predict(x[None])
-        slopes = Rows(
-            np.repeat(x[None], len(coordinates), 0),
-            np.eye(len(x))[coordinates],
-            np.zeros(len(coordinates)),
-        )
-        cross = self.signal * _covariance(Rows.values(x[None]), self.rows, self.scales)[0]
-        by_x = self.signal * _covariance(slopes, self.rows, self.scales)
-        solved = cho_solve((self.factor, True), cross, check_finite=False)
-        return mean[0], deviation[0], by_x @ self.weights, -(by_x @ solved) / deviation[0]
+        known, along, is_value = self._scaled
+        away = x / self.scales - known
+        root = _ROOT5 * np.sqrt(np.einsum("ij,ij->i", away, away))
+        e = self.signal * np.exp(-root)
+        psi, dots = 5 / 3 * (1 + root) * e, np.einsum("ij,ij->i", away, along)
+        cross = is_value * (1 + root + root**2 / 3) * e + psi * dots
+        bent = is_value * psi + 25 / 3 * e * dots
+        by_x = (psi[:, None] * along - bent[:, None] * away)[:, coordinates]
+        by_x = by_x / self.scales[coordinates]
+        half = self._inverse_factor @ cross
+        variance = max(self.signal - half @ half, 1e-12 * self.signal)
+        solved = self._inverse_factor.T @ half
+        deviation = np.sqrt(variance)
+        return cross @ self.weights, deviation, self.weights @ by_x, -(solved @ by_x) / deviation
+
+    @functools.cached_property
+    def _scaled(self) -> tuple[Matrix, Matrix, Vector]:
+        rows = self.rows
+        return rows.x / self.scales, rows.direction / self.scales, rows.is_value
 
     def condition(self, rows: Rows, y: Vector) -> "GaussianProcess":
         """The same hyperparameters on other data."""
@@ -238,7 +263,9 @@ def _cholesky(matrix: Matrix) -> Matrix:
     jitter = _JITTER * float(np.mean(np.diag(matrix)))
     while True:
         try:
-            return cholesky(matrix + jitter * np.eye(len(matrix)), lower=True, check_finite=False)
+            shifted = matrix.copy()
+            shifted[np.diag_indices_from(shifted)] += jitter
+            return cholesky(shifted, lower=True, overwrite_a=True, check_finite=False)
         except np.linalg.LinAlgError:
             jitter *= 10
 
@@ -295,20 +322,29 @@ def fit(
         prior.noise_spread,
         prior.gradient_noise_spread,
     ]
-    identity = np.eye(len(target))
     is_value = sample.is_value
+    plain = not sample.direction.any()
 
     def negative_log_posterior(theta: Vector) -> tuple[float, Vector]:
         scales = np.exp(theta[:count])[groups]
         signal, noise, gradient_noise = np.exp(theta[count:])
-        correlation = _covariance(sample, sample, scales)
+        if plain:
+            r = _distance(sample.x / scales, sample.x / scales)
+            correlation = _matern(r)
+        else:
+            correlation = _covariance(sample, sample, scales)
         matrix = signal * correlation
         matrix[np.diag_indices_from(matrix)] += _noise(sample, noise, gradient_noise)
         factor = _cholesky(matrix)
         weights = cho_solve((factor, True), target, check_finite=False)
-        inverse = cho_solve((factor, True), identity, check_finite=False)
+        # Half of the inverse, from which the other half follows.
+        inverse = dpotri(factor, lower=True)[0]
+        inverse = np.tril(inverse) + np.tril(inverse, -1).T
         pull = 0.5 * (inverse - np.outer(weights, weights))
-        by_scale = signal * _scale_gradient(sample, scales, pull)
+        if plain:
+            by_scale = signal * _value_slopes(sample.x, r, scales, pull)
+        else:
+            by_scale = signal * _scale_gradient(sample, scales, pull)
         slope = np.r_[
             np.bincount(groups, weights=by_scale, minlength=count),
             signal * np.sum(pull * correlation),

@@ -86,8 +86,8 @@ def test_slopes_of_the_posterior_are_those_of_finite_differences(rows):
         (up, down), (up_sd, down_sd) = process.predict(np.stack([x + shift, x - shift]))
         assert by_mean[j] == pytest.approx((up - down) / (2 * step), rel=1e-5)
         assert by_deviation[j] == pytest.approx((up_sd - down_sd) / (2 * step), rel=1e-4)
-    assert process.predict(x[None])[0][0] == mean
-    assert process.predict(x[None])[1][0] == deviation
+    assert process.predict(x[None])[0][0] == pytest.approx(mean, rel=1e-9)
+    assert process.predict(x[None])[1][0] == pytest.approx(deviation, rel=1e-9)
 
 
 def test_gradients_teach_more_than_values():

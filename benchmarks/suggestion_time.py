@@ -1,0 +1,111 @@
+"""How long a searcher takes to suggest, after how many observations in how many dimensions.
+
+`python -m benchmarks.suggestion_time [--quick] [--cpu-time] [--out DIR]` times `propose`, the pure
+function behind every suggestion, on histories of observations spread over the space, half of them
+near the best one, of a smooth function with several valleys. Columns:
+
+- `seconds`: median of one suggestion;
+- `limit`: what it may take, where there is a limit;
+- `time`: their ratio, at most 1.
+
+Gradients are exact and complete. The rows without a limit show how the time grows to 1,000
+observations and hundreds of dimensions: there the Gaussian process sees each gradient only along
+itself, and a subset of the observations.
+"""
+
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from benchmarks.measure import interleaved, options, report
+from strategies import (
+    BayesSearcher,
+    EvolutionSearcher,
+    Float,
+    HypergradientSearcher,
+    Observation,
+    ParetoSearcher,
+    RandomSearcher,
+    SearchSpace,
+    SobolSearcher,
+    TPESearcher,
+)
+
+# Searcher, its name, dimensions, observations, with gradients, limit in seconds.
+CASES: list[tuple[Callable[..., Any], str, int, int, bool, float | None]] = [
+    (RandomSearcher, "random", 9, 100, False, 0.010),
+    (HypergradientSearcher, "hypergradient", 9, 100, True, 0.100),
+    (HypergradientSearcher, "hypergradient", 20, 100, True, 0.100),
+    (BayesSearcher, "Bayes", 9, 100, False, 0.060),
+    (BayesSearcher, "Bayes with gradients", 20, 100, True, 0.300),
+    (SobolSearcher, "Sobol", 9, 100, False, None),
+    (EvolutionSearcher, "evolution", 9, 100, False, None),
+    (TPESearcher, "TPE", 9, 100, False, None),
+    (ParetoSearcher, "Pareto", 9, 100, False, None),
+    (RandomSearcher, "random", 300, 1000, False, None),
+    (HypergradientSearcher, "hypergradient", 9, 1000, True, None),
+    (HypergradientSearcher, "hypergradient", 300, 100, True, None),
+    (HypergradientSearcher, "hypergradient", 300, 1000, True, None),
+    (BayesSearcher, "Bayes", 9, 1000, False, None),
+    (BayesSearcher, "Bayes with gradients", 9, 1000, True, None),
+    (BayesSearcher, "Bayes with gradients", 300, 100, True, None),
+    (BayesSearcher, "Bayes with gradients", 300, 1000, True, None),
+]
+
+
+def history(space: SearchSpace, count: int, *, gradients: bool) -> list[Observation]:
+    """Observations of a bowl with bumps, every second one near the best."""
+    rng = np.random.default_rng(0)
+    size = space.dimension
+    centre = rng.uniform(0.3, 0.7, size)
+    weights = np.geomspace(0.1, 10.0, size)
+    found = []
+    for number in range(count):
+        near = centre + 0.2 * rng.standard_normal(size) / np.sqrt(number + 1)
+        x = np.clip(near if number % 2 else rng.random(size), 0.0, 1.0)
+        off = x - centre
+        value = float(weights @ (off**2 + 0.05 * np.sin(9 * x)))
+        slope = weights * (2 * off + 0.45 * np.cos(9 * x))
+        found.append(
+            Observation(
+                {"x": x.tolist()},
+                value,
+                {"x": slope.tolist()} if gradients else None,
+                cost=1.0 + float(x[0]),
+                number=number,
+            )
+        )
+    return found
+
+
+def main() -> None:
+    """Measure, print and save."""
+    arguments = options(__doc__ or "").parse_args()
+    rows = []
+    for make, name, size, count, gradients, limit in CASES:
+        space = SearchSpace({"x": Float(0, 1, shape=(size,))})
+        # What the searcher is told in a search goes through `tell`.
+        searcher = make(space, seed=0)
+        for observation in history(space, count, gradients=gradients):
+            searcher.tell(observation)
+        told = searcher.history
+        seconds = interleaved(
+            {"propose": lambda searcher=searcher, told=told: searcher.propose(len(told), told, [])},
+            repeats=3 if arguments.quick else 9,
+            clock=arguments.clock,
+        )["propose"]
+        row = {
+            "searcher": name,
+            "case": f"{size} dimensions, {count} observations",
+            "seconds": median(seconds),
+        }
+        if limit is not None:
+            row |= {"limit": limit, "time": median(seconds) / limit}
+        rows.append(row)
+    report("suggestion_time", rows, {"time": 1.0}, arguments.out)
+
+
+if __name__ == "__main__":
+    main()
