@@ -30,6 +30,7 @@ from hypergrad.self_tuning.convert import (
     response_size,
     response_spec,
 )
+from hypergrad.self_tuning.layers import is_self_tuning
 from hypergrad.self_tuning.perturbation import Perturbation, PerturbationState
 
 # Response inputs further from the centre than this many standard deviations are extrapolation, as
@@ -228,10 +229,11 @@ class SelfTuning(Estimator):
             response_updates, new_response_optimizer = (
                 self.response_optimizer or self.optimizer
             ).update(by_response, response_optimizer, response)
-            # One pass over the gradients: a step costs as much memory traffic as arithmetic.
+            # A step costs as much memory traffic as arithmetic: one pass over the gradient of the
+            # base weights, and none over that of the response. `W'` acts through its gates alone,
+            # so that its gradient fails with that of the gates, which are few.
             square = vector.vdot(by_base, by_base)
-            response_square = vector.vdot(by_response, by_response)
-            finite = jnp.isfinite(total) & jnp.isfinite(square) & jnp.isfinite(response_square)
+            finite = jnp.isfinite(total) & jnp.isfinite(square) & _gates_finite(by_response)
             new = (
                 optax.apply_updates(base, updates),
                 optax.apply_updates(response, response_updates),
@@ -431,6 +433,11 @@ def _partition(params: PyTree) -> tuple[PyTree, PyTree, PyTree]:
     response, rest = eqx.partition(params, response_spec(params))
     base, rest = eqx.partition(rest, eqx.is_inexact_array)
     return base, response, rest
+
+
+def _gates_finite(response: PyTree) -> Bool[Array, ""]:
+    nodes = jax.tree.leaves(response, is_leaf=is_self_tuning)
+    return vector.all_finite([node.gate for node in nodes if is_self_tuning(node)])
 
 
 def _split(batch: PyTree, groups: int) -> PyTree:

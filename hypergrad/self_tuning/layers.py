@@ -22,6 +22,7 @@ import equinox as eqx
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree, Scalar
 
 
@@ -32,15 +33,20 @@ class SelfTuningLayer(eqx.Module):
     - `response`: `W'` and `b'`; empty if there is none.
     - `gate`: the matrix `V`, one row for each gate, one column for each entry of `e`. Starts at
       zero.
-    - `gates`: `V e`, or `None` for the ordinary layer. Set by `gated`.
-    - `linearised`: gates are differentiated as at zero, see `gated`.
+    - `gates`: `V e` in its parts (see `parts`), or `None` for the ordinary layer. Set by `gated`.
+    - `linearised`: gates are zero and differentiated as there, see `gated`.
     """
 
     layer: Any
     response: Any
     gate: Float[Array, "gates h"]
-    gates: Float[Array, " gates"] | None
+    gates: tuple[Array, ...] | None
     linearised: bool = eqx.field(static=True)
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """Numbers of rows of `V` for each array of weights that has its own gates."""
+        return (self.gate.shape[0],)
 
     @abstractmethod
     def fold(self) -> Any:
@@ -75,40 +81,49 @@ class _OutputGated(SelfTuningLayer):
         """The base bias `b`."""
         return self.layer.bias
 
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """Gates of the outputs, and of the bias if there is one."""
+        return (self.weight.shape[0],) * (1 if self.response[1] is None else 2)
+
     def __call__(self, x: Array, *, key: Array | None = None) -> Array:
         """As the wrapped layer."""
-        value = self.layer(x)
         if self.gates is None:
-            return value
+            return self.layer(x)
         response, bias = self.response
-        outputs = self.weight.shape[0]
+        by_weight, *by_bias = self.gates
+        value = self._apply(self.layer, x)
         # One gate for each output, the same everywhere in space. (A dense layer may have a scalar
         # output, with no axis at all.)
         shape = value.shape[:1] + (1,) * (value.ndim - 1)
-        by_weight = self.gates[:outputs].reshape(shape)
-        value = value + _scale(by_weight, response(x), self.linearised)
+        change = self._apply(response, x)
+        value = value + scale(by_weight.reshape(shape), change, self.linearised)
         if bias is not None:
-            by_bias = self.gates[outputs:].reshape(shape)
-            value = value + _scale(by_bias, bias.reshape(shape), self.linearised)
+            gates = by_bias[0].reshape(shape)
+            value = value + scale(gates, bias.reshape(shape), self.linearised)
         return value
+
+    def _apply(self, layer: Any, x: Array) -> Array:
+        return layer(x)
 
     def fold(self) -> Any:
         """The ordinary layer with the weights `W(e)` of the current gates."""
         if self.gates is None:
             return self.layer
         response, bias = self.response
-        outputs = self.weight.shape[0]
-        by_weight = self.gates[:outputs].reshape((outputs,) + (1,) * (self.weight.ndim - 1))
-        weight = self.weight + by_weight * response.weight
+        by_weight, *by_bias = self.gates
+        rows = by_weight.reshape((-1,) + (1,) * (self.weight.ndim - 1))
+        weight = self.weight + rows * response.weight
         folded = eqx.tree_at(lambda m: m.weight, self.layer, weight)
         if bias is None:
             return folded
-        by_bias = self.gates[outputs:].reshape(bias.shape)
-        return eqx.tree_at(lambda m: m.bias, folded, self.bias + by_bias * bias)
+        shifted = self.bias + by_bias[0].reshape(bias.shape) * bias
+        return eqx.tree_at(lambda m: m.bias, folded, shifted)
 
     def squared_norm(self) -> Scalar:
         """`‖W(e)‖²` without the bias."""
-        return gated_norm(self.weight, self.response[0].weight, self.gates)
+        gates = None if self.gates is None else self.gates[0]
+        return gated_norm(self.weight, self.response[0].weight, gates)
 
 
 class SelfTuningLinear(_OutputGated):
@@ -131,6 +146,13 @@ class SelfTuningLinear(_OutputGated):
             key=weight_key,
         )
         super().__init__(layer, size, response, key=bias_key)
+
+    def _apply(self, layer: Any, x: Array) -> Array:
+        # `x Wᵀ` and not `W x`, whose batches come out transposed, to be copied before each gating.
+        x = jnp.broadcast_to(x, (1,)) if layer.in_features == "scalar" else x
+        value = x @ layer.weight.T
+        value = value if layer.bias is None else value + layer.bias
+        return value.reshape(()) if layer.out_features == "scalar" else value
 
 
 class SelfTuningConv(_OutputGated):
@@ -182,18 +204,19 @@ class SelfTuningEmbedding(SelfTuningLayer):
         value = self.layer(x)
         if self.gates is None:
             return value
-        return value + _scale(self.gates, self.response[x], self.linearised)
+        return value + scale(self.gates[0], self.response[x], self.linearised)
 
     def fold(self) -> eqx.nn.Embedding:
         """The ordinary layer with the weights `W(e)` of the current gates."""
         if self.gates is None:
             return self.layer
-        weight = self.layer.weight + self.gates * self.response
+        weight = self.layer.weight + self.gates[0] * self.response
         return eqx.tree_at(lambda m: m.weight, self.layer, weight)
 
     def squared_norm(self) -> Scalar:
         """`‖W(e)‖²`."""
-        return gated_norm(self.layer.weight.T, self.response.T, self.gates)
+        gates = None if self.gates is None else self.gates[0]
+        return gated_norm(self.layer.weight.T, self.response.T, gates)
 
 
 class SelfTuningNorm(SelfTuningLayer):
@@ -221,7 +244,7 @@ class SelfTuningNorm(SelfTuningLayer):
             return self.layer
         weights, rest = eqx.partition(self.layer, eqx.is_inexact_array)
         _, unravel = jax.flatten_util.ravel_pytree(weights)
-        shift = unravel(self.gates)
+        shift = unravel(scale(self.gates[0], jnp.ones_like(self.gates[0]), self.linearised))
         return eqx.combine(jax.tree.map(jnp.add, weights, shift), rest)
 
     def squared_norm(self) -> Scalar:
@@ -249,6 +272,11 @@ class SelfTuningLSTMCell(SelfTuningLayer):
         self.gates, self.linearised = None, False
 
     @property
+    def parts(self) -> tuple[int, ...]:
+        """Gates of the input weights, the hidden weights, and the bias if there is one."""
+        return (self.layer.weight_ih.shape[0],) * (3 if self.layer.use_bias else 2)
+
+    @property
     def hidden_size(self) -> int:
         """Length of the hidden state."""
         return self.layer.hidden_size
@@ -261,12 +289,12 @@ class SelfTuningLSTMCell(SelfTuningLayer):
             return self.layer(input, hidden)
         h, c = hidden
         base, response = self.layer, self.response
-        by_input, by_hidden, *by_bias = jnp.split(self.gates, 3 if base.use_bias else 2)
+        by_input, by_hidden, *by_bias = self.gates
         total = base.weight_ih @ input + base.weight_hh @ h
-        total += _scale(by_input, response.weight_ih @ input, self.linearised)
-        total += _scale(by_hidden, response.weight_hh @ h, self.linearised)
+        total += scale(by_input, response.weight_ih @ input, self.linearised)
+        total += scale(by_hidden, response.weight_hh @ h, self.linearised)
         if base.use_bias:
-            total += base.bias + _scale(by_bias[0], response.bias, self.linearised)
+            total += base.bias + scale(by_bias[0], response.bias, self.linearised)
         i, f, g, o = jnp.split(total, 4)
         c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
         return jax.nn.sigmoid(o) * jnp.tanh(c), c
@@ -276,7 +304,7 @@ class SelfTuningLSTMCell(SelfTuningLayer):
         if self.gates is None:
             return self.layer
         base, response = self.layer, self.response
-        by_input, by_hidden, *by_bias = jnp.split(self.gates, 3 if base.use_bias else 2)
+        by_input, by_hidden, *by_bias = self.gates
         folded = eqx.tree_at(
             lambda m: (m.weight_ih, m.weight_hh),
             base,
@@ -292,8 +320,7 @@ class SelfTuningLSTMCell(SelfTuningLayer):
 
     def squared_norm(self) -> Scalar:
         """`‖W(e)‖²` of the input and the hidden weights."""
-        rows = self.layer.weight_ih.shape[0]
-        gates = (None, None) if self.gates is None else (self.gates[:rows], self.gates[rows:])
+        gates = (None, None) if self.gates is None else self.gates
         by_input = gated_norm(self.layer.weight_ih, self.response.weight_ih, gates[0])
         return by_input + gated_norm(self.layer.weight_hh, self.response.weight_hh, gates[1])
 
@@ -310,15 +337,20 @@ def gated(model: PyTree, displacement: Float[Array, " h"] | None, linearised: bo
 
     - `model`: any pytree with self-tuning layers.
     - `displacement`: the response input `e`; `None` for ordinary layers.
-    - `linearised`: the derivative of a gated output `s ⊙ a'` is taken as `ds ⊙ a'`, which is exact
-      at `s = 0`, where `s ⊙ da'` vanishes, and saves the work of computing `da'`.
+    - `linearised`: for a derivative at `e = 0` only. A gated output `s ⊙ a'` is taken as zero with
+      the derivative `ds ⊙ a'`, which is exact at `s = 0` and saves the work of computing `s ⊙ a'`
+      and `s ⊙ da'`, and of differentiating them once more.
     """
 
     def gate(node: Any) -> Any:
         if not is_self_tuning(node):
             return node
-        gates = None if displacement is None else node.gate @ displacement.astype(node.gate.dtype)
-        return _with(node, gates, linearised)
+        if displacement is None:
+            return _with(node, None, linearised)
+        e = displacement.astype(node.gate.dtype)
+        # In parts: under `vmap` the rows of `V` are cheaper to cut than the gates of a batch.
+        rows = jnp.split(node.gate, np.cumsum(node.parts)[:-1])
+        return _with(node, tuple(e @ part.T for part in rows), linearised)
 
     return jax.tree.map(gate, model, is_leaf=is_self_tuning)
 
@@ -345,7 +377,9 @@ def squared_norm(model: PyTree) -> Scalar:
     return total
 
 
-def _with(layer: SelfTuningLayer, gates: Array | None, linearised: bool) -> SelfTuningLayer:
+def _with(
+    layer: SelfTuningLayer, gates: tuple[Array, ...] | None, linearised: bool
+) -> SelfTuningLayer:
     """A copy with two fields replaced that `tree_at` cannot replace: one `None`, one static."""
     new = object.__new__(type(layer))
     for name in layer.__dataclass_fields__:
@@ -357,25 +391,26 @@ def _with(layer: SelfTuningLayer, gates: Array | None, linearised: bool) -> Self
 
 @jax.custom_jvp
 def _scale_at_zero(gates: Array, values: Array) -> Array:
-    return gates * values
+    shape = jnp.broadcast_shapes(gates.shape, values.shape)
+    return jnp.zeros(shape, jnp.result_type(gates, values))
 
 
 @_scale_at_zero.defjvp
 def _scale_at_zero_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     gates, values = primals
-    return gates * values, tangents[0] * values
+    return _scale_at_zero(gates, values), tangents[0] * values
 
 
-def _scale(gates: Array, values: Array, linearised: bool) -> Array:
+def scale(gates: Array, values: Array, linearised: bool) -> Array:
+    """`s ⊙ a'`, or (`linearised`) zero with the derivative `ds ⊙ a'`."""
     return _scale_at_zero(gates, values) if linearised else gates * values
 
 
 def gated_norm(weight: Array, response: Array, gates: Array | None) -> Scalar:
-    """`‖W + diag(s) W'‖²` with `s` the leading gates, from three sums over each row."""
+    """`‖W + diag(s) W'‖²` with `s` the gates, from three sums over each row."""
     if gates is None:
         return jnp.sum(weight**2)
     axes = tuple(range(1, weight.ndim))
-    s = gates[: weight.shape[0]]
     cross = jnp.sum(weight * response, axis=axes)
     square = jnp.sum(response**2, axis=axes)
-    return jnp.sum(weight**2) + jnp.sum(s * (2 * cross + s * square))
+    return jnp.sum(weight**2) + jnp.sum(gates * (2 * cross + gates * square))

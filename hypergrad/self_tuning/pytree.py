@@ -41,10 +41,12 @@ class SelfTuningArray(layers.SelfTuningLayer):
         if self.gates is None:
             return self.layer
         if self.response is None:
-            return self.layer + self.gates.reshape(self.layer.shape)
-        rows = [1] * self.layer.ndim
-        rows[self.axis] = -1
-        return self.layer + self.gates.reshape(rows) * self.response
+            shape, response = list(self.layer.shape), jnp.ones_like(self.layer)
+        else:
+            shape, response = [1] * self.layer.ndim, self.response
+            shape[self.axis] = -1
+        gates = self.gates[0].reshape(shape)
+        return self.layer + layers.scale(gates, response, self.linearised)
 
     def squared_norm(self) -> Scalar:
         """`‖W(e)‖²` of a matrix or kernel; zero for a vector."""
@@ -52,7 +54,7 @@ class SelfTuningArray(layers.SelfTuningLayer):
             return jnp.zeros((), self.gate.dtype)
         weight = jnp.moveaxis(self.layer, self.axis, 0)
         response = jnp.moveaxis(self.response, self.axis, 0)
-        return layers.gated_norm(weight, response, self.gates)
+        return layers.gated_norm(weight, response, None if self.gates is None else self.gates[0])
 
 
 class PytreeModel(eqx.Module):
