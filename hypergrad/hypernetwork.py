@@ -150,10 +150,11 @@ class Hypernetwork(Estimator):
     `hypergradient` also descends `E[F(w_φ(λ + σε), λ + σε)] − τ H(σ)` in the scale.
 
     `info.error` is infinite outside the distribution the network was trained on (more than 3
-    standard deviations from its centre, or outside the bounds), before any training, and after 10
-    consecutive training steps that were not finite; otherwise it is NaN: a hypernetwork does not
-    know its own error. It is biased wherever the network cannot represent the response: train again
-    from scratch at the final hyperparameters for a number to report.
+    standard deviations from its centre, in a coordinate or in a direction of the bottleneck, or
+    outside the bounds), before any training, and after 10 consecutive training steps that were not
+    finite; otherwise it is NaN: a hypernetwork does not know its own error. It is biased wherever
+    the network cannot represent the response: train again from scratch at the final hyperparameters
+    for a number to report.
 
     Published as Lorraine & Duvenaud (2018), Algorithm 2 (global) and 3 (local). Their local form
     without a perturbation is not offered: its response is identified only by the way in which the
@@ -268,8 +269,14 @@ class Hypernetwork(Estimator):
             return jnp.all(jnp.abs(flat - state.centre) <= state.width)
         sigma = state.width if state.perturbation is None else self._sigma(state)
         # In many dimensions the whole of the distribution lies at the radius sqrt(h): each
-        # coordinate is judged alone.
-        return jnp.all(jnp.abs(flat - state.centre) <= _REACH * sigma)
+        # coordinate is judged alone, and each direction that a bottleneck looks at.
+        away = (flat - state.centre) / sigma
+        inside = jnp.all(jnp.abs(away) <= _REACH)
+        if self.bottleneck is not None and not self.hidden:
+            directions = state.network.trunk[0][0] * (sigma / state.width)
+            seen = jnp.linalg.norm(directions, axis=1)
+            inside &= jnp.all(jnp.abs(directions @ away) <= _REACH * seen)
+        return inside
 
     @eqx.filter_jit
     def fit(

@@ -251,6 +251,26 @@ def test_extrapolation_and_untrained_networks_are_flagged(key):
     assert info.error == jnp.inf
 
 
+def test_many_small_moves_leave_the_directions_of_a_bottleneck(key):
+    """The sum of many moves is far where each is small: along what the network looks at."""
+    lam, w = jnp.zeros(400), jnp.zeros(3)
+    problem = BilevelProblem(
+        lambda w, lam, b: jnp.sum((w - jnp.mean(lam)) ** 2), lambda w, lam, b: jnp.sum(w**2)
+    )
+    hypernetwork = Hypernetwork(Perturbation(0.5), bottleneck=2)
+    state = hypernetwork.init(problem, w, lam, (), key=key)
+    seen = state.network.trunk[0][0][0]
+    along = 0.5 * seen / jnp.linalg.norm(seen)
+    across = 0.5 * jnp.ones(400).at[::2].set(-1.0)
+    across -= seen * (seen @ across) / (seen @ seen)
+    assert hypernetwork.inside(state, lam + 2 * along)
+    assert jnp.all(jnp.abs(4 * along) < 0.5)
+    assert not hypernetwork.inside(state, lam + 4 * along)
+    other = state.network.trunk[0][0][1]
+    across -= other * (other @ across) / (other @ other)
+    assert hypernetwork.inside(state, lam + across)
+
+
 def test_learned_scale_grows_with_entropy_and_shrinks_without():
     """The quadratic outer loss prefers a small scale, the entropy term a large one."""
     perturbation = Perturbation(0.3, optimizer=optax.adam(0.05), entropy=jnp.array(0.0))
