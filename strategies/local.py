@@ -99,7 +99,8 @@ def minimize(
     - `objective`: takes a configuration (nested dict of plain Python values) and returns a number,
       or a `Report` from `strategies.report(value, gradient, ...)`.
     - `space`: a `SearchSpace`, or the mapping that makes one.
-    - `trials`: total number of observations to reach, those restored from `state_path` included.
+    - `trials`: total number of trials to reach, those restored from `state_path` included; points
+      that the searcher was given (`Searcher.warm_start`) are not counted.
     - `searcher`: decides what to try; a `HypergradientSearcher(space, seed=seed)` if not given.
     - `seed`: for the default searcher.
     - `workers`: trials at a time: a number of threads, or a `concurrent.futures.Executor`.
@@ -198,8 +199,8 @@ def _search(
         slots = getattr(executor, "_max_workers", 1)
         running: Running[Suggestion] = Running(executor, timeout)
         try:
-            while len(searcher.history) < trials or running:
-                while len(running) < slots and len(searcher.history) + len(running) < trials:
+            while _count(searcher) < trials or running:
+                while len(running) < slots and _count(searcher) + len(running) < trials:
                     suggestion = again.pop(0) if again else searcher.ask()
                     running.start(suggestion, _evaluate, objective, suggestion.config)
                 for suggestion, outcome in sorted(running.finished(), key=lambda e: e[0].number):
@@ -207,7 +208,7 @@ def _search(
         finally:
             running.stop()
     else:
-        while len(searcher.history) < trials:
+        while _count(searcher) < trials:
             suggestion = again.pop(0) if again else searcher.ask()
             record(suggestion, _evaluate(objective, suggestion.config))
     best = searcher.best
@@ -218,6 +219,11 @@ def _search(
         trials=finished,
         searcher=searcher,
     )
+
+
+def _count(searcher: Searcher) -> int:
+    """Observations of suggestions; points that the searcher was given are no trials."""
+    return sum(item.number is not None for item in searcher.history)
 
 
 @dataclass(frozen=True)

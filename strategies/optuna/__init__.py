@@ -36,6 +36,7 @@ except ImportError as error:  # pragma: no cover -- the extra is installed where
         'strategies.optuna needs Optuna: pip install "hypergrad-engine[optuna]"'
     ) from error
 
+from strategies.optuna.history import observations_of
 from strategies.optuna.journal import JournalFile
 from strategies.optuna.sampler import HypergradSampler
 from strategies.optuna.schedule import RungPruner, run_schedule
@@ -47,6 +48,7 @@ __all__ = [
     "JournalFile",
     "RungPruner",
     "objective",
+    "observations_of",
     "report",
     "report_of",
     "run_schedule",

@@ -159,6 +159,33 @@ class Searcher(ABC):
         self._told[number] = clean
         self._next = max(self._next, number + 1)
 
+    def warm_start(self, observations: Iterable[Observation]) -> dict[int, str]:
+        """Learn from an earlier search, of this space or of one like it.
+
+        What fits the space becomes a point that was not suggested, without the note of the earlier
+        searcher; what is known already is not counted twice.
+
+        **Arguments:**
+
+        - `observations`: such as another searcher's `history`, or what
+          `strategies.optuna.observations_of` reads from a study. Values are minimised.
+
+        **Returns:** For each observation that was left out, by its position, why: it has a value
+        outside its domain, a hyperparameter that this space does not have, or lacks one.
+        """
+        left_out: dict[int, str] = {}
+        for position, item in enumerate(observations):
+            given = replace(item, number=None, note={})
+            try:
+                self.tell(given)
+            except ValueError as error:
+                left_out[position] = str(error)
+                continue
+            if self._given[-1] in self._given[:-1]:
+                self._given.pop()
+                left_out[position] = "it is known already"
+        return left_out
+
     def forget(self, number: int) -> None:
         """Drop a pending suggestion that will never be told; unknown numbers are ignored."""
         self._pending.pop(number, None)

@@ -1,0 +1,43 @@
+"""A finished study of Optuna as observations, from which any searcher may start."""
+
+from typing import Any
+
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+
+from strategies.observation import Observation
+from strategies.optuna.spaces import Names
+from strategies.optuna.trials import report_of
+from strategies.space import SearchSpace
+from strategies.translate import observe
+
+
+def observations_of(study: Any, space: SearchSpace) -> list[Observation]:
+    """The finished trials of a study with one objective, for `Searcher.warm_start`.
+
+    **Arguments:**
+
+    - `study`: whatever sampler it was run with.
+    - `space`: where the observations are meant to be. Trials that have no configuration in it are
+      left out.
+
+    **Returns:** Observations whose values are minimised, with gradients where trials reported them.
+
+    **Raises:** `ValueError` for a study with several objectives.
+    """
+    if len(study.directions) > 1:
+        raise ValueError(f"study: expected one objective, received {len(study.directions)}")
+    names = Names(space)
+    maximise = study.direction == StudyDirection.MAXIMIZE
+    found = []
+    for trial in study.get_trials(deepcopy=False):
+        if not trial.state.is_finished():
+            continue
+        try:
+            config = space.validate(names.from_params(trial.params))
+        except ValueError:
+            continue
+        status = "pruned" if trial.state == TrialState.PRUNED else "complete"
+        observation, _ = observe(space, config, report_of(trial), maximise=maximise, status=status)
+        found.append(observation)
+    return found

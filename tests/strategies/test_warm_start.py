@@ -1,0 +1,148 @@
+"""Searchers that start from what an earlier search has found, on whatever engine that was."""
+
+import math
+
+import numpy as np
+import optuna
+import pytest
+
+from strategies import (
+    BayesSearcher,
+    Categorical,
+    Float,
+    HypergradientSearcher,
+    Int,
+    Observation,
+    RandomSearcher,
+    SearchSpace,
+    TPESearcher,
+    report,
+)
+from strategies.local import minimize
+from strategies.optuna import HypergradSampler, objective, observations_of
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+SPACE = SearchSpace(
+    {"x": Float(0, 1, shape=(3,)), "kind": Categorical(["a", "b", "c"]), "n": Int(1, 9)}
+)
+
+
+def loss(config):
+    """The gradient is in `x` only."""
+    off = np.array(config["x"]) - [0.2, 0.5, 0.8]
+    value = float(off @ off) + (config["kind"] != "b") + (config["n"] - 4) ** 2 / 10
+    return report(value, {"x": 2 * off})
+
+
+EARLIER = minimize(loss, SPACE, trials=20, searcher=RandomSearcher(SPACE, seed=5)).history
+
+
+@pytest.mark.parametrize("make", [HypergradientSearcher, BayesSearcher, TPESearcher])
+def test_it_goes_on_from_the_best_of_the_earlier_search(make):
+    before = min(item.value for item in EARLIER)
+    searcher = make(SPACE, seed=0)
+    assert searcher.warm_start(EARLIER) == {}
+    result = minimize(loss, SPACE, trials=6, searcher=searcher)
+    assert len(result.trials) == 6
+    assert [item.number for item in result.trials] == list(range(6))
+    assert len(result.history) == 26
+    told = [item.value for item in result.history if item.number is not None]
+    assert np.median(told) < np.median([item.value for item in EARLIER])
+    if make is HypergradientSearcher:
+        assert min(told) < before
+
+
+def test_what_does_not_fit_is_left_out_and_said():
+    narrow = SearchSpace({"x": Float(0, 1, shape=(3,)), "kind": Categorical(["a", "b"]), "n": 3})
+    searcher = HypergradientSearcher(narrow)
+    left_out = searcher.warm_start(EARLIER)
+    fitting = [i for i, o in enumerate(EARLIER) if o.config["kind"] != "c" and o.config["n"] == 3]
+    assert len(searcher.history) == len(fitting)
+    assert set(left_out) == set(range(20)) - set(fitting)
+    for position, message in left_out.items():
+        config = EARLIER[position].config
+        wrong = "'kind': expected one of" if config["kind"] == "c" else "'n': expected the constant"
+        assert wrong in message
+    wider = SearchSpace({**SPACE.domains, "extra": Float(0, 1)})
+    (message,) = set(RandomSearcher(wider).warm_start(EARLIER[:3]).values())
+    assert "'extra'" in message
+
+
+def test_the_same_results_are_not_counted_twice(tmp_path):
+    searcher = RandomSearcher(SPACE)
+    searcher.warm_start(EARLIER)
+    searcher.save(tmp_path / "state.json")
+    again = RandomSearcher(SPACE)
+    again.restore(tmp_path / "state.json")
+    assert set(again.warm_start(EARLIER).values()) == {"it is known already"}
+    assert again.history == searcher.history
+
+
+def test_failures_are_learnt_from_too():
+    searcher = RandomSearcher(SPACE)
+    config = SPACE.default()
+    assert searcher.warm_start([Observation(config, math.nan, number=3, note={"move": "x"})]) == {}
+    (known,) = searcher.history
+    assert (known.status, known.number, dict(known.note)) == ("failed", None, {})
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_from_a_study_of_any_sampler(direction):
+    sign = 1 if direction == "minimize" else -1
+
+    def turned(config):
+        given = loss(config)
+        return report(sign * given.value, {"x": (sign * np.array(given.gradient["x"])).tolist()})
+
+    study = optuna.create_study(direction=direction, sampler=optuna.samplers.RandomSampler(seed=1))
+    study.optimize(objective(turned, SPACE), n_trials=10)
+    study.enqueue_trial({"x[0]": 0.5}, skip_if_exists=False)
+    found = observations_of(study, SPACE)
+    assert len(found) == 10
+    for item in found:
+        true = loss(item.config)
+        assert item.value == pytest.approx(true.value)
+        np.testing.assert_allclose(item.gradient["x"], true.gradient["x"])
+    searcher = HypergradientSearcher(SPACE)
+    assert searcher.warm_start(found) == {}
+    assert minimize(loss, SPACE, trials=5, searcher=searcher).best_value < min(
+        item.value for item in found
+    )
+    several = optuna.create_study(directions=["minimize", "minimize"])
+    with pytest.raises(ValueError, match="expected one objective, received 2"):
+        observations_of(several, SPACE)
+
+
+def test_a_study_that_goes_on_with_our_sampler_knows_its_trials():
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    study.optimize(objective(loss, SPACE), n_trials=10)
+    before = study.best_value
+    study.sampler = HypergradSampler(space=SPACE)
+    study.optimize(objective(loss, SPACE), n_trials=5)
+    assert study.best_value < before
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        RandomSearcher,
+        HypergradientSearcher,
+        lambda space: BayesSearcher(space, startup=2),
+        lambda space: TPESearcher(space, startup=2),
+    ],
+    ids=["random", "hypergradient", "bayes", "tpe"],
+)
+def test_no_configuration_of_a_discrete_space_is_tried_twice(make):
+    space = SearchSpace({"a": Int(0, 2), "b": Categorical(["x", "y", "z"])})
+    searcher = make(space)
+    searcher.warm_start([Observation({"a": 1, "b": "y"}, 0.5)])
+    # Two at a time: what is pending counts as tried.
+    configs = []
+    for _ in range(4):
+        asked = [searcher.ask(), searcher.ask()]
+        for one in asked:
+            configs.append((one.config["a"], one.config["b"]))
+            searcher.tell(Observation(one.config, float(one.config["a"]), number=one.number))
+    assert len(set(configs)) == 8
+    assert (1, "y") not in configs
