@@ -208,6 +208,7 @@ def search_ray(
             return type(self), (None,)  # Ray saves its callbacks; a progress bar cannot be.
 
     ray.init(
+        address="local",
         ignore_reinit_error=True,
         include_dashboard=False,
         log_to_driver=False,

@@ -9,6 +9,7 @@ file, complete at every moment, from which `restore` puts back what is damaged.
 import json
 import logging
 import os
+import pickletools
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 #: The copy, in the folder of the experiment.
 SNAPSHOT = "hypergrad-snapshot.zip"
 
+#: How the experiment is described: written when it is started, and again at each restore.
+TUNER = "tuner.pkl"
 EXPERIMENT = "experiment_state-{}.json"
 GENERATOR = "search_gen_state-{}.json"
 
@@ -66,15 +69,29 @@ def experiment_folder(state: Any) -> Path | None:
     return None
 
 
-def take_snapshot(folder: Path, staging: Path, names: list[str]) -> None:
-    """Copy the files that exist, of those named, into one that is complete at every moment."""
+def take_snapshot(folder: Path, staging: Path, searcher: str, session: str) -> None:
+    """Copy all that belongs together into one file, which is complete at every moment.
+
+    **Arguments:**
+
+    - `folder`: of the experiment. Its description is there, complete while it runs.
+    - `staging`: where Ray has just written its own state, and the searcher that of its own.
+    - `searcher`: the name of the latter.
+    - `session`: the name of the run.
+    """
+    state, generator = EXPERIMENT.format(session), GENERATOR.format(session)
+    # The generator's comes after ours: it may be that of the save before, or of the run before.
+    generators = sorted(staging.glob(GENERATOR.format("*")))
+    files = {TUNER: folder / TUNER, state: staging / state, searcher: staging / searcher}
+    if generators:
+        files[generator] = generators[-1]
     temporary = folder / f"{SNAPSHOT}.{os.getpid()}.tmp"
     try:
         with open(temporary, "wb") as file:
             with zipfile.ZipFile(file, "w") as archive:
-                for name in names:
-                    if (staging / name).exists():
-                        archive.write(staging / name, name)
+                for name, path in files.items():
+                    if path.exists():
+                        archive.write(path, name)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, folder / SNAPSHOT)
@@ -93,7 +110,9 @@ def _repaired(folder: Path) -> str | None:
             files = {name: archive.read(name) for name in archive.namelist()}
     except (OSError, zipfile.BadZipFile):
         return f"{damaged[0]}, and there is no copy of it"
-    missing = {"experiment_state", "search_gen_state"} - {n.split("-")[0] for n in files}
+    missing = {"tuner.pkl", "experiment_state", "search_gen_state"} - {
+        name.split("-")[0] for name in files
+    }
     if missing:
         return f"{damaged[0]}, and its copy was made before the first trial"
     trials = next(
@@ -103,7 +122,6 @@ def _repaired(folder: Path) -> str | None:
     )
     for name, content in files.items():
         if name.startswith("search_gen_state"):
-            # Ray writes it after our part of the state: it may be one save older.
             state = cloudpickle.loads(content)
             content = cloudpickle.dumps({**state, "counter": trials})
         (folder / f"{name}.tmp").write_bytes(content)
@@ -118,13 +136,21 @@ def _repaired(folder: Path) -> str | None:
 def _damaged(folder: Path) -> list[str]:
     """What Ray would stumble over: the newest files of each kind, if they cannot be read."""
     problems = []
-    for template, load in ((EXPERIMENT, json.loads), (GENERATOR, cloudpickle.loads)):
+    for template, check in ((TUNER, _walk), (EXPERIMENT, json.loads), (GENERATOR, _walk)):
         found = sorted(folder.glob(template.format("*")))
         if not found:
             problems.append(f"there is no {template.format('*')} in {folder}")
             continue
         try:
-            load(found[-1].read_bytes())
+            check(found[-1].read_bytes())
         except Exception as error:
             problems.append(f"{found[-1].name} is truncated or damaged ({error})")
     return problems
+
+
+def _walk(pickled: bytes) -> None:
+    """Raise an error unless this is a whole pickle; runs nothing of what is in it."""
+    if not pickled:
+        raise ValueError("it is empty")
+    for _ in pickletools.genops(pickled):
+        pass

@@ -16,7 +16,7 @@ from ray.tune.search.searcher import Searcher as RaySearcher
 from ray.tune.utils.util import flatten_dict
 
 from strategies.observation import Report
-from strategies.ray.recovery import EXPERIMENT, GENERATOR, experiment_folder, take_snapshot
+from strategies.ray.recovery import EXPERIMENT, experiment_folder, take_snapshot
 from strategies.ray.reports import RESERVED, as_number
 from strategies.ray.spaces import Layout, decode, encode, read_layout
 from strategies.searchers.base import Searcher
@@ -448,8 +448,7 @@ class HypergradSearch(RaySearcher):
         if self._folder is None and written.exists():
             self._folder = experiment_folder(json.loads(written.read_text(encoding="utf-8")))
         if self._folder is not None and self._folder.is_dir():
-            names = (EXPERIMENT, self.CKPT_FILE_TMPL, GENERATOR)
-            take_snapshot(self._folder, staging, [name.format(session) for name in names])
+            take_snapshot(self._folder, staging, self.CKPT_FILE_TMPL.format(session), session)
 
     def restore_from_dir(self, checkpoint_dir: str) -> None:
         """Called by Ray at a restore: the newest state, or its backup if that is damaged.

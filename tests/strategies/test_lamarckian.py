@@ -368,6 +368,7 @@ def _cluster():
     environment = worker_environment(2)
     environment["env_vars"]["JAX_ENABLE_X64"] = "1"
     ray.init(
+        address="local",
         num_cpus=1,
         include_dashboard=False,
         logging_level="error",

@@ -12,11 +12,11 @@ import time
 import optuna
 import pytest
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import TrialState
 
 from strategies.observation import Report
-from strategies.optuna import RungPruner, report, run_schedule
+from strategies.optuna import JournalFile, RungPruner, report, run_schedule
 from strategies.schedulers import ASHA, Hyperband, IterativeDeepeningHyperband, run
 from strategies.searchers import HypergradientSearcher, RandomSearcher
 from strategies.space import Categorical, Float, SearchSpace
@@ -136,21 +136,27 @@ def test_foreign_enqueued_trials_are_refused():
         run_schedule(study, objective, makers()["promotion"]())
 
 
+def storage_of(url):
+    if "journal" not in url:
+        return url
+    # A process that dies while it holds the lock is waited for so many seconds.
+    lock = JournalFileSymlinkLock(url, grace_period=2)
+    return JournalStorage(JournalFile(url, lock_obj=lock))
+
+
 KILLED = """
 import sys, time, optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from strategies.optuna import run_schedule
-from tests.strategies.test_optuna_schedule import makers, objective
+from tests.strategies.test_optuna_schedule import makers, objective, storage_of
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 def slow(trial, job):
     time.sleep(0.03)
     return objective(trial, job)
 
-url = sys.argv[1]
-storage = JournalStorage(JournalFileBackend(url)) if "journal" in url else url
-study = optuna.create_study(study_name="s", storage=storage, load_if_exists=True)
+study = optuna.create_study(
+    study_name="s", storage=storage_of(sys.argv[1]), load_if_exists=True
+)
 print("ready", flush=True)
 run_schedule(study, slow, makers()["deepening"]())
 print("finished", flush=True)
@@ -186,14 +192,14 @@ def check_killed(url, times):
         lambda job: Report(value(job), {"x": 2 * (job.config["x"] - 0.3)}), makers()["deepening"]()
     )
     survived = kill_often(url, times, seed=0)
-    storage = JournalStorage(JournalFileBackend(url)) if "journal" in url else url
-    study = optuna.load_study(study_name="s", storage=storage)
+    study = optuna.load_study(study_name="s", storage=storage_of(url))
     schedule = run_schedule(study, objective, makers()["deepening"]())
     finished = [t.user_attrs["hypergrad:job"] for t in study.trials if t.state != TrialState.FAIL]
     jobs = [(job["number"], job["level"]) for job in finished]
     lost = len(table(alone).keys() - table(schedule).keys())
     repeated = len(jobs) - len(set(jobs))
-    print(f"\n{url[:7]} {survived} kills: {lost} observations lost, {repeated} counted twice")
+    name = "SQLite" if "sqlite" in url else "journal"
+    print(f"\nOptuna, {name}: {survived} kills: {lost} observations lost, {repeated} counted twice")
     assert lost == repeated == 0
     assert table(schedule) == table(alone)
 

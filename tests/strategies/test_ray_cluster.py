@@ -29,6 +29,7 @@ def cluster(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     ray.init(
+        address="local",
         num_cpus=2,
         include_dashboard=False,
         logging_level="error",
