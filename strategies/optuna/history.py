@@ -5,7 +5,7 @@ from typing import Any
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from strategies.observation import Observation
+from strategies.observation import Observation, Status
 from strategies.optuna.spaces import Names
 from strategies.optuna.trials import report_of
 from strategies.space import SearchSpace
@@ -37,7 +37,7 @@ def observations_of(study: Any, space: SearchSpace) -> list[Observation]:
             config = space.validate(names.from_params(trial.params))
         except ValueError:
             continue
-        status = "pruned" if trial.state == TrialState.PRUNED else "complete"
+        status: Status = "pruned" if trial.state == TrialState.PRUNED else "complete"
         observation, _ = observe(space, config, report_of(trial), maximise=maximise, status=status)
         found.append(observation)
     return found
