@@ -167,7 +167,7 @@ def wait_for_a_moment(process, folder, rate, rng):
     if wanted == 0:
         time.sleep(rng.uniform(0.0, 4.0))
         return
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200  # Ray may wait long for workers of a driver that is dead
     before = reports(folder)
     while reports(folder) < before + rate * wanted and process.poll() is None:
         assert time.monotonic() < deadline

@@ -1,0 +1,360 @@
+"""What the engines' faces cost on top of the searcher and of the engine itself.
+
+`python -m benchmarks.engine_overhead [--quick] [--only PART ...] [--out DIR]` has three parts:
+
+- `suggestions`: milliseconds of one trial (asked for, reported, told) less those that the searcher
+  spends proposing, with so many trials told before; for Optuna also less those of the same loop
+  with its own random sampler. At most 5 are wanted.
+- `rate`: Ray's trials per second with its own random search, relative to ours, in rounds that take
+  turns; at most 1.1 is wanted.
+- `restore`: seconds until a finished experiment is restored; at most 5 are wanted for 1,000 trials.
+  Ray's are given with its own random search too.
+"""
+
+import copy
+import functools
+import itertools
+import logging
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.measure import options, ratio, report
+from strategies.local import minimize
+from strategies.observation import Observation, Report, Suggestion
+from strategies.schedulers import Hyperband
+from strategies.searchers import RandomSearcher
+from strategies.space import Categorical, Float, SearchSpace
+
+BOUNDS = {"overhead_ms": 5.0, "seconds": 5.0, "time_ratio": 1.1}
+SPACE = SearchSpace({"l2": Float(1e-3, 1, log=True, shape=(5,)), "kind": Categorical(["a", "b"])})
+GRADIENT = {"l2": [0.1] * 5}
+
+
+class Timed(RandomSearcher):
+    """Random search that knows how long it took."""
+
+    seconds = 0.0
+
+    def propose(self, *arguments: Any) -> Suggestion:
+        """See `Searcher.propose`."""
+        start = time.perf_counter()
+        try:
+            return super().propose(*arguments)
+        finally:
+            Timed.seconds += time.perf_counter() - start
+
+
+def overhead(trial: Callable[[int], Any], told: int, repeats: int) -> float:
+    """Milliseconds of a trial without the searcher's own, the median over `repeats`."""
+    found = []
+    for i in range(told, told + repeats):
+        Timed.seconds = 0.0
+        start = time.perf_counter()
+        trial(i)
+        found.append(time.perf_counter() - start - Timed.seconds)
+    return 1e3 * median(found)
+
+
+# One trial on each engine
+
+
+def embedded(told: int, repeats: int, folder: Path | None) -> float:
+    """`minimize`, from callback to callback."""
+    searcher = Timed(SPACE)
+    for i in range(told):
+        searcher.tell(Observation(SPACE.sample(searcher.rng(i)), 1.0, GRADIENT, number=i))
+    ends: list[tuple[float, float]] = []
+    minimize(
+        lambda config: Report(1.0, GRADIENT),
+        SPACE,
+        trials=told + repeats,
+        searcher=searcher,
+        state_path=None if folder is None else folder / f"{told}.json",
+        callbacks=[lambda trial: ends.append((time.perf_counter(), Timed.seconds))],
+    )
+    return 1e3 * median(
+        (b - a) - (after - before) for (a, before), (b, after) in itertools.pairwise(ends)
+    )
+
+
+def ray_search(told: int, repeats: int, save: bool) -> float:
+    """The calls that Ray makes of a search algorithm; with `save`, as often as it may."""
+    from ray import tune
+    from ray.tune.utils.util import flatten_dict
+
+    from strategies.ray import HypergradSearch, result
+
+    search = HypergradSearch(Timed)
+    space = {
+        "l2": [tune.loguniform(1e-3, 1)] * 5,
+        "kind": tune.choice(["a", "b"]),
+    }
+    search.set_search_properties("loss", "min", copy.deepcopy(space))
+    row = {**result(1.0, GRADIENT, metric="loss"), "training_iteration": 1, "time_total_s": 1.0}
+
+    def trial(number: int, folder: str | None = None) -> None:
+        search.suggest(f"{number}")
+        search.on_trial_result(f"{number}", flatten_dict(row))
+        search.on_trial_complete(f"{number}", flatten_dict(row))
+        if folder is not None:
+            search.save_to_dir(folder, "s")
+
+    for i in range(told):
+        trial(i)
+    with tempfile.TemporaryDirectory() as folder:
+        return overhead(lambda i: trial(i, folder if save else None), told, repeats)
+
+
+def ray_scheduled(told: int, repeats: int) -> float:
+    """The same with a Hyperband inside; a trial is one report at a rung."""
+    from ray.tune.utils.util import flatten_dict
+
+    from strategies.ray import ScheduledSearch, result
+
+    schedule = functools.partial(Hyperband, max_resource=27, eta=3, iterations=None)
+    search = ScheduledSearch(schedule, Timed, space=SPACE, metric="loss", mode="min")
+    ids: dict[int, str] = {}
+
+    def trial(number: int) -> None:
+        waiting = search.schedule.waiting()
+        if waiting:
+            search.resume(waiting[0])
+            name = ids[waiting[0]]
+            search.on_unpause(name)
+        else:
+            name = f"{number}"
+            search.suggest(name)
+            own = search.number_of(name)
+            assert own is not None
+            ids[own] = name
+        own = search.number_of(name)
+        assert own is not None
+        job = search.schedule.job(own)
+        assert job is not None
+        row = flatten_dict(
+            {
+                **result(float(own % 7), GRADIENT, metric="loss"),
+                "training_iteration": job.resource,
+                "time_total_s": 1.0,
+            }
+        )
+        if search.reached(name, row) == "STOP":
+            search.on_trial_complete(name, row)
+
+    for i in range(told):
+        trial(i)
+    return overhead(trial, told, repeats)
+
+
+def optuna_study(told: int, repeats: int, url: str | None) -> float:
+    """A trial of a study, less the same with Optuna's random sampler."""
+    import optuna
+
+    from strategies.optuna import HypergradSampler, suggest
+    from strategies.optuna import report as optuna_report
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+    def objective(trial: Any) -> float:
+        suggest(trial, SPACE)
+        return optuna_report(trial, 1.0, GRADIENT)
+
+    found = []
+    samplers = (HypergradSampler(searcher=Timed, space=SPACE), optuna.samplers.RandomSampler())
+    for sampler in samplers:
+        study = optuna.create_study(
+            storage=None if url is None else url.format(type(sampler).__name__)
+        )
+        # Filled by Optuna's own sampler, which is fast; ours sees these as any other trials.
+        study.sampler = optuna.samplers.RandomSampler(seed=0)
+        filled = optuna.create_study(sampler=study.sampler)
+        filled.optimize(objective, n_trials=told)
+        study.add_trials(filled.trials)
+        study.sampler = sampler
+        study.optimize(objective, n_trials=1)
+        found.append(
+            overhead(lambda _, study=study: study.optimize(objective, n_trials=1), told, repeats)
+        )
+    return found[0] - found[1]
+
+
+def suggestions(quick: bool) -> Iterator[dict[str, Any]]:
+    """One row for each engine and number of trials."""
+    repeats = 20 if quick else 100
+    for told in (100,) if quick else (100, 1000):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            engines: dict[str, Callable[[], float]] = {
+                "embedded": lambda t=told: embedded(t, repeats, None),
+                "embedded, saved": lambda t=told, f=folder: embedded(t, repeats, f),
+                "Ray": lambda t=told: ray_search(t, repeats, False),
+                "Ray, Hyperband": lambda t=told: ray_scheduled(t, repeats),
+                "Optuna, in memory": lambda t=told: optuna_study(t, repeats, None),
+                "Optuna, SQLite": lambda t=told, f=folder: optuna_study(
+                    t, repeats, f"sqlite:///{f}/{{}}{t}.db"
+                ),
+            }
+            for engine, measure in engines.items():
+                yield {"engine": engine, "trials before": told, "overhead_ms": measure()}
+
+
+# Ray, for real
+
+
+def _nothing(config: dict[str, Any]) -> None:
+    from ray import tune
+
+    tune.report({"loss": config["l2"][0]})
+
+
+def _experiment(kind: str, trials: int, folder: str) -> Any:
+    from ray import tune
+
+    from strategies.ray import HypergradSearch
+
+    searches: dict[str, Callable[[], Any]] = {
+        "Ray's random search": lambda: None,
+        "ours, random": lambda: HypergradSearch(RandomSearcher),
+        "ours, hypergradient": lambda: HypergradSearch(),
+    }
+    return tune.Tuner(
+        _nothing,
+        param_space={
+            "l2": [tune.loguniform(1e-3, 1) for _ in range(5)],
+            "kind": tune.choice(["a", "b"]),
+        },
+        tune_config=tune.TuneConfig(
+            metric="loss",
+            mode="min",
+            num_samples=trials,
+            search_alg=searches[kind](),
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(name="run", storage_path=folder, verbose=0),
+    )
+
+
+KINDS = ("Ray's random search", "ours, random", "ours, hypergradient")
+
+
+def _start_ray() -> None:
+    import ray
+
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    warnings.simplefilter("ignore")
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        logging_level="error",
+        log_to_driver=False,
+        object_store_memory=2**27,
+        ignore_reinit_error=True,
+    )
+    logging.getLogger("ray.tune").setLevel("ERROR")
+
+
+def rate(quick: bool) -> Iterator[dict[str, Any]]:
+    """Whole experiments of trials that do nothing, in turn."""
+    trials, rounds = (20, 2) if quick else (60, 4)
+    _start_ray()
+    seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    for i in range(rounds + 1):
+        for kind in KINDS:
+            with tempfile.TemporaryDirectory() as folder:
+                tuner = _experiment(kind, trials, folder)
+                start = time.perf_counter()
+                tuner.fit()
+                if i:  # the first round starts the workers
+                    seconds[kind].append(time.perf_counter() - start)
+    for kind in KINDS:
+        yield {
+            "engine": kind,
+            "trials": trials,
+            "per_second": trials / median(seconds[kind]),
+            "time_ratio": ratio(seconds, kind, KINDS[0]),
+        }
+
+
+def restore(quick: bool) -> Iterator[dict[str, Any]]:
+    """From the files to the first moment at which the run goes on."""
+    import optuna
+    from ray import tune
+
+    from strategies.optuna import HypergradSampler, suggest
+    from strategies.ray import HypergradSearch
+    from strategies.ray import restore as restore_ray
+
+    trials = 100 if quick else 1000
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "state.json"
+        searcher = RandomSearcher(SPACE)
+        for i in range(trials):
+            searcher.tell(Observation(SPACE.sample(searcher.rng(i)), 1.0, GRADIENT, number=i))
+        searcher.save(path)
+        start = time.perf_counter()
+        minimize(
+            lambda config: 1.0,
+            SPACE,
+            trials=trials,
+            searcher=RandomSearcher(SPACE),
+            state_path=path,
+        )
+        yield {"engine": "embedded", "trials": trials, "seconds": time.perf_counter() - start}
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        url = f"sqlite:///{folder}/study.db"
+        study = optuna.create_study(study_name="s", storage=url)
+        filled = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        filled.optimize(lambda trial: len(suggest(trial, SPACE)), n_trials=trials)
+        study.add_trials(filled.trials)
+        start = time.perf_counter()
+        sampler = HypergradSampler(searcher=RandomSearcher, space=SPACE)
+        suggest(optuna.load_study(study_name="s", storage=url, sampler=sampler).ask(), SPACE)
+        yield {"engine": "Optuna, SQLite", "trials": trials, "seconds": time.perf_counter() - start}
+
+    _start_ray()
+    for kind in KINDS[:2]:
+        with tempfile.TemporaryDirectory() as folder:
+            _experiment(kind, trials, folder).fit()
+            run = os.path.join(folder, "run")
+            if kind == KINDS[1]:
+                search = HypergradSearch(RandomSearcher)
+                start = time.perf_counter()
+                search.restore_from_dir(run)
+                seconds = time.perf_counter() - start
+                assert len(search.searcher_.history) == trials
+                yield {"engine": "Ray, our part", "trials": trials, "seconds": seconds}
+            start = time.perf_counter()
+            if kind == KINDS[1]:
+                restore_ray(run, _nothing).fit()
+            else:
+                tune.Tuner.restore(run, _nothing).fit()
+            seconds = time.perf_counter() - start
+            yield {"engine": f"Ray, whole, {kind}", "trials": trials, "seconds": seconds}
+
+
+PARTS = {"suggestions": suggestions, "rate": rate, "restore": restore}
+COLUMNS = {"suggestions": "overhead_ms", "rate": "time_ratio", "restore": "seconds"}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = options(__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS))
+    arguments = parser.parse_args()
+    for part in arguments.only:
+        rows = list(PARTS[part](arguments.quick))
+        column = COLUMNS[part]
+        report(f"engine_{part}", rows, {column: BOUNDS[column]}, arguments.out)
+        print()
+
+
+if __name__ == "__main__":
+    main()
