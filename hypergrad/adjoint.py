@@ -165,7 +165,7 @@ def to_unit(rhs: PyTree) -> tuple[PyTree, Scalar]:
     """`rhs` in at least float32 and scaled to norm 1, and its norm; zeros if it is not finite."""
     rhs = accumulating(rhs)
     size = vector.norm(rhs)
-    finite = jnp.isfinite(size) & vector.all_finite(rhs)
+    finite = jnp.isfinite(size)
     # Two factors, because the inverse of a subnormal norm overflows.
     half = jnp.sqrt(1 / jnp.where(finite & (size > 0), size, 1))
     return jax.tree.map(lambda a: jnp.where(finite, a * half * half, 0).astype(a.dtype), rhs), size

@@ -51,18 +51,21 @@ class CG(LinearSolver):
                 "user-given optimality map). Use GMRES, BiCGStab or NormalCG, or declare the "
                 "map symmetric if it is the gradient of something."
             )
-        b_norm = vector.norm(rhs)
+        b_square = vector.vdot(rhs, rhs)
+        b_norm = jnp.sqrt(b_square)
         dtype = b_norm.dtype
         eps = jnp.finfo(dtype).eps
-        b_square = vector.vdot(rhs, rhs)
 
         # x = 0 and r = b need no product. A warm start is the first *direction*: the exact step
         # along it is its best scaling, and the loop body stays the only place with a product.
         warm = jnp.asarray(False)
-        direction = rhs
+        direction, along, square = rhs, b_square, b_square
         if initial is not None:
-            warm = vector.norm(initial) > 0
+            size = vector.vdot(initial, initial)
+            warm = size > 0
             direction = vector.where(warm, initial, rhs)
+            along = jnp.where(warm, vector.vdot(initial, rhs), b_square)
+            square = jnp.where(warm, size, b_square)
 
         def unfinished(carry: "_Iteration") -> Array:
             return (
@@ -72,23 +75,21 @@ class CG(LinearSolver):
         def body(c: "_Iteration") -> "_Iteration":
             image = operator.mv(c.direction)
             curvature = vector.vdot(c.direction, image)
-            square = vector.vdot(c.direction, c.direction)
-            quotient = curvature / square
-            finite = jnp.isfinite(curvature) & vector.all_finite(image)
-            positive = curvature > eps * square * jnp.where(c.step > 0, c.high, 0)
+            quotient = curvature / c.square
+            # An entry of the image that is not finite makes the product with it not finite.
+            finite = jnp.isfinite(curvature)
+            positive = curvature > eps * c.square * jnp.where(c.step > 0, c.high, 0)
             good = finite & positive
-            step = jnp.where(good, vector.vdot(c.direction, c.residual) / curvature, 0)
-            image = vector.where(finite, image, c.residual)
+            step = jnp.where(good, c.along / curvature, 0)
             x = vector.axpy(step, c.direction, c.x)
             residual = vector.axpy(-step, image, c.residual)
             new_square = vector.vdot(residual, residual)
             overflow = ~jnp.isfinite(new_square)
+            # What a failed step leaves behind is not used: the iteration ends with it, unless it
+            # was one along a warm start of length zero.
             good = good & ~overflow
-            x = vector.where(good, x, c.x)
-            residual = vector.where(good, residual, c.residual)
-            new_square = jnp.where(good, new_square, c.square)
             # After the step along a warm start the recurrence begins afresh at the residual.
-            factor = jnp.where(c.warm, 0, new_square / c.square)
+            factor = jnp.where(c.warm, 0, new_square / c.along)
             new_norm = jnp.sqrt(new_square)
             better = good & (new_norm < c.best_norm)
             return _Iteration(
@@ -96,7 +97,8 @@ class CG(LinearSolver):
                 x=x,
                 residual=residual,
                 direction=vector.axpy(factor, c.direction, residual),
-                square=new_square,
+                along=new_square,
+                square=new_square + factor**2 * c.square,
                 best=vector.where(better, x, c.best),
                 best_norm=jnp.where(better, new_norm, c.best_norm),
                 warm=jnp.asarray(False),
@@ -115,7 +117,8 @@ class CG(LinearSolver):
             x=zero,
             residual=rhs,
             direction=direction,
-            square=b_square,
+            along=along,
+            square=square,
             best=zero,
             best_norm=b_norm,
             warm=warm,
@@ -142,7 +145,8 @@ class _Iteration(eqx.Module):
     x: PyTree
     residual: PyTree
     direction: PyTree
-    square: Array
+    along: Array  # <direction, residual>; the residual's square, but for a warm start
+    square: Array  # <direction, direction>, by recurrence
     best: PyTree
     best_norm: Array
     warm: Array

@@ -70,7 +70,7 @@ class Neumann(LinearSolver):
             step = jnp.asarray(self.step, dtype)
         usable = jnp.isfinite(step)
 
-        term, first = system.rhs, vector.norm(system.rhs)
+        term, first = system.rhs, vector.length(system.rhs)
 
         def unfinished(c: _Sum) -> Array:
             return (c.count < self.products) & c.converging & (c.size > 0)
@@ -78,7 +78,7 @@ class Neumann(LinearSolver):
         def body(c: _Sum) -> _Sum:
             image = system.operator.mv(c.term)
             term = vector.axpy(-step, image, c.term)
-            size = vector.norm(term)
+            size = vector.length(term)
             finite = jnp.isfinite(size)
             growths = jnp.where(size > c.size, c.growths + 1, 0)
             better = finite & (size <= c.best_size)

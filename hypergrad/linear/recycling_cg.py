@@ -102,7 +102,7 @@ class RecyclingCG(LinearSolver):
         known = self.blank(system.rhs) if self.recollection is None else self.recollection
         last = vector.zeros_like(system.rhs) if initial is None else widen(initial)
         earlier = [jax.tree.map(lambda a, i=i: a[i], known.solutions) for i in range(_EARLIER)]
-        whole = vector.norm(system.rhs)
+        whole = vector.length(system.rhs)
         affordable = (self.max_steps > _EARLIER) & (whole > 0)
         first = _Start.among((last, *earlier), system, affordable)
         inverse = _Inverse.of(known)
@@ -126,15 +126,14 @@ class RecyclingCG(LinearSolver):
             curvature = vector.vdot(direction, image)
             square = vector.vdot(direction, direction)
             quotient = curvature / square
-            finite = jnp.isfinite(curvature) & vector.all_finite(image)
+            finite = jnp.isfinite(curvature)
             spectrum = vector.where(finite, c.spectrum.met(quotient), c.spectrum)
             positive = quotient > eps * jnp.maximum(spectrum.high, 0)
             good = finite & positive
             alpha = jnp.where(good, rz / curvature, 0)
-            image = vector.where(finite, image, c.residual)
             x = vector.axpy(alpha, direction, c.x)
             residual = vector.axpy(-alpha, image, c.residual)
-            size = vector.norm(residual)
+            size = vector.length(residual)
             overflow = ~jnp.isfinite(size)
             good = good & ~overflow
             better = good & (size < c.best_norm)
@@ -161,7 +160,7 @@ class RecyclingCG(LinearSolver):
                 breakdown=~finite | overflow,
             )
 
-        size = vector.norm(first.residual)
+        size = vector.length(first.residual)
         closer = size < whole
         zero = vector.zeros_like(system.rhs)
         blank = self.blank(system.rhs).directions

@@ -42,6 +42,11 @@ def norm(x: PyTree) -> Scalar:
     return safe * jnp.sqrt(reduce(jnp.add, squares))
 
 
+def length(x: PyTree) -> Scalar:
+    """Euclidean norm of a vector that is neither tiny nor huge: half the program of `norm`."""
+    return jnp.sqrt(vdot(x, x))
+
+
 def scale(factor: Array | float, x: PyTree) -> PyTree:
     """`factor * x`, each leaf in its own dtype."""
     return jax.tree.map(lambda a: (factor * a).astype(a.dtype), x)
