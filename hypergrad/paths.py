@@ -96,7 +96,7 @@ def trace_paths(
             return pull(function)(p, lam, eqx.combine(arrays, rest_static), cotangent)
 
         arguments = _abstract((w, h, rest_arrays))
-        cotangent = jax.eval_shape(closed, *arguments)
+        read, cotangent = jax.make_jaxpr(closed, return_shape=True)(*arguments)
         sizes = [len(jax.tree.leaves(a)) for a in arguments]
         traced = jax.make_jaxpr(derivative)(*arguments, cotangent).jaxpr
         first = sum(sizes)
@@ -104,8 +104,7 @@ def trace_paths(
             any(used[first:]) for used in (inputs_of(traced, i) for i in range(len(traced.outvars)))
         ]
         reached_params, reached_hparams = reached[: sizes[0]], reached[sizes[0] :]
-        read = jax.make_jaxpr(closed)(*arguments).jaxpr
-        used = inputs_of(read, *range(len(read.outvars)))
+        used = inputs_of(read.jaxpr, *range(len(read.jaxpr.outvars)))
         return reached_hparams, any(reached_params), used[sizes[0] : sizes[0] + sizes[1]]
 
     inner_reached, inner_params, inner_used = flags(residual)
