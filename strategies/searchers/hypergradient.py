@@ -367,10 +367,11 @@ class HypergradientSearcher(Searcher):
     def _least(known: Sequence[_Point]) -> float:
         """A decrease that is not worth an evaluation while there is anything else to try."""
         lowest = min(point.value for point in known)
-        # Steps crowd around their minimum; the other points tell how values differ elsewhere.
+        # Steps crowd around their minimum, and a bad place says nothing of the valley: the best of
+        # all other points tells how values differ.
         values = [point.value for point in known if point.note.get("move") != "step"]
-        values = values or [point.value for point in known]
-        return max(1e-4 * (float(np.median(values)) - lowest), 1e-9 * abs(lowest), 1e-300)
+        scale = min(values or [point.value for point in known]) - lowest
+        return max(1e-4 * scale, 1e-9 * abs(lowest), 1e-300)
 
     def _advanced(
         self,
