@@ -167,6 +167,7 @@ def test_a_hyperparameter_that_is_not_named_keeps_its_value():
     assert list(one.gradient) == ["a/l2"]
 
 
+@pytest.mark.slow
 def test_continuous_domains_of_every_kind_are_tuned():
     space = SearchSpace(
         {
@@ -380,6 +381,7 @@ def _cluster():
     ray.shutdown()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_cluster")
 def test_on_ray(tmp_path):
     from ray import tune
