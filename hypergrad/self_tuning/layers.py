@@ -391,8 +391,9 @@ def _with(
 
 @jax.custom_jvp
 def _scale_at_zero(gates: Array, values: Array) -> Array:
-    shape = jnp.broadcast_shapes(gates.shape, values.shape)
-    return jnp.zeros(shape, jnp.result_type(gates, values))
+    # Zeros that depend on both: constant ones would not be batched where their derivative is, which
+    # a scan under `vmap` cannot follow.
+    return 0 * gates * values
 
 
 @_scale_at_zero.defjvp

@@ -228,3 +228,40 @@ def test_saturated_gates_are_counted(key):
     assert model.saturation(jnp.ones(3)) == 0.25
     assert model.saturation(jnp.full(3, 3.0)) == 0.5
     assert model.saturation(jnp.full(3, 0.1)) == 0.0
+
+
+def test_a_scan_over_a_cell_responds_as_the_loop_it_stands_for():
+    class Recurrent(eqx.Module):
+        cell: eqx.nn.LSTMCell
+        loop: bool = eqx.field(static=True)
+
+        def __call__(self, xs):
+            def step(hidden, x):
+                hidden = self.cell(x, hidden)
+                return hidden, hidden[0]
+
+            hidden = jnp.zeros(3), jnp.zeros(3)
+            if not self.loop:
+                return jax.lax.scan(step, hidden, xs)[1]
+            outputs = []
+            for x in xs:
+                hidden, output = step(hidden, x)
+                outputs.append(output)
+            return jnp.stack(outputs)
+
+    key = jax.random.key(0)
+    xs, noise = jax.random.normal(key, (2, 5, 2)), jax.random.normal(key, (2, 3))
+
+    def loss_gradient(loop):
+        model = to_self_tuning(Recurrent(eqx.nn.LSTMCell(2, 3, key=key), loop), HPARAMS, key=key)
+        gates = lambda m: m.model.cell.gate  # noqa: E731
+        model = eqx.tree_at(gates, model, jax.random.normal(key, gates(model).shape))
+
+        def loss(model):
+            outputs = jax.vmap(lambda e, x: model.at(e, linearised=True)(x))(noise, xs)
+            return jnp.sum(outputs**2)
+
+        return jax.tree.leaves(eqx.filter_jit(eqx.filter_grad(loss))(model))
+
+    for one, other in zip(loss_gradient(False), loss_gradient(True), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-12)
