@@ -48,8 +48,8 @@ class RecyclingCG(LinearSolver):
     """Conjugate gradient preconditioned and started from the solves before; one product a step.
 
     Within `ImplicitDifferentiation` (with `warm_start`), which keeps its recollections in the
-    state, it needs a quarter of the products of a cold `CG` on a smooth outer search; on the first
-    system, or without recollections, it is plain `CG`. A combination of up to three earlier
+    state, it needs about a third of the products of a cold `CG` on a smooth outer search; on the
+    first system, or without recollections, it is plain `CG`. A combination of up to three earlier
     solutions is the start, at one product for each. Worth its memory where the parameters are
     thousands rather than millions: `2 memory + 2` vectors.
 
