@@ -85,8 +85,8 @@ class CG(LinearSolver):
             residual = vector.axpy(-step, image, c.residual)
             new_square = vector.vdot(residual, residual)
             overflow = ~jnp.isfinite(new_square)
-            # What a failed step leaves behind is not used: the iteration ends with it, unless it
-            # was one along a warm start of length zero.
+            # What a failed step leaves behind is not used, for the iteration ends with it. Only one
+            # of no positive curvature along a warm start is passed over: its length is zero.
             good = good & ~overflow
             # After the step along a warm start the recurrence begins afresh at the residual.
             factor = jnp.where(c.warm, 0, new_square / c.along)
