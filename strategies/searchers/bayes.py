@@ -103,7 +103,7 @@ class BayesSearcher(Searcher):
         self.gradients = gradients
         self.prior = prior or Prior()
         self._groups, self._stretch = geometry(self.space)
-        self._codes: dict[int, tuple[Observation, Vector]] = {}
+        self._codes: dict[int, tuple[Observation, Vector, Vector | None]] = {}
 
     def _propose(
         self, number: int, history: Sequence[Observation], pending: Sequence[Suggestion]
@@ -156,17 +156,20 @@ class BayesSearcher(Searcher):
             places = np.empty((len(history), 0))
             order = np.argsort(target, kind="stable")
         at, through = np.ones(places.shape[1]), np.zeros(places.shape[1])
-        units = self._encoded(history)
-        with_gradient = self.gradients and any(item.gradient for item in history)
+        units, gradients = self._encoded(history)
         if len(order) > room:
             near, rest = order[: room // 2], order[room // 2 :]
             order = np.r_[near, rng.choice(rest, room - len(near), replace=False)]
         x = np.c_[units[order] * self._stretch, places[order]]
         rows, y = Rows.values(x), target[order]
         fit_rows = np.arange(min(len(order), fit_room))
-        if with_gradient:
+        if any(gradient is not None for gradient in gradients):
             extra, extra_y = self._derivatives(
-                [history[i] for i in order], x, slope[order], room - len(order)
+                [gradients[i] for i in order],
+                [history[i].gradient_error for i in order],
+                x,
+                slope[order],
+                room - len(order),
             )
             fit_extra = min(len(extra_y), max(fit_room - len(order), 0))
             fit_rows = np.r_[fit_rows, len(order) + np.arange(fit_extra)]
@@ -185,34 +188,42 @@ class BayesSearcher(Searcher):
             tried = np.r_[tried, waiting]
         return _Belief(process, float(mean.min()), tried, anchors, at, through)
 
-    def _encoded(self, history: Sequence[Observation]) -> Matrix:
-        """Unit coordinates of all; those of an observation seen before are not computed again."""
+    def _encoded(self, history: Sequence[Observation]) -> tuple[Matrix, list[Vector | None]]:
+        """Unit coordinates of all, and the gradients in them that are there to be used.
+
+        Those of an observation seen before are not computed again.
+        """
         codes = {}
         for item in history:
-            known, row = self._codes.get(id(item), (None, None))
-            if known is not item or row is None:
-                row = self.space.encode(item.config)
-            codes[id(item)] = (item, row)
+            known = self._codes.get(id(item))
+            if known is None or known[0] is not item:
+                gradient = None
+                if self.gradients and item.gradient and item.status != "failed":
+                    gradient = self.space.pull_back(item.config, item.gradient)
+                known = item, self.space.encode(item.config), gradient
+            codes[id(item)] = known
         self._codes = codes
-        return np.stack([codes[id(item)][1] for item in history])
+        found = [codes[id(item)] for item in history]
+        return np.stack([unit for _, unit, _ in found]), [gradient for *_, gradient in found]
 
     def _derivatives(
-        self, history: Sequence[Observation], x: Matrix, slope: Vector, room: int
+        self,
+        gradients: Sequence[Vector | None],
+        errors: Sequence[float | None],
+        x: Matrix,
+        slope: Vector,
+        room: int,
     ) -> tuple[Rows, Vector]:
-        """Derivative rows, best observations first, until the room is used up."""
+        """Derivative rows, in the order of the points, until the room is used up."""
         width = x.shape[1]
-        known = [
-            (i, self.space.pull_back(item.config, item.gradient), item.gradient_error)
-            for i, item in enumerate(history)
-            if item.gradient and item.status != "failed"
-        ]
-        entries = sum(int(np.isfinite(gradient).sum()) for _, gradient, _ in known)
+        known = [(i, raw) for i, raw in enumerate(gradients) if raw is not None]
+        entries = sum(int(np.isfinite(raw).sum()) for _, raw in known)
         at: list[int] = []
         directions: list[Vector] = []
         y: list[float] = []
         noise: list[float] = []
-        for i, raw, error in known:
-            gradient = slope[i] * np.nan_to_num(raw)
+        for i, raw in known:
+            error, gradient = errors[i], slope[i] * np.nan_to_num(raw)
             size = float(np.linalg.norm(gradient))
             if error is not None and not error < 1:
                 continue
@@ -241,7 +252,7 @@ class BayesSearcher(Searcher):
             moved = point.copy()
             moved[free] = values
             mean, deviation, by_mean, by_deviation = belief.process.predict_slopes(
-                _extended((moved * self._stretch)[None], belief.at)[0], free
+                moved * self._stretch, free
             )
             value = log_expected_improvement(mean, deviation, belief.best)
             to_mean, to_deviation = log_expected_improvement_slopes(mean, deviation, belief.best)

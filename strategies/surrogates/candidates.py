@@ -40,19 +40,21 @@ def maximise(
     - `tried`: `(n, dimension)`, points not to be offered again.
     - `refine`: moves a point to one with a larger score, e.g. along the score's slope.
     """
-    seen = {row.tobytes() for row in _rounded(tried)}
+    seen = set(_keys(tried))
 
     def untried(units: Matrix) -> tuple[Matrix, Vector]:
-        units = np.unique(units, axis=0)
-        units = units[[row.tobytes() not in seen for row in _rounded(units)]]
+        rows = {key: row for row, key in enumerate(_keys(units)) if key not in seen}
+        units = units[list(rows.values())]
         return units, score(units) if len(units) else np.empty(0)
 
     pool = space.snap(rng.random((_RANDOM, space.dimension)))
     points, scores = untried(np.concatenate([pool, *(neighbours(space, a, rng) for a in anchors)]))
+    # What follows the slope in every coordinate needs no steps at random.
+    rounds = 0 if refine is not None and space.differentiable.all() else _ROUNDS
     best, best_score = None, -np.inf
     for start in np.argsort(-scores, kind="stable")[:_CLIMBS]:
         point, value = points[start], float(scores[start])
-        for _ in range(_ROUNDS):
+        for _ in range(rounds):
             around, found = untried(neighbours(space, point, rng))
             if not len(found) or found.max() <= value:
                 break
@@ -90,6 +92,7 @@ def neighbours(space: SearchSpace, point: Vector, rng: np.random.Generator) -> M
     return space.snap(np.concatenate(blocks))
 
 
-def _rounded(units: Matrix) -> Matrix:
+def _keys(units: Matrix) -> list[bytes]:
+    """One for each row, the same where the rows are."""
     # Adding zero turns -0.0 into 0.0, whose bytes differ.
-    return np.round(units, 9) + 0.0
+    return [row.tobytes() for row in np.round(units, 9) + 0.0]

@@ -13,8 +13,8 @@ from strategies.surrogates.gaussian_process import (
     GaussianProcess,
     Prior,
     Rows,
-    _covariance,
-    _scale_gradient,
+    _correlation,
+    _of_values,
     fit,
 )
 
@@ -44,7 +44,7 @@ def test_covariances_of_derivatives_are_derivatives_of_the_covariance(rows):
         shift = step * rows.direction[i]
         return [(rows.x[i] + shift, 0.5 / step), (rows.x[i] - shift, -0.5 / step)]
 
-    matrix = _covariance(rows, rows, SCALES)
+    matrix = _correlation(rows, SCALES)[0]
     for i in range(10):
         for j in range(10):
             if i != j:
@@ -56,11 +56,11 @@ def test_covariances_of_derivatives_are_derivatives_of_the_covariance(rows):
 def test_slope_in_the_length_scales_is_that_of_finite_differences(rows):
     weight = np.random.default_rng(1).normal(size=(10, 10))
     weight += weight.T
-    slope = _scale_gradient(rows, SCALES, weight)
+    slope = _correlation(rows, SCALES)[1](weight)
     for j in range(3):
         factor = np.where(np.arange(3) == j, np.exp(1e-5), 1)
-        up = np.sum(weight * _covariance(rows, rows, SCALES * factor))
-        down = np.sum(weight * _covariance(rows, rows, SCALES / factor))
+        up = np.sum(weight * _correlation(rows, SCALES * factor)[0])
+        down = np.sum(weight * _correlation(rows, SCALES / factor)[0])
         assert slope[j] == pytest.approx((up - down) / 2e-5, rel=1e-6)
 
 
@@ -69,8 +69,8 @@ def test_posterior_is_that_of_dense_algebra(rows):
     process = fit(rows, y, np.arange(3), prior=Prior(noise=1e-3))
     x = np.random.default_rng(3).random((4, 3))
     variance = np.where(rows.is_value > 0, process.noise, process.gradient_noise)
-    gram = process.signal * _covariance(rows, rows, process.scales) + np.diag(variance)
-    cross = process.signal * _covariance(Rows.values(x), rows, process.scales)
+    gram = process.signal * _correlation(rows, process.scales)[0] + np.diag(variance)
+    cross = process.signal * _of_values(x / process.scales, rows, process.scales)
     mean, deviation = process.predict(x)
     np.testing.assert_allclose(mean, cross @ np.linalg.solve(gram, y), rtol=1e-4, atol=1e-6)
     left = process.signal - np.sum(cross * np.linalg.solve(gram, cross.T).T, 1)
