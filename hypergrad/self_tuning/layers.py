@@ -399,7 +399,9 @@ def _scale_at_zero(gates: Array, values: Array) -> Array:
 @_scale_at_zero.defjvp
 def _scale_at_zero_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     gates, values = primals
-    return _scale_at_zero(gates, values), tangents[0] * values
+    # At zero response these zeros do not change with anything, so that a reverse pass need not
+    # go back through the output that they are added to.
+    return jax.lax.stop_gradient(_scale_at_zero(gates, values)), tangents[0] * values
 
 
 def scale(gates: Array, values: Array, linearised: bool) -> Array:
