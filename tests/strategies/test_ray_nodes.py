@@ -21,7 +21,21 @@ ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": uuid.uuid4().hex * 2,
     "RAY_AIR_NEW_OUTPUT": "0",
+    # Ray's workers are modest (15): beside other work on the machine they would take minutes.
+    "RAY_worker_niceness": "0",
 }
+
+
+STEP = "        self.portions += 1\n"
+# A step that takes as long as real ones: until the other node's worker is up. Ray gives the next
+# trial to whichever is free first, and these would be over before.
+WAIT = """\
+        import time
+        seen, limit = pathlib.Path({folder!r}), time.monotonic() + 60
+        (seen / str(os.getpid())).touch()
+        while len(list(seen.iterdir())) < 2 and time.monotonic() < limit:
+            time.sleep(0.1)
+"""
 
 
 @pytest.fixture
@@ -58,6 +72,9 @@ def test_job_template_on_a_head_and_a_worker(nodes, tmp_path):
     nodes("--head", f"--port={address.split(':')[1]}", "--include-dashboard=false")
     nodes(f"--address={address}")
     (job,) = re.findall(r"```py\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert job.count(STEP) == 1
+    (tmp_path / "seen").mkdir()
+    job = job.replace(STEP, STEP + WAIT.format(folder=str(tmp_path / "seen")))
     (tmp_path / "job.py").write_text(job)
     environment = {
         **ENVIRONMENT,
@@ -77,6 +94,6 @@ def test_job_template_on_a_head_and_a_worker(nodes, tmp_path):
         )
         assert ended.returncode == 0, ended.stderr[-3000:]
         outputs.append(ended.stdout.splitlines()[-1])
-    assert outputs[0].endswith("nodes: 2")
+    assert outputs[0].endswith("nodes: 2"), ended.stderr + ended.stdout
     # Started again, it finds its work done.
     assert outputs[1] == outputs[0]
