@@ -151,7 +151,7 @@ from tests.strategies.test_optuna_schedule import makers, objective, storage_of
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 def slow(trial, job):
-    time.sleep(0.03)
+    time.sleep(0.15)
     return objective(trial, job)
 
 study = optuna.create_study(
@@ -200,6 +200,7 @@ def check_killed(url, times):
     repeated = len(jobs) - len(set(jobs))
     name = "SQLite" if "sqlite" in url else "journal"
     print(f"\nOptuna, {name}: {survived} kills: {lost} observations lost, {repeated} counted twice")
+    assert survived == times
     assert lost == repeated == 0
     assert table(schedule) == table(alone)
 
