@@ -19,7 +19,7 @@ import itertools
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import ndtr
@@ -28,7 +28,7 @@ from strategies.observation import Observation, Suggestion
 from strategies.searchers.base import Searcher
 from strategies.searchers.mutation import perturbed
 from strategies.space import SearchSpace
-from strategies.surrogates.additive import fit_additive
+from strategies.surrogates.additive import AdditiveSurrogate, fit_additive
 from strategies.surrogates.gaussian_process import Rows, fit
 
 # What a chain's further steps try while one is being evaluated, relative to its radius.
@@ -46,8 +46,8 @@ _ADDITIVE_SIZE = 100
 _ADDITIVE_POINTS = 40
 _ADDITIVE_DERIVATIVES = 1500
 _SURPRISE = 3.0
-# So many standard deviations below its mean is looked for a minimum when the mean's is known.
-_BOLD = 0.3
+# So many standard deviations below its mean is looked for a minimum.
+_BOLDNESS = (0.0, 0.3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +141,43 @@ def _box_minimum(
         if before - after <= 1e-6 * abs(after):
             break
     return s
+
+
+class _Offer(NamedTuple):
+    """A jump: its expected improvement, the one that the surrogate's mean promises, and where."""
+
+    gain: float
+    promise: float
+    place: np.ndarray
+
+
+def _offers(surrogate: AdditiveSurrogate) -> list[_Offer]:
+    """Where every coordinate by itself may be lowest; then where their sum may, best first.
+
+    The first is not for its value: a gradient tells of all coordinates at once, so that each can be
+    searched where it is least known, whatever the others do.
+    """
+    means, deviations = surrogate.mean, np.maximum(surrogate.deviation, 1e-300)
+    columns = np.arange(means.shape[1])
+
+    def offer(rows: np.ndarray, gain: float | None = None) -> _Offer:
+        mean = float(means[rows, columns].sum())
+        spread = max(float(np.linalg.norm(deviations[rows, columns])), 1e-3 * abs(mean), 1e-300)
+        if gain is None:
+            gain = float(_expected_gain(np.array(-mean), np.array(spread)))
+        return _Offer(gain, max(-mean, 0.0), surrogate.places[rows, columns])
+
+    gains = _expected_gain(means.min(axis=0) - means, deviations)
+    apart = offer(np.argmax(gains, axis=0), float(gains.max(axis=0).sum()))
+    together = [offer(np.argmin(means - bold * deviations, axis=0)) for bold in _BOLDNESS]
+    return [apart, *sorted(together, key=lambda jump: -jump.gain)]
+
+
+def _expected_gain(below: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+    """Expected improvement of what is believed to lie so far below a level."""
+    z = np.clip(below / deviation, -30.0, 30.0)
+    density = np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
+    return below * ndtr(z) + deviation * density
 
 
 class HypergradientSearcher(Searcher):
@@ -328,14 +365,15 @@ class HypergradientSearcher(Searcher):
         if not known:
             return self._start(number, rng, places, begun)
         tried = {unit.tobytes() for unit in places}
-        graded = self._graded(known)
+        informative = self._informative(known)
+        graded = informative & self._trusted(known)
         chains = self._chains(points, graded)
         underway = [item.note.get("chain") for item in pending if item.note.get("move") == "step"]
         best = chains[0]
 
         least = self._least(known)
         settled = best.decrease <= least
-        jump = self._jump(number, best, known, graded, tried, least)
+        jump = self._jump(number, best, known, informative, tried, least)
         if jump is not None:
             return jump
         if (
@@ -434,7 +472,7 @@ class HypergradientSearcher(Searcher):
         away = np.abs(chain.best.unit - better.best.unit)
         return len(chain.points) > 1 and float(away.max()) < 0.1
 
-    def _graded(self, known: Sequence[_Point]) -> np.ndarray:
+    def _informative(self, known: Sequence[_Point]) -> np.ndarray:
         """Mask of the coordinates that gradients say something about.
 
         A gradient that is zero everywhere, as that of a learning rate by implicit differentiation,
@@ -445,7 +483,7 @@ class HypergradientSearcher(Searcher):
             seen |= np.nan_to_num(point.gradient) != 0.0
         for where in self.space.slices.values():
             seen[where] = seen[where].any()
-        return seen & self._trusted(known)
+        return seen
 
     @staticmethod
     def _trusted(known: Sequence[_Point]) -> bool:
@@ -557,22 +595,23 @@ class HypergradientSearcher(Searcher):
         number: int,
         best: _Chain,
         known: Sequence[_Point],
-        graded: np.ndarray,
+        informative: np.ndarray,
         tried: set[bytes],
         least: float,
     ) -> Suggestion | None:
         """The minimum of an additive surrogate, if the values say that the function is additive.
 
-        That of its mean, or of a lower confidence bound where the mean's is known already. Where
-        such jumps have not kept what they promised, they must promise more than the best chain
-        hopes for.
+        That of its mean or of a lower confidence bound; where neither promises much any more, what
+        every coordinate by itself may gain. Where such jumps have not kept what they promised, they
+        must promise more than the best chain hopes for.
         """
-        where = best.where
+        # Gradients that do not predict a step may still be those of ripples.
+        where = np.isfinite(best.best.gradient) & informative
         alike = [
             p
             for p in known
             if np.isfinite(p.gradient[where]).all()
-            and np.array_equal(p.unit[~graded], best.best.unit[~graded])
+            and np.array_equal(p.unit[~informative], best.best.unit[~informative])
         ]
         if not where.any() or len(alike) < 4 or where.sum() > _ADDITIVE_SIZE:
             return None
@@ -591,26 +630,21 @@ class HypergradientSearcher(Searcher):
         if surrogate is None or surrogate.surprise > _SURPRISE:
             return None
         hope = _POLISH * least
-        jumps = [p for p in alike if "promise" in p.note][-3:]
+        jumps = [p for p in alike if p.note.get("promise")][-3:]
         if len(jumps) == 3 and all(
             p.note["from"] - p.value < 0.3 * p.note["promise"] for p in jumps
         ):
             hope = max(_HORIZON * best.trust * best.decrease, 10.0 * least)
-        columns = np.arange(int(where.sum()))
-        for boldness in (0.0, _BOLD):
-            rows = np.argmin(surrogate.mean - boldness * surrogate.deviation, axis=0)
-            mean = float(surrogate.mean[rows, columns].sum())
-            deviation = float(np.linalg.norm(surrogate.deviation[rows, columns]))
-            deviation = max(deviation, 1e-3 * abs(mean), 1e-300)
-            z = -mean / deviation
-            density = np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
+        apart, *together = _offers(surrogate)
+        worth = 10.0 * least
+        idle = best.decrease <= worth and max(offer.gain for offer in together) <= worth
+        for offer in [*([apart] if idle and apart.gain > worth else []), *together]:
             unit = best.best.unit.copy()
-            unit[where] = surrogate.places[rows, columns]
+            unit[where] = offer.place
             config = self.space.decode(unit)
-            promising = -mean * ndtr(z) + deviation * density > hope
-            if promising and self.space.encode(config).tobytes() not in tried:
+            if offer.gain > hope and self.space.encode(config).tobytes() not in tried:
                 note = {"move": "start", "chain": number, "from": best.best.value}
-                return Suggestion(number, config, {**note, "promise": max(-mean, 0.0)})
+                return Suggestion(number, config, {**note, "promise": offer.promise})
         return None
 
     def _changed(

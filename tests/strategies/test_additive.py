@@ -26,7 +26,7 @@ def test_it_is_the_posterior_of_all_values_and_derivatives():
     values, gradients = bumpy(x)
     base = int(np.argmin(values))
     found = fit_additive(x, values, gradients, np.zeros(6), base)
-    parts, noise = additive._chosen(x, gradients.T, np.zeros(6))
+    parts, noise, _ = additive._chosen(x, gradients.T, np.zeros(6))
 
     def kernel(a, b):
         return additive._kernel(parts, a[:, None] - b)
@@ -91,6 +91,24 @@ def test_functions_that_are_not_additive_are_told():
     gradients = np.stack([-400 * x[:, 0] * rise - 2 * (1 - x[:, 0]), 200 * rise], axis=1)
     found = fit_additive(x, values, gradients, np.zeros(12), int(np.argmin(values)))
     assert found is None or found.surprise > 10
+
+
+def test_ripples_that_recur_are_seen_through():
+    """Ackley's, thirty to a side: not additive, and their slopes hide that of the hole."""
+    target = np.array([0.3, 0.45, 0.6, 0.5, 0.7])
+    x = spread(16, 5)
+    away = 30 * (x - target)
+    root = np.sqrt(np.mean(away**2, axis=1, keepdims=True))
+    ripple = np.exp(np.mean(np.cos(2 * np.pi * away), axis=1, keepdims=True))
+    values = (-20 * np.exp(-0.2 * root) - ripple)[:, 0]
+    hole = 4 * np.exp(-0.2 * root) * away / root
+    gradients = 6 * (hole + 2 * np.pi * ripple * np.sin(2 * np.pi * away))
+    found = fit_additive(x, values, gradients, np.zeros(16), int(np.argmin(values)))
+    best = found.places[np.argmin(found.mean, axis=0), np.arange(5)]
+    nearest = x[np.argmin(values)]
+    assert np.linalg.norm(best - target) < 0.5 * np.linalg.norm(nearest - target)
+    # Neither would do without the other: in the trough of a ripple, and of one near the hole.
+    assert np.median(np.abs((30 * (best - target) + 0.5) % 1 - 0.5)) < 0.1
 
 
 def test_reported_errors_excuse_gradients():
