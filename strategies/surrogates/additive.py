@@ -54,6 +54,8 @@ _ROUGHLY = (1e-4, 1e-1)
 _VALUE_NOISE = (0.0, 1e-4, 1e-2, 1e-1, 1.0)
 # Logarithm of the likelihood ratio that makes recurring bumps a fact.
 _EVIDENCE = 10.0
+# Length scales of the smooth functions of all coordinates at once that a sum has to outdo.
+_JOINT = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 # Coordinates and points that decide about the shared hyperparameters.
 _DECIDING = 8
 _POINTS = 25
@@ -112,15 +114,15 @@ def fit_additive(
     - `errors`: `(n,)`, their relative errors.
     - `base`: row of the point with which all others are compared.
 
-    **Returns:** `None` if functions of one coordinate each do not explain the gradients: up to
-    their errors, or but for a tenth where the evidence for bumps that recur is strong. Then the
-    values may differ from the sum, too.
+    **Returns:** `None` if functions of one coordinate each do not explain the gradients: better
+    than a smooth function of all coordinates, and up to their errors, or but for a tenth where the
+    evidence for bumps that recur is strong. Then the values may differ from the sum, too.
     """
     n, _ = x.shape
     target = gradients.T
-    parts, noise, evidence = _chosen(x, target, errors)
+    parts, noise, additive, recurring = _chosen(x, target, errors)
     exact = noise == _NOISE[0]
-    if not exact and (noise == _NOISE[-1] or evidence < _EVIDENCE):
+    if additive <= 0 or (not exact and (noise == _NOISE[-1] or recurring < _EVIDENCE)):
         return None
     r = x.T[:, :, None] - x.T[:, None, :]
     inverse = np.linalg.inv(_kernel(parts, r)[2] + np.diag(noise + errors**2))
@@ -176,15 +178,28 @@ def _with_noise(sums: Array, left: Array, spread: float, shares: Sequence[float]
     return sums + own + min(shares, key=misfit) * shared
 
 
-def _chosen(x: Array, target: Array, errors: Array) -> tuple[tuple[_Part, ...], float, float]:
-    """The most likely of a grid of hyperparameters, its noise, and the evidence for recurrence.
+class _Choice(NamedTuple):
+    """The most likely of a grid of hyperparameters, and logarithms of likelihood ratios.
 
-    The last is the logarithm of the ratio of its likelihood to that of the best without.
+    - `additive`: to a smooth function of all coordinates. Few gradients, or those of one descent,
+      are explained by a sum of functions of one coordinate whatever the function is, but then by
+      such a function as well.
+    - `recurring`: to the best without bumps that recur.
     """
+
+    parts: tuple[_Part, ...]
+    noise: float
+    additive: float
+    recurring: float
+
+
+def _chosen(x: Array, target: Array, errors: Array) -> _Choice:
+    """The hyperparameters, from the coordinates and points that decide."""
     deciding = np.argsort(-np.sum(target**2, axis=1), kind="stable")[:_DECIDING]
     latest = slice(-_POINTS, None)
     target = target[deciding][:, latest]
     r = x.T[deciding][:, latest, None] - x.T[deciding][:, None, latest]
+    apart = np.sum((x[latest, None] - x[None, latest]) ** 2, axis=2)
     known = np.diag(errors[latest] ** 2)
     identity = np.eye(target.shape[1])
 
@@ -216,8 +231,15 @@ def _chosen(x: Array, target: Array, errors: Array) -> tuple[tuple[_Part, ...], 
         for parts in [*plain, *recurring]:
             likely[parts] = min(likely.get(parts, np.inf), misfit(parts, noise))
     found = min(likely, key=likely.__getitem__)
-    evidence = min(likely[parts] for parts in plain) - likely[found]
-    return found, min(_NOISE, key=lambda noise: misfit(found, noise)), evidence
+    recurring = min(likely[parts] for parts in plain) - likely[found]
+    noise = min(_NOISE, key=lambda noise: misfit(found, noise))
+
+    # The same derivatives under a squared exponential of the distance in all coordinates.
+    joint = [np.exp(-0.5 * apart / length**2) * (1.0 - (r / length) ** 2) for length in _JOINT]
+    rivals = [_misfit(one + share * identity + known, target) for one in joint for share in _NOISE]
+    # A function of one coordinate is such a sum.
+    rival = min(rivals) if x.shape[1] > 1 else np.inf
+    return _Choice(found, noise, rival - misfit(found, noise), recurring)
 
 
 def _misfit(matrix: Array, target: Array) -> float:
