@@ -484,20 +484,20 @@ class HypergradSearch(RaySearcher):
         for name in _newest(checkpoint_dir, EXPERIMENT)[:1]:
             with open(os.path.join(checkpoint_dir, name), encoding="utf-8") as file:
                 stored = json.load(file)
-            trials = []
-            for state, metadata in stored["trial_data"]:
-                trial = Trial.from_json_state(state, stub=True)
-                trial.restore_run_metadata(metadata)
-                trials.append(trial)
-            for trial_id in self._live.keys() - {trial.trial_id for trial in trials}:
+            ids = [json.loads(state)["trial_id"] for state, _ in stored["trial_data"]]
+            for trial_id in self._live.keys() - set(ids):
                 self._lose(trial_id)
+            trials = []
+            for trial_id, (state, metadata) in zip(ids, stored["trial_data"], strict=True):
+                if trial_id not in self._numbers or trial_id in self._live:
+                    trial = Trial.from_json_state(state, stub=True)
+                    trial.restore_run_metadata(metadata)
+                    trials.append(trial)
             # The tag begins with a counter.
             for trial in sorted(trials, key=lambda t: int(t.experiment_tag.partition("_")[0])):
-                known = trial.trial_id in self._numbers
-                if not known:
+                if trial.trial_id not in self._numbers:
                     self._recognise(trial)
-                waited_for = trial.trial_id in self._live or not known
-                if waited_for and trial.status in (Trial.TERMINATED, Trial.ERROR):
+                if trial.status in (Trial.TERMINATED, Trial.ERROR):
                     failed = trial.status == Trial.ERROR
                     result = None if failed else flatten_dict(trial.last_result)
                     self.on_trial_complete(trial.trial_id, result, failed)
