@@ -231,7 +231,7 @@ def _chosen(x: Array, target: Array, errors: Array) -> _Choice:
         for parts in [*plain, *recurring]:
             likely[parts] = min(likely.get(parts, np.inf), misfit(parts, noise))
     found = min(likely, key=likely.__getitem__)
-    recurring = min(likely[parts] for parts in plain) - likely[found]
+    evidence = min(likely[parts] for parts in plain) - likely[found]
     noise = min(_NOISE, key=lambda noise: misfit(found, noise))
 
     # The same derivatives under a squared exponential of the distance in all coordinates.
@@ -239,7 +239,7 @@ def _chosen(x: Array, target: Array, errors: Array) -> _Choice:
     rivals = [_misfit(one + share * identity + known, target) for one in joint for share in _NOISE]
     # A function of one coordinate is such a sum.
     rival = min(rivals) if x.shape[1] > 1 else np.inf
-    return _Choice(found, noise, rival - misfit(found, noise), recurring)
+    return _Choice(found, noise, rival - misfit(found, noise), evidence)
 
 
 def _misfit(matrix: Array, target: Array) -> float:
