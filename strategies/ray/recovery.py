@@ -11,6 +11,7 @@ import logging
 import os
 import pickletools
 import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ SNAPSHOT = "hypergrad-snapshot.zip"
 TUNER = "tuner.pkl"
 EXPERIMENT = "experiment_state-{}.json"
 GENERATOR = "search_gen_state-{}.json"
+SEARCHER = "searcher-state-{}.pkl"
 
 
 def restore(path: str | os.PathLike[str], trainable: Any, **options: Any) -> tune.Tuner:
@@ -102,9 +104,18 @@ def take_snapshot(folder: Path, staging: Path, searcher: str, session: str) -> N
 
 def _repaired(folder: Path) -> str | None:
     """Put back what is damaged; returns what is wrong if that is not possible."""
-    damaged = _damaged(folder)
-    if not damaged:
+    damaged = _damaged(folder, RAYS)
+    # A searcher has its backup, which may be older than Ray's trials; the copy fits together.
+    begun = any(folder.glob(SEARCHER.format("*")))
+    searcher = _damaged(folder, {SEARCHER: json.loads}) if begun else []
+    if not damaged and not searcher:
         return None
+    problem = _put_back(folder, [*damaged, *searcher])
+    return problem if damaged else None
+
+
+def _put_back(folder: Path, damaged: list[str]) -> str | None:
+    """Replace all files by their copies; returns what is wrong if that is not possible."""
     try:
         with zipfile.ZipFile(folder / SNAPSHOT) as archive:
             files = {name: archive.read(name) for name in archive.namelist()}
@@ -126,17 +137,17 @@ def _repaired(folder: Path) -> str | None:
             content = cloudpickle.dumps({**state, "counter": trials})
         (folder / f"{name}.tmp").write_bytes(content)
         os.replace(folder / f"{name}.tmp", folder / name)
-    still = _damaged(folder)
+    still = _damaged(folder, RAYS)
     if still:
         return f"{still[0]}, and so is its copy"
     logger.warning("%s; put back from %s", "; ".join(damaged), SNAPSHOT)
     return None
 
 
-def _damaged(folder: Path) -> list[str]:
-    """What Ray would stumble over: the newest files of each kind, if they cannot be read."""
+def _damaged(folder: Path, checks: Mapping[str, Callable[[bytes], Any]]) -> list[str]:
+    """What cannot be read of the newest files of each kind."""
     problems = []
-    for template, check in ((TUNER, _walk), (EXPERIMENT, json.loads), (GENERATOR, _walk)):
+    for template, check in checks.items():
         found = sorted(folder.glob(template.format("*")))
         if not found:
             problems.append(f"there is no {template.format('*')} in {folder}")
@@ -154,3 +165,11 @@ def _walk(pickled: bytes) -> None:
         raise ValueError("it is empty")
     for _ in pickletools.genops(pickled):
         pass
+
+
+#: What Ray would stumble over, and how it is read.
+RAYS: dict[str, Callable[[bytes], Any]] = {
+    TUNER: _walk,
+    EXPERIMENT: json.loads,
+    GENERATOR: _walk,
+}

@@ -138,6 +138,16 @@ class ScheduledSearch(HypergradSearch):
         self.on_pause(trial_id)
         return TrialScheduler.PAUSE
 
+    def catch_up_with(self, trial_id: str, result: Mapping[str, Any]) -> None:
+        """Take over the result of a rung that Ray has saved with its trial, and we have not.
+
+        The trial goes on behind it from its checkpoint, and will never report it again.
+        """
+        job = self.schedule.job(self._numbers[trial_id])
+        done = as_number(result.get(self.resource))
+        if job is not None and done is not None and done >= job.resource:
+            self.reached(trial_id, result)
+
     def resume(self, number: int) -> bool:
         """Hand out the next job of a configuration whose trial is paused."""
         return self.schedule.promote(only=number) is not None
@@ -278,6 +288,7 @@ class HypergradScheduler(TrialScheduler):
             result = None if failed else flatten_dict(trial.last_result)
             self._search.on_trial_complete(trial.trial_id, result, failed)
             return
+        self._search.catch_up_with(trial.trial_id, flatten_dict(trial.last_result or {}))
         if self._search.schedule.job(number) is None:
             # Ray wants to run all trials of a restored experiment, those that wait included.
             trial.set_status(Trial.PAUSED)

@@ -90,8 +90,9 @@ def killed(kind, path, times, rng):
             if process.wait(60) == -signal.SIGKILL:
                 survived += 1
                 continue
-        out, error = process.communicate(timeout=120)
-        assert process.returncode == 0, error
+        # Not `communicate`: it would miss what the first line's buffer holds of the second.
+        out, error = process.stdout.read(), process.stderr.read()
+        assert process.wait(120) == 0, error
         return json.loads(out), survived
 
 

@@ -89,8 +89,6 @@ def expected(top=4):
 class Steps(tune.Trainable):
     """Counts its steps, in its checkpoint; with a log, kills itself once at the second step."""
 
-    seconds = 0.0
-
     def setup(self, config):
         self.x, self.log, self.steps = config["x"], config.get("log"), 0
 
@@ -100,10 +98,12 @@ class Steps(tune.Trainable):
 
     def step(self):
         self.steps += 1
-        time.sleep(self.seconds)
         if self.log and self.steps == 2 and not os.path.exists(f"{self.log}-{self.x}"):
             pathlib.Path(f"{self.log}-{self.x}").touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        return self.result()
+
+    def result(self):
         node = ray.get_runtime_context().get_node_id()
         return result(self.x + 1 / self.steps, metric="loss", metrics={"node": node})
 
@@ -143,14 +143,25 @@ def test_worker_that_is_killed_without_a_retry_is_a_failure(cluster, tmp_path):
     assert [o.status for o in search.searcher_.history] == ["failed", "complete"]
 
 
-class Slow(Steps):
-    seconds = 0.3
+class OnBothNodes(Steps):
+    """Its steps wait until there are workers on two nodes; Ray takes whichever are up first."""
+
+    def step(self):
+        seen, limit = pathlib.Path(self.log), time.monotonic() + 60
+        (seen / ray.get_runtime_context().get_node_id()).touch()
+        while len(list(seen.iterdir())) < 2 and time.monotonic() < limit:
+            time.sleep(0.1)
+        time.sleep(0.3)
+        self.steps += 1
+        return self.result()
 
 
 @pytest.mark.slow
 def test_node_that_is_lost_costs_no_observation(cluster, tmp_path):
     """A second node is killed as soon as trials have reported from it."""
     node = cluster.add_node(num_cpus=2)
+    seen = tmp_path / "seen"
+    seen.mkdir()
 
     class Killer(tune.Callback):
         killed = False
@@ -162,7 +173,7 @@ def test_node_that_is_lost_costs_no_observation(cluster, tmp_path):
 
     killer = Killer()
     search = deepening()
-    tuner = experiment(Slow, tmp_path, search, retries=3)
+    tuner = experiment(OnBothNodes, tmp_path, search, param_space={"log": str(seen)}, retries=3)
     tuner._local_tuner._run_config.callbacks = [killer]
     results = tuner.fit()
     assert killer.killed
@@ -306,6 +317,7 @@ def test_files_that_are_cut_short_are_put_back(cluster, tmp_path, caplog):
         file = max(folder.glob(pattern))
         file.write_bytes(file.read_bytes()[:40])
         assert can_restore(folder), pattern
+        assert len(file.read_bytes()) > 40, pattern
         tuner = restore(folder, simple)
         if pattern.startswith("experiment"):
             assert len(tuner.fit()) == 3

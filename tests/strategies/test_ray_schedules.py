@@ -8,6 +8,7 @@ import time
 import pytest
 import ray
 from ray import tune
+from ray.tune.experiment import Trial
 from ray.tune.search import ConcurrencyLimiter
 
 from strategies.ray import BracketProgress, ScheduledSearch, result
@@ -103,3 +104,23 @@ def test_limited_hyperband_with_a_model_fills_its_rungs_and_says_so(tmp_path, ca
     last = printed.rstrip().splitlines()[-3:]
     assert last[0] == "iteration 0, bracket from 1: 1: 4/4, 2: 2/2, 4: 1/1"
     assert last[2] == "iteration 0, bracket from 4: 4: 3/3"
+
+
+def test_rung_that_ray_saved_before_its_search_did_is_not_reported_again():
+    """A kill between the two saves; the trial goes on behind the rung, from its checkpoint."""
+    schedule = functools.partial(Hyperband, max_resource=4, eta=2)
+    search = ScheduledSearch(schedule, seed=3)
+    search.set_search_properties("loss", "min", {"x": tune.uniform(0, 1)})
+    search.suggest("a")
+    older = search.get_state()
+    report = {"loss": 0.2, "training_iteration": 1}
+    assert search.reached("a", report) == "PAUSE"
+
+    restored = ScheduledSearch(schedule, seed=3)
+    restored.set_state(older)
+    trial = Trial("stub", stub=True, trial_id="a")
+    trial.run_metadata.last_result = report
+    restored.trial_scheduler.on_trial_add(None, trial)
+    assert trial.status == Trial.PAUSED
+    assert restored.get_state() == search.get_state()
+    assert restored.schedule.candidates[0].results[0].value == 0.2
