@@ -46,7 +46,7 @@ from hypergrad.linear import (
 )
 
 TARGET = 1e-6
-TOLERANCES = [10.0 ** (-k / 2) for k in range(6, 24)]
+TOLERANCES = [10.0 ** (-k / 4) for k in range(12, 48)]
 BOUNDS = {"time": 0.5}
 
 # One step of a search: inner solution, hyperparameters, and the exact hypergradient.

@@ -141,7 +141,7 @@ class RecyclingCG(LinearSolver):
             row = c.recorded % self.memory
 
             def record(rows: Array, leaf: Array) -> Array:
-                return rows.at[row].set(length * leaf.ravel())
+                return jax.lax.dynamic_update_index_in_dim(rows, length * leaf.ravel(), row, 0)
 
             return _Iteration(
                 step=c.step + 1,
