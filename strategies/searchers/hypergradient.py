@@ -18,7 +18,7 @@ many valleys it has.
 import itertools
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +26,7 @@ from scipy.special import ndtr
 
 from strategies.observation import Observation, Suggestion
 from strategies.searchers.base import Searcher
+from strategies.searchers.bayes import BayesSearcher
 from strategies.searchers.mutation import perturbed
 from strategies.space import SearchSpace
 from strategies.surrogates.additive import AdditiveSurrogate, fit_additive
@@ -186,7 +187,8 @@ class HypergradientSearcher(Searcher):
     Works with partial, noisy or missing gradients, any number of pending suggestions, and
     observations in any order. Gradients whose reported relative error is 1 or more are ignored;
     smaller errors shorten the steps and drop curvature that they could have caused. Where the
-    gradients seen do not predict the values seen, they are ignored altogether.
+    gradients seen do not predict the values seen, they are ignored altogether. Where the best
+    configuration has none to follow, a Gaussian process decides (`BayesSearcher`).
 
     **Arguments:**
 
@@ -195,7 +197,8 @@ class HypergradientSearcher(Searcher):
     - `memory`: number of gradient differences kept by a chain.
 
     `suggestion.note["move"]` says what a suggestion is: `"start"` (a new place), `"step"` (a
-    quasi-Newton step of a chain) or `"change"` (the incumbent, changed in what has no gradient).
+    quasi-Newton step of a chain), `"change"` (the incumbent, changed in what has no gradient) or
+    `"model"` (the Gaussian process's choice).
     """
 
     def __init__(
@@ -391,6 +394,8 @@ class HypergradientSearcher(Searcher):
             step = self._advanced(number, chains, underway, least, tried)
         if step is not None:
             return step
+        if not best.where.any():
+            return self._modelled(number, history, pending, gradients=bool(graded.any()))
         if change is not None and (moves.count("change") < 10 or rng.random() < 0.8):
             return Suggestion(
                 number, change, {"move": "change", "chain": number, "parent": best.name}
@@ -400,6 +405,18 @@ class HypergradientSearcher(Searcher):
         if step is not None:
             return step
         return self._start(number, rng, places, begun, best, known, graded)
+
+    def _modelled(
+        self,
+        number: int,
+        history: Sequence[Observation],
+        pending: Sequence[Suggestion],
+        gradients: bool,
+    ) -> Suggestion:
+        """Where there is no gradient to follow: what a Gaussian process expects most of."""
+        searcher = BayesSearcher(self.space, seed=self.seed, gradients=gradients)
+        suggestion = searcher.propose(number, history, pending)
+        return replace(suggestion, note={"move": "model", "chain": number})
 
     @staticmethod
     def _least(known: Sequence[_Point]) -> float:

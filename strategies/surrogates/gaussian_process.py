@@ -80,8 +80,8 @@ class Prior:
     - `gradient_noise`: the same for derivatives.
     """
 
-    lengthscale: float = 0.5
-    lengthscale_spread: float = 1.0
+    lengthscale: float = 0.3
+    lengthscale_spread: float = 0.5
     noise: float = 1e-2
     noise_spread: float = 3.0
     gradient_noise: float = 1e-4

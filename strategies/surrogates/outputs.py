@@ -25,10 +25,10 @@ def shifted(values: Vector) -> Vector:
     """`value - best + shift`, positive, what `logarithmic` takes the logarithm of.
 
     The shift is half the median distance to the best value, so that the transformation adapts to
-    the distribution and not to the unit of the objective.
+    the distribution and neither to the unit of the objective nor to its worst value.
     """
     offset = values - values.min()
-    shift = max(0.5 * float(np.median(offset)), 1e-3 * float(offset.max())) or 1.0
+    shift = 0.5 * float(np.median(offset)) or float(offset.max()) or 1.0
     return offset + shift
 
 
