@@ -186,6 +186,8 @@ class BayesSearcher(Searcher):
             more = Rows.values(_extended(waiting, through))
             process = process.condition(rows.join(more), np.r_[y, guess])
             tried = np.r_[tried, waiting]
+            # What is expected of them is no improvement for anybody else.
+            mean, _ = process.predict(_extended(tried, at))
         return _Belief(process, float(mean.min()), tried, anchors, at, through)
 
     def _encoded(self, history: Sequence[Observation]) -> tuple[Matrix, list[Vector | None]]:
