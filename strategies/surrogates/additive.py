@@ -234,9 +234,12 @@ def _chosen(x: Array, target: Array, errors: Array) -> _Choice:
     evidence = min(likely[parts] for parts in plain) - likely[found]
     noise = min(_NOISE, key=lambda noise: misfit(found, noise))
 
-    # The same derivatives under a squared exponential of the distance in all coordinates.
-    joint = [np.exp(-0.5 * apart / length**2) * (1.0 - (r / length) ** 2) for length in _JOINT]
-    rivals = [_misfit(one + share * identity + known, target) for one in joint for share in _NOISE]
+    # The same derivatives, up to the same noise, under a squared exponential of the distance.
+    rest = noise * identity + known
+    rivals = [
+        _misfit(np.exp(-0.5 * apart / length**2) * (1.0 - (r / length) ** 2) + rest, target)
+        for length in _JOINT
+    ]
     # A function of one coordinate is such a sum.
     rival = min(rivals) if x.shape[1] > 1 else np.inf
     return _Choice(found, noise, rival - misfit(found, noise), evidence)
