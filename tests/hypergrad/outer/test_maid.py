@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -104,6 +106,15 @@ def test_at_the_solution_it_certifies_and_stops():
     assert int(last.stop) == 2
     assert value(states[-1].hparams) - value(BEST) < 1e-10
     assert float(last.hypergradient_norm) < 1e-5
+
+
+def test_secant_steps_are_sure_of_their_decrease_and_fewer():
+    plain, _ = trace(steps=200, gap=1e-6, step_size=0.3)
+    states, _ = trace(steps=200, gap=1e-6, step_size=0.3, secant=True)
+    values = [float(value(state.hparams)) for state in states]
+    assert all(after < before for before, after in pairwise(values))
+    assert values[-1] - value(BEST) < 1e-6
+    assert len(states) < len(plain)
 
 
 def test_without_constants_it_trusts_the_estimators_own_estimate(ridge):
