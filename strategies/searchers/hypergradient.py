@@ -188,7 +188,8 @@ class HypergradientSearcher(Searcher):
     observations in any order. Gradients whose reported relative error is 1 or more are ignored;
     smaller errors shorten the steps and drop curvature that they could have caused. Where the
     gradients seen do not predict the values seen, they are ignored altogether. Where the best
-    configuration has none to follow, a Gaussian process decides (`BayesSearcher`).
+    configuration has none to follow and there is nothing to change, a Gaussian process decides
+    (`BayesSearcher`).
 
     **Arguments:**
 
@@ -394,12 +395,12 @@ class HypergradientSearcher(Searcher):
             step = self._advanced(number, chains, underway, least, tried)
         if step is not None:
             return step
-        if not best.where.any():
-            return self._modelled(number, history, pending, gradients=bool(graded.any()))
         if change is not None and (moves.count("change") < 10 or rng.random() < 0.8):
             return Suggestion(
                 number, change, {"move": "change", "chain": number, "parent": best.name}
             )
+        if not best.where.any():
+            return self._modelled(number, history, pending, gradients=bool(graded.any()))
         # Nothing else promises more: what little the best chain may still descend.
         step = self._advanced(number, chains[:1], underway, _POLISH * least, tried)
         if step is not None:
