@@ -17,7 +17,7 @@ from typing import Any
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.pruners import BasePruner
 from optuna.storages import fail_stale_trials
-from optuna.storages._heartbeat import get_heartbeat_thread
+from optuna.storages._heartbeat import get_heartbeat_thread, is_heartbeat_enabled
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
@@ -141,6 +141,9 @@ def run_schedule(
             mine.set_user_attr(SUPERSEDED, True)
             study.tell(mine, state=TrialState.FAIL)
             continue
+        if is_heartbeat_enabled(study._storage):
+            # The thread's first beat may come after a death; a trial without one is never stale.
+            study._storage.record_heartbeat(trial_id)
         with get_heartbeat_thread(trial_id, study._storage):
             _work(study, objective, schedule, mine, stored)
         done += 1

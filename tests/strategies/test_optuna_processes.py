@@ -4,6 +4,7 @@ import os
 import pathlib
 import resource
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import warnings
 import optuna
 import pytest
 from optuna.storages import JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages._heartbeat import HeartbeatThread
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
@@ -31,6 +33,7 @@ from strategies.space import Float, SearchSpace
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
 ROOT = pathlib.Path(__file__).parents[2]
+HEARTBEATS = "SELECT COUNT(*) FROM trial_heartbeats WHERE trial_id = ?"
 SPACE = SearchSpace({"x": Float(0, 1), "l2": Float(0, 1, shape=(2,))})
 
 
@@ -101,7 +104,8 @@ def optimise_together(url):
 
 
 def die_at_work(url):
-    """Die in the middle of the third job, with a checkpoint."""
+    """Die in the middle of the third job, with a checkpoint, before its thread could beat."""
+    HeartbeatThread._record_heartbeat = staticmethod(lambda *arguments: None)
     storage = open_storage(url, heartbeat_interval=1, grace_period=2)
     study = optuna.create_study(study_name="s", storage=storage, load_if_exists=True)
 
@@ -133,6 +137,10 @@ def die_in_a_trial(url):
         config = suggest(trial, SPACE)
         if trial.number == 2:
             trial.set_user_attr("checkpoint", "half of the work")
+            # Optuna takes no trial for stale whose heart has never beaten.
+            with sqlite3.connect(url.removeprefix("sqlite:///")) as file:
+                while not file.execute(HEARTBEATS, [trial._trial_id]).fetchone()[0]:
+                    time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
         return value(config)
 
