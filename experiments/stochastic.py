@@ -127,7 +127,7 @@ class Method(NamedTuple):
     price: int
 
 
-TRIALS = [(1.0, 1.0), (0.3, 1.0), (1.0, 0.25), (0.3, 0.25), (1.0, 4.0), (0.3, 4.0)]
+TRIALS = [(inner, outer) for outer in (1.0, 4.0, 16.0, 64.0) for inner in (1.0, 0.3)]
 
 
 def counter(params: jax.Array) -> jax.Array:
