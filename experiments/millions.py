@@ -4,8 +4,8 @@ Fashion-MNIST with 50 training and 50 validation images. Each weight has an L2 p
 tuned by five training steps and one outer step in turn, with 20 products of MINRES for the inverse
 Hessian: the identity does for softmax regression, and not for networks. So many hyperparameters are
 a second model that is trained on the validation set: its loss goes to zero while the test loss does
-not follow, and the guard against over-tuning says so. One global penalty, tuned the same way, can do
-nothing of the kind.
+not follow, and the guard against over-tuning says so. One global penalty, tuned the same way, can
+do nothing of the kind.
 
 Lorraine, Vicol and Duvenaud, "Optimizing millions of hyperparameters by implicit differentiation"
 (2020), section 5.1.
