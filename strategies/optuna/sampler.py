@@ -4,7 +4,7 @@ import math
 import threading
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from optuna.distributions import (
@@ -27,6 +27,15 @@ from strategies.translate import Warner, observe
 
 #: The system attribute of a trial that holds what was suggested for it.
 SUGGESTION = "hypergrad:suggestion"
+
+
+class _Known(NamedTuple):
+    """What a trial means to a searcher: an observation if it has ended, or a suggestion."""
+
+    observation: Observation | None
+    pending: Suggestion | None
+    #: Numbers of trials whose process died; this one takes their place, they have not failed.
+    retried: tuple[int, ...]
 
 
 class HypergradSampler(BaseSampler):
@@ -69,7 +78,7 @@ class HypergradSampler(BaseSampler):
         self._space = space
         self._names: Names | None = None
         self._searcher: Searcher | None = None
-        self._known: dict[Any, Observation | None] = {}
+        self._known: dict[Any, _Known] = {}
         if space is not None:
             self._set_up(space)
 
@@ -161,24 +170,35 @@ class HypergradSampler(BaseSampler):
         maximise = study.direction == StudyDirection.MAXIMIZE
         history: list[Observation] = []
         pending: list[Suggestion] = []
-        trials = study.get_trials(deepcopy=False)
-        # Trials whose process died and that were enqueued again: they have not failed.
-        retried = {n for t in trials for n in t.system_attrs.get("retry_history", ())}
-        for trial in trials:
-            if trial.number == current.number or trial.number in retried:
-                continue
-            if trial.state == TrialState.RUNNING:
-                suggestion = self._pending(trial, names)
-                if suggestion is not None:
-                    pending.append(suggestion)
-            elif trial.state.is_finished():
-                key = (trial._trial_id, trial.number, trial.datetime_complete)
-                if key not in self._known:
-                    self._known[key] = self._observation(trial, names, maximise)
-                observation = self._known[key]
-                if observation is not None:
-                    history.append(observation)
+        retried: set[int] = set()
+        # Every suggestion comes through here with every trial: one look-up for each that has ended.
+        known = self._known
+        for trial in study.get_trials(deepcopy=False):
+            key = (trial._trial_id, trial.number, trial.datetime_complete)
+            seen = known.get(key)
+            if seen is None:
+                seen = self._look(trial, names, maximise)
+                if trial.datetime_complete is not None:
+                    known[key] = seen
+            observation, suggestion, again = seen
+            if again:
+                retried.update(again)
+            if observation is not None:
+                history.append(observation)
+            elif suggestion is not None and suggestion.number != current.number:
+                pending.append(suggestion)
+        if retried:
+            history = [one for one in history if one.number not in retried]
+            pending = [one for one in pending if one.number not in retried]
         return history, pending
+
+    def _look(self, trial: FrozenTrial, names: Names, maximise: bool) -> _Known:
+        running = trial.state == TrialState.RUNNING
+        return _Known(
+            self._observation(trial, names, maximise) if trial.state.is_finished() else None,
+            self._pending(trial, names) if running else None,
+            tuple(trial.system_attrs.get("retry_history", ())),
+        )
 
     def _suggestion(self, trial: FrozenTrial, names: Names) -> tuple[dict[str, Any], Any] | None:
         """What was suggested for a trial, if it was, in this space."""
