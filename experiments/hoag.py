@@ -2,8 +2,10 @@
 
 Three problems on real data: multinomial logistic regression on digits with one penalty and with one
 for each of the 64 pixels, and kernel ridge regression on diabetes with its penalty and its kernel
-width. HOAG solves early steps roughly and later ones better; "exact" is the same algorithm with a
-tolerance of 1e-10 throughout. The searches train from scratch at each point and see values only.
+width. HOAG solves early steps roughly and later ones better. "adaptive" is ours, with quasi-Newton
+steps where there are 64 penalties; "exact" is the same algorithm with a tolerance of 1e-10
+throughout; "cubic" and "exponential" are as published. The searches train from scratch at each
+point and see values only.
 
 The curves show how far the best validation loss so far is from the best that any method found,
 against wall-clock time, compilation left out. A "full training" is one training from scratch to
@@ -12,6 +14,9 @@ to train with, so that the mean over a grid says little.
 
 A search over 64 penalties is out of reach of grids: there the searches share one penalty, and end
 far above what hypergradients reach. So two claims more ask when HOAG comes level with them.
+
+The loss of a method is that of a training to 1e-8 at the hyperparameters it has come to, off the
+clock: its own rough solution may have a lower one by accident.
 
 Pedregosa, "Hyperparameter optimization with approximate gradient" (2016), figures 1 and 2.
 """
@@ -29,7 +34,8 @@ import optuna
 from experiments.data import tabular
 from experiments.harness import Claim, Context, Curve, Option, experiment
 from hypergrad import CG, BilevelProblem, ImplicitDifferentiation, Newton
-from hypergrad.outer import HOAG, Batches, Box, run
+from hypergrad.linear import PCG, Jacobi, LinearSolver
+from hypergrad.outer import HOAG, Batches, Box, QuasiNewton, run
 
 LOW, HIGH = -9.0, 3.0
 
@@ -44,6 +50,8 @@ class Task(NamedTuple):
     hparams: jax.Array
     spread: Callable[[np.ndarray], jax.Array]
     searched: int
+    linear_solver: LinearSolver = CG()
+    metric: QuasiNewton | None = None
 
 
 def logistic(seed: int, many: bool) -> Task:
@@ -72,6 +80,9 @@ def logistic(seed: int, many: bool) -> Task:
         start,
         lambda point: jnp.full(start.shape, point[0]),
         1,
+        # Penalties of pixels come to differ by orders of magnitude, and so does what they do.
+        linear_solver=PCG(Jacobi(4)) if many else CG(),
+        metric=QuasiNewton() if many else None,
     )
 
 
@@ -243,7 +254,7 @@ def run_experiment(context: Context) -> None:
     with context.progress("methods", len(names) * (len(SEARCHES) + len(schedules))) as bar:
         for name in names:
             task = TASKS[name](options.seed)
-            solver = Newton(tol=1e-8)
+            solver = Newton(tol=1e-8, linear_solver=task.linear_solver)
             curves: dict[str, tuple[list[float], list[float]]] = {}
 
             @jax.jit
@@ -280,14 +291,24 @@ def run_experiment(context: Context) -> None:
             algorithms = {}
             for schedule in schedules:
                 tolerance = (lambda k: 1e-10) if schedule == "exact" else schedule
-                estimator = ImplicitDifferentiation(Newton(), CG(), error_estimate=False)
-                algorithm = HOAG(estimator, tolerance, constraint=Box(LOW, HIGH))
+                estimator = ImplicitDifferentiation(
+                    Newton(linear_solver=task.linear_solver),
+                    task.linear_solver,
+                    error_estimate=False,
+                )
+                published = schedule in ("cubic", "exponential")
+                metric = None if published else task.metric
+                algorithm = HOAG(estimator, tolerance, metric=metric, constraint=Box(LOW, HIGH))
                 parts = (task.problem, algorithm, task.params, task.hparams)
                 data = (task.train, task.validation)
                 run(*parts, *data, steps=1)
-                result = run(*parts, *data, steps=options.steps)
+                visited: list[jax.Array] = []
+                keep = lambda report, to=visited: to.append(report.state.visited)  # noqa: E731
+                result = run(*parts, *data, steps=options.steps, callbacks=[keep])
                 label = schedule if schedule == "exact" else f"HOAG, {schedule}"
-                values = np.minimum.accumulate([row["value"] for row in result.history])
+                # What training there gives, whatever HOAG knew of it: a rough solution may have
+                # the lower loss.
+                values = np.minimum.accumulate([float(training(point)) for point in visited])
                 curves[label] = ([row["seconds"] for row in result.history], list(values))
                 algorithms[schedule] = (parts, data, values, result.hparams)
                 bar.advance(incumbent=values[-1])

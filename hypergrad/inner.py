@@ -20,6 +20,7 @@ from hypergrad.linear import vector
 from hypergrad.linear.base import LinearSolver
 from hypergrad.linear.cg import CG
 from hypergrad.linear.gmres import GMRES
+from hypergrad.linear.pcg import PCG
 from hypergrad.problem import BilevelProblem
 
 
@@ -244,7 +245,8 @@ class Newton(InnerSolver):
     - `tol`: stop at `‖∂f/∂w‖ <= tol` (absolute), or when rounding error lets nothing decrease any
       more.
     - `max_steps`: Newton steps per run.
-    - `linear_solver`: solves for the step. The `tol` of a `CG` or `GMRES` is replaced step by step.
+    - `linear_solver`: solves for the step. The `tol` of a `CG`, `PCG` or `GMRES` is replaced
+      step by step.
     """
 
     tol: float | Scalar = 0.0
@@ -282,8 +284,10 @@ class Newton(InnerSolver):
             point, value, gradient, norm, first, shift, step, _ = carry
             _, product = jax.linearize(residual_at, point)
             solver = solver_for(self.linear_solver, symmetric=symmetric)
-            if isinstance(solver, CG | GMRES):
+            if isinstance(solver, CG | PCG | GMRES):
                 forcing = jnp.minimum(0.1, jnp.sqrt(norm / first))
+                # The last step need not be better than what is asked for.
+                forcing = jnp.maximum(forcing, 0.5 * jnp.minimum(self.tol / norm, 1))
                 solver = eqx.tree_at(lambda s: s.tol, solver, forcing)
             unit = vector.scale(1 / norm, gradient)
             operator = jacobian_operator(product, point, symmetric=symmetric).damped(shift)

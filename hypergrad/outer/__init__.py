@@ -9,6 +9,7 @@ from hypergrad.outer.driver import OverTuningWarning, Point, Progress, Report, R
 from hypergrad.outer.f2sa import F2SA
 from hypergrad.outer.hoag import HOAG
 from hypergrad.outer.maid import MAID, Smoothness
+from hypergrad.outer.quasi_newton import QuasiNewton
 from hypergrad.outer.retrain import RetrainGap, retrain_gap
 from hypergrad.outer.saba import SABA
 from hypergrad.outer.soba import SOBA
@@ -34,6 +35,7 @@ __all__ = [
     "OverTuningWarning",
     "Point",
     "Progress",
+    "QuasiNewton",
     "Report",
     "Result",
     "RetrainGap",

@@ -4,6 +4,12 @@ Pedregosa, "Hyperparameter optimization with approximate gradient" (2016). Outer
 inner problem and the linear system to a tolerance `ε_k`; if `Σ ε_k` is finite the hyperparameters
 still converge to a stationary point, and the early steps cost next to nothing. Both solves are
 warm-started. The step is `λ ← P(λ − p / L)` with an `L` that follows the outer loss.
+
+Two additions to the published method, both ours to combine and old in themselves. The adaptive
+schedule judges steps by outer losses from which the effect of the inner residual is subtracted to
+first order, `F(w) − ⟨q, ∂f/∂w⟩`: the adjoint is at hand, and much rougher inner solutions do
+(Pierce & Giles, "Adjoint recovery of superconvergent functionals from PDE approximations", 2000).
+And with `metric=QuasiNewton()` the steps are quasi-Newton steps.
 """
 
 from collections.abc import Callable
@@ -29,8 +35,19 @@ from hypergrad.outer.base import (
     outer_info,
     select,
 )
+from hypergrad.outer.constraints import Box, Constraint
+from hypergrad.outer.quasi_newton import Curvature, QuasiNewton
 from hypergrad.outer.soba import outer_terms
 from hypergrad.problem import BilevelProblem
+
+# How exactly the adaptive schedule knows adjoints at least, relative to themselves.
+ROUGH = 0.01
+# Its largest tolerance: what is left of the losses after the correction is of its square, and a
+# metric is learnt from differences of hypergradients.
+ROUGHEST = 1e-3
+
+# What of the decrease that the slope promises a quasi-Newton step must bring.
+SUFFICIENT = 0.01
 
 SCHEDULES: dict[str, Callable[[Array], Array]] = {
     "quadratic": lambda k: 0.1 / (k + 1.0) ** 2,
@@ -74,8 +91,10 @@ class HOAGState(OuterState):
     """The common state, in which all but `hparams` belongs to the last point kept, and more.
 
     - `estimator_state`: at the last point kept.
-    - `value`, `slack`: outer loss there, and how much of it the inner residual may account for.
-    - `adjoint_norm`: `‖q‖` there.
+    - `value`: outer loss there.
+    - `level`, `slack`: the loss by which steps are judged, and its uncertainty.
+    - `cotangent_norm`: `‖∂F/∂w‖` there, by which the estimator's adjoint is to be multiplied.
+    - `curvature`: of the outer loss, if there is a `metric`.
     - `lipschitz`: `L`, the inverse step size.
     - `tolerance`: what the adaptive schedule asks for next, relative.
     - `tighten`: by how much failures have tightened the schedule.
@@ -83,8 +102,10 @@ class HOAGState(OuterState):
 
     estimator_state: Any
     value: Scalar
+    level: Scalar
     slack: Scalar
-    adjoint_norm: Scalar
+    cotangent_norm: Scalar
+    curvature: Curvature | None
     lipschitz: Scalar
     tolerance: Scalar
     tighten: Scalar
@@ -98,23 +119,30 @@ class HOAG(OuterAlgorithm):
         F(λ) + ⟨p, λ⁺ − λ⟩ + L/2 ‖λ⁺ − λ‖² + slack
 
     where the slack, `‖q‖ ‖∂f/∂w‖` at both points, is what the attained inner accuracy leaves open.
+    The adaptive schedule compares losses from which the effect of the inner residual is subtracted,
+    `F − ⟨q, ∂f/∂w⟩`; the slack is then what the adjoint's own error and half of that effect leave.
     If the loss is below, `L` was large enough: the point is kept, and `L` shrinks unless it took
     the slack to pass. If not, `L` doubles; the point is kept if it is at least no worse than the
-    last one, else the next step returns to that one, with a tolerance half as large. (The published
-    code moves twice when it accepts, returns to the wrong point when it does not, and drops the
-    direct term.)
+    last one, else the next step returns to that one, with a tolerance half as large and twice the
+    slack. (The published code moves twice when it accepts, returns to the wrong point when it does
+    not, and drops the direct term.)
 
     **Arguments:**
 
     - `estimator`: an `ImplicitDifferentiation` whose inner and linear solver have a `tol`; both are
       set anew at each step.
     - `tolerance`: "quadratic" `0.1 / k²`, "cubic" `0.1 / k³`, "exponential" `0.1 · 0.9^k`, or
-      "adaptive": the slack at most a tenth of the decrease expected of the next step, and its root
-      (at most 1e-2) for the linear solve. Or a function of the step number (from 0). Relative to
-      `‖∂f/∂w‖` (or `‖H w‖`, the larger) at the start for the inner solve, to the right-hand side
-      for the linear one. A tolerance that does not shrink converges only to a neighbourhood.
-      Default "adaptive".
+      "adaptive": at most 1e-3, and such that the adjoint leaves of the slack at most a tenth of the
+      decrease expected of the next step; its root (at most 1e-2) for the linear solve. Or a
+      function of the step number (from 0). Relative to `‖∂f/∂w‖` (or `‖H w‖`, the larger) at the
+      start for the inner solve, to the right-hand side for the linear one. A tolerance that does
+      not shrink converges only to a neighbourhood. Default "adaptive".
     - `step_size`: first `1 / L`; `None` makes the first step one of unit root-mean-square.
+    - `metric`: `QuasiNewton()` for steps `λ ← P(λ − B p / L)` with `L >= 1` and an inverse Hessian
+      `B` learnt on the way: a fraction of the steps where hyperparameters are many and their
+      effects differ by orders of magnitude. A success is then a hundredth of the decrease that the
+      slope promises. It needs sets that hold entry by entry (`Box`). Default `None`, the gradient,
+      as published.
     - `growth`: `L` is multiplied by it after a success. Default 0.5; the published code has 0.95.
     - `floor`: smallest tolerance. Default 1e-10; in float32 choose about 1e-5.
     - `constraint`: feasible set of the hyperparameters; keep log-penalties in a `Box`, or a
@@ -127,6 +155,7 @@ class HOAG(OuterAlgorithm):
     tolerance: str | Callable[[Array], Array] = eqx.field(static=True, default="adaptive")
     step_size: float | Scalar | None = None
     growth: float | Scalar = 0.5
+    metric: QuasiNewton | None = None
     floor: float | Scalar = 1e-10
     constraint: PyTree = None
 
@@ -136,6 +165,13 @@ class HOAG(OuterAlgorithm):
             raise ValueError(
                 f"HOAG: tolerance must be one of {[*SCHEDULES, 'adaptive']} or a function of the "
                 f"step number, got {self.tolerance!r}."
+            )
+        sets = jax.tree.leaves(self.constraint, is_leaf=lambda x: isinstance(x, Constraint))
+        odd = [type(x).__name__ for x in sets if not isinstance(x, Box)]
+        if self.metric is not None and odd:
+            raise ValueError(
+                "HOAG: a metric needs a constraint that holds entry by entry (Box), received "
+                f"{', '.join(odd)}. Drop the metric."
             )
 
     def init(
@@ -160,10 +196,12 @@ class HOAG(OuterAlgorithm):
             hypergradient=jax.tree.map(jnp.zeros_like, differentiable(hparams)),
             estimator_state=state,
             value=jnp.full((), jnp.inf, dtype),
+            level=jnp.full((), jnp.inf, dtype),
             slack=jnp.zeros((), dtype),
-            adjoint_norm=jnp.zeros((), dtype),
+            cotangent_norm=jnp.zeros((), dtype),
+            curvature=None if self.metric is None else self.metric.init(differentiable(hparams)),
             lipschitz=jnp.ones((), dtype),
-            tolerance=jnp.full((), 0.1, dtype),
+            tolerance=jnp.full((), ROUGHEST, dtype),
             tighten=jnp.ones((), dtype),
         )
 
@@ -182,65 +220,95 @@ class HOAG(OuterAlgorithm):
             rule = SCHEDULES[self.tolerance] if isinstance(self.tolerance, str) else self.tolerance
             asked = jnp.asarray(rule(state.step), dtype)
         tolerance = jnp.maximum(asked * state.tighten, self.floor).astype(dtype)
-        # A direction need not be as exact as the values that a step is judged by.
         adaptive = self.tolerance == "adaptive"
-        linear = jnp.minimum(jnp.sqrt(tolerance), 1e-2) if adaptive else tolerance
+        # A direction need not be as exact as the losses that a step is judged by.
+        linear = jnp.minimum(jnp.sqrt(tolerance), ROUGH) if adaptive else tolerance
         estimator = with_tolerances(self.estimator, tolerance * state.estimator_state.scale, linear)
 
         candidate = state.hparams
         response, fit = estimator.fit(
             problem, state.estimator_state, candidate, batches.linear, key=key
         )
-        value, outer = outer_terms(problem, response.params, candidate, batches.outer, key)
-        residual = fit.residual * response.scale
+        value, _ = problem.outer_loss(response.params, candidate, batches.outer, key)
+        gradient = problem.residual(response.params, candidate, batches.linear, key)
 
+        def judged(adjoint: PyTree, cotangent_norm: Scalar) -> tuple[Scalar, Scalar]:
+            """The loss that counts, and its uncertainty."""
+            bound = cotangent_norm * vector.norm(adjoint) * vector.norm(gradient)
+            if not adaptive:
+                return value, bound
+            effect = cotangent_norm * vector.vdot(adjoint, gradient)
+            return value - effect, ROUGH * bound + jnp.abs(effect) / 2
+
+        level, doubt = judged(state.estimator_state.adjoint, state.cotangent_norm)
         first = jnp.isinf(state.value)
         jump = vector.sub(differentiable(candidate), differentiable(state.visited))
         slope = vector.vdot(state.hypergradient, jump)
-        model = state.value + slope + state.lipschitz / 2 * vector.vdot(jump, jump)
-        slack = state.slack + state.adjoint_norm * residual
-        finite = jnp.isfinite(value)
-        success = finite & (first | (value <= model + slack))
+        if self.metric is None:
+            model = state.level + slope + state.lipschitz / 2 * vector.vdot(jump, jump)
+        else:
+            model = state.level + SUFFICIENT * slope
+        slack = state.slack + doubt
+        finite = jnp.isfinite(level)
+        success = finite & (first | (level <= model + slack))
         # What only the slack excuses is no evidence that longer steps would do.
-        bolder = finite & (value <= model)
-        keep = finite & (success | (value <= state.value + slack))
+        bolder = finite & (level <= model)
+        keep = finite & (success | (level <= state.level + slack))
 
         def at_candidate() -> tuple:
             estimate = estimator.hypergradient(
                 problem, response, candidate, batches.linear, batches.outer, key=key
             )
-            norm = vector.norm(estimate.state.adjoint) * vector.norm(outer.params)
-            found = (norm, estimate.info.error, estimate.info.linear_residual)
+            # In one branch with the hypergradient, so that the compiler derives the loss once.
+            _, outer = outer_terms(problem, response.params, candidate, batches.outer, key)
+            norm = vector.norm(outer.params)
+            better = judged(estimate.state.adjoint, norm)
+            found = (norm, *better, estimate.info.error, estimate.info.linear_residual)
             measures = tuple(jnp.asarray(x, dtype) for x in found)
             return estimate.state, estimate.grad, measures, estimate.info.iterations
 
         def at_last() -> tuple:
             unknown = jnp.full((), jnp.nan, dtype)
-            measures = (state.adjoint_norm, unknown, unknown)
+            # A level that nothing comes up to is itself in doubt.
+            measures = (state.cotangent_norm, state.level, 2 * state.slack, unknown, unknown)
             none = jnp.zeros((), jnp.int32)
             return state.estimator_state, state.hypergradient, measures, none
 
         estimator_state, grad, measures, products = _branch(keep, at_candidate, at_last)
-        adjoint_norm, error, linear_residual = measures
+        cotangent_norm, level, slack, error, linear_residual = measures
         grad_norm = vector.norm(grad)
         good = jnp.isfinite(grad_norm) & (finite | ~first)
 
         size = sum(leaf.size for leaf in jax.tree.leaves(grad))
-        if self.step_size is None:
-            start = jnp.where(grad_norm > 0, grad_norm / jnp.sqrt(size), 1).astype(dtype)
-        else:
+        if self.step_size is not None:
             start = jnp.asarray(1 / self.step_size, dtype)
+        elif self.metric is not None:
+            start = jnp.ones((), dtype)
+        else:
+            start = jnp.where(grad_norm > 0, grad_norm / jnp.sqrt(size), 1).astype(dtype)
         factor = jnp.where(bolder, self.growth, jnp.where(success, 1.0, 2.0))
-        lipschitz = state.lipschitz * factor
-        lipschitz = jnp.where(first, start, lipschitz).astype(dtype)
+        lipschitz = jnp.where(first, start, state.lipschitz * factor).astype(dtype)
 
         visited = select(keep, candidate, state.visited)
-        towards = vector.scale(-1 / lipschitz, grad)
-        moved = move(visited, towards, self.constraint)
+        curvature = state.curvature
+        downhill = vector.scale(-1, grad)
+        if self.metric is not None:
+            # A whole step of the quasi-Newton method is what is to be tried first.
+            lipschitz = jnp.maximum(lipschitz, 1)
+            change = vector.sub(grad, state.hypergradient)
+            learnt = self.metric.learn(
+                state.curvature, select(first, vector.zeros_like(jump), jump), change, grad
+            )
+            curvature = select(keep, learnt, state.curvature)
+            nudged = differentiable(move(visited, downhill, self.constraint))
+            free = jax.tree.map(jnp.not_equal, nudged, differentiable(visited))
+            downhill = self.metric.direction(curvature, grad, free)
+        moved = move(visited, vector.scale(1 / lipschitz, downhill), self.constraint)
         ahead = vector.sub(differentiable(moved), differentiable(visited))
         decrease = jnp.abs(vector.vdot(grad, ahead)) / 2
         # Two points share the slack of the next comparison.
-        share = 0.05 * decrease / (adjoint_norm * estimator_state.scale)
+        sensitivity = ROUGH * cotangent_norm * vector.norm(estimator_state.adjoint)
+        share = 0.05 * decrease / (sensitivity * estimator_state.scale)
         new = HOAGState(
             step=state.step,
             hparams=moved,
@@ -249,10 +317,12 @@ class HOAG(OuterAlgorithm):
             hypergradient=grad,
             estimator_state=estimator_state,
             value=jnp.where(keep, value, state.value),
-            slack=jnp.where(keep, adjoint_norm * residual, state.slack).astype(dtype),
-            adjoint_norm=adjoint_norm,
+            level=level,
+            slack=slack,
+            cotangent_norm=cotangent_norm,
+            curvature=curvature,
             lipschitz=lipschitz,
-            tolerance=jnp.clip(share, 0, 0.1).astype(dtype),
+            tolerance=jnp.clip(share, 0, ROUGHEST).astype(dtype),
             tighten=(state.tighten * jnp.where(keep, 1, 0.5)).astype(dtype),
         )
         kept = eqx.tree_at(lambda s: s.step, select(good, new, state), state.step + 1)

@@ -84,7 +84,7 @@ def test_against_dense_float64_solve(make):
 @pytest.mark.parametrize("make", [logistic, mlp])
 def test_float32_stays_float32(make):
     problem, params, lam, train, valid = make(dtype=jnp.float32)
-    estimator = ImplicitDifferentiation(Newton(tol=1e-6), error_estimate=False)
+    estimator = ImplicitDifferentiation(Newton(tol=1e-7), error_estimate=False)
     out = hypergradient(problem, params, lam, train, valid, estimator=estimator)
     wide = jax.tree.map(
         lambda a: a.astype(jnp.float64) if jnp.issubdtype(a.dtype, jnp.floating) else a,

@@ -1,3 +1,5 @@
+import itertools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import pytest
 from hypergrad.implicit import ImplicitDifferentiation
 from hypergrad.inner import FunctionSolver, Newton, OptaxSolver
 from hypergrad.linear.cg import CG
-from hypergrad.outer import HOAG, Alternating, Batches, Box
+from hypergrad.outer import HOAG, Alternating, Batches, Box, QuasiNewton, Simplex
 from hypergrad.outer.hoag import SCHEDULES
 from hypergrad.problem import BilevelProblem
 
@@ -59,12 +61,42 @@ def test_the_kept_point_belongs_together(ridge, adaptive):
     for state, info in zip(states, infos, strict=True):
         at = ridge.problem.outer(state.params, state.visited, ridge.outer)
         np.testing.assert_allclose(info.value, at, rtol=1e-12)
-    values = [float(info.value) for info in infos]
+    levels = [float(state.level) for state in states]
     allowed = [float(state.slack) for state in states]
-    for (last, slack), (now, more) in zip(
-        zip(values, allowed, strict=True), list(zip(values, allowed, strict=True))[1:], strict=False
-    ):
+    judged = list(zip(levels, allowed, strict=True))
+    for (last, slack), (now, more) in itertools.pairwise(judged):
         assert now <= last + slack + more + 1e-12
+
+
+def test_steps_are_judged_by_losses_closer_to_the_truth_than_the_solves(ridge, adaptive):
+    states, infos = adaptive
+    true = np.array([float(ridge.value(state.visited)) for state in states])
+    off = np.abs(np.array([float(info.value) for info in infos]) - true)
+    judged = np.abs(np.array([float(state.level) for state in states]) - true)
+    # After the first steps, whose solves are too rough for a first-order correction.
+    rough = (np.arange(len(off)) >= 3) & (off > 1e-10)
+    assert rough.sum() >= 10
+    assert np.median(judged[rough] / off[rough]) < 0.2
+
+
+def test_a_lucky_rough_start_does_not_hold_the_search_up(ridge):
+    # Inner steps too few for the loss to be what it seems: the first level is out of reach.
+    states, _ = trace(ridge, HOAG(DESCENT, constraint=BOX), 1)
+    fooled = eqx.tree_at(lambda s: s.level, states[0], states[0].level - 1.0)
+    batches = Batches(ridge.inner, ridge.outer)
+    algorithm = HOAG(DESCENT, constraint=BOX)
+    step, accepted = eqx.filter_jit(algorithm.step), []
+    for _ in range(40):
+        fooled, info = step(ridge.problem, fooled, batches)
+        accepted.append(bool(info.accepted))
+    assert not accepted[0]
+    assert any(accepted)
+    assert float(ridge.value(fooled.visited)) < float(ridge.value(states[0].visited))
+
+
+def test_a_metric_with_a_set_that_couples_the_hyperparameters_is_refused():
+    with pytest.raises(ValueError, match=r"holds entry by entry \(Box\), received Simplex"):
+        HOAG(DESCENT, metric=QuasiNewton(), constraint={"weights": Simplex(), "l2": None})
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
