@@ -292,14 +292,14 @@ class HOAG(OuterAlgorithm):
         visited = select(keep, candidate, state.visited)
         curvature = state.curvature
         downhill = vector.scale(-1, grad)
-        if self.metric is not None:
+        if self.metric is not None and curvature is not None:
             # A whole step of the quasi-Newton method is what is to be tried first.
             lipschitz = jnp.maximum(lipschitz, 1)
             change = vector.sub(grad, state.hypergradient)
             learnt = self.metric.learn(
-                state.curvature, select(first, vector.zeros_like(jump), jump), change, grad
+                curvature, select(first, vector.zeros_like(jump), jump), change, grad
             )
-            curvature = select(keep, learnt, state.curvature)
+            curvature = select(keep, learnt, curvature)
             nudged = differentiable(move(visited, downhill, self.constraint))
             free = jax.tree.map(jnp.not_equal, nudged, differentiable(visited))
             downhill = self.metric.direction(curvature, grad, free)
