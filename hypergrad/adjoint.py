@@ -129,11 +129,11 @@ class SupportSystem(LinearSystem):
         self, solver: LinearSolver, rhs: PyTree, initial: PyTree | None = None
     ) -> tuple[LinearSolution, Scalar]:
         """See `LinearSystem.solve_adjoint`."""
-        rhs, size = to_unit(rhs)
-        solution, inside = self._reduced(solver, rhs, initial)
+        level, top = levelled(rhs)
+        solution, inside = self._reduced(solver, level, initial)
         u = vector.scale(inside, solution.value)
-        value = vector.axpy(self.step, vector.sub(rhs, self.hessian(u)), u)
-        return eqx.tree_at(lambda s: s.value, solution, value), size
+        value = vector.axpy(self.step, vector.sub(level, self.hessian(u)), u)
+        return _for_norm_one(solution, value, level, top)
 
 
 def _broken_unless(condition: Array, solution: LinearSolution) -> LinearSolution:
@@ -161,14 +161,17 @@ def widened(product: Product, like: PyTree) -> Product:
     return lambda v: accumulating(product(cast_like(v, like)))
 
 
-def to_unit(rhs: PyTree) -> tuple[PyTree, Scalar]:
-    """`rhs` in at least float32 and scaled to norm 1, and its norm; zeros if it is not finite."""
+def levelled(rhs: PyTree) -> tuple[PyTree, Scalar]:
+    """`rhs` in at least float32 and divided by its largest entry, and that; zeros if not finite.
+
+    Half the program of a scaling to norm 1, and its square no longer overflows or underflows.
+    """
     rhs = accumulating(rhs)
-    size = vector.norm(rhs)
-    finite = jnp.isfinite(size)
-    # Two factors, because the inverse of a subnormal norm overflows.
-    half = jnp.sqrt(1 / jnp.where(finite & (size > 0), size, 1))
-    return jax.tree.map(lambda a: jnp.where(finite, a * half * half, 0).astype(a.dtype), rhs), size
+    top = vector.largest(rhs)
+    finite = jnp.isfinite(top)
+    # Two factors, because the inverse of a subnormal number overflows.
+    half = jnp.sqrt(1 / jnp.where(finite & (top > 0), top, 1))
+    return jax.tree.map(lambda a: jnp.where(finite, a * half * half, 0).astype(a.dtype), rhs), top
 
 
 def solve_scaled(
@@ -179,9 +182,21 @@ def solve_scaled(
     **Returns:** the solution of the scaled system, and the norm that it has to be multiplied with.
     A right-hand side that is not finite is a breakdown: its solution is zero.
     """
-    unit, size = to_unit(rhs)
-    solution = solver.solve(operator, unit, initial=initial)
-    return _broken_unless(jnp.isfinite(size), solution), size
+    level, top = levelled(rhs)
+    solution = solver.solve(operator, level, initial=initial)
+    return _for_norm_one(solution, solution.value, level, top)
+
+
+def _for_norm_one(
+    solution: LinearSolution, value: PyTree, level: PyTree, top: Scalar
+) -> tuple[LinearSolution, Scalar]:
+    """From the `value` for the levelled right-hand side to that for one of norm 1, and its norm."""
+    length = vector.length(level)
+    size = top * length
+    finite = jnp.isfinite(size)
+    factor = jnp.where(finite, 1 / jnp.where(length > 0, length, 1), 0)
+    solution = eqx.tree_at(lambda s: s.value, solution, vector.scale(factor, value))
+    return _broken_unless(finite, solution), size
 
 
 def solver_for(solver: LinearSolver, *, symmetric: bool) -> LinearSolver:

@@ -15,6 +15,7 @@ from hypergrad.adjoint import (
     jacobian_operator,
     widened,
 )
+from hypergrad.linear import vector
 from hypergrad.optimality import ProximalStep
 from hypergrad.problem import BilevelProblem
 
@@ -156,3 +157,24 @@ def residual_of(
         return eqx.filter(value, eqx.is_inexact_array)
 
     return residual
+
+
+def slope_of(
+    problem: BilevelProblem, static: PyTree, h_static: PyTree, batch: PyTree, key: Array | None
+) -> Callable[[PyTree, PyTree, PyTree], Scalar]:
+    """`(w, λ, q) -> ⟨∂f/∂w, q⟩`, whose gradients are `H q`, `Cᵀ q` and the inner residual."""
+
+    def slope(dynamic: PyTree, h: PyTree, q: PyTree) -> Scalar:
+        hparams = eqx.combine(h, h_static)
+        if problem.optimality is not None:
+            residual = residual_of(problem, static, hparams, batch, key)(dynamic)
+            return vector.vdot(residual, q)
+
+        # A directional derivative, which costs no backward pass; of the two orders of
+        # differentiation this makes the mixed product the cheaper.
+        def loss(p: PyTree) -> Scalar:
+            return problem.inner_loss(eqx.combine(p, static), hparams, batch, key)[0]
+
+        return jax.jvp(loss, (dynamic,), (q,))[1]
+
+    return slope

@@ -9,7 +9,6 @@ optimality map `r(w, λ) = 0` in place of the gradient, `H` becomes its Jacobian
 adjoint system, and `C` its derivative in `λ` (Blondel et al. 2022).
 """
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import equinox as eqx
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree, Scalar
 
 from hypergrad.adjoint import accumulating, cast_like, solver_for
-from hypergrad.curvature import Curvature, Hessian, residual_of
+from hypergrad.curvature import Curvature, Hessian, residual_of, slope_of
 from hypergrad.error import ErrorEstimate, Sensitivity, estimate_error
 from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
 from hypergrad.inner import InnerSolver, as_inner_solver
@@ -185,6 +184,7 @@ class ImplicitDifferentiation(Estimator):
         key: Array | None = None,
     ) -> Hypergradient:
         """See `Estimator.hypergradient`. A stochastic problem gets `key` in both losses."""
+        problem = problem.traced(state.params, hparams, inner_batch, outer_batch, key)
         paths = trace_paths(problem, state.params, hparams, inner_batch, outer_batch, key)
         require_effect(paths, type(self).__name__, unseen=self.unseen == "none")
         dynamic, static = eqx.partition(state.params, eqx.is_inexact_array)
@@ -220,7 +220,7 @@ class ImplicitDifferentiation(Estimator):
         nonpositive_curvature = solution.nonpositive_curvature & exact.symmetric
 
         q = cast_like(solution.value, dynamic)
-        slope = _slope(problem, static, h_static, inner_batch, key)
+        slope = slope_of(problem, static, h_static, inner_batch, key)
         mixed = jax.grad(slope, argnums=1)(dynamic, h, q)
         grad = jax.tree.map(lambda d, m: (d - size * m).astype(d.dtype), direct, mixed)
 
@@ -273,27 +273,6 @@ class ImplicitDifferentiation(Estimator):
             inner_iterations=state.inner_iterations,
         )
         return Hypergradient(value, jax.tree.unflatten(structure, visible), new_state, info, aux)
-
-
-def _slope(
-    problem: BilevelProblem, static: PyTree, h_static: PyTree, batch: PyTree, key: Array | None
-) -> Callable[[PyTree, PyTree, PyTree], Scalar]:
-    """`(w, λ, q) -> ⟨∂f/∂w, q⟩`, whose gradients are `H q`, `Cᵀ q` and the inner residual."""
-
-    def slope(dynamic: PyTree, h: PyTree, q: PyTree) -> Scalar:
-        hparams = eqx.combine(h, h_static)
-        if problem.optimality is not None:
-            residual = residual_of(problem, static, hparams, batch, key)(dynamic)
-            return vector.vdot(residual, q)
-
-        # A directional derivative, which costs no backward pass; of the two orders of
-        # differentiation this makes the mixed product the cheaper.
-        def loss(p: PyTree) -> Scalar:
-            return problem.inner_loss(eqx.combine(p, static), hparams, batch, key)[0]
-
-        return jax.jvp(loss, (dynamic,), (q,))[1]
-
-    return slope
 
 
 def _narrowest(tree: PyTree) -> jnp.dtype:

@@ -11,9 +11,11 @@ from typing import NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jax.interpreters import partial_eval
 from jaxtyping import Array, PyTree
 
+from hypergrad.curvature import residual_of, slope_of
 from hypergrad.problem import BilevelProblem
 
 
@@ -65,53 +67,51 @@ def trace_paths(
     """
     w, w_static = eqx.partition(params, eqx.is_inexact_array)
     h, h_static = eqx.partition(hparams, eqx.is_inexact_array)
-    names = leaf_names(h)
+    arrays, rest_static = eqx.partition((inner_batch, outer_batch, key), eqx.is_array)
+    arguments = _abstract((w, h, arrays))
+    first, last = len(jax.tree.leaves(w)), len(jax.tree.leaves((w, h)))
 
-    def residual(p: PyTree, lam: PyTree, rest: tuple) -> PyTree:
-        batch, _, key = rest
+    def residual(p: PyTree, lam: PyTree, arrays: tuple) -> PyTree:
+        batch, _, key = eqx.combine(arrays, rest_static)
+        return residual_of(problem, w_static, eqx.combine(lam, h_static), batch, key)(p)
+
+    def outer(p: PyTree, lam: PyTree, arrays: tuple) -> Array:
+        _, batch, key = eqx.combine(arrays, rest_static)
         point, lam = eqx.combine(p, w_static), eqx.combine(lam, h_static)
-        return eqx.filter(problem.residual(point, lam, batch, key), eqx.is_inexact_array)
+        return problem.outer_loss(point, lam, batch, key)[0]
 
-    def outer(p: PyTree, lam: PyTree, rest: tuple) -> Array:
-        _, batch, key = rest
-        return problem.outer_loss(eqx.combine(p, w_static), eqx.combine(lam, h_static), batch, key)[
-            0
-        ]
+    def inner_derivative(p: PyTree, lam: PyTree, arrays: tuple, q: PyTree) -> tuple:
+        batch, _, key = eqx.combine(arrays, rest_static)
+        return jax.grad(slope_of(problem, w_static, h_static, batch, key), argnums=(0, 1))(
+            p, lam, q
+        )
 
-    def pull(function: Callable) -> Callable:
-        def pulled(p: PyTree, lam: PyTree, rest: tuple, cotangent: PyTree) -> tuple:
-            return jax.vjp(lambda a, b: function(a, b, rest), p, lam)[1](cotangent)
+    def outer_derivative(p: PyTree, lam: PyTree, arrays: tuple, cotangent: Array) -> tuple:
+        value, pull = jax.vjp(lambda p, lam: outer(p, lam, arrays), p, lam)
+        return pull(cotangent.astype(value.dtype))
 
-        return pulled
+    def reached(derivative: Callable, cotangent: PyTree) -> list[bool]:
+        """For each leaf of params, then of hparams: its derivative is no constant zero."""
+        program = jax.make_jaxpr(derivative)(*arguments, cotangent).jaxpr
+        start = len(jax.tree.leaves(arguments))
+        return [any(inputs_of(program, i)[start:]) for i in range(last)]
 
-    rest_arrays, rest_static = eqx.partition((inner_batch, outer_batch, key), eqx.is_array)
+    def read(function: Callable) -> list[bool]:
+        """For each leaf of hparams."""
+        program = jax.make_jaxpr(function)(*arguments).jaxpr
+        return inputs_of(program, *range(len(program.outvars)))[first:last]
 
-    def flags(function: Callable) -> tuple[list[bool], bool, list[bool]]:
-        """For each hparams leaf, for params, and for each hparams leaf without derivatives."""
-
-        def closed(p: PyTree, lam: PyTree, arrays: tuple) -> PyTree:
-            return function(p, lam, eqx.combine(arrays, rest_static))
-
-        def derivative(p: PyTree, lam: PyTree, arrays: tuple, cotangent: PyTree) -> tuple:
-            return pull(function)(p, lam, eqx.combine(arrays, rest_static), cotangent)
-
-        arguments = _abstract((w, h, rest_arrays))
-        read, cotangent = jax.make_jaxpr(closed, return_shape=True)(*arguments)
-        sizes = [len(jax.tree.leaves(a)) for a in arguments]
-        traced = jax.make_jaxpr(derivative)(*arguments, cotangent).jaxpr
-        first = sum(sizes)
-        reached = [
-            any(used[first:]) for used in (inputs_of(traced, i) for i in range(len(traced.outvars)))
-        ]
-        reached_params, reached_hparams = reached[: sizes[0]], reached[sizes[0] :]
-        used = inputs_of(read.jaxpr, *range(len(read.jaxpr.outvars)))
-        return reached_hparams, any(reached_params), used[sizes[0] : sizes[0] + sizes[1]]
-
-    inner_reached, inner_params, inner_used = flags(residual)
-    outer_reached, outer_params, outer_used = flags(outer)
-    hparam_flags = zip(inner_reached, outer_reached, inner_used, outer_used, strict=True)
-    reaches = [Reach(a, b, c or d) for a, b, c, d in hparam_flags]
-    return Paths(dict(zip(names, reaches, strict=True)), inner_params, outer_params)
+    by_inner = reached(inner_derivative, _abstract(w))
+    by_outer = reached(outer_derivative, jax.ShapeDtypeStruct((), jnp.float32))
+    used = [a or b for a, b in zip(by_inner[first:], by_outer[first:], strict=True)]
+    if not all(used):
+        used = [a or b for a, b in zip(read(residual), read(outer), strict=True)]
+    reaches = map(Reach, by_inner[first:], by_outer[first:], used)
+    return Paths(
+        dict(zip(leaf_names(h), reaches, strict=True)),
+        any(by_inner[:first]),
+        any(by_outer[:first]),
+    )
 
 
 def require_effect(paths: Paths, estimator: str, *, unseen: bool = False) -> None:

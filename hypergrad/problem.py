@@ -71,6 +71,26 @@ class BilevelProblem(eqx.Module):
             return value
         return eqx.filter_grad(lambda p: self.inner_loss(p, hparams, batch, key)[0])(params)
 
+    def traced(
+        self,
+        params: PyTree,
+        hparams: PyTree,
+        inner_batch: PyTree,
+        outer_batch: PyTree,
+        key: Array | None = None,
+    ) -> "BilevelProblem":
+        """The same problem for arguments of these shapes, its losses traced.
+
+        A hypergradient differentiates each loss several times. Traced, its Python code runs once
+        for all of them. An optimality map stays as it is.
+        """
+        extra = self._key(key)
+        outer = _traced(self.outer, params, hparams, outer_batch, *extra)
+        if self.inner is None or self.optimality is not None:
+            return eqx.tree_at(lambda p: p.outer, self, outer)
+        inner = _traced(self.inner, params, hparams, inner_batch, *extra)
+        return eqx.tree_at(lambda p: (p.inner, p.outer), self, (inner, outer))
+
     def _key(self, key: Array | None) -> tuple:
         if not self.stochastic:
             return ()
@@ -109,3 +129,8 @@ class BilevelProblem(eqx.Module):
                 f"got shape {loss.shape}, dtype {loss.dtype}."
             )
         return loss, aux
+
+
+def _traced(function: Callable, *args: PyTree) -> Callable:
+    # Of a function without a closure equinox believes that there is nothing to convert.
+    return eqx.filter_closure_convert(lambda *args: function(*args), *args)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Int, PyTree, Scalar
 
 from hypergrad.linear import vector
 from hypergrad.linear.base import LinearOperator, LinearSolution, LinearSolver
+from hypergrad.linear.packing import Packing
 from hypergrad.linear.system import check_stop
 
 
@@ -51,6 +52,8 @@ class CG(LinearSolver):
                 "user-given optimality map). Use GMRES, BiCGStab or NormalCG, or declare the "
                 "map symmetric if it is the gradient of something."
             )
+        packing = Packing(rhs)
+        product, rhs = packing.around(operator.mv), packing.pack(rhs)
         b_square = vector.vdot(rhs, rhs)
         b_norm = jnp.sqrt(b_square)
         dtype = b_norm.dtype
@@ -61,6 +64,7 @@ class CG(LinearSolver):
         warm = jnp.asarray(False)
         direction, along, square = rhs, b_square, b_square
         if initial is not None:
+            initial = packing.pack(initial)
             size = vector.vdot(initial, initial)
             warm = size > 0
             direction = vector.where(warm, initial, rhs)
@@ -73,7 +77,7 @@ class CG(LinearSolver):
             )
 
         def body(c: "_Iteration") -> "_Iteration":
-            image = operator.mv(c.direction)
+            image = product(c.direction)
             curvature = vector.vdot(c.direction, image)
             quotient = curvature / c.square
             # An entry of the image that is not finite makes the product with it not finite.
@@ -130,7 +134,7 @@ class CG(LinearSolver):
         )
         end = jax.lax.while_loop(unfinished, body, start)
         return LinearSolution(
-            value=end.best,
+            value=packing.unpack(end.best),
             residual=jnp.where(b_norm > 0, end.best_norm / b_norm, 0),
             products=end.step,
             nonpositive_curvature=end.indefinite,

@@ -12,7 +12,8 @@ from jaxtyping import Array, Int, PyTree, Scalar
 
 from hypergrad.linear import vector
 from hypergrad.linear.base import LinearOperator, LinearSolution, LinearSolver
-from hypergrad.linear.system import Spectrum, normalise, nothing_met
+from hypergrad.linear.packing import Packing
+from hypergrad.linear.system import Spectrum, nothing_met, unscaled
 
 # Consecutive growths of the term that are taken for divergence. Terms of a symmetric operator
 # shrink monotonically when the series converges; others may grow for a while first.
@@ -36,6 +37,9 @@ class Neumann(LinearSolver):
     for a converging series of a symmetric operator: the residual of the sum without its last term
     (NaN for `products = 0`).
 
+    The terms are measured by the sum of their squares: in float32, `b` of a length of 1e-18 or 1e18
+    wants scaling first (`ImplicitDifferentiation` does so).
+
     A start (`initial`) is not used: the answer depends on `b` alone, whatever was solved before.
     """
 
@@ -58,60 +62,62 @@ class Neumann(LinearSolver):
         self, operator: LinearOperator, rhs: PyTree, *, initial: PyTree | None = None
     ) -> LinearSolution:
         """Sum the series for `rhs`; `initial` is not used."""
-        system = normalise(operator, rhs, None)
-        dtype = system.norm.dtype
+        system = unscaled(operator, rhs)
+        packing = Packing(system.rhs)
+        product, term = packing.around(system.operator.mv), packing.pack(system.rhs)
+        first = vector.vdot(term, term)
+        dtype = first.dtype
         spent = jnp.zeros((), jnp.int32)
         if self.step is None:
             key = jax.random.key(0) if self.key is None else self.key
             largest, used = power_iteration(system.operator, system.rhs, self.power_iterations, key)
             step = 1 / (1.1 * largest.astype(dtype))
-            spent = jnp.where(system.norm > 0, used, 0)
+            spent = jnp.where(first > 0, used, 0)
         else:
             step = jnp.asarray(self.step, dtype)
         usable = jnp.isfinite(step)
 
-        term, first = system.rhs, vector.length(system.rhs)
-
         def unfinished(c: _Sum) -> Array:
-            return (c.count < self.products) & c.converging & (c.size > 0)
+            return (c.count < self.products) & c.converging & (c.square > 0)
 
         def body(c: _Sum) -> _Sum:
-            image = system.operator.mv(c.term)
+            image = product(c.term)
             term = vector.axpy(-step, image, c.term)
-            size = vector.length(term)
-            finite = jnp.isfinite(size)
-            growths = jnp.where(size > c.size, c.growths + 1, 0)
-            better = finite & (size <= c.best_size)
-            total = vector.where(finite, vector.axpy(1.0, term, c.total), c.total)
+            square = vector.vdot(term, term)
+            # Where it is not finite the series ends and the best sum is the answer.
+            finite = jnp.isfinite(square)
+            growths = jnp.where(square > c.square, c.growths + 1, 0)
+            better = finite & (square <= c.best_square)
+            total = vector.axpy(1.0, term, c.total)
             return _Sum(
                 count=c.count + 1,
                 total=total,
                 term=term,
-                size=jnp.where(finite, size, c.size),
+                square=square,
                 best=vector.where(better, total, c.best),
-                best_size=jnp.where(better, size, c.best_size),
+                best_square=jnp.where(better, square, c.best_square),
                 growths=growths,
                 converging=finite & (growths < _GROWTHS),
-                spectrum=c.spectrum.met(vector.vdot(c.term, image) / c.size**2),
+                spectrum=c.spectrum.met(vector.vdot(c.term, image) / c.square),
             )
 
         start = _Sum(
             count=jnp.zeros((), jnp.int32),
             total=term,
             term=term,
-            size=first,
+            square=first,
             best=term,
-            best_size=first,
+            best_square=first,
             growths=jnp.zeros((), jnp.int32),
             converging=usable & jnp.isfinite(first),
             spectrum=nothing_met(dtype),
         )
         end = jax.lax.while_loop(unfinished, body, start)
-        diverged = (~end.converging | (end.size > first)) & (system.norm > 0)
+        diverged = (~end.converging | (end.square > first)) & (first != 0)
         x = vector.scale(jnp.where(usable, step, 0), vector.where(diverged, end.best, end.total))
-        known = jnp.where(diverged, end.best_size, end.size)
+        known = jnp.sqrt(jnp.where(diverged, end.best_square, end.square) / first)
         return system.solution(
-            x,
+            packing.unpack(x),
             jnp.where(first == 0, 0, jnp.where(end.count > 0, known, jnp.nan)),
             spent + end.count,
             nonpositive=end.spectrum.low <= 0,
@@ -124,9 +130,9 @@ class _Sum(eqx.Module):
     count: Array
     total: PyTree
     term: PyTree
-    size: Array
+    square: Array
     best: PyTree
-    best_size: Array
+    best_square: Array
     growths: Array
     converging: Array
     spectrum: Spectrum

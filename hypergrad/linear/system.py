@@ -16,13 +16,13 @@ from hypergrad.linear.base import LinearOperator, LinearSolution
 
 
 class System(eqx.Module):
-    """`A x = b` with `‖b‖ = 1` (or `b = 0`) and a start whose residual is known.
+    """`A x = b`, with `‖b‖ = 1` (or `b = 0`) if normalised, and a start whose residual is known.
 
     **Fields:**
 
     - `operator`: `A` on vectors of accumulation dtype.
-    - `rhs`: the scaled `b`.
-    - `norm`: `‖b‖` before scaling.
+    - `rhs`: `b`, scaled if normalised.
+    - `norm`: `‖b‖` before scaling; 1 if it is not scaled.
     - `start`, `residual`: `x₀` and `b − A x₀`, never longer than `b`.
     - `products`: products spent on the start (0 or 1).
     """
@@ -93,6 +93,15 @@ def widen(x: PyTree) -> PyTree:
     return jax.tree.map(lambda a: a.astype(jnp.result_type(jnp.float32, a)), x)
 
 
+def unscaled(operator: LinearOperator, rhs: PyTree) -> System:
+    """`operator x = rhs` as it is, from a start of zero."""
+    rhs = jax.tree.map(jnp.asarray, rhs)
+    target = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), rhs)
+    b = widen(rhs)
+    one, none = jnp.ones_like(vector.length(b)), jnp.zeros((), jnp.int32)
+    return System(widened(operator, target), b, one, vector.zeros_like(b), b, none, target)
+
+
 def normalise(operator: LinearOperator, rhs: PyTree, initial: PyTree | None) -> System:
     """Scale `operator x = rhs`, and scale `initial` so that its residual is the smallest.
 
@@ -100,15 +109,11 @@ def normalise(operator: LinearOperator, rhs: PyTree, initial: PyTree | None) -> 
     start at least as good as zero: one left over from a cotangent of another length, or a useless
     one. A start that is zero or not finite costs no product.
     """
-    rhs = jax.tree.map(jnp.asarray, rhs)
-    target = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), rhs)
-    wide = widen(rhs)
-    norm = vector.norm(wide)
-    b = vector.scale(1 / jnp.where(norm > 0, norm, 1), wide)
-    lifted = widened(operator, target)
-    spent = jnp.zeros((), jnp.int32)
+    whole = unscaled(operator, rhs)
+    norm, lifted = vector.norm(whole.rhs), whole.operator
+    b = vector.scale(1 / jnp.where(norm > 0, norm, 1), whole.rhs)
     if initial is None:
-        return System(lifted, b, norm, vector.zeros_like(b), b, spent, target)
+        return System(lifted, b, norm, whole.start, b, whole.products, whole.target)
 
     x0 = widen(jax.tree.map(jnp.asarray, initial))
     length = vector.norm(x0)
@@ -124,7 +129,7 @@ def normalise(operator: LinearOperator, rhs: PyTree, initial: PyTree | None) -> 
         return start, residual
 
     start, residual = jax.lax.cond(usable, scaled, lambda: (vector.zeros_like(b), b))
-    return System(lifted, b, norm, start, residual, usable.astype(jnp.int32), target)
+    return System(lifted, b, norm, start, residual, usable.astype(jnp.int32), whole.target)
 
 
 def check_stop(method: str, tol: object, max_steps: object) -> None:

@@ -29,16 +29,24 @@ def vdot(x: PyTree, y: PyTree) -> Scalar:
     return reduce(jnp.add, products) if products else jnp.zeros(())
 
 
-def norm(x: PyTree) -> Scalar:
-    """Euclidean norm, scaled by the largest entry so that tiny vectors do not underflow."""
+def largest(x: PyTree) -> Scalar:
+    """Largest absolute entry, in at least float32; NaN if an entry is."""
     leaves = jax.tree.leaves(x)
     if not leaves:
         return jnp.zeros(())
     dtype = _accumulator(*leaves)
     tops = [jnp.max(jnp.abs(leaf), initial=0).astype(dtype) for leaf in leaves]
-    top = reduce(jnp.maximum, tops)
+    return reduce(jnp.maximum, tops)
+
+
+def norm(x: PyTree) -> Scalar:
+    """Euclidean norm, scaled by the largest entry so that tiny vectors do not underflow."""
+    leaves = jax.tree.leaves(x)
+    if not leaves:
+        return jnp.zeros(())
+    top = largest(x)
     safe = jnp.where((top > 0) & jnp.isfinite(top), top, 1)
-    squares = [jnp.sum(jnp.square(leaf.astype(dtype) / safe)) for leaf in leaves]
+    squares = [jnp.sum(jnp.square(leaf.astype(top.dtype) / safe)) for leaf in leaves]
     return safe * jnp.sqrt(reduce(jnp.add, squares))
 
 

@@ -467,3 +467,23 @@ def test_an_unsolved_inner_problem_warns_once_per_call_site():
         assert len(seen) == 2
     assert issubclass(seen[0].category, InaccurateHypergradientWarning)
     assert seen[0].filename == __file__
+
+
+def test_the_losses_run_once_for_all_their_derivatives():
+    calls = []
+
+    def inner(w, lam, batch):
+        calls.append("inner")
+        return 0.5 * jnp.sum((w - batch) ** 2) + 0.5 * jnp.sum(jnp.exp(lam) * w**2)
+
+    def outer(w, lam, batch):
+        calls.append("outer")
+        return jnp.sum(w**3)
+
+    estimator = ImplicitDifferentiation()
+    problem = BilevelProblem(inner, outer)
+    w, lam = jnp.ones(3), jnp.zeros(3)
+    state = estimator.init(problem, w, lam, w)
+    calls.clear()
+    jax.make_jaxpr(lambda s: estimator.hypergradient(problem, s, lam, w, w).grad)(state)
+    assert sorted(calls) == ["inner", "outer"]
