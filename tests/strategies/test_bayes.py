@@ -6,6 +6,7 @@ import pytest
 from strategies.observation import Observation
 from strategies.searchers.bayes import BayesSearcher
 from strategies.space import Categorical, Choice, Float, Int, Ordinal, SearchSpace
+from strategies.surrogates.acquisition import log_expected_improvement
 
 CENTRE = np.array([0.2, 0.5, 0.8])
 
@@ -151,6 +152,56 @@ def test_gradient_known_to_be_unreliable_is_ignored(cube):
         for n, o in enumerate(plain)
     ]
     assert searcher.propose(8, lied, []).config == searcher.propose(8, honest, []).config
+
+
+def noisy_belief(space, count=30):
+    """What a searcher thinks after so many noisy values."""
+    rng = np.random.default_rng(0)
+    history = []
+    for number in range(count):
+        config = space.sample(rng)
+        value = bowl(config)[0] + float(rng.normal())
+        history.append(Observation(config, value, number=number))
+    return BayesSearcher(space, seed=0)._believe(history, [], np.random.default_rng(1))
+
+
+def test_noise_is_partly_the_configurations_own(cube):
+    belief = noisy_belief(cube)
+    process, own = belief.process, belief.own**2
+    assert 0 < own < process.noise
+    # The same as a process whose covariance has the own variance on its diagonal.
+    matern = np.stack([covariances(process, row) for row in process.rows.x])
+    ours = matern + own * np.eye(len(matern))
+    rest = (process.noise - own) * np.eye(len(matern))
+    y = (matern + process.noise * np.eye(len(matern))) @ process.weights
+    assert belief.best == pytest.approx(np.min(ours @ np.linalg.solve(ours + rest, y)), rel=1e-5)
+    point = np.array([0.3, 0.3, 0.3])
+    cross = covariances(process, point)
+    variance = process.signal + own - cross @ np.linalg.solve(ours + rest, cross)
+    mean = cross @ process.weights
+    expected = log_expected_improvement(mean, np.sqrt(variance), belief.best)
+    assert belief.score(point[None])[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_noise_is_all_chance_while_values_are_few(cube):
+    assert noisy_belief(cube, 19).own == 0
+    assert noisy_belief(cube, 20).own > 0
+
+
+def covariances(process, point):
+    r = np.linalg.norm((point - process.rows.x) / process.scales, axis=1)
+    return process.signal * (1 + np.sqrt(5) * r + 5 / 3 * r**2) * np.exp(-np.sqrt(5) * r)
+
+
+def test_climbing_ends_where_no_neighbour_is_better(cube):
+    searcher, belief = BayesSearcher(cube, seed=0), noisy_belief(cube)
+    start = np.array([0.3, 0.4, 0.6])
+    before = belief.score(start[None])[0]
+    point, score = searcher._climb(belief, start, before)
+    assert score == pytest.approx(belief.score(point[None])[0], abs=1e-8)
+    around = np.clip(point + 1e-2 * np.r_[np.eye(3), -np.eye(3)], 0, 1)
+    assert score > before
+    assert score >= belief.score(around).max()
 
 
 def test_conditional_space():
