@@ -38,6 +38,8 @@ _LENGTHS = (1.0, 0.4, 2.0)
 _HORIZON = 3.0
 # The difference of two gradients is curvature if values see a half of it, give or take this.
 _AGREEMENT = 0.48
+# An estimate of an error that is larger than this says only that the gradient may be wrong.
+_ERROR = 0.7
 # No slope is steeper than so many times the difference between a usual value and the best.
 _STEEPEST = 1000.0
 # The last steps of a chain: at least so much of a decrease that is worth an evaluation otherwise.
@@ -189,11 +191,11 @@ class HypergradientSearcher(Searcher):
     """Multi-start bounded quasi-Newton for what has a gradient, search around it for what has none.
 
     Works with partial, noisy or missing gradients, any number of pending suggestions, and
-    observations in any order. Gradients whose reported relative error is 1 or more are ignored;
-    smaller errors shorten the steps and drop curvature that they could have caused. Where the
-    gradients seen do not predict the values seen, they are ignored altogether. Where the best
-    configuration has none to follow and there is nothing to change, a Gaussian process decides
-    (`BayesSearcher`).
+    observations in any order. Reported relative errors shorten the first steps and drop curvature
+    that they could have caused; however large the estimate, as long as it is finite the values
+    decide. Where the gradients seen do not predict the values seen, they are ignored altogether and
+    a Gaussian process decides (`BayesSearcher`), as it does where the best configuration has none
+    to follow and there is nothing to change.
 
     **Arguments:**
 
@@ -236,7 +238,7 @@ class HypergradientSearcher(Searcher):
         error = observation.gradient_error
         error = 0.0 if error is None or np.isnan(error) else max(float(error), 0.0)
         complete = observation.status == "complete"
-        if complete and observation.gradient and error < 1.0:
+        if complete and observation.gradient and error < np.inf:
             gradient = self.space.pull_back(observation.config, observation.gradient)
         point = _Point(
             # A point that nobody suggested is known by its coordinates.
@@ -246,7 +248,7 @@ class HypergradientSearcher(Searcher):
             unit=unit,
             value=float(observation.value) if complete else np.inf,  # type: ignore[arg-type]
             gradient=gradient,
-            error=error,
+            error=min(error, _ERROR),
             note=observation.note,
             active=self.space.active_mask(observation.config),
         )
@@ -279,7 +281,7 @@ class HypergradientSearcher(Searcher):
     ) -> _Chain:
         best = min(known, key=lambda p: p.value)
         where = np.isfinite(best.gradient) & graded
-        radius, trust = self.radius, 1.0
+        radius, trust = self.radius * (1.0 - known[0].error), 1.0
         for point in members:
             if point.note.get("move") != "step":
                 continue
@@ -355,7 +357,6 @@ class HypergradientSearcher(Searcher):
         else:
             diagonal = np.full(len(unit), largest / radius)
         model = _Model(pairs, diagonal)
-        radius = radius * (1.0 - best.error)
         low = np.maximum(-radius, -unit)
         high = np.minimum(radius, 1.0 - unit)
         s = _box_minimum(gradient, model, low, high)
@@ -382,6 +383,8 @@ class HypergradientSearcher(Searcher):
         smooth = self._smooth(known)
         informative = self._informative(known)
         graded = informative & self._trusted(smooth)
+        if informative.any() and not graded.any() and self.space.dimension <= _SURROGATE_SIZE:
+            return self._modelled(number, history, pending, gradients=False)
         chains = self._chains(points, graded)
         underway = [item.note.get("chain") for item in pending if item.note.get("move") == "step"]
         best = chains[0]

@@ -286,6 +286,36 @@ def test_a_gradient_that_is_known_to_be_wrong_is_not_used():
     assert all(item.note.get("move") != "step" for item in searcher.history)
 
 
+def test_a_large_estimate_of_the_error_is_no_proof():
+    space = SearchSpace({"x": Float(0, 1, shape=(8,))})
+
+    def turned(config):
+        """Half the slope, and across it as much again: 45 degrees off."""
+        away = np.array(config["x"]) - np.linspace(0.2, 0.8, 8)
+        across = np.stack([-away[1::2], away[::2]], axis=1).ravel()
+        return float(away @ away), {"x": away + across}
+
+    def estimated(error):
+        return lambda number, observation: replace(observation, gradient_error=error)
+
+    searcher = HypergradientSearcher(space)
+    first = turned(space.default())[0]
+    assert search(searcher, turned, 15, change=estimated(2.0)) < 0.1 * first
+    assert sum(item.note.get("move") == "step" for item in searcher.history) >= 5
+
+
+def test_where_gradients_are_not_believed_the_process_decides():
+    space = SearchSpace({"x": Float(0, 1, shape=(3,))})
+
+    def opposite(config):
+        away = np.array(config["x"]) - 0.8
+        return float(away @ away), {"x": -2 * away}
+
+    searcher = HypergradientSearcher(space)
+    assert search(searcher, opposite, 30) < 1e-3
+    assert [item.note.get("move") for item in searcher.history[15:]] == ["model"] * 15
+
+
 def test_thousands_of_hyperparameters_descend():
     space = SearchSpace(
         {"x": Float(1e-4, 1, log=True, shape=(5000,)), "c": Categorical(["a", "b"])}
