@@ -36,6 +36,7 @@ from strategies.surrogates.gaussian_process import GaussianProcess, Prior, Rows,
 from strategies.surrogates.geometry import geometry
 from strategies.surrogates.outputs import imputed, logarithmic
 from strategies.surrogates.startup import sobol_point
+from strategies.surrogates.trust_region import box, side
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
@@ -134,13 +135,17 @@ class BayesSearcher(Searcher):
             return Suggestion(number, config, {"origin": "startup"})
         rng = self.rng(number)
         belief = self._believe(history, pending, rng)
+        region = self._region(belief, usable)
         point = maximise(
             self.space,
             lambda units: belief.score(units * self._stretch),
             belief.anchors / self._stretch,
             belief.tried / self._stretch,
             rng,
-            None if len(belief.at) else lambda point, score: self._climb(belief, point, score),
+            None
+            if len(belief.at)
+            else lambda point, score: self._climb(belief, point, score, region),
+            region,
         )
         config = self.space.sample(rng) if point is None else self.space.decode(point)
         return Suggestion(number, config, {"origin": "model"})
@@ -269,7 +274,18 @@ class BayesSearcher(Searcher):
 
     # The acquisition
 
-    def _climb(self, belief: _Belief, point: Vector, score: float) -> tuple[Vector, float]:
+    def _region(self, belief: _Belief, history: Sequence[Observation]) -> tuple[Vector, Vector]:
+        """Where to look: around the best point if gradients make the model a local one."""
+        low, high = np.zeros(self.space.dimension), np.ones(self.space.dimension)
+        free = self.space.differentiable
+        if free.any() and belief.process.rows.direction.any():
+            center, scales = belief.anchors[0, free], belief.process.scales[: len(free)][free]
+            low[free], high[free] = box(center, scales, side(history))
+        return low, high
+
+    def _climb(
+        self, belief: _Belief, point: Vector, score: float, region: tuple[Vector, Vector]
+    ) -> tuple[Vector, float]:
         """Follow the slope of the acquisition in the continuous coordinates."""
         free = np.flatnonzero(self.space.differentiable)
 
@@ -292,7 +308,7 @@ class BayesSearcher(Searcher):
             point[free],
             jac=True,
             method="L-BFGS-B",
-            bounds=[(0.0, 1.0)] * len(free),
+            bounds=list(zip(region[0][free], region[1][free], strict=True)),
             options={"maxiter": 20},
         )
         if not -result.fun > score:

@@ -30,6 +30,7 @@ def maximise(
     tried: Matrix,
     rng: np.random.Generator,
     refine: Refine | None = None,
+    region: tuple[Vector, Vector] | None = None,
 ) -> Vector | None:
     """Unit coordinates with a large score, or `None` if nothing untried was found.
 
@@ -39,26 +40,31 @@ def maximise(
     - `anchors`: `(k, dimension)`, points whose neighbourhoods are worth a look.
     - `tried`: `(n, dimension)`, points not to be offered again.
     - `refine`: moves a point to one with a larger score, e.g. along the score's slope.
+    - `region`: lower and upper corner of a box to stay in, with `refine`; all by default.
     """
     seen = set(_keys(tried))
+    low, high = region or (np.zeros(space.dimension), np.ones(space.dimension))
 
     def untried(units: Matrix) -> tuple[Matrix, Vector]:
         rows = {key: row for row, key in enumerate(_keys(units)) if key not in seen}
         units = units[list(rows.values())]
         return units, score(units) if len(units) else np.empty(0)
 
-    pool = space.snap(rng.random((_RANDOM, space.dimension)))
-    points, scores = untried(np.concatenate([pool, *(neighbours(space, a, rng) for a in anchors)]))
+    def around(point: Vector) -> Matrix:
+        return np.clip(neighbours(space, point, rng), low, high)
+
+    pool = space.snap(low + (high - low) * rng.random((_RANDOM, space.dimension)))
+    points, scores = untried(np.concatenate([pool, *(around(anchor) for anchor in anchors)]))
     # What follows the slope in every coordinate needs no steps at random.
     rounds = 0 if refine is not None and space.differentiable.all() else _ROUNDS
     best, best_score = None, -np.inf
     for start in np.argsort(-scores, kind="stable")[:_CLIMBS]:
         point, value = points[start], float(scores[start])
         for _ in range(rounds):
-            around, found = untried(neighbours(space, point, rng))
+            near, found = untried(around(point))
             if not len(found) or found.max() <= value:
                 break
-            point, value = around[np.argmax(found)], float(found.max())
+            point, value = near[np.argmax(found)], float(found.max())
         if refine is not None:
             point, value = refine(point, value)
         if value > best_score:
