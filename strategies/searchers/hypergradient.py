@@ -383,8 +383,6 @@ class HypergradientSearcher(Searcher):
         smooth = self._smooth(known)
         informative = self._informative(known)
         graded = informative & self._trusted(smooth)
-        if informative.any() and not graded.any() and self.space.dimension <= _SURROGATE_SIZE:
-            return self._modelled(number, history, pending, gradients=False)
         chains = self._chains(points, graded)
         underway = [item.note.get("chain") for item in pending if item.note.get("move") == "step"]
         best = chains[0]
@@ -394,6 +392,8 @@ class HypergradientSearcher(Searcher):
         jump = self._jump(number, best, smooth, informative, tried, least)
         if jump is not None:
             return jump
+        if informative.any() and not graded.any() and self.space.dimension <= _SURROGATE_SIZE:
+            return self._modelled(number, history, pending, gradients=False)
         if (
             best.decrease <= 100.0 * least
             and self._bent(best, smooth, graded, 500.0 * least)
