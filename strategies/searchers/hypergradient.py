@@ -36,12 +36,6 @@ from strategies.surrogates.gaussian_process import Rows, fit
 _LENGTHS = (1.0, 0.4, 2.0)
 # A chain may end this many times its next step's decrease lower.
 _HORIZON = 3.0
-# The difference of two gradients is curvature if values see a half of it, give or take this.
-_AGREEMENT = 0.48
-# An estimate of an error that is larger than this says only that the gradient may be wrong.
-_ERROR = 0.7
-# No slope is steeper than so many times the difference between a usual value and the best.
-_STEEPEST = 1000.0
 # The last steps of a chain: at least so much of a decrease that is worth an evaluation otherwise.
 _POLISH = 1e-6
 # The surrogate that chooses new starts: at most so many dimensions, and so many rows.
@@ -191,11 +185,11 @@ class HypergradientSearcher(Searcher):
     """Multi-start bounded quasi-Newton for what has a gradient, search around it for what has none.
 
     Works with partial, noisy or missing gradients, any number of pending suggestions, and
-    observations in any order. Reported relative errors shorten the first steps and drop curvature
-    that they could have caused; however large the estimate, as long as it is finite the values
-    decide. Where the gradients seen do not predict the values seen, they are ignored altogether and
-    a Gaussian process decides (`BayesSearcher`), as it does where the best configuration has none
-    to follow and there is nothing to change.
+    observations in any order. Gradients whose reported relative error is 1 or more are ignored;
+    smaller errors shorten the steps and drop curvature that they could have caused. Where the
+    gradients seen do not predict the values seen, they are ignored altogether. Where the best
+    configuration has none to follow and there is nothing to change, a Gaussian process decides
+    (`BayesSearcher`).
 
     **Arguments:**
 
@@ -238,7 +232,7 @@ class HypergradientSearcher(Searcher):
         error = observation.gradient_error
         error = 0.0 if error is None or np.isnan(error) else max(float(error), 0.0)
         complete = observation.status == "complete"
-        if complete and observation.gradient and error < np.inf:
+        if complete and observation.gradient and error < 1.0:
             gradient = self.space.pull_back(observation.config, observation.gradient)
         point = _Point(
             # A point that nobody suggested is known by its coordinates.
@@ -248,7 +242,7 @@ class HypergradientSearcher(Searcher):
             unit=unit,
             value=float(observation.value) if complete else np.inf,  # type: ignore[arg-type]
             gradient=gradient,
-            error=min(error, _ERROR),
+            error=error,
             note=observation.note,
             active=self.space.active_mask(observation.config),
         )
@@ -281,7 +275,7 @@ class HypergradientSearcher(Searcher):
     ) -> _Chain:
         best = min(known, key=lambda p: p.value)
         where = np.isfinite(best.gradient) & graded
-        radius, trust = self.radius * (1.0 - known[0].error), 1.0
+        radius, trust = self.radius, 1.0
         for point in members:
             if point.note.get("move") != "step":
                 continue
@@ -291,7 +285,7 @@ class HypergradientSearcher(Searcher):
                 radius = min(radius, 0.5 * length if ratio > 0 else 0.3 * length)
             elif ratio > 0.5 and length > 0.8 * radius:
                 radius = max(radius, min(2.0 * length, 1.0))
-            trust = float(np.clip(ratio, 0.3 * min(trust, 1.0), 2.0))
+            trust = float(np.clip(ratio, 0.1, 2.0))
         step, decrease = np.zeros_like(best.unit), 0.0
         pairs = self._pairs(known, where)
         if len(known) == 1:
@@ -324,14 +318,8 @@ class HypergradientSearcher(Searcher):
                 float(np.linalg.norm(later.gradient[where])),
             )
             curvature = float(s @ y)
-            length = float(np.linalg.norm(s))
-            if curvature > 1e-6 * length * max(float(np.linalg.norm(y)), noise):
-                # What values see of it: a half where it is constant. Behind a cliff slopes explode
-                # and values do not.
-                bend = later.value - earlier.value - float(earlier.gradient[where] @ s)
-                doubt = noise * length + 1e-9 * abs(later.value)
-                if abs(bend - 0.5 * curvature) <= _AGREEMENT * curvature + doubt:
-                    pairs.append((s, y))
+            if curvature > 1e-6 * float(np.linalg.norm(s)) * max(float(np.linalg.norm(y)), noise):
+                pairs.append((s, y))
             elif curvature < 0 and later.value < earlier.value:
                 # Downhill over a hump: what was learnt before it holds no longer.
                 pairs.clear()
@@ -357,6 +345,7 @@ class HypergradientSearcher(Searcher):
         else:
             diagonal = np.full(len(unit), largest / radius)
         model = _Model(pairs, diagonal)
+        radius = radius * (1.0 - best.error)
         low = np.maximum(-radius, -unit)
         high = np.minimum(radius, 1.0 - unit)
         s = _box_minimum(gradient, model, low, high)
@@ -380,28 +369,25 @@ class HypergradientSearcher(Searcher):
         if not known:
             return self._start(number, rng, places, begun)
         tried = {unit.tobytes() for unit in places}
-        smooth = self._smooth(known)
         informative = self._informative(known)
-        graded = informative & self._trusted(smooth)
+        graded = informative & self._trusted(known)
         chains = self._chains(points, graded)
         underway = [item.note.get("chain") for item in pending if item.note.get("move") == "step"]
         best = chains[0]
 
         least = self._least(known)
         settled = best.decrease <= least
-        jump = self._jump(number, best, smooth, informative, tried, least)
+        jump = self._jump(number, best, known, informative, tried, least)
         if jump is not None:
             return jump
-        if informative.any() and not graded.any() and self.space.dimension <= _SURROGATE_SIZE:
-            return self._modelled(number, history, pending, gradients=False)
         if (
             best.decrease <= 100.0 * least
-            and self._bent(best, smooth, graded, 500.0 * least)
+            and self._bent(best, known, graded, 500.0 * least)
             and 0 < best.where.sum() <= _SURROGATE_SIZE
             and moves.count("step") > 4 * moves.count("start")
             and not (moves and moves[-1] == "start")
         ):
-            return self._start(number, rng, places, begun, best, smooth, graded)
+            return self._start(number, rng, places, begun, best, known, graded)
         change = step = None
         if settled or moves.count("change") <= moves.count("step"):
             change = self._changed(rng, best.best, places, graded)
@@ -419,7 +405,7 @@ class HypergradientSearcher(Searcher):
         step = self._advanced(number, chains[:1], underway, _POLISH * least, tried)
         if step is not None:
             return step
-        return self._start(number, rng, places, begun, best, smooth, graded)
+        return self._start(number, rng, places, begun, best, known, graded)
 
     def _modelled(
         self,
@@ -432,25 +418,6 @@ class HypergradientSearcher(Searcher):
         searcher = BayesSearcher(self.space, seed=self.seed, gradients=gradients)
         suggestion = searcher.propose(number, history, pending)
         return replace(suggestion, note={"move": "model", "chain": number})
-
-    @staticmethod
-    def _smooth(known: Sequence[_Point]) -> list[_Point]:
-        """The points, those gradients left out that say nothing beyond their own neighbourhood.
-
-        Behind the edge of stability a training is chaotic: slopes grow exponentially, values do
-        not. No valley is as steep as a slope that crosses all levels in a thousandth of the box.
-        """
-        lowest = min(point.value for point in known)
-        # Steps crowd around their minimum.
-        levels = [point.value - lowest for point in known if point.note.get("move") != "step"]
-        level = float(np.median(levels or [0.0]))
-
-        def explodes(point: _Point) -> bool:
-            most = float(np.max(np.abs(np.nan_to_num(point.gradient)), initial=0.0))
-            return most > _STEEPEST * (level + point.value - lowest) > 0.0
-
-        nothing = np.full_like(known[0].gradient, np.nan)
-        return [replace(p, gradient=nothing) if explodes(p) else p for p in known]
 
     @staticmethod
     def _least(known: Sequence[_Point]) -> float:
@@ -478,12 +445,8 @@ class HypergradientSearcher(Searcher):
                 continue
             # A step that is being evaluated already makes another one less valuable.
             hope = _HORIZON * chain.trust * chain.decrease * 0.5**count
-            if chain is not chains[0]:
-                # A slope beyond reason promises no more than twice what is asked for.
-                gap = chain.best.value - chains[0].best.value
-                hope = min(hope, 2.0 * _HORIZON * chain.trust * gap)
-                if hope <= gap:
-                    continue
+            if chain is not chains[0] and chain.best.value - hope >= chains[0].best.value:
+                continue
             if any(self._joined(chain, better) for better in chains[: chains.index(chain)]):
                 continue
             offers.append((chain.best.value - hope, chain.name, count, chain))
@@ -675,15 +638,12 @@ class HypergradientSearcher(Searcher):
             lowest = sorted(alike, key=lambda p: p.value)[: room // 2]
             names = {p.name for p in [*lowest, *alike[-room // 2 :]]}
             alike = [p for p in alike if p.name in names]
-        base = [i for i, p in enumerate(alike) if p.name == best.best.name]
-        if not base:
-            return None
         surrogate = fit_additive(
             np.array([p.unit[where] for p in alike]),
             np.array([p.value for p in alike]),
             np.array([p.gradient[where] for p in alike]),
             np.array([p.error for p in alike]),
-            base[0],
+            next(i for i, p in enumerate(alike) if p is best.best),
         )
         if surrogate is None or surrogate.surprise > _SURPRISE:
             return None

@@ -197,7 +197,7 @@ def test_climbing_ends_where_no_neighbour_is_better(cube):
     searcher, belief = BayesSearcher(cube, seed=0), noisy_belief(cube)
     start = np.array([0.3, 0.4, 0.6])
     before = belief.score(start[None])[0]
-    point, score = searcher._climb(belief, start, before)
+    point, score = searcher._climb(belief, start, before, (np.zeros(3), np.ones(3)))
     assert score == pytest.approx(belief.score(point[None])[0], abs=1e-8)
     around = np.clip(point + 1e-2 * np.r_[np.eye(3), -np.eye(3)], 0, 1)
     assert score > before
