@@ -17,7 +17,7 @@ _LOG_ROOT_2PI = 0.5 * np.log(2 * np.pi)
 def _log_h(z: Array) -> Array:
     """`log(z Φ(z) + φ(z))`, stable for any `z`."""
     log_phi = -0.5 * z**2 - _LOG_ROOT_2PI
-    low = np.minimum(z, 0.0)
+    low = np.clip(z, -50.0, 0.0)
     # h = φ (1 + z Mills(z)) for negative z; the sum loses its digits far below zero, where the
     # first terms of its asymptotic series, 1/z² - 3/z⁴ + 15/z⁶, are accurate to 1e-9.
     mills = np.exp(log_ndtr(low) + 0.5 * low**2 + _LOG_ROOT_2PI)

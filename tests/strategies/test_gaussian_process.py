@@ -129,6 +129,13 @@ def test_expected_improvement_is_its_integral(z):
     assert value == pytest.approx(np.log(expected), rel=1e-7, abs=1e-9)
 
 
+def test_expected_improvement_of_the_hopeless_overflows_nowhere():
+    with np.errstate(over="raise", invalid="raise", divide="raise"):
+        far = np.logspace(5, 100, 500)
+        value = log_expected_improvement(far, np.ones(500), 0.0)
+    np.testing.assert_allclose(value, -0.5 * far**2, rtol=1e-8)
+
+
 @pytest.mark.parametrize("z", [-2000.0, -49.0, -5.0, 0.0, 3.0])
 def test_expected_improvement_slopes(z):
     def at(mean, deviation):
