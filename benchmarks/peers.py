@@ -263,9 +263,6 @@ def run(log_decay: float, steps: int, repeats: int, clock: Callable[[], float]) 
         "jaxopt cg": Theirs(case, jaxopt_method(case, "solve_cg")),
         "jaxopt normal cg (default)": Theirs(case, jaxopt_method(case, "solve_normal_cg")),
         "lineax cg": Theirs(case, lineax_method(case)),
-        **(
-            {"optimistix": Theirs(case, optimistix_method(case))} if find_spec("optimistix") else {}
-        ),
         "cg": Ours(case, CG, warm=False),
         "cg, warm": Ours(case, CG, warm=True),
         "pcg, jacobi": Ours(case, lambda tol: PCG(Jacobi(), tol=tol), warm=True),
