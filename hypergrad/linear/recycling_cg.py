@@ -60,13 +60,13 @@ class RecyclingCG(LinearSolver):
 
     - `tol`: stop at `‖b − A x‖ <= tol ‖b‖`. May be traced. Default 1e-6.
     - `max_steps`: most products spent. May be traced. Default 1000.
-    - `memory`: how many directions to remember, at least 3. Default 60.
+    - `memory`: how many directions to remember, at least 3. Default 40.
     - `recollection`: of earlier solves; the estimator's business.
     """
 
     tol: float | Scalar = 1e-6
     max_steps: int | Int[Array, ""] = 1000
-    memory: int = eqx.field(static=True, default=60)
+    memory: int = eqx.field(static=True, default=40)
     recollection: Recollection | None = None
 
     def __check_init__(self) -> None:
@@ -283,16 +283,15 @@ class _Inverse(eqx.Module):
 
     With `R` the upper triangle of `SᵀY`, `D` its diagonal and `W = R⁻ᵀ (D + γ YᵀY) R⁻¹`:
 
-        P⁻¹ v = γ v + S (W Sᵀ v − γ R⁻ᵀ Yᵀ v) − γ Y R⁻¹ Sᵀ v
+        P⁻¹ v = γ v + [S Y] M [S Y]ᵀ v,   M = [[W, −γ R⁻ᵀ], [−γ R⁻¹, 0]]
 
-    Positive definite for any pairs with `s·y > 0`.
+    Positive definite for any pairs with `s·y > 0`. `S` and `Y` stand in one matrix: an application
+    is three products, each of them little work.
     """
 
-    directions: PyTree
-    images: PyTree
-    gamma: Scalar
+    pairs: PyTree
     middle: Array
-    inverse: Array
+    gamma: Scalar
 
     @classmethod
     def of(cls, known: Recollection) -> "_Inverse":
@@ -304,15 +303,13 @@ class _Inverse(eqx.Module):
         triangle = jnp.where(used, 0, 1) * jnp.eye(len(products)) + jnp.triu(products)
         gamma = jnp.where(used[-1], diagonal[-1] / squares[-1, -1], 1)
         inverse = _inverted(triangle.astype(products.dtype))
-        middle = inverse.T @ (jnp.diag(diagonal) + gamma * squares) @ inverse
-        return cls(s, y, gamma, middle, inverse)
+        whole = inverse.T @ (jnp.diag(diagonal) + gamma * squares) @ inverse
+        middle = jnp.block([[whole, -gamma * inverse.T], [-gamma * inverse, jnp.zeros_like(whole)]])
+        return cls(jax.tree.map(lambda a, b: jnp.concatenate([a, b]), s, y), middle, gamma)
 
     def __call__(self, v: PyTree) -> PyTree:
-        of_s, of_y = _dots(self.directions, v), _dots(self.images, v)
-        with_s = self.middle @ of_s - self.gamma * (of_y @ self.inverse)
-        with_y = -self.gamma * (self.inverse @ of_s)
-        step = vector.axpy(self.gamma, v, _combine(with_s, self.directions, v))
-        return vector.axpy(1, _combine(with_y, self.images, v), step)
+        coefficients = _product(self.middle, _dots(self.pairs, v))
+        return vector.axpy(self.gamma, v, _combine(coefficients, self.pairs, v))
 
 
 def _inverted(triangle: Array) -> Array:
