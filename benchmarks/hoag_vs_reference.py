@@ -23,11 +23,9 @@ import scipy.sparse.linalg
 from scipy.special import logsumexp, softmax
 
 from benchmarks import measure
-from experiments.hoag import HIGH, LOW, TASKS, Task
+from experiments.hoag import HIGH, LOW, TASKS, WITHIN, Task
 from hypergrad import ImplicitDifferentiation, Newton
 from hypergrad.outer import HOAG, Box, run
-
-WITHIN = 1e-3
 
 
 class Reference(NamedTuple):

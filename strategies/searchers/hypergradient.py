@@ -434,7 +434,9 @@ class HypergradientSearcher(Searcher):
         steepest = _STEEPEST * (max(values) - min(values))
 
         def explodes(point: _Point) -> bool:
-            return float(np.max(np.abs(np.nan_to_num(point.gradient)), initial=0.0)) > steepest > 0.0
+            return (
+                float(np.max(np.abs(np.nan_to_num(point.gradient)), initial=0.0)) > steepest > 0.0
+            )
 
         nothing = np.full_like(points[0].gradient, np.nan)
         return [replace(p, gradient=nothing) if explodes(p) else p for p in points]

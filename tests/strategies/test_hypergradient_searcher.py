@@ -140,7 +140,7 @@ def test_what_lies_behind_a_cliff_is_forgotten():
     space = SearchSpace({"x": Float(0, 1, shape=(3,))})
     searcher = HypergradientSearcher(space, first=[{"x": [0.5] * 3}, {"x": [0.9, 0.8, 0.9]}])
     assert search(searcher, edge, 25) < 0.034
-    # The chain that began there, with a slope that promises anything, does not take the evaluations.
+    # The chain that began there, whose slope promises anything, does not take the evaluations.
     chaotic = [item.note.get("chain") for item in searcher.history].count(1)
     assert chaotic <= 5
 
