@@ -7,7 +7,8 @@ users run it: `scipy.optimize.minimize("L-BFGS-B")` for the inner problem and
 `scipy.sparse.linalg.cg` with products from hand-written derivatives, both warm-started, tolerance
 `0.1 · 0.9^k` or cubic, adaptive step (with its known slips mended: it moves once, goes back to the
 right point, and uses the direct term). The clock stops when the validation loss is within 1e-3 of
-the best that either finds. Exits with status 1 if a ratio of times exceeds 1.
+the best that either finds; a reference that never comes there has infinite seconds. Exits with
+status 1 if a ratio of times exceeds 1.
 """
 
 import sys
@@ -22,11 +23,9 @@ import scipy.sparse.linalg
 from scipy.special import logsumexp, softmax
 
 from benchmarks import measure
-from experiments.hoag import HIGH, LOW, TASKS, Task
-from hypergrad import CG, ImplicitDifferentiation, Newton
+from experiments.hoag import HIGH, LOW, TASKS, WITHIN, Task
+from hypergrad import ImplicitDifferentiation, Newton
 from hypergrad.outer import HOAG, Box, run
-
-WITHIN = 1e-3
 
 
 class Reference(NamedTuple):
@@ -175,14 +174,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = measure.options("HOAG here against scipy's L-BFGS and CG")
     options = parser.parse_args(arguments)
     jax.config.update("jax_enable_x64", True)
-    steps, repeats = (100, 3) if options.quick else (300, 7)
+    steps, repeats = (60, 3) if options.quick else (100, 7)
     rows = []
     for name in ("one", "kernel") if options.quick else ("one", "many", "kernel"):
         task = TASKS[name](0)
-        estimator = ImplicitDifferentiation(Newton(), CG(), error_estimate=False)
+        estimator = ImplicitDifferentiation(
+            Newton(linear_solver=task.linear_solver), task.linear_solver, error_estimate=False
+        )
         parts = (
             task.problem,
-            HOAG(estimator, constraint=Box(LOW, HIGH)),
+            HOAG(estimator, metric=task.metric, constraint=Box(LOW, HIGH)),
             task.params,
             task.hparams,
             task.train,
@@ -205,7 +206,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             jax.block_until_ready(run(*parts, **whole).params)
             seconds["ours"].append(time.perf_counter() - started)
             for label, schedule in schedules.items():
-                spent = reference_hoag(made, task, schedule, steps, best + WITHIN)[1]
+                # What does not get there once never does: nothing in it is random.
+                arrives = min(theirs[label]) <= best + WITHIN
+                spent = np.inf
+                if arrives:
+                    spent = reference_hoag(made, task, schedule, steps, best + WITHIN)[1]
                 seconds[label].append(spent)
         for label in schedules:
             rows.append(

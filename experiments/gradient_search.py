@@ -5,9 +5,10 @@ standard functions with one valley and with many; gradients exact, and biased by
 that is stopped early, by an unrolling that is cut off, or by a fixed rotation. All searchers begin
 at the middle of the space and minimise the same value; a gradient costs a training nothing here.
 
-The level of a task is the best value that any of TPE, a Gaussian process and CMA-ES has found after
-all its trainings; counted are the trainings after which a searcher is at the level. "bayes" is one
-searcher with and without gradients, so its two counts differ by the gradient alone.
+The level of a task is the best value that any of TPE, CMA-ES and a Gaussian process (Optuna's where
+PyTorch is installed, else ours) has found after all its trainings; counted are the trainings after
+which a searcher is at the level. "bayes" is one searcher with and without gradients, so its two
+counts differ by the gradient alone.
 """
 
 import warnings
@@ -408,7 +409,7 @@ def needed(best: np.ndarray, level: float) -> float:
         Option("tasks", ",".join(DEFAULT), quick=",".join(QUICK), help="names, comma-separated"),
         Option("graded", 25, quick=10, help="trainings of a search with gradients"),
         Option("plain", 100, quick=20, help="trainings of a search without"),
-        Option("seeds", 2, quick=1, help="repetitions, with different data or places"),
+        Option("seeds", 5, quick=1, help="repetitions, with different data or places"),
         Option("bayes", 8, help="most dimensions of the Bayesian searcher with gradients"),
         Option("values", 30, help="most dimensions of the same on values only"),
     ],
@@ -416,12 +417,13 @@ def needed(best: np.ndarray, level: float) -> float:
         Claim(
             "exact",
             "tasks with exact gradients where the hypergradient searcher's trainings do not beat "
-            "four times as many of every search without gradients",
+            "four times as many of TPE, CMA-ES and a Gaussian process",
             at_most=0,
         ),
         Claim(
             "biased",
-            "the same with biased gradients",
+            "tasks with biased gradients where it is behind what it finds in as many trainings by "
+            "values only",
             at_most=0,
             when=lambda options: not options.quick,
         ),
@@ -462,7 +464,8 @@ def run(context: Context) -> None:
                     bar.advance(incumbent=runs[name][-1][-1])
             bests[task_name] = {name: np.array(found) for name, found in runs.items() if found}
 
-    rivals = [name for name in without if name != "hypergradient, values only"]
+    # Ours stands in for Optuna's Gaussian process, which needs PyTorch.
+    rivals = [*peers] if "GP" in peers else [*peers, "bayes, values only"]
     lost: dict[bool, list[str]] = {False: [], True: []}
     ratios, rows, counts = [], [], []
     for task_name, best in bests.items():
@@ -474,8 +477,14 @@ def run(context: Context) -> None:
             name: float(np.median([needed(b, at) for b, at in zip(found, level, strict=True)]))
             for name, found in best.items()
         }
-        if not final["hypergradient"] < final[rival]:
-            lost["biased" in task_name].append(task_name)
+        if biased := "biased" in task_name:
+            # Nobody knows what a wrong slope is worth, but it must not be worse than none.
+            alone = best["hypergradient, values only"][:, options.graded - 1]
+            behind = final["hypergradient"] > float(np.median(alone))
+        else:
+            behind = final["hypergradient"] >= final[rival]
+        if behind:
+            lost[biased].append(task_name)
         ratio = np.nan
         if "bayes" in best and "bayes, values only" in best:
             plain = best["bayes, values only"]
@@ -497,7 +506,7 @@ def run(context: Context) -> None:
     for biased, names_lost in lost.items():
         if names_lost:
             kind = "biased" if biased else "exact"
-            context.say(f"Not beaten with {kind} gradients: {'; '.join(names_lost)}.")
+            context.say(f"Behind with {kind} gradients: {'; '.join(names_lost)}.")
     draw(context, bests)
     context.measure("exact", len(lost[False]))
     if not options.quick:
@@ -542,7 +551,8 @@ def draw(context: Context, bests: dict[str, dict[str, np.ndarray]]) -> None:
 
 def _reached(found: np.ndarray, best: dict[str, np.ndarray]) -> np.ndarray:
     """Share of the runs that are at the level, after each training."""
-    rivals = [runs for name, runs in best.items() if name in PEERS or name == "bayes, values only"]
+    stands_in = () if "GP" in best else ("bayes, values only",)
+    rivals = [runs for name, runs in best.items() if name in (*PEERS, *stands_in)]
     level = np.min([runs[:, -1] for runs in rivals], axis=0)
     return np.mean(found <= level[:, None], axis=0)
 

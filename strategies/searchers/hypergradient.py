@@ -36,6 +36,8 @@ from strategies.surrogates.gaussian_process import Rows, fit
 _LENGTHS = (1.0, 0.4, 2.0)
 # A chain may end this many times its next step's decrease lower.
 _HORIZON = 3.0
+# No slope is steeper than so many times the difference between the worst value and the best.
+_STEEPEST = 1e4
 # The last steps of a chain: at least so much of a decrease that is worth an evaluation otherwise.
 _POLISH = 1e-6
 # The surrogate that chooses new starts: at most so many dimensions, and so many rows.
@@ -176,7 +178,8 @@ def _offers(surrogate: AdditiveSurrogate) -> list[_Offer]:
 
 def _expected_gain(below: np.ndarray, deviation: np.ndarray) -> np.ndarray:
     """Expected improvement of what is believed to lie so far below a level."""
-    z = np.clip(below / deviation, -30.0, 30.0)
+    with np.errstate(over="ignore"):  # infinity is clipped as well
+        z = np.clip(below / deviation, -30.0, 30.0)
     density = np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
     return below * ndtr(z) + deviation * density
 
@@ -369,6 +372,7 @@ class HypergradientSearcher(Searcher):
         if not known:
             return self._start(number, rng, places, begun)
         tried = {unit.tobytes() for unit in places}
+        points, known = self._smooth(points), self._smooth(known)
         informative = self._informative(known)
         graded = informative & self._trusted(known)
         chains = self._chains(points, graded)
@@ -418,6 +422,24 @@ class HypergradientSearcher(Searcher):
         searcher = BayesSearcher(self.space, seed=self.seed, gradients=gradients)
         suggestion = searcher.propose(number, history, pending)
         return replace(suggestion, note={"move": "model", "chain": number})
+
+    @staticmethod
+    def _smooth(points: Sequence[_Point]) -> list[_Point]:
+        """The points, those gradients left out that say nothing beyond their own neighbourhood.
+
+        Behind the edge of stability a training is chaotic: slopes grow exponentially, values do
+        not. No valley is so steep that its slope would cross all values in a sliver of the box.
+        """
+        values = [point.value for point in points if np.isfinite(point.value)]
+        steepest = _STEEPEST * (max(values) - min(values))
+
+        def explodes(point: _Point) -> bool:
+            return (
+                float(np.max(np.abs(np.nan_to_num(point.gradient)), initial=0.0)) > steepest > 0.0
+            )
+
+        nothing = np.full_like(points[0].gradient, np.nan)
+        return [replace(p, gradient=nothing) if explodes(p) else p for p in points]
 
     @staticmethod
     def _least(known: Sequence[_Point]) -> float:
@@ -643,7 +665,7 @@ class HypergradientSearcher(Searcher):
             np.array([p.value for p in alike]),
             np.array([p.gradient[where] for p in alike]),
             np.array([p.error for p in alike]),
-            next(i for i, p in enumerate(alike) if p is best.best),
+            next(i for i, p in enumerate(alike) if p.name == best.best.name),
         )
         if surrogate is None or surrogate.surprise > _SURPRISE:
             return None

@@ -133,7 +133,10 @@ def test_expected_improvement_of_the_hopeless_overflows_nowhere():
     with np.errstate(over="raise", invalid="raise", divide="raise"):
         far = np.logspace(5, 100, 500)
         value = log_expected_improvement(far, np.ones(500), 0.0)
+        by_mean, by_deviation = log_expected_improvement_slopes(far, np.ones(500), 0.0)
     np.testing.assert_allclose(value, -0.5 * far**2, rtol=1e-8)
+    np.testing.assert_allclose(by_mean, -far, rtol=1e-8)
+    np.testing.assert_allclose(by_deviation, far**2, rtol=1e-8)
 
 
 @pytest.mark.parametrize("z", [-2000.0, -49.0, -5.0, 0.0, 3.0])

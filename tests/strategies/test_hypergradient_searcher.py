@@ -124,6 +124,27 @@ def test_failed_trials_shorten_the_step():
     assert search(searcher, cliff, 30) < 0.2
 
 
+def edge(config):
+    """A bowl up to the edge of stability, and chaos behind it: values bounded, slopes not."""
+    x = np.array(config["x"])
+    away = x - 0.8
+    value, slope = float(away @ away), 2 * away
+    if (over := x.sum() - 2.1) > 0:
+        phase = 1e7 * over
+        return 2.0 + math.sin(phase), {"x": slope + 1e9 * math.cos(phase)}
+    return value, {"x": slope}
+
+
+def test_what_lies_behind_a_cliff_is_forgotten():
+    # The minimum before the edge has all coordinates at 0.7, and the value 0.03.
+    space = SearchSpace({"x": Float(0, 1, shape=(3,))})
+    searcher = HypergradientSearcher(space, first=[{"x": [0.5] * 3}, {"x": [0.9, 0.8, 0.9]}])
+    assert search(searcher, edge, 25) < 0.034
+    # The chain that began there, whose slope promises anything, does not take the evaluations.
+    chaotic = [item.note.get("chain") for item in searcher.history].count(1)
+    assert chaotic <= 5
+
+
 @pytest.mark.filterwarnings("error")
 def test_a_chain_whose_start_is_lost_is_continued():
     searcher = HypergradientSearcher(SPACE)
