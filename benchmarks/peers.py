@@ -16,7 +16,8 @@ Rows of this library:
   solve needs more than twelve products, warm start;
 - `pcg, kept sketch`: the same with a Nyström sketch of rank 60, scaled by the diagonal, built anew
   beyond thirty products;
-- `recycling cg`: preconditioned by, and started from, the solves before;
+- `recycling cg`: preconditioned by, and started from, the solves before; with `40` it remembers
+  forty directions;
 - `dense`: the matrix materialised and factorised at every step.
 """
 
@@ -269,6 +270,7 @@ def run(log_decay: float, steps: int, repeats: int, clock: Callable[[], float]) 
         "pcg, kept inverse": Kept(case, DensePreconditioner(), stale=12),
         "pcg, kept sketch": Kept(case, NystromPreconditioner(60, scaling=Jacobi()), stale=30),
         "recycling cg": Ours(case, RecyclingCG, warm=True),
+        "recycling cg, 40": Ours(case, partial(RecyclingCG, memory=40), warm=True),
         "dense": Ours(case, lambda tol: Dense(), warm=False),
     }
     if find_spec("optimistix"):

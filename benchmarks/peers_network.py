@@ -1,23 +1,27 @@
 """Time to a hypergradient of the network with 669,706 hyperparameters, against other libraries.
 
 `XLA_FLAGS=--xla_cpu_multi_thread_eigen=false OMP_NUM_THREADS=1 python -m benchmarks.peers_network
-[--quick] [--out DIR]` gives the same system, the same linear solver and the same number of products
-to `ImplicitDifferentiation`, to jaxopt, optimistix, and to torch by hand, Betty and TorchOpt, those
-of them that are installed (`pip install jaxopt optimistix torch torchopt betty-ml`; none is a
-dependency). The flags give one thread to all. Columns:
+[--quick] [--out DIR]` compares `ImplicitDifferentiation` with jaxopt, optimistix, and torch by
+hand, Betty and TorchOpt, those of them that are installed (`pip install jaxopt optimistix torch
+torchopt betty-ml`; none is a dependency). The flags give one thread to all. There are two tables:
 
-- `time`: median of the ratios of our time to theirs, round by round, taken in turn; at most 0.5 is
-  wanted for the torch libraries;
-- `error`: of their hypergradient relative to ours. A row that is not small has computed something
-  else, NaN among it, and its time means nothing.
+- `equal products`: all have the same system, the same linear solver and the same number of
+  products. `error` is that of their hypergradient relative to ours: a row that is not small has
+  computed something else, NaN among it, and its time means nothing.
+- `equal error`: each at its quickest that has a relative error of at most 1e-6. The
+  libraries on JAX stop at the loosest tolerance that does; torch and those on it are told the
+  fewest products that do, of Neumann's series or of conjugate gradient.
 
-Optimistix raises where its linear solver returns NaN.
+`time` is the median of the ratios of our time to theirs, round by round, taken in turn. At most 0.5
+of the torch libraries' is wanted at equal error. Optimistix raises where its linear solver returns
+NaN.
 """
 
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from statistics import median
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +41,9 @@ METHODS: list[tuple[str, int, LinearSolver]] = [
     ("neumann", 20, Neumann(20, step=STEP)),
     ("cg", 10, CG(tol=0.0, max_steps=10)),
 ]
+TARGET = 1e-6
+TOLERANCES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+PRODUCTS = (1, 2, 3, 4, 6, 8, 10, 20, 60, 150)
 
 
 def compiled(case: Case, solver: LinearSolver) -> Callable:
@@ -45,28 +52,26 @@ def compiled(case: Case, solver: LinearSolver) -> Callable:
     return jax.jit(lambda *args: function(*args)[1])
 
 
-def jax_peers(case: Case, solver: str, products: int) -> dict[str, Callable[[], list]]:
-    """The libraries on JAX, which have conjugate gradient only."""
-    if solver != "cg":
-        return {}
+def jax_peers(case: Case, tol: float, max_steps: int) -> dict[str, Callable[[], list]]:
+    """The libraries on JAX, with conjugate gradient."""
     makers = {
-        "jaxopt": lambda: jaxopt_method(case, "solve_cg", products),
-        "optimistix": lambda: optimistix_method(case, products),
+        "jaxopt": lambda: jaxopt_method(case, "solve_cg", max_steps),
+        "optimistix": lambda: optimistix_method(case, max_steps),
     }
-    args = (jnp.zeros(()), case.params, case.hparams, case.inner_batch, case.outer_batch)
+    args = (jnp.asarray(tol), case.params, case.hparams, case.inner_batch, case.outer_batch)
     return {
         name: partial(jax.jit(make()), *args) for name, make in makers.items() if find_spec(name)
     }
 
 
-def run(case: Case, repeats: int, clock: Callable[[], float]) -> list[dict]:
+def at_equal_products(case: Case, repeats: int, clock: Callable[[], float]) -> list[dict]:
     """The rows."""
     args = (case.params, case.hparams, case.inner_batch, case.outer_batch)
     rows = []
     for name, products, solver in METHODS:
         functions = {
             "this library": partial(compiled(case, solver), *args),
-            **jax_peers(case, name, products),
+            **(jax_peers(case, 0.0, products) if name == "cg" else {}),
         }
         for peer, make in torch_peers.installed().items():
             functions[peer] = make(case, name, products, STEP)
@@ -86,6 +91,67 @@ def run(case: Case, repeats: int, clock: Callable[[], float]) -> list[dict]:
     return rows
 
 
+class Accurate(NamedTuple):
+    """A way to a hypergradient that is accurate enough, and its relative error."""
+
+    name: str
+    function: Callable[[], list]
+    error: float
+
+
+def ladders(case: Case) -> dict[str, list[dict[str, Callable[[], Callable]]]]:
+    """For each library its ways to a hypergradient by growing accuracy, not built yet."""
+    args = (case.params, case.hparams, case.inner_batch, case.outer_batch)
+
+    def ours(tol: float) -> Callable:
+        return partial(compiled(case, CG(tol=tol)), *args)
+
+    def jax_peer(peer: str, tol: float) -> Callable:
+        return jax_peers(case, tol, 1000)[peer]
+
+    ways = {"this library": [{f"cg to {tol:g}": partial(ours, tol) for tol in TOLERANCES}]}
+    for peer in jax_peers(case, 0.0, 1):
+        ways[peer] = [{f"cg to {tol:g}": partial(jax_peer, peer, tol) for tol in TOLERANCES}]
+    for peer, make in torch_peers.installed().items():
+        ways[peer] = [
+            {f"{solver} {k}": partial(make, case, solver, k, STEP) for k in PRODUCTS}
+            for solver in ("cg", "neumann")
+        ]
+    return ways
+
+
+def at_equal_error(case: Case, repeats: int, clock: Callable[[], float]) -> list[dict]:
+    """The rows: each library at its quickest."""
+    args = (case.params, case.hparams, case.inner_batch, case.outer_batch)
+    truth = _attempt(partial(compiled(case, CG(tol=1e-7, max_steps=100)), *args))
+
+    def first(ladder: dict[str, Callable[[], Callable]]) -> Accurate | None:
+        for name, make in ladder.items():
+            function = make()
+            found = _attempt(function)
+            if found is None:
+                continue
+            error = float(np.linalg.norm(found - truth) / np.linalg.norm(truth))
+            if error <= TARGET:  # NaN is not
+                return Accurate(name, function, error)
+        return None
+
+    found = {peer: [first(ladder) for ladder in several] for peer, several in ladders(case).items()}
+    accurate = {peer: [way for way in ways if way is not None] for peer, ways in found.items()}
+    functions = {(peer, way.name): way.function for peer in accurate for way in accurate[peer]}
+    seconds = interleaved(functions, repeats=repeats, clock=clock)
+    rows = []
+    for peer, ways in accurate.items():
+        if not ways:
+            rows.append({"library": peer, "method": "none is accurate"})
+            continue
+        best = min(ways, key=lambda way, peer=peer: median(seconds[peer, way.name]))
+        key, ours = (peer, best.name), next(iter(functions))
+        row = {"library": peer, "method": best.name, "ms": 1e3 * median(seconds[key])}
+        rows.append(row | {"time": ratio(seconds, ours, key), "error": best.error})
+    return rows
+
+
 def _attempt(function: Callable[[], list]) -> np.ndarray | None:
     """All entries of what the function returns; `None` where it raises while running."""
     try:
@@ -96,9 +162,13 @@ def _attempt(function: Callable[[], list]) -> np.ndarray | None:
 
 
 def main() -> None:
-    """Time all and print the table."""
+    """Time all and print the tables."""
     arguments = options(__doc__.splitlines()[0]).parse_args()
-    rows = run(mlp(), 5 if arguments.quick else 20, arguments.clock)
+    case, repeats = mlp(), 5 if arguments.quick else 20
+    rows = at_equal_error(case, repeats, arguments.clock)
+    report("peers_network_equal_error", rows, BOUNDS, arguments.out)
+    print()
+    rows = at_equal_products(case, repeats, arguments.clock)
     report("peers_network", rows, BOUNDS, arguments.out)
 
 

@@ -60,13 +60,13 @@ class RecyclingCG(LinearSolver):
 
     - `tol`: stop at `‖b − A x‖ <= tol ‖b‖`. May be traced. Default 1e-6.
     - `max_steps`: most products spent. May be traced. Default 1000.
-    - `memory`: how many directions to remember, at least 3. Default 40.
+    - `memory`: how many directions to remember, at least 3. Default 60.
     - `recollection`: of earlier solves; the estimator's business.
     """
 
     tol: float | Scalar = 1e-6
     max_steps: int | Int[Array, ""] = 1000
-    memory: int = eqx.field(static=True, default=40)
+    memory: int = eqx.field(static=True, default=60)
     recollection: Recollection | None = None
 
     def __check_init__(self) -> None:
