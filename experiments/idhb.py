@@ -27,10 +27,8 @@ from strategies.space import SearchSpace
 ETAS = (2, 3)
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 # Total budget relative to both runs of Hyperband, from scratch, as published. The first two depend
-# on the draws: those of five seeds were 0.854 and 0.852 once and 0.8554 and 0.8533 another time.
+# a little on the draws: half a thousandth is allowed for that beside the rounding.
 BUDGETS = {2: (0.767, 0.765, 0.752), 3: (0.854, 0.852, 0.844)}
-
-DRAWS = 0.0015
 
 
 class Stream(Searcher):
@@ -129,7 +127,7 @@ def full(options: object) -> bool:
             Claim(
                 f"budget {variant} {eta}",
                 f"{variant}, eta {eta}: total budget relative to the rerun",
-                at_most=bound + DRAWS,
+                at_most=bound + 0.001,
                 when=full,
             )
             for eta in ETAS

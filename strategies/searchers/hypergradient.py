@@ -361,7 +361,7 @@ class HypergradientSearcher(Searcher):
         self, number: int, history: Sequence[Observation], pending: Sequence[Suggestion]
     ) -> Suggestion:
         rng = self.rng(number)
-        points = [self._point(observation) for observation in history]
+        points = self._smooth([self._point(observation) for observation in history])
         known = [point for point in points if np.isfinite(point.value)]
         waiting = [self.space.encode(suggestion.config) for suggestion in pending]
         places = [*(point.unit for point in points), *waiting]
@@ -372,7 +372,6 @@ class HypergradientSearcher(Searcher):
         if not known:
             return self._start(number, rng, places, begun)
         tried = {unit.tobytes() for unit in places}
-        points, known = self._smooth(points), self._smooth(known)
         informative = self._informative(known)
         graded = informative & self._trusted(known)
         chains = self._chains(points, graded)
@@ -431,6 +430,8 @@ class HypergradientSearcher(Searcher):
         not. No valley is so steep that its slope would cross all values in a sliver of the box.
         """
         values = [point.value for point in points if np.isfinite(point.value)]
+        if not values:
+            return list(points)
         steepest = _STEEPEST * (max(values) - min(values))
 
         def explodes(point: _Point) -> bool:
@@ -665,7 +666,7 @@ class HypergradientSearcher(Searcher):
             np.array([p.value for p in alike]),
             np.array([p.gradient[where] for p in alike]),
             np.array([p.error for p in alike]),
-            next(i for i, p in enumerate(alike) if p.name == best.best.name),
+            next(i for i, p in enumerate(alike) if p is best.best),
         )
         if surrogate is None or surrogate.surprise > _SURPRISE:
             return None
