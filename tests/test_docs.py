@@ -52,7 +52,8 @@ def test_the_blocks_run(page, source, tmp_path):
         [sys.executable, "-c", launch, str(page)],
         input=source,
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": path, "MPLBACKEND": "Agg"},
+        # Ray would else join the cluster of a test in another process, and hang when that ends.
+        env={**os.environ, "PYTHONPATH": path, "MPLBACKEND": "Agg", "RAY_ADDRESS": "local"},
         capture_output=True,
         text=True,
         timeout=300,
