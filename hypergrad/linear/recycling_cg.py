@@ -22,7 +22,7 @@ from hypergrad.linear import vector
 from hypergrad.linear.base import LinearOperator, LinearSolution, LinearSolver
 from hypergrad.linear.system import Spectrum, System, check_stop, normalise, widen
 
-_EARLIER = 2
+_EARLIER = 3
 _product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -31,17 +31,57 @@ class Recollection(eqx.Module):
 
     **Fields:**
 
-    - `directions`, `images`: unit directions `s` and `y = A s`, the newest last, each a pytree with
-      a leaf of shape `(memory, entries of the leaf)` for every leaf of the vectors.
-    - `count`: of the rows in use, which are the last ones.
+    - `pairs`: unit directions `s` and their images `y = A s`, a pytree with a leaf of shape
+      `(2, memory, entries of the leaf)` for every leaf of the vectors.
+    - `recorded`: how many have been written, one row after the other and then over the oldest; once
+      all rows are in use it stays between `memory` and `2 memory`.
     - `solutions`: the solutions before the last one, newest first, a pytree with leaves
-      `(2, ...)`; zeros where there is none yet.
+      `(3, ...)`; zeros where there is none yet.
     """
 
-    directions: PyTree
-    images: PyTree
-    count: Int[Array, ""]
+    pairs: PyTree
+    recorded: Int[Array, ""]
     solutions: PyTree
+
+    def age(self) -> Int[Array, " memory"]:
+        """0 for the oldest row; those never written count as the oldest."""
+        memory = self._memory
+        return (jnp.arange(memory) - self.recorded) % memory
+
+    def used(self) -> Bool[Array, " memory"]:
+        """Which rows hold a pair."""
+        return jnp.arange(self._memory) < self.recorded
+
+    def with_pair(self, s: PyTree, y: PyTree, good: Bool[Array, ""]) -> Self:
+        """With one pair more, made a unit one, if it is good."""
+        factor = jnp.where(good, 1 / vector.length(s), 0)
+        row = self.recorded % self._memory
+
+        def write(rows: Array, s: Array, y: Array) -> Array:
+            new = factor.astype(rows.dtype) * jnp.stack([s.ravel(), y.ravel()])[:, None]
+            old = jax.lax.dynamic_slice_in_dim(rows, row, 1, axis=1)
+            return jax.lax.dynamic_update_slice_in_dim(rows, jnp.where(good, new, old), row, axis=1)
+
+        full = self.recorded == 2 * self._memory - 1
+        after = jnp.where(full, self._memory, self.recorded + 1)
+        return type(self)(
+            jax.tree.map(write, self.pairs, s, y),
+            jnp.where(good, after, self.recorded),
+            self.solutions,
+        )
+
+    def after(self, solution: PyTree) -> Self:
+        """With one solution more; the oldest is forgotten."""
+        solutions = jax.tree.map(
+            lambda a, b: jnp.concatenate([b[None].astype(a.dtype), a[:-1]]),
+            self.solutions,
+            solution,
+        )
+        return type(self)(self.pairs, self.recorded, solutions)
+
+    @property
+    def _memory(self) -> int:
+        return jax.tree.leaves(self.pairs)[0].shape[1]
 
 
 class RecyclingCG(LinearSolver):
@@ -49,9 +89,9 @@ class RecyclingCG(LinearSolver):
 
     Within `ImplicitDifferentiation` (with `warm_start`), which keeps its recollections in the
     state, it needs about a third of the products of a cold `CG` on a smooth outer search; on the
-    first system, or without recollections, it is plain `CG`. A combination of up to three earlier
+    first system, or without recollections, it is plain `CG`. A combination of up to four earlier
     solutions is the start, at one product for each. Worth its memory where the parameters are
-    thousands rather than millions: `2 memory + 2` vectors.
+    thousands rather than millions: `2 memory + 3` vectors.
 
     On a direction of non-positive curvature it stops, keeps the iterate of smallest residual and
     says so, as `CG` does.
@@ -60,7 +100,7 @@ class RecyclingCG(LinearSolver):
 
     - `tol`: stop at `‖b − A x‖ <= tol ‖b‖`. May be traced. Default 1e-6.
     - `max_steps`: most products spent. May be traced. Default 1000.
-    - `memory`: how many directions to remember, at least 3. Default 60.
+    - `memory`: how many directions to remember, at least 4. Default 60.
     - `recollection`: of earlier solves; the estimator's business.
     """
 
@@ -76,9 +116,9 @@ class RecyclingCG(LinearSolver):
 
     def blank(self, like: PyTree) -> Recollection:
         """See `LinearSolver.blank`."""
-        rows = jax.tree.map(lambda a: jnp.zeros((self.memory, a.size), a.dtype), like)
+        pairs = jax.tree.map(lambda a: jnp.zeros((2, self.memory, a.size), a.dtype), like)
         solutions = jax.tree.map(lambda a: jnp.zeros((_EARLIER, *a.shape), a.dtype), like)
-        return Recollection(rows, rows, jnp.zeros((), jnp.int32), solutions)
+        return Recollection(pairs, jnp.zeros((), jnp.int32), solutions)
 
     def recalling(self, recollection: PyTree) -> Self:
         """See `LinearSolver.recalling`."""
@@ -137,12 +177,6 @@ class RecyclingCG(LinearSolver):
             overflow = ~jnp.isfinite(size)
             good = good & ~overflow
             better = good & (size < c.best_norm)
-            length = jnp.where(good, 1 / jnp.sqrt(square), 0)
-            row = c.recorded % self.memory
-
-            def record(rows: Array, leaf: Array) -> Array:
-                return jax.lax.dynamic_update_index_in_dim(rows, length * leaf.ravel(), row, 0)
-
             return _Iteration(
                 step=c.step + 1,
                 x=x,
@@ -152,9 +186,7 @@ class RecyclingCG(LinearSolver):
                 sound=sound,
                 best=vector.where(better, x, c.best),
                 best_norm=jnp.where(better, size, c.best_norm),
-                directions=jax.tree.map(record, c.directions, direction),
-                images=jax.tree.map(record, c.images, image),
-                recorded=c.recorded + good,
+                learned=c.learned.with_pair(direction, image, good),
                 spectrum=spectrum,
                 indefinite=c.indefinite | (finite & ~positive),
                 breakdown=~finite | overflow,
@@ -163,11 +195,6 @@ class RecyclingCG(LinearSolver):
         size = vector.length(first.residual)
         closer = size < whole
         zero = vector.zeros_like(system.rhs)
-        blank = self.blank(system.rhs).directions
-
-        def head(rows: Array, known: Array) -> Array:
-            return rows.at[: len(known)].set(known)
-
         start = _Iteration(
             step=first.products,
             x=first.value,
@@ -177,9 +204,7 @@ class RecyclingCG(LinearSolver):
             sound=jnp.asarray(True),
             best=vector.where(closer, first.value, zero),
             best_norm=jnp.where(closer, size, whole),
-            directions=jax.tree.map(head, blank, first.directions),
-            images=jax.tree.map(head, blank, first.images),
-            recorded=first.recorded,
+            learned=reduce(lambda r, pair: r.with_pair(*pair), first.pairs(), known.after(last)),
             spectrum=first.spectrum,
             indefinite=first.indefinite,
             breakdown=first.breakdown,
@@ -196,7 +221,7 @@ class RecyclingCG(LinearSolver):
         return eqx.tree_at(
             lambda s: s.recollection,
             solution,
-            _extended(known, end, last),
+            end.learned,
             is_leaf=lambda leaf: leaf is None,
         )
 
@@ -210,9 +235,7 @@ class _Iteration(eqx.Module):
     sound: Array
     best: PyTree
     best_norm: Array
-    directions: PyTree
-    images: PyTree
-    recorded: Array
+    learned: Recollection
     spectrum: Spectrum
     indefinite: Array
     breakdown: Array
@@ -221,8 +244,8 @@ class _Iteration(eqx.Module):
 class _Start(eqx.Module):
     """The combination of earlier solutions with the least energy error, and what finding it told.
 
-    `directions` and `images` have a row for each solution; `recorded` of them, the first ones, have
-    positive curvature and are conjugate to each other.
+    `directions` and `images` have a row for each solution, conjugate to each other; `positive`:
+    those with positive curvature.
     """
 
     value: PyTree
@@ -230,7 +253,7 @@ class _Start(eqx.Module):
     products: Int[Array, ""]
     directions: PyTree
     images: PyTree
-    recorded: Int[Array, ""]
+    positive: Bool[Array, " rows"]
     spectrum: Spectrum
     indefinite: Bool[Array, ""]
     breakdown: Bool[Array, ""]
@@ -271,11 +294,18 @@ class _Start(eqx.Module):
             products=jnp.where(affordable, jnp.sum(found, dtype=jnp.int32), 0),
             directions=directions,
             images=images,
-            recorded=jnp.sum(positive, dtype=jnp.int32),
+            positive=positive,
             spectrum=Spectrum(lowest, jnp.where(positive[0], highest, -jnp.inf)),
             indefinite=jnp.any(curvature < -rounding),
             breakdown=jnp.any(~finite),
         )
+
+    def pairs(self) -> list[tuple[PyTree, PyTree, Bool[Array, ""]]]:
+        """Each direction with its image, and whether its curvature is positive."""
+        return [
+            (*(jax.tree.map(lambda a, i=i: a[i], t) for t in (self.directions, self.images)), good)
+            for i, good in enumerate(self.positive)
+        ]
 
 
 class _Inverse(eqx.Module):
@@ -285,8 +315,8 @@ class _Inverse(eqx.Module):
 
         P⁻¹ v = γ v + [S Y] M [S Y]ᵀ v,   M = [[W, −γ R⁻ᵀ], [−γ R⁻¹, 0]]
 
-    Positive definite for any pairs with `s·y > 0`. `S` and `Y` stand in one matrix: an application
-    is three products, each of them little work.
+    Positive definite for any pairs with `s·y > 0`. "Upper" is from the older to the newer pair: the
+    rows of the ring stay where they are.
     """
 
     pairs: PyTree
@@ -295,32 +325,34 @@ class _Inverse(eqx.Module):
 
     @classmethod
     def of(cls, known: Recollection) -> "_Inverse":
-        s, y = known.directions, known.images
-        products, squares = _grams(s, y), _grams(y, y)
-        rows = jnp.arange(len(products))
-        used = rows >= len(products) - known.count
+        age, used = known.age(), known.used()
+        pairs = jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), known.pairs)
+        images = jax.tree.map(lambda a: a[1], known.pairs)
+        products, squares = jnp.split(_grams(pairs, images), 2)
+        newest = jnp.argmax(age)
         diagonal = jnp.diagonal(products)
-        triangle = jnp.where(used, 0, 1) * jnp.eye(len(products)) + jnp.triu(products)
-        gamma = jnp.where(used[-1], diagonal[-1] / squares[-1, -1], 1)
-        inverse = _inverted(triangle.astype(products.dtype))
+        gamma = jnp.where(used[newest], diagonal[newest] / squares[newest, newest], 1)
+        triangle = jnp.where(age[:, None] <= age, products, 0) + jnp.diag(jnp.where(used, 0.0, 1.0))
+        inverse = _inverted(triangle.astype(products.dtype), newest)
         whole = inverse.T @ (jnp.diag(diagonal) + gamma * squares) @ inverse
         middle = jnp.block([[whole, -gamma * inverse.T], [-gamma * inverse, jnp.zeros_like(whole)]])
-        return cls(jax.tree.map(lambda a, b: jnp.concatenate([a, b]), s, y), middle, gamma)
+        return cls(pairs, middle, gamma)
 
     def __call__(self, v: PyTree) -> PyTree:
         coefficients = _product(self.middle, _dots(self.pairs, v))
         return vector.axpy(self.gamma, v, _combine(coefficients, self.pairs, v))
 
 
-def _inverted(triangle: Array) -> Array:
-    """The inverse of an upper triangular matrix, row by row from the last.
+def _inverted(triangle: Array, last: Int[Array, ""]) -> Array:
+    """The inverse of a matrix that is upper triangular but for a rotation of rows and columns.
 
-    Not LAPACK's: its threads spend a hundred times as much on a matrix of this size.
+    Row by row upwards from the one that is last in the triangle. Not by LAPACK: its threads spend a
+    hundred times as much on a matrix of this size.
     """
     size = len(triangle)
 
     def row(k: Array, inverse: Array) -> Array:
-        i = size - 1 - k
+        i = (last - k) % size
         unit = (jnp.arange(size) == i).astype(triangle.dtype)
         return inverse.at[i].set((unit - _product(triangle[i], inverse)) / triangle[i, i])
 
@@ -343,25 +375,6 @@ def _orthonormal(solutions: Sequence[PyTree]) -> tuple[PyTree, Bool[Array, " row
         basis.append(vector.where(new, rest, vector.zeros_like(rest)))
         found.append(new)
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *basis), jnp.stack(found)
-
-
-def _extended(known: Recollection, end: _Iteration, last: PyTree) -> Recollection:
-    """With the pairs of one more solve, written in a ring, and the solution that it started at."""
-    memory = len(jax.tree.leaves(known.directions)[0])
-    new = jnp.minimum(end.recorded, memory).astype(jnp.int32)
-    old = (jnp.arange(memory) < memory - new)[:, None]
-
-    def merge(rows: Array, ring: Array) -> Array:
-        return jnp.where(old, jnp.roll(rows, -new, axis=0), jnp.roll(ring, -end.recorded, axis=0))
-
-    return Recollection(
-        directions=jax.tree.map(merge, known.directions, end.directions),
-        images=jax.tree.map(merge, known.images, end.images),
-        count=jnp.minimum(known.count + new, memory),
-        solutions=jax.tree.map(
-            lambda a, b: jnp.concatenate([b[None].astype(a.dtype), a[:-1]]), known.solutions, last
-        ),
-    )
 
 
 def _sum(terms: PyTree) -> Array:

@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from hypergrad import BilevelProblem, ImplicitDifferentiation
 from hypergrad.linear import CG, LinearSolution, RecyclingCG, symmetric_operator
+from hypergrad.linear.recycling_cg import Recollection
 from tests.hypergrad.linear.systems import matrix, solve
 
 SIZE = 200
@@ -80,16 +81,43 @@ def test_the_recollection_of_another_operator_does_not_spoil_the_answer() -> Non
     assert second < 1000
 
 
-def test_knows_as_many_pairs_as_it_has_memory_for_the_newest_last() -> None:
+def test_knows_as_many_pairs_as_it_has_memory_for_and_writes_over_the_oldest() -> None:
     a, b = next(drifting(1))
-    short = _solve(RecyclingCG(max_steps=4), a, b, jnp.zeros_like(b)).recollection
-    assert short.count == 4
-    assert not jnp.any(short.directions[:-4])
-    long = _solve(RecyclingCG(memory=5, max_steps=13), a, b, jnp.zeros_like(b)).recollection
-    every = _solve(RecyclingCG(memory=20, max_steps=13), a, b, jnp.zeros_like(b)).recollection
-    assert long.count == 5
-    np.testing.assert_allclose(long.directions, every.directions[-5:], atol=1e-12)
-    np.testing.assert_allclose(long.images, long.directions @ a, atol=1e-10)
+
+    def pairs(memory: int, steps: int) -> tuple[Recollection, Array]:
+        solver = RecyclingCG(memory=memory, max_steps=steps)
+        known = _solve(solver, a, b, jnp.zeros_like(b)).recollection
+        return known, known.pairs[:, np.argsort(known.age())]
+
+    short, rows = pairs(60, 4)
+    assert short.used().sum() == 4
+    assert jnp.all(short.used()[np.argsort(short.age())[-4:]])
+    assert not jnp.any(rows[:, :-4])
+    _, every = pairs(20, 13)
+    for steps in (5, 10, 13):  # just full, full twice, and in a third round
+        long, rows = pairs(5, steps)
+        assert jnp.all(long.used())
+        np.testing.assert_allclose(rows, every[:, 7 + steps - 5 : 7 + steps], atol=1e-12)
+        np.testing.assert_allclose(rows[1], rows[0] @ a, atol=1e-10)
+
+
+def test_the_order_of_the_ring_does_not_matter() -> None:
+    """A ring that begins elsewhere makes the same preconditioner, and so the same iterates."""
+    systems = list(drifting(2))
+    a, b = systems[0]
+    known = _solve(RecyclingCG(memory=20, max_steps=20), a, b, jnp.zeros_like(b)).recollection
+    rolled = eqx.tree_at(
+        lambda k: (k.pairs, k.recorded),
+        known,
+        (jnp.roll(known.pairs, 7, axis=1), known.recorded + 7),
+    )
+    a, b = systems[1]
+    one, two = (
+        _solve(RecyclingCG(memory=20, max_steps=15).recalling(k), a, b, jnp.zeros_like(b)).value
+        for k in (known, rolled)
+    )
+    assert jnp.linalg.norm(b - a @ one) < 0.5 * jnp.linalg.norm(b)
+    np.testing.assert_allclose(one, two, rtol=1e-8, atol=1e-10)
 
 
 def test_says_when_an_earlier_solution_meets_non_positive_curvature() -> None:
@@ -98,7 +126,7 @@ def test_says_when_an_earlier_solution_meets_non_positive_curvature() -> None:
     assert solution.nonpositive_curvature
 
 
-@pytest.mark.parametrize("limit", [0, 1, 2])
+@pytest.mark.parametrize("limit", [0, 1, 3])
 def test_a_limit_too_small_for_a_start_goes_without(limit: int) -> None:
     a = matrix("spd")
     solution = solve(RecyclingCG(max_steps=limit), a, initial=np.ones(len(a)))
@@ -106,8 +134,8 @@ def test_a_limit_too_small_for_a_start_goes_without(limit: int) -> None:
 
 
 def test_refuses_what_it_cannot_do() -> None:
-    with pytest.raises(ValueError, match="memory must be >= 3, got 2"):
-        RecyclingCG(memory=2)
+    with pytest.raises(ValueError, match="memory must be >= 4, got 3"):
+        RecyclingCG(memory=3)
     with pytest.raises(ValueError, match="symmetric"):
         solve(RecyclingCG(), matrix("nonsymmetric"))
 
