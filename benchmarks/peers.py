@@ -1,9 +1,10 @@
 """Time to a hypergradient of given accuracy, against other libraries.
 
-`python -m benchmarks.peers [--quick] [--out DIR]` follows a search over the 640 weight decays of
-logistic regression on digits, by Adam with steps of 0.1 in log space. The inner problem is solved
-to rounding at every outer step (untimed) and the step's hypergradient is computed by every method,
-each at the loosest tolerance with which its largest relative error over all steps is at most 1e-6.
+`python -m benchmarks.peers [--quick] [--only METHOD ...] [--out DIR]` follows a search over the 640
+weight decays of logistic regression on digits, by Adam with steps of 0.1 in log space. The inner
+problem is solved to rounding at every outer step (untimed) and the step's hypergradient is computed
+by every method, each at the loosest tolerance with which its largest relative error over all steps
+is at most 1e-6.
 `time` is that of the whole search, whatever the method builds on the way included, relative to
 jaxopt's conjugate gradient. At most 0.5 is wanted of this library's best.
 
@@ -256,8 +257,10 @@ def tuned(method: Any, path: list[Step]) -> tuple[float | None, float, list[int]
     return None, error, products
 
 
-def run(log_decay: float, steps: int, repeats: int, clock: Callable[[], float]) -> list[dict]:
-    """The rows of one search."""
+def run(
+    log_decay: float, steps: int, repeats: int, clock: Callable[[], float], only: list[str]
+) -> list[dict]:
+    """The rows of one search, of all methods or of these beside jaxopt's CG."""
     case = digits(log_decay)
     path = search(case, steps)
     methods = {
@@ -275,7 +278,10 @@ def run(log_decay: float, steps: int, repeats: int, clock: Callable[[], float]) 
     }
     if find_spec("optimistix"):
         methods["optimistix"] = Theirs(case, optimistix_method(case))
-    found = {name: tuned(method, path) for name, method in methods.items()}
+    if unknown := set(only) - set(methods):
+        raise SystemExit(f"--only: expected some of {', '.join(methods)}; got {unknown}")
+    chosen = ["jaxopt cg", *only] if only else methods
+    found = {name: tuned(methods[name], path) for name in chosen}
     timed = {
         name: partial(lambda method, tol: method.run(tol, path)[0], methods[name], jnp.asarray(tol))
         for name, (tol, _, _) in found.items()
@@ -301,13 +307,14 @@ def main() -> None:
     parser.add_argument(
         "--log-decay", type=float, nargs="+", default=[-4.0, -7.0], help="where the searches start"
     )
+    parser.add_argument("--only", nargs="+", default=[], help="methods beside jaxopt's CG")
     arguments = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
     rows = []
     for log_decay in arguments.log_decay:
         quick = arguments.quick
         steps, repeats = (12, 3) if quick else (30, 7)
-        rows += run(log_decay, steps, repeats, arguments.clock)
+        rows += run(log_decay, steps, repeats, arguments.clock, arguments.only)
     report("peers", rows, BOUNDS, arguments.out)
 
 

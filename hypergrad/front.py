@@ -155,3 +155,10 @@ def _refuse_traced(out: Hypergradient) -> Hypergradient:
         "broke down.",
     )
     return eqx.tree_at(lambda o: o.grad, out, grad, is_leaf=lambda x: x is None)
+
+
+def strong(tree: PyTree) -> PyTree:
+    """The same without weak types, which would compile the second step of a loop anew."""
+    return jax.tree.map(
+        lambda x: jax.lax.convert_element_type(x, x.dtype) if eqx.is_inexact_array(x) else x, tree
+    )

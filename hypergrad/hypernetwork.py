@@ -245,9 +245,9 @@ class Hypernetwork(Estimator):
                 else None
             ),
             key=key,
-            steps=jnp.asarray(0),
-            last_steps=jnp.asarray(0),
-            failures=jnp.asarray(0),
+            steps=jnp.zeros((), jnp.int32),
+            last_steps=jnp.zeros((), jnp.int32),
+            failures=jnp.zeros((), jnp.int32),
             residual_scale=_residual_scale(problem, params, hparams, inner_batch, problem_key),
         )
         return eqx.tree_at(
@@ -333,10 +333,11 @@ class Hypernetwork(Estimator):
             (state.network, state.optimizer, state.failures),
             jax.random.split(key, self.steps),
         )
+        taken = jnp.sum(good, dtype=jnp.int32)
         state = eqx.tree_at(
             lambda s: (s.network, s.optimizer, s.failures, s.key, s.last_steps, s.steps),
             state,
-            (network, optimizer, failures, next_key, jnp.sum(good), state.steps + jnp.sum(good)),
+            (network, optimizer, failures, next_key, taken, state.steps + taken),
         )
         state = eqx.tree_at(lambda s: s.params, state, self._respond(state, flat))
         residual = _residual(problem, state, hparams, inner_batch, key)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from hypergrad.front import as_arrays
+from hypergrad.front import as_arrays, strong
 from hypergrad.outer import checkpoint as files
 from hypergrad.outer.base import RUNNING, STOPS, Batches, OuterAlgorithm, OuterInfo, OuterState
 from hypergrad.outer.batches import FullBatch, Sampler
@@ -317,7 +317,7 @@ def _begin(
     dtype = _value_type(problem, params, hparams, batches, noise)
     worst = jnp.full((), jnp.inf, dtype)
     nowhere = Point(jnp.zeros((), jnp.int32), worst, hparams, params)
-    return _strong(_Ledger(state, nowhere, nowhere))
+    return strong(_Ledger(state, nowhere, nowhere))
 
 
 @eqx.filter_jit
@@ -340,7 +340,7 @@ def _advance(
         batches = sampler(inner_data, outer_data, state.step, draw)
         step_key = jax.random.fold_in(noise, state.step)
         state, info = algorithm.step(problem, state, batches, step_key)
-        return eqx.filter(_strong(state), eqx.is_array), info
+        return eqx.filter(strong(state), eqx.is_array), info
 
     if count == 1:
         dynamic, info = step(dynamic)
@@ -358,13 +358,6 @@ def _advance(
     start = (dynamic, jnp.asarray(RUNNING, jnp.int32))
     (dynamic, _), infos = jax.lax.scan(guarded, start, None, length=count)
     return eqx.combine(dynamic, static), infos
-
-
-def _strong(tree: PyTree) -> PyTree:
-    """The same without weak types, which would compile the second step anew."""
-    return jax.tree.map(
-        lambda x: jax.lax.convert_element_type(x, x.dtype) if eqx.is_inexact_array(x) else x, tree
-    )
 
 
 @eqx.filter_jit

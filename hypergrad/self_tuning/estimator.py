@@ -173,8 +173,8 @@ class SelfTuning(Estimator):
             centre=flat,
             key=key,
             loss=jnp.full((), jnp.nan, flat.dtype),
-            steps=jnp.asarray(0),
-            last_steps=jnp.asarray(0),
+            steps=jnp.zeros((), jnp.int32),
+            last_steps=jnp.zeros((), jnp.int32),
             rejected=jnp.asarray(False),
             gradient=gradient,
             residual_scale=scale,
@@ -254,12 +254,12 @@ class SelfTuning(Estimator):
         )
         if self.steps == 1:
             carry, (finite, value, gradient) = step(carry, key)
-            accepted = finite.astype(int)
+            accepted = finite.astype(jnp.int32)
         else:
             carry, (finite, values, gradients) = jax.lax.scan(
                 step, carry, jax.random.split(key, self.steps)
             )
-            accepted = jnp.sum(finite)
+            accepted = jnp.sum(finite, dtype=jnp.int32)
             value, gradient = values[-1], gradients[-1]
         base, response, optimizer, response_optimizer, perturbation = carry
         state = SelfTuningState(

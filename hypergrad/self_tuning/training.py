@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Int, PyTree, Scalar
 
 from hypergrad.estimator import Estimator, Hypergradient
+from hypergrad.front import strong
 from hypergrad.problem import BilevelProblem
 from hypergrad.self_tuning.schedule import Schedule
 
@@ -64,9 +65,11 @@ class Tuner(eqx.Module):
         self, params: PyTree, hparams: PyTree, inner_batch: PyTree, *, key: Array
     ) -> TuningState:
         """The state before training. Arguments as `Estimator.init`."""
+        params, hparams = strong((params, hparams))
         state = self.estimator.init(self.problem, params, hparams, inner_batch, key=key)
         moments = self.optimizer.init(eqx.filter(hparams, eqx.is_inexact_array))
-        return TuningState(jnp.asarray(0), hparams, state, moments, jnp.asarray(jnp.nan))
+        step, loss = jnp.zeros((), jnp.int32), jnp.full((), jnp.nan)
+        return TuningState(step, hparams, state, moments, strong(loss))
 
     @eqx.filter_jit
     def train(self, state: TuningState, inner_batch: PyTree) -> TuningState:
