@@ -262,7 +262,6 @@ def run(
 ) -> list[dict]:
     """The rows of one search, of all methods or of these beside jaxopt's CG."""
     case = digits(log_decay)
-    path = search(case, steps)
     methods = {
         "jaxopt cg": Theirs(case, jaxopt_method(case, "solve_cg")),
         "jaxopt normal cg (default)": Theirs(case, jaxopt_method(case, "solve_normal_cg")),
@@ -281,6 +280,7 @@ def run(
     if unknown := set(only) - set(methods):
         raise SystemExit(f"--only: expected some of {', '.join(methods)}; got {unknown}")
     chosen = ["jaxopt cg", *only] if only else methods
+    path = search(case, steps)
     found = {name: tuned(methods[name], path) for name in chosen}
     timed = {
         name: partial(lambda method, tol: method.run(tol, path)[0], methods[name], jnp.asarray(tol))

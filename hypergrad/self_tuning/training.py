@@ -68,8 +68,8 @@ class Tuner(eqx.Module):
         params, hparams = strong((params, hparams))
         state = self.estimator.init(self.problem, params, hparams, inner_batch, key=key)
         moments = self.optimizer.init(eqx.filter(hparams, eqx.is_inexact_array))
-        step, loss = jnp.zeros((), jnp.int32), jnp.full((), jnp.nan)
-        return TuningState(step, hparams, state, moments, strong(loss))
+        loss = jnp.full((), jnp.nan, float)
+        return TuningState(jnp.zeros((), jnp.int32), hparams, state, moments, loss)
 
     @eqx.filter_jit
     def train(self, state: TuningState, inner_batch: PyTree) -> TuningState:
