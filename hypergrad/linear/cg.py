@@ -62,12 +62,12 @@ class CG(LinearSolver):
         # x = 0 and r = b need no product. A warm start is the first *direction*: the exact step
         # along it is its best scaling, and the loop body stays the only place with a product.
         warm = jnp.asarray(False)
-        direction, along, square = rhs, b_square, b_square
+        last, along, square = rhs, b_square, b_square
         if initial is not None:
             initial = packing.pack(initial)
             size = vector.vdot(initial, initial)
             warm = size > 0
-            direction = vector.where(warm, initial, rhs)
+            last = vector.where(warm, initial, rhs)
             along = jnp.where(warm, vector.vdot(initial, rhs), b_square)
             square = jnp.where(warm, size, b_square)
 
@@ -77,15 +77,19 @@ class CG(LinearSolver):
             )
 
         def body(c: "_Iteration") -> "_Iteration":
-            image = product(c.direction)
-            curvature = vector.vdot(c.direction, image)
+            # Made here and not at the end: the last use of the old direction makes the new one, so
+            # that the compiler needs no copy of it.
+            fresh = jnp.where(c.warm, 0, 1)
+            direction = vector.axpy(c.factor, c.direction, vector.scale(fresh, c.residual))
+            image = product(direction)
+            curvature = vector.vdot(direction, image)
             quotient = curvature / c.square
             # An entry of the image that is not finite makes the product with it not finite.
             finite = jnp.isfinite(curvature)
             positive = curvature > eps * c.square * jnp.where(c.step > 0, c.high, 0)
             good = finite & positive
             step = jnp.where(good, c.along / curvature, 0)
-            x = vector.axpy(step, c.direction, c.x)
+            x = vector.axpy(step, direction, c.x)
             residual = vector.axpy(-step, image, c.residual)
             new_square = vector.vdot(residual, residual)
             overflow = ~jnp.isfinite(new_square)
@@ -100,7 +104,8 @@ class CG(LinearSolver):
                 step=c.step + 1,
                 x=x,
                 residual=residual,
-                direction=vector.axpy(factor, c.direction, residual),
+                direction=direction,
+                factor=factor,
                 along=new_square,
                 square=new_square + factor**2 * c.square,
                 best=vector.where(better, x, c.best),
@@ -120,7 +125,8 @@ class CG(LinearSolver):
             step=jnp.zeros((), jnp.int32),
             x=zero,
             residual=rhs,
-            direction=direction,
+            direction=last,
+            factor=jnp.where(warm, 1, 0).astype(dtype),
             along=along,
             square=square,
             best=zero,
@@ -148,7 +154,8 @@ class _Iteration(eqx.Module):
     step: Array
     x: PyTree
     residual: PyTree
-    direction: PyTree
+    direction: PyTree  # the last one
+    factor: Array  # of the last direction in the next one
     along: Array  # <direction, residual>; the residual's square, but for a warm start
     square: Array  # <direction, direction>, by recurrence
     best: PyTree
