@@ -166,15 +166,27 @@ def slope_of(
 
     def slope(dynamic: PyTree, h: PyTree, q: PyTree) -> Scalar:
         hparams = eqx.combine(h, h_static)
-        if problem.optimality is not None:
-            residual = residual_of(problem, static, hparams, batch, key)(dynamic)
-            return vector.vdot(residual, q)
 
-        # A directional derivative, which costs no backward pass; of the two orders of
-        # differentiation this makes the mixed product the cheaper.
         def loss(p: PyTree) -> Scalar:
             return problem.inner_loss(eqx.combine(p, static), hparams, batch, key)[0]
 
+        if problem.optimality is not None or _reverse_only(jax.make_jaxpr(loss)(dynamic).jaxpr):
+            residual = residual_of(problem, static, hparams, batch, key)(dynamic)
+            return vector.vdot(residual, q)
+        # A directional derivative, which costs no backward pass; of the two orders of
+        # differentiation this makes the mixed product the cheaper.
         return jax.jvp(loss, (dynamic,), (q,))[1]
 
     return slope
+
+
+def _reverse_only(program: jax.extend.core.Jaxpr) -> bool:
+    """Whether a traced program has a `jax.custom_vjp` inside, and so no forward derivative."""
+    for eqn in program.eqns:
+        if eqn.primitive.name.startswith("custom_vjp"):
+            return True
+        for part in jax.tree.leaves(list(eqn.params.values())):
+            part = getattr(part, "jaxpr", part)
+            if isinstance(part, jax.extend.core.Jaxpr) and _reverse_only(part):
+                return True
+    return False

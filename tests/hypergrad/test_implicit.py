@@ -71,6 +71,42 @@ def test_golden_example_weights():
     np.testing.assert_allclose(out.grad, [-0.02748634, 0.00661199, -0.01866503], atol=1e-8)
 
 
+def test_losses_with_a_derivative_of_their_own():
+    """`jax.custom_vjp` has no forward mode: at top level, compiled, or inside a loop."""
+
+    @jax.custom_vjp
+    def weighted(residual, lam):
+        return 0.5 * jnp.mean(jax.nn.sigmoid(lam) * residual**2)
+
+    def pull(saved, g):
+        residual, weight = saved
+        factor = g / residual.size
+        return factor * weight * residual, 0.5 * factor * residual**2 * weight * (1 - weight)
+
+    weighted.defvjp(lambda r, lam: (weighted(r, lam), (r, jax.nn.sigmoid(lam))), pull)
+
+    def plain(w, lam, batch):
+        x, y = batch
+        return weighted(x @ w - y, lam) + 0.05 * jnp.sum(w**2)
+
+    def looped(w, lam, batch):
+        total, _ = jax.lax.scan(lambda t, _: (t + plain(w, lam, batch) / 4, None), 0.0, None, 4)
+        return total
+
+    def outer(w, lam, batch):
+        x, y = batch
+        return weighted(x @ w - y, jnp.full(len(y), 40.0))  # a weight of 1
+
+    lam = jnp.array([0.0, 1.0, -1.0])
+    with_error = ImplicitDifferentiation(Newton(), CG(tol=1e-13))
+    for inner, estimator in ((plain, SOLVING), (jax.jit(plain), with_error), (looped, SOLVING)):
+        problem = BilevelProblem(inner, outer)
+        out = hypergradient(problem, jnp.zeros(2), lam, (X, Y), (XV, YV), estimator=estimator)
+        assert abs(out.value - 0.056284077599021785) < 1e-10
+        np.testing.assert_allclose(out.grad, [-0.02748634, 0.00661199, -0.01866503], atol=1e-8)
+        assert not out.info.error > 1e-6  # NaN without an estimate
+
+
 @pytest.mark.parametrize("make", [logistic, mlp])
 def test_against_dense_float64_solve(make):
     problem, params, lam, train, valid = make()
