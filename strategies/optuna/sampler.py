@@ -32,6 +32,7 @@ SUGGESTION = "hypergrad:suggestion"
 class _Known(NamedTuple):
     """What a trial means to a searcher: an observation if it has ended, or a suggestion."""
 
+    trial: FrozenTrial
     observation: Observation | None
     pending: Suggestion | None
     #: Numbers of trials whose process died; this one takes their place, they have not failed.
@@ -78,12 +79,12 @@ class HypergradSampler(BaseSampler):
         self._space = space
         self._names: Names | None = None
         self._searcher: Searcher | None = None
-        self._known: dict[Any, _Known] = {}
+        self._known: dict[int, _Known] = {}
         if space is not None:
             self._set_up(space)
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
+        state = self.__dict__ | {"_known": {}}  # found again by a look at the study
         del state["_lock"]
         return state
 
@@ -174,13 +175,12 @@ class HypergradSampler(BaseSampler):
         # Every suggestion comes through here with every trial: one look-up for each that has ended.
         known = self._known
         for trial in study.get_trials(deepcopy=False):
-            key = (trial._trial_id, trial.number, trial.datetime_complete)
-            seen = known.get(key)
-            if seen is None:
+            seen = known.get(trial._trial_id)
+            if seen is None or not (seen.trial is trial or _same(seen.trial, trial)):
                 seen = self._look(trial, names, maximise)
                 if trial.datetime_complete is not None:
-                    known[key] = seen
-            observation, suggestion, again = seen
+                    known[trial._trial_id] = seen
+            _, observation, suggestion, again = seen
             if again:
                 retried.update(again)
             if observation is not None:
@@ -195,6 +195,7 @@ class HypergradSampler(BaseSampler):
     def _look(self, trial: FrozenTrial, names: Names, maximise: bool) -> _Known:
         running = trial.state == TrialState.RUNNING
         return _Known(
+            trial,
             self._observation(trial, names, maximise) if trial.state.is_finished() else None,
             self._pending(trial, names) if running else None,
             tuple(trial.system_attrs.get("retry_history", ())),
@@ -244,6 +245,12 @@ class HypergradSampler(BaseSampler):
         )
         self._warn(trial.number, problems)
         return observation
+
+
+def _same(known: FrozenTrial, trial: FrozenTrial) -> bool:
+    """Whether a storage that makes its trials anew, or another study, has made this one again."""
+    ended = known.datetime_complete == trial.datetime_complete
+    return ended and known.number == trial.number
 
 
 def _original(value: Any, distribution: BaseDistribution) -> Any:
