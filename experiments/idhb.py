@@ -200,6 +200,7 @@ def run(context: Context) -> None:
                     "method": method,
                     "budget": float(np.mean([one[method].spent for one in runs])),
                     "relative": float(spent.mean()),
+                    "spread": float(spent.std()),
                     "resumed": float(np.mean([one[method].resumed for one in runs])),
                     "relative, resumed": float(resumed.mean()),
                     "points lost": float(lost.mean()),
