@@ -155,8 +155,12 @@ def ray_scheduled(told: int, repeats: int) -> float:
     return overhead(trial, told, repeats)
 
 
-def optuna_study(told: int, repeats: int, url: str | None, remembers: bool = False) -> float:
+def optuna_study(
+    told: int, repeats: int, storage: Callable[[str], Any], remembers: bool = False
+) -> float:
     """A trial of a study, less the same with Optuna's random sampler.
+
+    Each has a storage for itself, made by name.
 
     With `remembers` that sampler looks at the study and leaves a mark on the trial, which is what
     Optuna's own samplers do whose suggestions other processes shall see.
@@ -181,9 +185,7 @@ def optuna_study(told: int, repeats: int, url: str | None, remembers: bool = Fal
     studies = []
     theirs = Remembering() if remembers else optuna.samplers.RandomSampler()
     for sampler in (HypergradSampler(searcher=Timed, space=SPACE), theirs):
-        study = optuna.create_study(
-            storage=None if url is None else url.format(type(sampler).__name__)
-        )
+        study = optuna.create_study(storage=storage(type(sampler).__name__))
         # Filled by Optuna's own sampler, which is fast; ours sees these as any other trials.
         study.sampler = optuna.samplers.RandomSampler(seed=0)
         filled = optuna.create_study(sampler=study.sampler)
@@ -205,21 +207,34 @@ def optuna_study(told: int, repeats: int, url: str | None, remembers: bool = Fal
 
 def suggestions(quick: bool) -> Iterator[dict[str, Any]]:
     """One row for each engine and number of trials."""
+    from optuna.storages import JournalStorage
+
+    from strategies.optuna import JournalFile
+
     repeats = 20 if quick else 100
     for told in (100,) if quick else (100, 1000):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
+
+            def journal(sampler: str, folder: Path = folder) -> Any:
+                return JournalStorage(JournalFile(f"{folder}/{sampler}.journal"))
+
+            def sqlite(sampler: str, folder: Path = folder) -> str:
+                return f"sqlite:///{folder}/{sampler}.db"
+
+            def sqlite_again(sampler: str, folder: Path = folder) -> str:
+                return f"sqlite:///{folder}/{sampler}-again.db"
+
             engines: dict[str, Callable[[], float]] = {
                 "embedded": lambda t=told: embedded(t, repeats, None),
                 "embedded, saved": lambda t=told, f=folder: embedded(t, repeats, f),
                 "Ray": lambda t=told: ray_search(t, repeats, False),
                 "Ray, Hyperband": lambda t=told: ray_scheduled(t, repeats),
-                "Optuna, in memory": lambda t=told: optuna_study(t, repeats, None),
-                "Optuna, SQLite": lambda t=told, f=folder: optuna_study(
-                    t, repeats, f"sqlite:///{f}/{{}}{t}.db"
-                ),
-                "Optuna, SQLite, over a read and a write": lambda t=told, f=folder: optuna_study(
-                    t, repeats, f"sqlite:///{f}/{{}}{t}b.db", remembers=True
+                "Optuna, in memory": lambda t=told: optuna_study(t, repeats, lambda _: None),
+                "Optuna, journal": lambda t=told: optuna_study(t, repeats, journal),
+                "Optuna, SQLite": lambda t=told: optuna_study(t, repeats, sqlite),
+                "Optuna, SQLite, over a read and a write": lambda t=told: optuna_study(
+                    t, repeats, sqlite_again, remembers=True
                 ),
             }
             for engine, measure in engines.items():

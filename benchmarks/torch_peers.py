@@ -24,8 +24,6 @@ class Network:
     def __init__(self, case: Case) -> None:
         import torch
 
-        torch.set_num_threads(1)
-
         def tensors(tree: Any) -> list:
             return [torch.tensor(np.asarray(a), requires_grad=True) for a in jax.tree.leaves(tree)]
 
