@@ -1,9 +1,9 @@
 """Time to a hypergradient of the network with 669,706 hyperparameters, against other libraries.
 
-`XLA_FLAGS=--xla_cpu_multi_thread_eigen=false OMP_NUM_THREADS=1 python -m benchmarks.peers_network
-[--quick] [--out DIR]` compares `ImplicitDifferentiation` with jaxopt, optimistix, and torch by
-hand, Betty and TorchOpt, those of them that are installed (`pip install jaxopt optimistix torch
-torchopt betty-ml`; none is a dependency). The flags give one thread to all. There are two tables:
+`python -m benchmarks.peers_network [--quick] [--out DIR]` compares `ImplicitDifferentiation` with
+jaxopt, optimistix, and torch by hand, Betty and TorchOpt, those of them that are installed (`pip
+install jaxopt optimistix torch torchopt betty-ml`; none is a dependency). All take the threads they
+find; one each with `OMP_NUM_THREADS=1` on one core (`taskset -c 0`). There are two tables:
 
 - `equal products`: all have the same system, the same linear solver and the same number of
   products. `error` is that of their hypergradient relative to ours: a row that is not small has

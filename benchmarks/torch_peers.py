@@ -2,7 +2,7 @@
 
 Each function takes a `Case` of the network, the linear solver (`"neumann"` or `"cg"`), its number
 of products and the step of the series, and returns a function without arguments that computes the
-hypergradient, a list of arrays in the order of `jax.tree.leaves`. All of them run on one thread.
+hypergradient, a list of arrays in the order of `jax.tree.leaves`.
 `higher` is not among them: it unrolls, and differentiates no solution implicitly.
 """
 
