@@ -26,10 +26,10 @@ from strategies.space import SearchSpace
 
 ETAS = (2, 3)
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
-# Total budget relative to both runs of Hyperband, from scratch, as published for five seeds. The
-# first two depend on the draws, so that the published means have a standard error themselves.
+# Total budget relative to both runs of Hyperband, from scratch, as others measured it with five
+# seeds. The first two depend on the draws, so that these means have a standard error themselves.
 BUDGETS = {2: (0.767, 0.765, 0.752), 3: (0.854, 0.852, 0.844)}
-PUBLISHED_SEEDS = 5
+OTHERS_SEEDS = 5
 
 
 class Stream(Searcher):
@@ -105,13 +105,13 @@ def compare(curves: Curves, stream: Stream, maximum: int, eta: int) -> dict[str,
     return found
 
 
-def distance(shares: np.ndarray, published: float) -> float:
-    """Of our mean from the published one beyond rounding, in standard errors of the latter.
+def distance(shares: np.ndarray, theirs: float) -> float:
+    """Of our mean from that of others beyond its rounding, in standard errors of theirs.
 
     The spread of the runs is known from ours: `shares` has shape (seeds, data sets).
     """
-    beyond = max(abs(float(shares.mean()) - published) - 0.0005, 0.0)
-    error = float(shares.std()) / np.sqrt(PUBLISHED_SEEDS * shares.shape[1])
+    beyond = max(abs(float(shares.mean()) - theirs) - 0.0005, 0.0)
+    error = float(shares.std()) / np.sqrt(OTHERS_SEEDS * shares.shape[1])
     return beyond / error if beyond else 0.0
 
 
@@ -137,7 +137,7 @@ def full(options: object) -> bool:
         *(
             Claim(
                 f"budget {variant} {eta}",
-                f"{variant}, eta {eta}: budget off the published share (its standard errors)",
+                f"{variant}, eta {eta}: budget off the known share (its standard errors)",
                 at_most=2.0,
                 when=full,
             )
@@ -217,9 +217,9 @@ def run(context: Context) -> None:
             if method == "discarding":
                 identical = identical and bool(same.all() and np.all(lost == 0))
             if full(options):
-                published = BUDGETS[eta][VARIANTS.index(method)]
+                known = BUDGETS[eta][VARIANTS.index(method)]
                 shares = spent.reshape(options.seeds, -1)
-                context.measure(f"budget {method} {eta}", distance(shares, published))
+                context.measure(f"budget {method} {eta}", distance(shares, known))
                 if method != "discarding":
                     context.measure(f"accuracy {method} {eta}", float(lost.mean()))
     context.table("deepening against the rerun", rows)
