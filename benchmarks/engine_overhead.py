@@ -205,40 +205,42 @@ def optuna_study(
     return median(differences)
 
 
-def suggestions(quick: bool) -> Iterator[dict[str, Any]]:
-    """One row for each engine and number of trials."""
+def _journal(folder: Path, name: str) -> Any:
     from optuna.storages import JournalStorage
 
     from strategies.optuna import JournalFile
 
+    return JournalStorage(JournalFile(f"{folder}/{name}.journal"))
+
+
+def _sqlite(folder: Path, name: str) -> str:
+    return f"sqlite:///{folder}/{name}.db"
+
+
+def suggestions(quick: bool) -> Iterator[dict[str, Any]]:
+    """One row for each engine and number of trials, each in a folder of its own."""
     repeats = 20 if quick else 100
+    engines: dict[str, Callable[[int, Path], float]] = {
+        "embedded": lambda told, folder: embedded(told, repeats, None),
+        "embedded, saved": lambda told, folder: embedded(told, repeats, folder),
+        "Ray": lambda told, folder: ray_search(told, repeats, False),
+        "Ray, Hyperband": lambda told, folder: ray_scheduled(told, repeats),
+        "Optuna, in memory": lambda told, folder: optuna_study(told, repeats, lambda name: None),
+        "Optuna, journal": lambda told, folder: optuna_study(
+            told, repeats, functools.partial(_journal, folder)
+        ),
+        "Optuna, SQLite": lambda told, folder: optuna_study(
+            told, repeats, functools.partial(_sqlite, folder)
+        ),
+        "Optuna, SQLite, over a read and a write": lambda told, folder: optuna_study(
+            told, repeats, functools.partial(_sqlite, folder), remembers=True
+        ),
+    }
     for told in (100,) if quick else (100, 1000):
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-
-            def journal(sampler: str, folder: Path = folder) -> Any:
-                return JournalStorage(JournalFile(f"{folder}/{sampler}.journal"))
-
-            def sqlite(sampler: str, folder: Path = folder) -> str:
-                return f"sqlite:///{folder}/{sampler}.db"
-
-            def sqlite_again(sampler: str, folder: Path = folder) -> str:
-                return f"sqlite:///{folder}/{sampler}-again.db"
-
-            engines: dict[str, Callable[[], float]] = {
-                "embedded": lambda t=told: embedded(t, repeats, None),
-                "embedded, saved": lambda t=told, f=folder: embedded(t, repeats, f),
-                "Ray": lambda t=told: ray_search(t, repeats, False),
-                "Ray, Hyperband": lambda t=told: ray_scheduled(t, repeats),
-                "Optuna, in memory": lambda t=told: optuna_study(t, repeats, lambda _: None),
-                "Optuna, journal": lambda t=told: optuna_study(t, repeats, journal),
-                "Optuna, SQLite": lambda t=told: optuna_study(t, repeats, sqlite),
-                "Optuna, SQLite, over a read and a write": lambda t=told: optuna_study(
-                    t, repeats, sqlite_again, remembers=True
-                ),
-            }
-            for engine, measure in engines.items():
-                yield {"engine": engine, "trials before": told, "overhead_ms": measure()}
+        for engine, measure in engines.items():
+            with tempfile.TemporaryDirectory() as folder:
+                milliseconds = measure(told, Path(folder))
+            yield {"engine": engine, "trials before": told, "overhead_ms": milliseconds}
 
 
 # Ray, for real
