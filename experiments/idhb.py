@@ -26,9 +26,12 @@ from strategies.space import SearchSpace
 
 ETAS = (2, 3)
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
-# Total budget relative to both runs of Hyperband, from scratch, as published. The first two depend
-# a little on the draws: half a thousandth is allowed for that beside the rounding.
-BUDGETS = {2: (0.767, 0.765, 0.752), 3: (0.854, 0.852, 0.844)}
+# Total budget relative to both runs of Hyperband, from scratch, as two others have measured it: the
+# first two variants' depends on the draws, and what is known of it differs by up to 0.0014.
+BUDGETS = {
+    2: ((0.767, 0.7675), (0.765, 0.7645), (0.752, 0.752)),
+    3: ((0.854, 0.8554), (0.852, 0.8533), (0.844, 0.8443)),
+}
 
 
 class Stream(Searcher):
@@ -127,11 +130,11 @@ def full(options: object) -> bool:
             Claim(
                 f"budget {variant} {eta}",
                 f"{variant}, eta {eta}: total budget relative to the rerun",
-                at_most=bound + 0.001,
+                at_most=max(known) + 0.001,
                 when=full,
             )
             for eta in ETAS
-            for variant, bound in zip(VARIANTS, BUDGETS[eta], strict=True)
+            for variant, known in zip(VARIANTS, BUDGETS[eta], strict=True)
         ),
         Claim("exact", "efficient: budget beyond Hyperband's at the new maximum", at_most=1e-6),
         Claim("cheaper", "largest budget of any run, relative to the rerun", at_most=0.999),
