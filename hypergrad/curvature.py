@@ -160,24 +160,37 @@ def residual_of(
 
 
 def slope_of(
-    problem: BilevelProblem, static: PyTree, h_static: PyTree, batch: PyTree, key: Array | None
+    problem: BilevelProblem,
+    dynamic: PyTree,
+    static: PyTree,
+    h: PyTree,
+    h_static: PyTree,
+    batch: PyTree,
+    key: Array | None,
 ) -> Callable[[PyTree, PyTree, PyTree], Scalar]:
-    """`(w, λ, q) -> ⟨∂f/∂w, q⟩`, whose gradients are `H q`, `Cᵀ q` and the inner residual."""
+    """`(w, λ, q) -> ⟨∂f/∂w, q⟩`, whose gradients are `H q`, `Cᵀ q` and the inner residual.
 
-    def slope(dynamic: PyTree, h: PyTree, q: PyTree) -> Scalar:
-        hparams = eqx.combine(h, h_static)
+    **Arguments:**
 
-        def loss(p: PyTree) -> Scalar:
-            return problem.inner_loss(eqx.combine(p, static), hparams, batch, key)[0]
+    - `dynamic`, `static` and `h`, `h_static`: the parts of params and hparams, as of
+      `equinox.partition`; of the first of each only the shapes matter.
+    """
 
-        if problem.optimality is not None or _reverse_only(jax.make_jaxpr(loss)(dynamic).jaxpr):
-            residual = residual_of(problem, static, hparams, batch, key)(dynamic)
-            return vector.vdot(residual, q)
-        # A directional derivative, which costs no backward pass; of the two orders of
-        # differentiation this makes the mixed product the cheaper.
-        return jax.jvp(loss, (dynamic,), (q,))[1]
+    def loss(p: PyTree, lam: PyTree) -> Scalar:
+        point, hparams = eqx.combine(p, static), eqx.combine(lam, h_static)
+        return problem.inner_loss(point, hparams, batch, key)[0]
 
-    return slope
+    if problem.optimality is not None or _reverse_only(jax.make_jaxpr(loss)(dynamic, h).jaxpr):
+
+        def by_residual(p: PyTree, lam: PyTree, q: PyTree) -> Scalar:
+            hparams = eqx.combine(lam, h_static)
+            return vector.vdot(residual_of(problem, static, hparams, batch, key)(p), q)
+
+        return by_residual
+
+    # A directional derivative, which costs no backward pass; of the two orders of differentiation
+    # this makes the mixed product the cheaper.
+    return lambda p, lam, q: jax.jvp(lambda p: loss(p, lam), (p,), (q,))[1]
 
 
 def _reverse_only(program: jax.extend.core.Jaxpr) -> bool:

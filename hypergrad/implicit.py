@@ -220,7 +220,7 @@ class ImplicitDifferentiation(Estimator):
         nonpositive_curvature = solution.nonpositive_curvature & exact.symmetric
 
         q = cast_like(solution.value, dynamic)
-        slope = slope_of(problem, static, h_static, inner_batch, key)
+        slope = slope_of(problem, dynamic, static, h, h_static, inner_batch, key)
         mixed = jax.grad(slope, argnums=1)(dynamic, h, q)
         grad = jax.tree.map(lambda d, m: (d - size * m).astype(d.dtype), direct, mixed)
 

@@ -82,9 +82,8 @@ def trace_paths(
 
     def inner_derivative(p: PyTree, lam: PyTree, arrays: tuple, q: PyTree) -> tuple:
         batch, _, key = eqx.combine(arrays, rest_static)
-        return jax.grad(slope_of(problem, w_static, h_static, batch, key), argnums=(0, 1))(
-            p, lam, q
-        )
+        slope = slope_of(problem, p, w_static, lam, h_static, batch, key)
+        return jax.grad(slope, argnums=(0, 1))(p, lam, q)
 
     def outer_derivative(p: PyTree, lam: PyTree, arrays: tuple, cotangent: Array) -> tuple:
         value, pull = jax.vjp(lambda p, lam: outer(p, lam, arrays), p, lam)
