@@ -7,7 +7,8 @@
   with its own random sampler, or with one that does no more than a sampler with a memory has to:
   reads the study once and writes one attribute. At most 5 are wanted.
 - `rate`: Ray's trials per second with its own random search, relative to ours, in rounds that take
-  turns; at most 1.1 is wanted.
+  turns; at most 1.1 is wanted. The trials do no work, but report a gradient; `BayesSearcher` shows
+  what a searcher costs that thinks about every suggestion.
 - `restore`: seconds from the start of the restoring until the loop of an interrupted experiment
   takes its next step; at most 5 are wanted with 1,000 trials done. Ray's are given with its own
   random search too, and the part of them that is ours.
@@ -17,6 +18,7 @@ import copy
 import functools
 import itertools
 import logging
+import math
 import os
 import signal
 import tempfile
@@ -31,7 +33,7 @@ from benchmarks.measure import options, ratio, report
 from strategies.local import minimize
 from strategies.observation import Observation, Report, Suggestion
 from strategies.schedulers import Hyperband
-from strategies.searchers import RandomSearcher
+from strategies.searchers import BayesSearcher, RandomSearcher
 from strategies.space import Categorical, Float, SearchSpace
 
 BOUNDS = {"overhead_ms": 5.0, "seconds": 5.0, "time_ratio": 1.1}
@@ -247,9 +249,14 @@ def suggestions(quick: bool) -> Iterator[dict[str, Any]]:
 
 
 def _nothing(config: dict[str, Any]) -> None:
+    """A bowl in the logarithms, with its gradient."""
     from ray import tune
 
-    tune.report({"loss": config["l2"][0]})
+    from strategies.ray import result
+
+    depths = [math.log(x) + 3 for x in config["l2"]]
+    slopes = [2 * d / x for d, x in zip(depths, config["l2"], strict=True)]
+    tune.report(result(sum(d * d for d in depths), {"l2": slopes}, metric="loss"))
 
 
 def _experiment(kind: str, trials: int, folder: str, callbacks: Sequence[Any] = ()) -> Any:
@@ -261,6 +268,7 @@ def _experiment(kind: str, trials: int, folder: str, callbacks: Sequence[Any] = 
         "Ray's random search": lambda: None,
         "ours, random": lambda: HypergradSearch(RandomSearcher),
         "ours, hypergradient": lambda: HypergradSearch(),
+        "ours, Bayes": lambda: HypergradSearch(BayesSearcher),
     }
     return tune.Tuner(
         _nothing,
@@ -281,7 +289,7 @@ def _experiment(kind: str, trials: int, folder: str, callbacks: Sequence[Any] = 
     )
 
 
-KINDS = ("Ray's random search", "ours, random", "ours, hypergradient")
+KINDS = ("Ray's random search", "ours, random", "ours, hypergradient", "ours, Bayes")
 
 
 def _start_ray() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from strategies.observation import Observation, Suggestion
+from strategies.searchers.single_thread import single_thread
 from strategies.space import SearchSpace
 from strategies.state import (
     observation_from_json,
@@ -81,7 +82,8 @@ class Searcher(ABC):
             return Suggestion(number, self.first[number], {"origin": "first"})
         history = sorted(history, key=_place)
         pending = sorted(pending, key=lambda suggestion: suggestion.number)
-        suggestion = self._propose(number, history, pending)
+        with single_thread():
+            suggestion = self._propose(number, history, pending)
         if not self.space.feasible(suggestion.config):
             suggestion = replace(suggestion, config=self._repaired(suggestion, history))
         if self.space.differentiable.any():

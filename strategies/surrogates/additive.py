@@ -59,6 +59,8 @@ _JOINT = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 # Coordinates and points that decide about the shared hyperparameters.
 _DECIDING = 8
 _POINTS = 25
+# So many mixtures are compared at once: the matrices of more leave the processor's cache.
+_TOGETHER = 8
 # Places in each coordinate at which the surrogate is known: all over, and closer to the base point.
 _GRID = np.linspace(0.0, 1.0, 161)
 _CLOSE = np.geomspace(1e-7, 0.02, 20)
@@ -198,18 +200,28 @@ def _chosen(x: Array, target: Array, errors: Array) -> _Choice:
     deciding = np.argsort(-np.sum(target**2, axis=1), kind="stable")[:_DECIDING]
     latest = slice(-_POINTS, None)
     target = target[deciding][:, latest]
-    r = x.T[deciding][:, latest, None] - x.T[deciding][:, None, latest]
-    apart = np.sum((x[latest, None] - x[None, latest]) ** 2, axis=2)
-    known = np.diag(errors[latest] ** 2)
-    identity = np.eye(target.shape[1])
+    # All matrices are symmetric: of each the lower triangle, row after row.
+    rows, columns = np.tril_indices(target.shape[1])
+    near = x[latest]
+    r = near.T[deciding][:, rows] - near.T[deciding][:, columns]
+    apart = np.sum((near[rows] - near[columns]) ** 2, axis=1)
+    identity = (rows == columns).astype(float)
+    known = identity * errors[latest][rows] ** 2
 
     @functools.cache
     def block(length: float, omega: float) -> Array:
         return _kernel([_Part(length, omega, 1.0)], r)[2]
 
-    def misfit(parts: Sequence[_Part], noise: float) -> float:
-        mixed = sum(part.weight * block(part.length, part.omega) for part in parts)
-        return _misfit(mixed + noise * identity + known, target)
+    def misfits(mixtures: Sequence[tuple[_Part, ...]], noises: Sequence[float]) -> Array:
+        shares = np.asarray(noises)[:, None, None]
+        found = []
+        for i in range(0, len(mixtures), _TOGETHER):
+            mixed = [
+                sum(part.weight * block(part.length, part.omega) for part in one)
+                for one in mixtures[i : i + _TOGETHER]
+            ]
+            found.append(_misfits(np.stack(mixed) + shares * identity + known, target))
+        return np.concatenate(found)
 
     def mixture(trend: float, weight: float, length: float, cycles: float) -> tuple[_Part, ...]:
         return _Part(trend, 0.0, weight), _Part(length, 2 * np.pi * cycles, 1.0 - weight)
@@ -221,42 +233,54 @@ def _chosen(x: Array, target: Array, errors: Array) -> _Choice:
     plain += [mixture(*way, length, 0.0) for way in ways for length in _BUMPS]
     likely: dict[tuple[_Part, ...], float] = {}
     for noise in _ROUGHLY:
-
-        def rough(cycles: float) -> float:
-            return misfit(mixture(trend, weight, coherence, cycles), noise)  # noqa: B023
-
-        cycles = min(_CYCLES, key=rough)
-        cycles = min((cycles + by for by in _BETWEEN), key=rough)
+        cycles = 0.0
+        for by in (_CYCLES, _BETWEEN):
+            close = [cycles + float(more) for more in by]
+            rough = [mixture(trend, weight, coherence, often) for often in close]
+            cycles = close[int(np.argmin(misfits(rough, [noise])))]
         recurring = [mixture(*way, length, cycles) for way in ways for length in _COHERENCE]
-        for parts in [*plain, *recurring]:
-            likely[parts] = min(likely.get(parts, np.inf), misfit(parts, noise))
-    found = min(likely, key=likely.__getitem__)
-    evidence = min(likely[parts] for parts in plain) - likely[found]
-    noise = min(_NOISE, key=lambda noise: misfit(found, noise))
+        both = [*plain, *recurring]
+        for parts, found in zip(both, misfits(both, [noise]), strict=True):
+            likely[parts] = min(likely.get(parts, np.inf), float(found))
+    best = min(likely, key=likely.__getitem__)
+    evidence = min(likely[parts] for parts in plain) - likely[best]
+    by_noise = misfits([best], _NOISE)
+    noise = _NOISE[int(np.argmin(by_noise))]
 
     # The same derivatives, up to the same noise, under a squared exponential of the distance.
-    rest = noise * identity + known
-    rivals = [
-        _misfit(np.exp(-0.5 * apart / length**2) * (1.0 - (r / length) ** 2) + rest, target)
-        for length in _JOINT
-    ]
+    length = np.asarray(_JOINT)[:, None, None]
+    rivals = np.exp(-0.5 * apart / length**2) * (1.0 - (r / length) ** 2)
     # A function of one coordinate is such a sum.
-    rival = min(rivals) if x.shape[1] > 1 else np.inf
-    return _Choice(found, noise, rival - misfit(found, noise), evidence)
+    rival = np.inf
+    if x.shape[1] > 1:
+        rival = float(_misfits(rivals + (noise * identity + known), target).min())
+    return _Choice(best, noise, rival - float(by_noise.min()), evidence)
 
 
-def _misfit(matrix: Array, target: Array) -> float:
-    """Negative logarithm of the likelihood, with the best scale of each coordinate."""
+def _misfits(triangles: Array, target: Array) -> Array:
+    """For each of some matrices, a row of them for each coordinate, how little it explains.
+
+    That is the negative logarithm of the likelihood, with the best scale of each coordinate;
+    infinite for a matrix that is not positive definite.
+
+    **Arguments:**
+
+    - `triangles`: `(m, d, n (n + 1) / 2)`, the lower triangles.
+    - `target`: `(d, n)`.
+    """
     n = target.shape[1]
+    rows, columns = np.tril_indices(n)
     # The last row of the factor of the matrix with the target below it is the half-solved target.
-    joint = np.empty((len(target), n + 1, n + 1))
-    joint[:, :n, :n] = matrix
-    joint[:, n, :n] = target / np.maximum(size := np.abs(target).max(axis=1), 1e-300)[:, None]
-    joint[:, n, n] = 1e30
+    joint = np.zeros((len(triangles), len(target), n + 1, n + 1))
+    joint[..., rows, columns] = triangles
+    joint[..., n, :n] = target / np.maximum(size := np.abs(target).max(axis=1), 1e-300)[:, None]
+    joint[..., n, n] = 1e30
     try:
-        factor = np.linalg.cholesky(joint)
+        factor = np.linalg.cholesky(joint)  # reads no more than the lower triangle
     except np.linalg.LinAlgError:
-        return np.inf
-    power = np.maximum(np.sum(factor[:, n, :n] ** 2, axis=1) * size**2 / n, 1e-300)
-    logs = np.sum(np.log(np.diagonal(factor[:, :n, :n], axis1=1, axis2=2)), axis=1)
-    return float(np.sum(0.5 * n * np.log(power) + logs))
+        if len(triangles) == 1:
+            return np.array([np.inf])
+        return np.concatenate([_misfits(one[None], target) for one in triangles])
+    power = np.maximum(np.sum(factor[..., n, :n] ** 2, axis=2) * size**2 / n, 1e-300)
+    logs = np.sum(np.log(np.diagonal(factor[..., :n, :n], axis1=2, axis2=3)), axis=2)
+    return np.sum(0.5 * n * np.log(power) + logs, axis=1)

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -230,3 +232,46 @@ def test_report_makes_plain_json_of_arrays():
 def test_bad_reports(arguments, message):
     with pytest.raises(ValueError, match=message):
         report(*arguments)
+
+
+SUGGESTING = """
+import threading
+from threadpoolctl import threadpool_info
+from strategies import Float, RandomSearcher
+
+meet = threading.Barrier(2, timeout=60)
+
+def counts():
+    libraries = [one for one in threadpool_info() if one["user_api"] == "blas"]
+    return {one["num_threads"] for one in libraries}
+
+class Meeting(RandomSearcher):
+    # The second comes while the first is at it, and stays when it has gone.
+    def _propose(self, number, history, pending):
+        if not number:
+            print("during", counts(), flush=True)
+        meet.wait()
+        if number:
+            first.join()
+        return super()._propose(number, history, pending)
+
+searcher = Meeting({"x": Float(0, 1)})
+print("before", counts())
+first, second = (
+    threading.Thread(target=searcher.propose, args=(number, [], [])) for number in (0, 1)
+)
+first.start()
+second.start()
+second.join()
+print("after", counts())
+"""
+
+
+def test_linear_algebra_has_one_thread_while_a_suggestion_is_made():
+    # Of its own, because the tests may have been given one thread already.
+    environment = os.environ | {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
+    command = [sys.executable, "-c", SUGGESTING]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    before, during, after = done.stdout.splitlines()
+    assert during == "during {1}"
+    assert after.removeprefix("after") == before.removeprefix("before")
