@@ -315,7 +315,7 @@ def rate(quick: bool) -> Iterator[dict[str, Any]]:
     _start_ray()
     seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for i in range(rounds + 1):
-        first = i % len(KINDS)  # a cluster becomes slower with every experiment
+        first = i % len(KINDS)  # so that each kind comes first once
         for kind in KINDS[first:] + KINDS[:first]:
             with tempfile.TemporaryDirectory() as folder:
                 tuner = _experiment(kind, trials, folder)
