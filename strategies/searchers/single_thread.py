@@ -1,8 +1,7 @@
 """One thread for the linear algebra of a suggestion.
 
 The matrices of a surrogate have tens or hundreds of rows. More threads only wait for each other
-there, and where trials keep the processors busy they wait long: on two busy cores a suggestion of a
-Gaussian process takes three times as long with two threads as with one.
+there, and where trials keep the processors busy they wait long.
 """
 
 import functools

@@ -59,7 +59,7 @@ _JOINT = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 # Coordinates and points that decide about the shared hyperparameters.
 _DECIDING = 8
 _POINTS = 25
-# So many mixtures are compared at once: the matrices of more leave the processor's cache.
+# So many mixtures are compared at once: fewer and more take longer.
 _TOGETHER = 8
 # Places in each coordinate at which the surrogate is known: all over, and closer to the base point.
 _GRID = np.linspace(0.0, 1.0, 161)
