@@ -2,8 +2,8 @@
 
 Hestenes & Stiefel, "Methods of conjugate gradients for solving linear systems" (1952). Written out
 rather than taken from a library because an inverse-Hessian product needs what they do not give: a
-stop at non-positive curvature, containment of non-finite products, the best iterate, and no product
-with a vector of zeros.
+stop at non-positive curvature, containment of non-finite products, a sound iterate whatever
+happens, and no product with a vector of zeros.
 """
 
 import equinox as eqx
@@ -19,6 +19,10 @@ from hypergrad.linear.system import check_stop
 
 class CG(LinearSolver):
     """Conjugate gradient; one product a step.
+
+    Cut short by `max_steps`, it returns the last iterate: its errors fall from step to step, in the
+    energy norm and in the Euclidean one (Hestenes & Stiefel 1952), where residuals may rise above
+    the first.
 
     On a direction of non-positive curvature it stops, keeps the iterate with the smallest residual,
     and says so: the operator is then not positive definite and damping, Gauss-Newton curvature or a
@@ -139,9 +143,11 @@ class CG(LinearSolver):
             high=unknown,
         )
         end = jax.lax.while_loop(unfinished, body, start)
+        sound = (end.step > 0) & ~end.indefinite & ~end.breakdown
+        residual = jnp.where(sound, jnp.sqrt(end.along), end.best_norm)
         return LinearSolution(
-            value=packing.unpack(end.best),
-            residual=jnp.where(b_norm > 0, end.best_norm / b_norm, 0),
+            value=packing.unpack(vector.where(sound, end.x, end.best)),
+            residual=jnp.where(b_norm > 0, residual / b_norm, 0),
             products=end.step,
             nonpositive_curvature=end.indefinite,
             breakdown=end.breakdown,

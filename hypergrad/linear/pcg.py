@@ -18,6 +18,9 @@ from hypergrad.linear.system import Spectrum, check_stop, normalise, nothing_met
 class PCG(LinearSolver):
     """Conjugate gradient with a preconditioner; one product a step, and those of the building.
 
+    Cut short by `max_steps`, it returns the last iterate, as `CG` does: the energy norm of its
+    error falls from step to step, where the residual may rise.
+
     On a direction of non-positive curvature it stops, keeps the iterate of smallest residual and
     says so. A preconditioner that is not positive definite is a `breakdown`.
 
@@ -113,9 +116,10 @@ class PCG(LinearSolver):
             breakdown=no,
         )
         end = jax.lax.while_loop(unfinished, body, start)
+        sound = ~end.indefinite & ~end.breakdown
         return system.solution(
-            end.best,
-            end.best_size,
+            vector.where(sound, end.x, end.best),
+            jnp.where(sound, vector.norm(end.residual), end.best_size),
             system.products + building + end.step,
             nonpositive=end.indefinite,
             breakdown=end.breakdown,

@@ -9,7 +9,6 @@ point to the next one: the solve starts at their combination of least energy err
 "Projection techniques for iterative solution of Ax = b with successive right-hand sides", 1998).
 """
 
-from collections.abc import Sequence
 from functools import partial, reduce
 from typing import Self
 
@@ -69,15 +68,6 @@ class Recollection(eqx.Module):
             jnp.where(good, after, self.recorded),
             self.solutions,
         )
-
-    def after(self, solution: PyTree) -> Self:
-        """With one solution more; the oldest is forgotten."""
-        solutions = jax.tree.map(
-            lambda a, b: jnp.concatenate([b[None].astype(a.dtype), a[:-1]]),
-            self.solutions,
-            solution,
-        )
-        return type(self)(self.pairs, self.recorded, solutions)
 
     @property
     def _memory(self) -> int:
@@ -141,10 +131,12 @@ class RecyclingCG(LinearSolver):
         system = normalise(operator, rhs, None)
         known = self.blank(system.rhs) if self.recollection is None else self.recollection
         last = vector.zeros_like(system.rhs) if initial is None else widen(initial)
-        earlier = [jax.tree.map(lambda a, i=i: a[i], known.solutions) for i in range(_EARLIER)]
+        solutions = jax.tree.map(
+            lambda a, b: jnp.concatenate([a[None].astype(b.dtype), b]), last, known.solutions
+        )
         whole = vector.length(system.rhs)
         affordable = (self.max_steps > _EARLIER) & (whole > 0)
-        first = _Start.among((last, *earlier), system, affordable)
+        first = _Start.among(solutions, system, affordable)
         inverse = _Inverse.of(known)
         eps = jnp.finfo(whole.dtype).eps
 
@@ -204,15 +196,16 @@ class RecyclingCG(LinearSolver):
             sound=jnp.asarray(True),
             best=vector.where(closer, first.value, zero),
             best_norm=jnp.where(closer, size, whole),
-            learned=reduce(lambda r, pair: r.with_pair(*pair), first.pairs(), known.after(last)),
+            learned=first.recorded_in(known, jax.tree.map(lambda a: a[:-1], solutions)),
             spectrum=first.spectrum,
             indefinite=first.indefinite,
             breakdown=first.breakdown,
         )
         end = jax.lax.while_loop(unfinished, body, start)
+        sound = ~end.indefinite & ~end.breakdown
         solution = system.solution(
-            end.best,
-            end.best_norm,
+            vector.where(sound, end.x, end.best),
+            jnp.where(sound, vector.length(end.residual), end.best_norm),
             end.step,
             nonpositive=end.indefinite,
             breakdown=end.breakdown,
@@ -261,7 +254,7 @@ class _Start(eqx.Module):
     @classmethod
     def among(
         cls,
-        solutions: Sequence[PyTree],
+        solutions: PyTree,
         system: System,
         affordable: Bool[Array, ""],
     ) -> "_Start":
@@ -300,12 +293,15 @@ class _Start(eqx.Module):
             breakdown=jnp.any(~finite),
         )
 
-    def pairs(self) -> list[tuple[PyTree, PyTree, Bool[Array, ""]]]:
-        """Each direction with its image, and whether its curvature is positive."""
-        return [
-            (*(jax.tree.map(lambda a, i=i: a[i], t) for t in (self.directions, self.images)), good)
-            for i, good in enumerate(self.positive)
-        ]
+    def recorded_in(self, known: Recollection, solutions: PyTree) -> Recollection:
+        """What was known, with these solutions, and the directions of positive curvature."""
+
+        def record(i: Array, known: Recollection) -> Recollection:
+            s, y = (_row(tree, i) for tree in (self.directions, self.images))
+            return known.with_pair(s, y, self.positive[i])
+
+        known = Recollection(known.pairs, known.recorded, solutions)
+        return jax.lax.fori_loop(0, len(self.positive), record, known)
 
 
 class _Inverse(eqx.Module):
@@ -359,22 +355,36 @@ def _inverted(triangle: Array, last: Int[Array, ""]) -> Array:
     return jax.lax.fori_loop(0, size, row, jnp.zeros_like(triangle))
 
 
-def _orthonormal(solutions: Sequence[PyTree]) -> tuple[PyTree, Bool[Array, " rows"]]:
-    """An orthonormal basis, stacked, with zeros for a solution that adds nothing; which do."""
-    basis: list[PyTree] = []
-    found = []
-    for solution in solutions:
-        length = vector.norm(solution)
-        rest = vector.scale(1 / jnp.where(length > 0, length, 1), solution)
-        for direction in basis * 2:
-            rest = vector.axpy(-vector.vdot(direction, rest), direction, rest)
+def _orthonormal(vectors: PyTree) -> tuple[PyTree, Bool[Array, " rows"]]:
+    """An orthonormal basis of the rows, with zeros for one that adds nothing; which do.
+
+    Gram-Schmidt, twice. In a loop: written out it is half of the time that compiling the whole
+    solver takes.
+    """
+    flat = jax.tree.map(lambda a: a.reshape(len(a), -1), vectors)
+    rows = len(jax.tree.leaves(flat)[0])
+
+    def add(i: Array, carry: tuple[PyTree, Array]) -> tuple[PyTree, Array]:
+        basis, found = carry
+        one = _row(flat, i)
+        length = vector.norm(one)
+        rest = vector.scale(1 / jnp.where(length > 0, length, 1), one)
+        for _ in range(2):
+            rest = vector.sub(rest, _combine(_dots(basis, rest), basis, rest))
         size = vector.norm(rest)
         # What is left of a solution that did not move is rounding.
         new = jnp.isfinite(length) & (length > 0) & (size > 100 * jnp.finfo(size.dtype).eps)
         rest = vector.scale(1 / jnp.where(new, size, 1), rest)
-        basis.append(vector.where(new, rest, vector.zeros_like(rest)))
-        found.append(new)
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *basis), jnp.stack(found)
+        rest = vector.where(new, rest, vector.zeros_like(rest))
+        return jax.tree.map(lambda a, b: a.at[i].set(b), basis, rest), found.at[i].set(new)
+
+    start = (vector.zeros_like(flat), jnp.zeros(rows, bool))
+    basis, found = jax.lax.fori_loop(0, rows, add, start)
+    return jax.tree.map(lambda a, b: a.reshape(b.shape), basis, vectors), found
+
+
+def _row(tree: PyTree, i: Array) -> PyTree:
+    return jax.tree.map(lambda a: a[i], tree)
 
 
 def _sum(terms: PyTree) -> Array:

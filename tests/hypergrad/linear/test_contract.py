@@ -154,6 +154,23 @@ def test_no_steps_give_the_start(name: str) -> None:
     assert not solution.breakdown
 
 
+@pytest.mark.parametrize("name", SYMMETRIC)
+def test_more_steps_never_have_a_larger_energy_error(name: str) -> None:
+    # Along the way the residuals of conjugate gradient are up to twice the first: the iterate of
+    # smallest residual would be zero for six of twelve steps.
+    q = np.linalg.eigh(matrix("spd"))[1]
+    a = (q * np.geomspace(1e-2, 10, SIZE)) @ q.T
+    b = q @ np.r_[np.ones(SIZE - 1), 0.2]
+    answer = np.linalg.solve(a, b)
+
+    def energy(steps: int) -> float:
+        gap = flat(solve(make(name, steps=steps), a, b).value) - answer
+        return float(jnp.sqrt(gap @ a @ gap))
+
+    errors = [energy(steps) for steps in range(SIZE)]
+    assert np.all(np.diff(errors) < 0)
+
+
 @pytest.mark.parametrize("name", [*sorted(set(ITERATIVE) - {"cg", "fallback"}), "dense", "nystrom"])
 def test_bfloat16_systems_are_solved_in_float32(name: str) -> None:
     diagonal = jnp.linspace(1.0, 4.0, 100)

@@ -85,7 +85,7 @@ def test_knows_as_many_pairs_as_it_has_memory_for_and_writes_over_the_oldest() -
     a, b = next(drifting(1))
 
     def pairs(memory: int, steps: int) -> tuple[Recollection, Array]:
-        solver = RecyclingCG(memory=memory, max_steps=steps)
+        solver = RecyclingCG(memory=memory, max_steps=jnp.asarray(steps))
         known = _solve(solver, a, b, jnp.zeros_like(b)).recollection
         return known, known.pairs[:, np.argsort(known.age())]
 
