@@ -19,6 +19,7 @@ optimization with application to hyperparameter learning" (2024), section 4.
 from collections.abc import Callable
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -244,20 +245,17 @@ def trace(task: Task, algorithm: OuterAlgorithm, steps: int) -> Trace:
     return Trace(*spent.T, np.minimum.accumulate(losses), result.hparams)
 
 
-def _exact_losses(task: Task, visited: PyTree) -> np.ndarray:
+@eqx.filter_jit
+def _exact_losses(task: Task, visited: PyTree) -> jax.Array:
     """The outer loss at each of the points, of inner solutions to 1e-9 of the first gradient."""
     slope = jax.grad(task.problem.inner)(task.params, task.hparams, task.train)
     solver = Accelerated(task.curvature, tol=1e-9 * vector.norm(slope))
 
-    @jax.jit
-    def solved(points: PyTree) -> jax.Array:
-        def at(w: PyTree, point: PyTree) -> tuple[PyTree, jax.Array]:
-            w = solver.run(task.problem, w, point, task.train).params
-            return w, task.problem.outer(w, point, task.truth)
+    def at(w: PyTree, point: PyTree) -> tuple[PyTree, jax.Array]:
+        w = solver.run(task.problem, w, point, task.train).params
+        return w, task.problem.outer(w, point, task.truth)
 
-        return jax.lax.scan(at, task.params, points)[1]
-
-    return np.asarray(solved(visited))
+    return jax.lax.scan(at, task.params, visited)[1]
 
 
 def psnr(images: jax.Array, truth: jax.Array) -> float:
