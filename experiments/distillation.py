@@ -101,7 +101,7 @@ def train(problem: BilevelProblem, steps: int) -> Callable:
 @experiment(
     paper="Lorraine, Vicol and Duvenaud 2020, arXiv:1911.02590; Vicol et al. 2022",
     options=[
-        Option("steps", 400, quick=150, help="outer steps"),
+        Option("steps", 400, quick=80, help="outer steps"),
         Option("inner_steps", 100, quick=50, help="training steps, each differentiated"),
         Option("real", 5000, quick=2000, help="real images of the outer loss"),
     ],

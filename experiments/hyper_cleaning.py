@@ -64,9 +64,9 @@ def rank_auc(score: np.ndarray, positive: np.ndarray) -> float:
 @experiment(
     paper="Franceschi, Donini, Frasconi and Pontil 2017, arXiv:1703.01785",
     options=[
-        Option("train", 2000, quick=1000, help="training examples"),
-        Option("validation", 1000, quick=1000, help="validation examples, clean"),
-        Option("steps", 80, quick=25, help="outer steps"),
+        Option("train", 2000, quick=500, help="training examples"),
+        Option("validation", 1000, quick=500, help="validation examples, clean"),
+        Option("steps", 80, quick=15, help="outer steps"),
         Option("corrupted", 0.5, help="share of training labels replaced by random ones"),
     ],
     claims=[

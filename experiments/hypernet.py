@@ -58,10 +58,14 @@ def cross_entropy(params: PyTree, batch: PyTree) -> Scalar:
     return optax.softmax_cross_entropy_with_integer_labels(scores, batch[1]).mean()
 
 
+def for_each_tensor(params: PyTree, log_penalty: PyTree) -> dict[str, Array]:
+    """One `λ` for all weights, or one for each class, handed to every tensor."""
+    return log_penalty if isinstance(log_penalty, dict) else dict.fromkeys(params, log_penalty)
+
+
 def penalty(params: PyTree, log_penalty: PyTree) -> Scalar:
     """`Σ exp(λ) w²`, with one `λ` for all weights, one for each class, or one for each weight."""
-    if not isinstance(log_penalty, dict):
-        log_penalty = dict.fromkeys(params, log_penalty)
+    log_penalty = for_each_tensor(params, log_penalty)
     return sum(jnp.sum(jnp.exp(log_penalty[name]) * params[name] ** 2) for name in params)
 
 
@@ -71,9 +75,19 @@ PROBLEM = BilevelProblem(
 )
 
 
-@jax.jit
 def retrain(log_penalty: PyTree, start: PyTree, batch: PyTree) -> PyTree:
     """The classifier trained from scratch, by L-BFGS."""
+    # One program for all numbers of penalties: compiling it takes longer than running it.
+    each = jax.tree.map(
+        lambda lam, w: jnp.broadcast_to(jnp.asarray(lam, w.dtype), w.shape),
+        for_each_tensor(start, log_penalty),
+        start,
+    )
+    return _retrain(each, start, batch)
+
+
+@jax.jit
+def _retrain(log_penalty: PyTree, start: PyTree, batch: PyTree) -> PyTree:
     solver = optax.lbfgs()
 
     def objective(w: PyTree) -> Scalar:
@@ -352,11 +366,11 @@ def run(context: Context) -> None:
     count = sum(leaf.size for leaf in jax.tree.leaves(start))
     single = curve(context, train, valid, start)
 
-    ten = jnp.full(CLASSES, single)
+    ten = jnp.full(CLASSES, single, jnp.float32)
     by_draws, by_ten, ten_prediction, ten_seconds = classes_global(
         context, train, valid, start, ten
     )
-    many = jax.tree.map(lambda w: jnp.full(w.shape, single), start)
+    many = jax.tree.map(lambda w: jnp.full_like(w, single), start)
     draws, by_global, global_prediction, global_seconds = many_global(
         context, train, valid, start, many
     )
