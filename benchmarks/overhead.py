@@ -1,18 +1,25 @@
 """What the library costs over the same algorithm written out by hand in JAX.
 
-`python -m benchmarks.overhead [--quick] [--out DIR]` times a jitted hypergradient of
-`ImplicitDifferentiation` against a jitted function that does nothing but the arithmetic: gradient
-of the outer loss, one linearisation, K Hessian-vector products of the Neumann series or of
-conjugate gradient, one mixed product. Columns:
+`python -m benchmarks.overhead [--quick] [--problems NAME ...] [--out DIR]` times a jitted
+hypergradient of `ImplicitDifferentiation` against a jitted function that does nothing but the
+arithmetic: gradient of the outer loss, one linearisation, K Hessian-vector products of the Neumann
+series or of conjugate gradient, one mixed product. Columns:
 
 - `time`: median of the time ratios, round by round, taken in turn; at most 1.10 is wanted;
 - `products`: time in units of `K + 2` Hessian-vector products; at most 1.15 is wanted for the
   network;
 - `memory`: ratio of the programs' peak memory as XLA states it; at most 1.2 is wanted;
 - `compile`: time to compile relative to one Hessian-vector product and one training step; at most
-  2 is wanted for the network.
+  2 is wanted for the network;
+- `difference`: relative distance of the two hypergradients.
 
 The error estimate is switched off: the hand-written code has none.
+
+The problem `transformer` (not run unless asked for; `--sequences` and `--length` make its batches
+smaller) has 100 million parameters in bfloat16, and Gauss-Newton products. Here the hand-written
+code, like the library, keeps the vectors of the solve in float32. `off float32` is the distance of
+the library's hypergradient from the same with everything in float32, `off float32, plain` that of
+hand-written code whose solve is in bfloat16 like the model.
 """
 
 from collections.abc import Callable
@@ -25,29 +32,54 @@ import jax.numpy as jnp
 from jaxtyping import PyTree, Scalar
 
 from benchmarks.measure import compile_seconds, interleaved, options, peak_bytes, ratio, report
-from benchmarks.problems import Batch, Case, digits, mlp
-from hypergrad import CG, ImplicitDifferentiation
+from benchmarks.problems import Case, digits, mlp
+from benchmarks.transformer import SMALL, Size, transformer
+from hypergrad import CG, GaussNewton, ImplicitDifferentiation
 from hypergrad.linear import LinearSolver, Neumann
 
-STEP = 0.05
 BOUNDS = {"time": 1.10, "products": 1.15, "memory": 1.2, "compile": 2.0}
 
 
-def by_hand(case: Case, solve: Callable) -> Callable:
-    """The hypergradient as one would write it for this problem alone."""
+def wide(v: PyTree) -> PyTree:
+    """In float32 at least: what the vectors of a solve are kept in."""
+    return jax.tree.map(lambda a: a.astype(jnp.promote_types(a.dtype, jnp.float32)), v)
+
+
+def like(params: PyTree, v: PyTree) -> PyTree:
+    """In the types of the parameters."""
+    return jax.tree.map(lambda a, b: b.astype(a.dtype), params, v)
+
+
+def linearized(case: Case, params: PyTree, hparams: PyTree, batch: PyTree) -> Callable:
+    """The products of the case's curvature, from one linearisation."""
+    curvature = case.curvature
+    if not isinstance(curvature, GaussNewton):
+        return jax.linearize(lambda w: jax.grad(case.problem.inner)(w, hparams, batch), params)[1]
+    outputs, forward = jax.linearize(lambda w: curvature.outputs(w, hparams, batch), params)
+    backward = jax.linear_transpose(forward, params)
+    _, curve = jax.linearize(jax.grad(lambda o: curvature.loss(o, hparams, batch)), outputs)
+    _, decay = jax.linearize(jax.grad(lambda w: curvature.penalty(w, hparams)), params)
+
+    def product(v: PyTree) -> PyTree:
+        return jax.tree.map(jnp.add, backward(curve(forward(v)))[0], decay(v))
+
+    return product
+
+
+def by_hand(case: Case, solve: Callable, accumulated: Callable = wide) -> Callable:
+    """The hypergradient as one would write it for this problem alone.
+
+    `accumulated` says in which types the solve keeps its vectors.
+    """
 
     def hypergradient(
-        params: PyTree, hparams: PyTree, inner_batch: Batch, outer_batch: Batch
+        params: PyTree, hparams: PyTree, inner_batch: PyTree, outer_batch: PyTree
     ) -> tuple[Scalar, PyTree]:
         value, (g, direct) = jax.value_and_grad(case.problem.outer, argnums=(0, 1))(
             params, hparams, outer_batch
         )
-
-        def gradient(w: PyTree) -> PyTree:
-            return jax.grad(case.problem.inner)(w, hparams, inner_batch)
-
-        _, product = jax.linearize(gradient, params)
-        q = solve(product, g)
+        product = linearized(case, params, hparams, inner_batch)
+        q = like(params, solve(lambda v: accumulated(product(like(params, v))), accumulated(g)))
 
         def slope(h: PyTree) -> Scalar:
             def loss(w: PyTree) -> Scalar:
@@ -60,16 +92,16 @@ def by_hand(case: Case, solve: Callable) -> Callable:
     return hypergradient
 
 
-def neumann_by_hand(products: int, product: Callable, g: PyTree) -> PyTree:
+def neumann_by_hand(products: int, step: float, product: Callable, g: PyTree) -> PyTree:
     """`step Σ (I − step H)ʲ g`, in a loop."""
 
     def body(_: int, carry: tuple) -> tuple:
         v, total = carry
-        v = jax.tree.map(lambda a, b: a - STEP * b, v, product(v))
+        v = jax.tree.map(lambda a, b: a - step * b, v, product(v))
         return v, jax.tree.map(jnp.add, total, v)
 
     _, total = jax.lax.fori_loop(0, products, body, (g, g))
-    return jax.tree.map(lambda a: STEP * a, total)
+    return jax.tree.map(lambda a: step * a, total)
 
 
 def cg_by_hand(products: int, product: Callable, g: PyTree) -> PyTree:
@@ -95,12 +127,12 @@ def cg_by_hand(products: int, product: Callable, g: PyTree) -> PyTree:
 def by_library(case: Case, solver: LinearSolver) -> Callable:
     """The same hypergradient from `ImplicitDifferentiation`."""
     estimator = ImplicitDifferentiation(
-        linear_solver=solver, warm_start=False, error_estimate=False
+        linear_solver=solver, curvature=case.curvature, warm_start=False, error_estimate=False
     )
     state = estimator.init(case.problem, case.params, case.hparams, case.inner_batch)
 
     def hypergradient(
-        params: PyTree, hparams: PyTree, inner_batch: Batch, outer_batch: Batch
+        params: PyTree, hparams: PyTree, inner_batch: PyTree, outer_batch: PyTree
     ) -> tuple[Scalar, PyTree]:
         here = eqx.tree_at(lambda s: s.params, state, params)
         result = estimator.hypergradient(case.problem, here, hparams, inner_batch, outer_batch)
@@ -112,22 +144,19 @@ def by_library(case: Case, solver: LinearSolver) -> Callable:
 def run(case: Case, repeats: int, clock: Callable[[], float]) -> list[dict]:
     """The rows of one problem."""
 
-    def product(params: PyTree, hparams: PyTree, batch: Batch, v: PyTree) -> PyTree:
-        def gradient(w: PyTree) -> PyTree:
-            return jax.grad(case.problem.inner)(w, hparams, batch)
+    def product(params: PyTree, hparams: PyTree, batch: PyTree, v: PyTree) -> PyTree:
+        return linearized(case, params, hparams, batch)(v)
 
-        return jax.jvp(gradient, (params,), (v,))[1]
-
-    def train(params: PyTree, hparams: PyTree, batch: Batch) -> PyTree:
+    def train(params: PyTree, hparams: PyTree, batch: PyTree) -> PyTree:
         g = jax.grad(case.problem.inner)(params, hparams, batch)
-        return jax.tree.map(lambda a, b: a - STEP * b, params, g)
+        return jax.tree.map(lambda a, b: a - case.step * b, params, g)
 
     here = (case.params, case.hparams, case.inner_batch)
     hvp_seconds, hvp = compile_seconds(product, *here, case.params, clock=clock)
     train_seconds, _ = compile_seconds(train, *here, clock=clock)
     methods = {
-        "neumann 5": (5, partial(neumann_by_hand, 5), Neumann(5, step=STEP)),
-        "neumann 20": (20, partial(neumann_by_hand, 20), Neumann(20, step=STEP)),
+        "neumann 5": (5, partial(neumann_by_hand, 5, case.step), Neumann(5, step=case.step)),
+        "neumann 20": (20, partial(neumann_by_hand, 20, case.step), Neumann(20, step=case.step)),
         "cg 10": (10, partial(cg_by_hand, 10), CG(tol=0.0, max_steps=10)),
     }
     rows = []
@@ -144,10 +173,6 @@ def run(case: Case, repeats: int, clock: Callable[[], float]) -> list[dict]:
             repeats=repeats,
             clock=clock,
         )
-        expected, got = reference(*args)[1], library(*args)[1]
-        gap = jax.tree.map(lambda a, b: jnp.sum((a - b) ** 2), expected, got)
-        size = jax.tree.map(lambda a: jnp.sum(a**2), expected)
-        difference = (sum(jax.tree.leaves(gap)) / sum(jax.tree.leaves(size))) ** 0.5
         rows.append(
             {
                 "problem": case.name,
@@ -160,23 +185,50 @@ def run(case: Case, repeats: int, clock: Callable[[], float]) -> list[dict]:
                 "memory": peak_bytes(library) / peak_bytes(reference),
                 "compile": seconds / (hvp_seconds + train_seconds),
                 "compile by hand": by_hand_seconds / (hvp_seconds + train_seconds),
-                "difference": float(difference),
+                "difference": distance(library(*args), reference(*args)),
+                **precision(case, solve, library(*args)),
             }
         )
     return rows
 
 
+def distance(got: tuple[Scalar, PyTree], expected: tuple[Scalar, PyTree]) -> float:
+    """Relative Euclidean distance of two hypergradients."""
+    gap = jax.tree.map(lambda a, b: jnp.sum((a - b) ** 2), got[1], expected[1])
+    size = jax.tree.map(lambda a: jnp.sum(a**2), expected[1])
+    return float((sum(jax.tree.leaves(gap)) / sum(jax.tree.leaves(size))) ** 0.5)
+
+
+def precision(case: Case, solve: Callable, got: tuple[Scalar, PyTree]) -> dict[str, float]:
+    """How far from a solution in float32 the library is, and a solve in bfloat16."""
+    args = (case.params, case.hparams, case.inner_batch, case.outer_batch)
+    if all(leaf.dtype != jnp.bfloat16 for leaf in jax.tree.leaves(case.params)):
+        return {}
+    truth = jax.jit(by_hand(case, solve))(wide(case.params), *args[1:])
+    plain = jax.jit(by_hand(case, solve, lambda v: v))(*args)
+    return {"off float32": distance(got, truth), "off float32, plain": distance(plain, truth)}
+
+
 def main() -> None:
-    """Run both problems and print the table."""
+    """Run the problems and print the table."""
     parser = options(__doc__.splitlines()[0])
-    parser.add_argument("--problems", nargs="+", default=["digits", "mlp"], help="which to time")
+    problems = ("digits", "mlp", "transformer")
+    parser.add_argument(
+        "--problems", nargs="+", choices=problems, default=problems[:2], help="which to time"
+    )
+    parser.add_argument("--sequences", type=int, default=8, help="in a batch of the transformer")
+    parser.add_argument("--length", type=int, default=256, help="of its sequences, in tokens")
     arguments = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
+    quick, clock = arguments.quick, arguments.clock
     rows = []
     if "digits" in arguments.problems:
-        rows += run(digits(), 20 if arguments.quick else 100, arguments.clock)
+        rows += run(digits(), 20 if quick else 100, clock)
     if "mlp" in arguments.problems:
-        rows += run(mlp(), 5 if arguments.quick else 30, arguments.clock)
+        rows += run(mlp(), 5 if quick else 30, clock)
+    if "transformer" in arguments.problems:
+        size = SMALL if quick else Size(sequences=arguments.sequences, length=arguments.length)
+        rows += run(transformer(size), 3, clock)
     report("overhead", rows, BOUNDS, arguments.out)
 
 

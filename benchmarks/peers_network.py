@@ -29,18 +29,14 @@ import numpy as np
 
 from benchmarks import torch_peers
 from benchmarks.measure import interleaved, options, ratio, report
-from benchmarks.overhead import STEP, by_library
+from benchmarks.overhead import by_library
 from benchmarks.peers import jaxopt_method, optimistix_method
 from benchmarks.problems import Case, mlp
 from hypergrad import CG
 from hypergrad.linear import LinearSolver, Neumann
 
 BOUNDS = {"time": 0.5}
-METHODS: list[tuple[str, int, LinearSolver]] = [
-    ("neumann", 5, Neumann(5, step=STEP)),
-    ("neumann", 20, Neumann(20, step=STEP)),
-    ("cg", 10, CG(tol=0.0, max_steps=10)),
-]
+METHODS = (("neumann", 5), ("neumann", 20), ("cg", 10))
 TARGET = 1e-6
 TOLERANCES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 PRODUCTS = (1, 2, 3, 4, 6, 8, 10, 20, 60, 150)
@@ -68,13 +64,16 @@ def at_equal_products(case: Case, repeats: int, clock: Callable[[], float]) -> l
     """The rows."""
     args = (case.params, case.hparams, case.inner_batch, case.outer_batch)
     rows = []
-    for name, products, solver in METHODS:
+    for name, products in METHODS:
+        solver: LinearSolver = (
+            CG(tol=0.0, max_steps=products) if name == "cg" else Neumann(products, step=case.step)
+        )
         functions = {
             "this library": partial(compiled(case, solver), *args),
             **(jax_peers(case, 0.0, products) if name == "cg" else {}),
         }
         for peer, make in torch_peers.installed().items():
-            functions[peer] = make(case, name, products, STEP)
+            functions[peer] = make(case, name, products, case.step)
         found = {peer: _attempt(function) for peer, function in functions.items()}
         working = {peer: f for peer, f in functions.items() if found[peer] is not None}
         seconds = interleaved(working, repeats=repeats, clock=clock)
@@ -114,7 +113,7 @@ def ladders(case: Case) -> dict[str, list[dict[str, Callable[[], Callable]]]]:
         ways[peer] = [{f"cg to {tol:g}": partial(jax_peer, peer, tol) for tol in TOLERANCES}]
     for peer, make in torch_peers.installed().items():
         ways[peer] = [
-            {f"{solver} {k}": partial(make, case, solver, k, STEP) for k in PRODUCTS}
+            {f"{solver} {k}": partial(make, case, solver, k, case.step) for k in PRODUCTS}
             for solver in ("cg", "neumann")
         ]
     return ways

@@ -8,14 +8,14 @@
 """
 
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree, Scalar
 
-from hypergrad import BilevelProblem
+from hypergrad import BilevelProblem, Curvature, Hessian
 
 Batch = tuple[Array, Array]
 
@@ -27,8 +27,10 @@ class Case(NamedTuple):
     problem: BilevelProblem
     params: PyTree
     hparams: PyTree
-    inner_batch: Batch
-    outer_batch: Batch
+    inner_batch: Any
+    outer_batch: Any
+    curvature: Curvature = Hessian()
+    step: float = 0.05  # of Neumann's series and of gradient descent
 
 
 def cross_entropy(logits: Array, labels: Array) -> Scalar:
