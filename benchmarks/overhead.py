@@ -36,13 +36,9 @@ from benchmarks.problems import Case, digits, mlp
 from benchmarks.transformer import SMALL, Size, transformer
 from hypergrad import CG, GaussNewton, ImplicitDifferentiation
 from hypergrad.linear import LinearSolver, Neumann
+from hypergrad.linear.system import widen
 
 BOUNDS = {"time": 1.10, "products": 1.15, "memory": 1.2, "compile": 2.0}
-
-
-def wide(v: PyTree) -> PyTree:
-    """In float32 at least: what the vectors of a solve are kept in."""
-    return jax.tree.map(lambda a: a.astype(jnp.promote_types(a.dtype, jnp.float32)), v)
 
 
 def like(params: PyTree, v: PyTree) -> PyTree:
@@ -66,7 +62,7 @@ def linearized(case: Case, params: PyTree, hparams: PyTree, batch: PyTree) -> Ca
     return product
 
 
-def by_hand(case: Case, solve: Callable, accumulated: Callable = wide) -> Callable:
+def by_hand(case: Case, solve: Callable, accumulated: Callable = widen) -> Callable:
     """The hypergradient as one would write it for this problem alone.
 
     `accumulated` says in which types the solve keeps its vectors.
@@ -173,6 +169,7 @@ def run(case: Case, repeats: int, clock: Callable[[], float]) -> list[dict]:
             repeats=repeats,
             clock=clock,
         )
+        got = library(*args)
         rows.append(
             {
                 "problem": case.name,
@@ -185,8 +182,8 @@ def run(case: Case, repeats: int, clock: Callable[[], float]) -> list[dict]:
                 "memory": peak_bytes(library) / peak_bytes(reference),
                 "compile": seconds / (hvp_seconds + train_seconds),
                 "compile by hand": by_hand_seconds / (hvp_seconds + train_seconds),
-                "difference": distance(library(*args), reference(*args)),
-                **precision(case, solve, library(*args)),
+                "difference": distance(got, reference(*args)),
+                **precision(case, solve, got),
             }
         )
     return rows
@@ -204,7 +201,7 @@ def precision(case: Case, solve: Callable, got: tuple[Scalar, PyTree]) -> dict[s
     args = (case.params, case.hparams, case.inner_batch, case.outer_batch)
     if all(leaf.dtype != jnp.bfloat16 for leaf in jax.tree.leaves(case.params)):
         return {}
-    truth = jax.jit(by_hand(case, solve))(wide(case.params), *args[1:])
+    truth = jax.jit(by_hand(case, solve))(widen(case.params), *args[1:])
     plain = jax.jit(by_hand(case, solve, lambda v: v))(*args)
     return {"off float32": distance(got, truth), "off float32, plain": distance(plain, truth)}
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, PyTree, Scalar
 
 from benchmarks.problems import Case
 from hypergrad import BilevelProblem, GaussNewton
+from hypergrad.linear.system import widen
 
 HEAD = 64
 DECAY = 0.0
@@ -105,7 +106,7 @@ def penalty(params: PyTree, hparams: PyTree) -> Scalar:
     """`½ Σ exp(λ) w²` over the blocks' tensors, the embeddings at the initial `λ`."""
 
     def squares(w: Array, log_decay: Array | float) -> Scalar:
-        return 0.5 * jnp.sum(jnp.exp(log_decay) * w.astype(_wide(w)) ** 2)
+        return 0.5 * jnp.sum(jnp.exp(log_decay) * widen(w) ** 2)
 
     blocks = jax.tree.map(squares, params["blocks"], hparams["decay"])
     others = [squares(w, DECAY) for name, w in params.items() if name != "blocks"]
@@ -123,12 +124,8 @@ def outer_loss(params: PyTree, hparams: PyTree, tokens: Array) -> Scalar:
     return jnp.mean(sequence_losses(logits(params, tokens[:, :-1]), tokens))
 
 
-def _wide(a: Array) -> jnp.dtype:
-    return jnp.promote_types(a.dtype, jnp.float32)
-
-
 def _normalised(h: Array, scale: Array) -> Array:
-    wide = h.astype(_wide(h))
+    wide = widen(h)
     root = jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + 1e-6)
     return (wide * root * scale).astype(h.dtype)
 
@@ -139,7 +136,7 @@ def _attention(h: Array, heads: Array) -> Array:
     query, key, value = jnp.moveaxis(split, -3, 0)
     scores = jnp.einsum("...qhd,...khd->...hqk", query, key) * HEAD**-0.5
     scores = jnp.where(jnp.tril(jnp.ones(scores.shape[-2:], bool)), scores, -jnp.inf)
-    shares = jax.nn.softmax(scores.astype(_wide(scores)), axis=-1).astype(h.dtype)
+    shares = jax.nn.softmax(widen(scores), axis=-1).astype(h.dtype)
     return jnp.einsum("...hqk,...khd->...qhd", shares, value).reshape(h.shape)
 
 

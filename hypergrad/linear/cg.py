@@ -143,10 +143,10 @@ class CG(LinearSolver):
             high=unknown,
         )
         end = jax.lax.while_loop(unfinished, body, start)
-        sound = (end.step > 0) & ~end.indefinite & ~end.breakdown
-        residual = jnp.where(sound, jnp.sqrt(end.along), end.best_norm)
+        healthy = (end.step > 0) & ~end.indefinite & ~end.breakdown
+        residual = jnp.where(healthy, jnp.sqrt(end.along), end.best_norm)
         return LinearSolution(
-            value=packing.unpack(vector.where(sound, end.x, end.best)),
+            value=packing.unpack(vector.where(healthy, end.x, end.best)),
             residual=jnp.where(b_norm > 0, residual / b_norm, 0),
             products=end.step,
             nonpositive_curvature=end.indefinite,

@@ -116,10 +116,10 @@ class PCG(LinearSolver):
             breakdown=no,
         )
         end = jax.lax.while_loop(unfinished, body, start)
-        sound = ~end.indefinite & ~end.breakdown
+        healthy = ~end.indefinite & ~end.breakdown
         return system.solution(
-            vector.where(sound, end.x, end.best),
-            jnp.where(sound, vector.norm(end.residual), end.best_size),
+            vector.where(healthy, end.x, end.best),
+            jnp.where(healthy, vector.norm(end.residual), end.best_size),
             system.products + building + end.step,
             nonpositive=end.indefinite,
             breakdown=end.breakdown,
