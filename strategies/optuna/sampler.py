@@ -1,9 +1,11 @@
 """Any of our searchers as a sampler of Optuna."""
 
+import itertools
 import math
 import threading
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from strategies.observation import Observation, Suggestion
 from strategies.optuna.spaces import Names, space_from_optuna
+from strategies.optuna.trial_cache import TrialCache
 from strategies.optuna.trials import read_attribute, report_of, write_attribute
 from strategies.searchers.base import Searcher
 from strategies.space import Categorical, SearchSpace
@@ -37,6 +40,16 @@ class _Known(NamedTuple):
     pending: Suggestion | None
     #: Numbers of trials whose process died; this one takes their place, they have not failed.
     retried: tuple[int, ...]
+
+
+@dataclass
+class _Past:
+    """What the trials that were looked at come to."""
+
+    trials: Sequence[FrozenTrial] = ()
+    seen: int = 0
+    history: list[Observation] = field(default_factory=list)
+    retried: set[int] = field(default_factory=set)
 
 
 class HypergradSampler(BaseSampler):
@@ -79,12 +92,15 @@ class HypergradSampler(BaseSampler):
         self._space = space
         self._names: Names | None = None
         self._searcher: Searcher | None = None
+        self._trials = TrialCache()
         self._known: dict[int, _Known] = {}
+        self._past = _Past()
         if space is not None:
             self._set_up(space)
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__ | {"_known": {}}  # found again by a look at the study
+        # What is known of the trials is found again by a look at the study.
+        state = self.__dict__ | {"_trials": TrialCache(), "_known": {}, "_past": _Past()}
         del state["_lock"]
         return state
 
@@ -104,6 +120,7 @@ class HypergradSampler(BaseSampler):
         self._searcher = make if isinstance(make, Searcher) else make(space, seed=self._seed)
         self._names = Names(space)
         self._known = {}
+        self._past = _Past()
         return self._searcher, self._names
 
     # Optuna's side
@@ -120,7 +137,9 @@ class HypergradSampler(BaseSampler):
         if self._space is not None:
             with self._lock:
                 return dict(self._set_up(self._space)[1].distributions)
-        common = intersection_search_space(study.get_trials(deepcopy=False), include_pruned=True)
+        with self._lock:
+            trials = list(self._trials.trials(study, trial))
+        common = intersection_search_space(trials, include_pruned=True)
         return {name: d for name, d in common.items() if not d.single()}
 
     def sample_relative(
@@ -138,7 +157,7 @@ class HypergradSampler(BaseSampler):
                 self._warn(trial.number, {"space": f"parameters are drawn at random: {error}"})
                 return {}
             searcher, names = self._set_up(space)
-            history, pending = self._trials(study, trial, names)
+            history, pending = self._look_around(study, trial, names)
             suggestion = searcher.propose(trial.number, history, pending)
             stored = {"config": space.to_json(suggestion.config), "note": dict(suggestion.note)}
             write_attribute(
@@ -162,35 +181,43 @@ class HypergradSampler(BaseSampler):
         rng = np.random.default_rng([self._seed, trial.number, name])
         return _draw(param_distribution, rng)
 
+    def after_trial(
+        self, study: Any, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        """Take note that it has ended."""
+        with self._lock:
+            self._trials.ended(study, trial)
+
     # Our side
 
-    def _trials(
+    def _look_around(
         self, study: Any, current: FrozenTrial, names: Names
     ) -> tuple[list[Observation], list[Suggestion]]:
         """The study as the searcher sees it: what is known, and what is being evaluated."""
         maximise = study.direction == StudyDirection.MAXIMIZE
-        history: list[Observation] = []
+        trials = self._trials.trials(study, current)
+        # A list that has only grown, by finished trials, is taken up where it ended.
+        past = self._past = self._past if self._past.trials is trials else _Past(trials)
         pending: list[Suggestion] = []
-        retried: set[int] = set()
-        # Every suggestion comes through here with every trial: one look-up for each that has ended.
         known = self._known
-        for trial in study.get_trials(deepcopy=False):
+        for trial in itertools.islice(trials, past.seen, None):
             seen = known.get(trial._trial_id)
             if seen is None or not (seen.trial is trial or _same(seen.trial, trial)):
                 seen = self._look(trial, names, maximise)
                 if trial.datetime_complete is not None:
                     known[trial._trial_id] = seen
-            _, observation, suggestion, again = seen
-            if again:
-                retried.update(again)
-            if observation is not None:
-                history.append(observation)
-            elif suggestion is not None and suggestion.number != current.number:
-                pending.append(suggestion)
-        if retried:
-            history = [one for one in history if one.number not in retried]
-            pending = [one for one in pending if one.number not in retried]
-        return history, pending
+            past.retried.update(seen.retried)
+            if seen.observation is not None:
+                past.history.append(seen.observation)
+            elif seen.pending is not None and seen.pending.number != current.number:
+                pending.append(seen.pending)
+        past.seen = len(trials)
+        if not past.retried:
+            return past.history.copy(), pending
+        return (
+            [one for one in past.history if one.number not in past.retried],
+            [one for one in pending if one.number not in past.retried],
+        )
 
     def _look(self, trial: FrozenTrial, names: Names, maximise: bool) -> _Known:
         running = trial.state == TrialState.RUNNING

@@ -260,6 +260,119 @@ def test_threads_see_each_other(tmp_path):
         assert asked <= seen
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_remembered_is_what_the_storage_has(storage, seed):
+    """Of whatever order of trials, here and elsewhere, a sampler without a memory sees the same."""
+    spy, afresh = Spy(SPACE), Spy(SPACE)
+    here = optuna.create_study(
+        study_name="s", storage=storage(), sampler=HypergradSampler(searcher=spy)
+    )
+    elsewhere = optuna.load_study(
+        study_name="s", storage=storage(), sampler=HypergradSampler(space=SPACE, seed=1)
+    )
+    rng = np.random.default_rng(seed)
+    running = []
+
+    def ask(study):
+        trial = study.ask()
+        running.append((study, trial, objective(trial)))
+        return trial
+
+    def tell(study, trial, value):
+        outcome = rng.integers(4)
+        if outcome == 0:
+            study.tell(trial, state=TrialState.FAIL)
+        elif outcome == 1:
+            trial.report(value + 1, 3)
+            study.tell(trial, state=TrialState.PRUNED)
+        else:
+            study.tell(trial, value)
+
+    for _ in range(40):
+        match rng.choice(["here", "told", "elsewhere", "added"], p=[0.4, 0.4, 0.1, 0.1]):
+            case "here":
+                trial = ask(here)
+                again = HypergradSampler(searcher=afresh)
+                frozen = here.get_trials()[trial.number]
+                again.sample_relative(here, frozen, space_to_optuna(SPACE))
+                assert spy.shown[-1] == afresh.shown[-1]
+            case "told" if running:
+                tell(*running.pop(rng.integers(len(running))))
+            case "elsewhere":
+                ask(elsewhere)
+            case "added" if here.trials:
+                here.add_trial(here.trials[-1])
+    assert max(len(history) for _, history, _ in spy.shown) > 5
+
+
+def test_storage_is_not_read_again_by_the_only_process(tmp_path, monkeypatch):
+    study = optuna.create_study(
+        storage=f"sqlite:///{tmp_path}/one.db", sampler=HypergradSampler(space=SPACE, seed=0)
+    )
+    study.optimize(objective, n_trials=2)
+    looks = []
+    read = optuna.Study.get_trials
+    monkeypatch.setattr(
+        optuna.Study, "get_trials", lambda self, **how: looks.append(1) or read(self, **how)
+    )
+    study.optimize(objective, n_trials=3)
+    assert not looks
+    other = optuna.load_study(study_name=study.study_name, storage=f"sqlite:///{tmp_path}/one.db")
+    other.sampler = optuna.samplers.RandomSampler(seed=0)
+    other.optimize(objective, n_trials=1)
+    study.optimize(objective, n_trials=3)
+    assert len(looks) == 1
+
+
+def test_a_result_that_could_not_be_stored_is_not_remembered(monkeypatch):
+    spy = Spy(SPACE)
+    study = optuna.create_study(sampler=HypergradSampler(searcher=spy))
+    study.optimize(objective, n_trials=2)
+
+    def full(*arguments, **options):
+        raise OSError("no space left on device")
+
+    trial = study.ask()
+    value = objective(trial)
+    with monkeypatch.context() as patch:
+        patch.setattr(study._storage, "set_trial_state_values", full)
+        with pytest.raises(OSError, match="no space"):
+            study.tell(trial, value)
+    study.optimize(objective, n_trials=1)
+    _, history, pending = spy.shown[-1]
+    assert [o.number for o in history] == [0, 1]
+    assert [p.number for p in pending] == [2]
+    # Given up by somebody else, as trials without a heartbeat are.
+    study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+    study.optimize(objective, n_trials=1)
+    _, history, pending = spy.shown[-1]
+    assert [o.number for o in history] == [0, 1, 2, 3]
+    assert not pending
+
+
+def test_a_younger_trial_that_asked_first_is_pending():
+    """Threads take their numbers first and queue up for their suggestions after."""
+    spy = Spy(SPACE)
+    sampler = HypergradSampler(searcher=spy)
+    study = optuna.create_study(sampler=sampler)
+    study.optimize(objective, n_trials=2)
+    older, younger = (study._storage.create_new_trial(study._study_id) for _ in range(2))
+    for trial in (younger, older):
+        sampler.sample_relative(study, study._storage.get_trial(trial), space_to_optuna(SPACE))
+    assert [p.number for p in spy.shown[-1][2]] == [3]
+
+
+def test_a_sampler_does_not_mix_two_studies():
+    spy = Spy(SPACE)
+    sampler = HypergradSampler(searcher=spy)
+    optuna.create_study(sampler=sampler).optimize(objective, n_trials=2)
+    second = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    second.optimize(objective, n_trials=2)
+    second.sampler = sampler
+    second.optimize(objective, n_trials=1)
+    assert [o.value for o in spy.shown[-1][1]] == [t.value for t in second.trials[:2]]
+
+
 def test_threads_give_the_same_suggestions_as_one(tmp_path):
     """Randomness belongs to the number of the trial, not to the thread."""
 
