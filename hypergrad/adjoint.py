@@ -17,8 +17,8 @@ from hypergrad.linear.vector import Product
 class LinearSystem(eqx.Module):
     """A linearised inner problem, to be solved with a `LinearSolver`.
 
-    Right-hand sides are scaled to norm 1 before solving: both solves return the solution of the
-    scaled system, and the norm that it has to be multiplied with.
+    Right-hand sides are divided by their largest entry before solving: both solves return the
+    solution of the scaled system, and what it has to be multiplied with.
     """
 
     @property
@@ -133,7 +133,8 @@ class SupportSystem(LinearSystem):
         solution, inside = self._reduced(solver, level, initial)
         u = vector.scale(inside, solution.value)
         value = vector.axpy(self.step, vector.sub(level, self.hessian(u)), u)
-        return _for_norm_one(solution, value, level, top)
+        solution = eqx.tree_at(lambda s: s.value, solution, value)
+        return _broken_unless(jnp.isfinite(top), solution), top
 
 
 def _broken_unless(condition: Array, solution: LinearSolution) -> LinearSolution:
@@ -164,39 +165,28 @@ def widened(product: Product, like: PyTree) -> Product:
 def levelled(rhs: PyTree) -> tuple[PyTree, Scalar]:
     """`rhs` in at least float32 and divided by its largest entry, and that; zeros if not finite.
 
-    Half the program of a scaling to norm 1, and its square no longer overflows or underflows.
+    Its square neither overflows nor underflows, whatever the unit of the outer loss.
     """
     rhs = accumulating(rhs)
     top = vector.largest(rhs)
     finite = jnp.isfinite(top)
-    # Two factors, because the inverse of a subnormal number overflows.
-    half = jnp.sqrt(1 / jnp.where(finite & (top > 0), top, 1))
-    return jax.tree.map(lambda a: jnp.where(finite, a * half * half, 0).astype(a.dtype), rhs), top
+    # The inverse of a subnormal number overflows.
+    top = jnp.where(top > 0, jnp.maximum(top, jnp.finfo(top.dtype).tiny), top)
+    inverse = 1 / jnp.where(finite & (top > 0), top, 1)
+    return jax.tree.map(lambda a: jnp.where(finite, a * inverse, 0).astype(a.dtype), rhs), top
 
 
 def solve_scaled(
     solver: LinearSolver, operator: LinearOperator, rhs: PyTree, initial: PyTree | None = None
 ) -> tuple[LinearSolution, Scalar]:
-    """Solve for the right-hand side scaled to norm 1.
+    """Solve for the right-hand side divided by its largest entry.
 
-    **Returns:** the solution of the scaled system, and the norm that it has to be multiplied with.
-    A right-hand side that is not finite is a breakdown: its solution is zero.
+    **Returns:** the solution of the scaled system, and what it has to be multiplied with. A
+    right-hand side that is not finite is a breakdown: its solution is zero.
     """
     level, top = levelled(rhs)
     solution = solver.solve(operator, level, initial=initial)
-    return _for_norm_one(solution, solution.value, level, top)
-
-
-def _for_norm_one(
-    solution: LinearSolution, value: PyTree, level: PyTree, top: Scalar
-) -> tuple[LinearSolution, Scalar]:
-    """From the `value` for the levelled right-hand side to that for one of norm 1, and its norm."""
-    length = vector.length(level)
-    size = top * length
-    finite = jnp.isfinite(size)
-    factor = jnp.where(finite, 1 / jnp.where(length > 0, length, 1), 0)
-    solution = eqx.tree_at(lambda s: s.value, solution, vector.scale(factor, value))
-    return _broken_unless(finite, solution), size
+    return _broken_unless(jnp.isfinite(top), solution), top
 
 
 def solver_for(solver: LinearSolver, *, symmetric: bool) -> LinearSolver:

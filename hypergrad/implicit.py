@@ -32,8 +32,9 @@ class ImplicitState(eqx.Module):
     """What implicit differentiation carries from call to call.
 
     - `params`: the current inner point.
-    - `adjoint`: solution of the last adjoint system for the cotangent scaled to norm 1, in at least
-      float32; zeros before the first.
+    - `adjoint`: solution of the last adjoint system, its cotangent divided by the largest entry, in
+      at least float32; zeros before the first.
+    - `cotangent_size`: that largest entry, by which `adjoint` is to be multiplied.
     - `scale`: the larger of `‖∂f/∂w‖` and `‖H w‖` at the point given to `init`.
     - `solver_state`: the inner solver's own state.
     - `inner_iterations`: spent by the last `fit`.
@@ -41,6 +42,7 @@ class ImplicitState(eqx.Module):
 
     params: PyTree
     adjoint: PyTree
+    cotangent_size: Scalar
     recollection: PyTree
     scale: Scalar
     solver_state: PyTree
@@ -51,7 +53,7 @@ class ImplicitDifferentiation(Estimator):
     """Hypergradients by the implicit function theorem.
 
     One linearisation of the inner gradient serves all products of a solve; the mixed product
-    `Cᵀ q` is one more derivative. The cotangent is scaled to norm 1 before solving, so tiny and
+    `Cᵀ q` is one more derivative. The cotangent is divided by its largest entry first, so tiny and
     huge outer gradients neither underflow nor overflow, and vectors of the solve are kept in at
     least float32 whatever the parameters' dtype.
 
@@ -140,6 +142,7 @@ class ImplicitDifferentiation(Estimator):
         return ImplicitState(
             params=params,
             adjoint=adjoint,
+            cotangent_size=jnp.zeros_like(scale),
             recollection=self.linear_solver.blank(adjoint) if self.warm_start else None,
             scale=jnp.where(jnp.isfinite(scale) & (scale > 0), scale, 1),
             solver_state=None if self.solver is None else self.solver.init(problem, params),
@@ -166,6 +169,7 @@ class ImplicitDifferentiation(Estimator):
         state = ImplicitState(
             params=solution.params,
             adjoint=state.adjoint,
+            cotangent_size=state.cotangent_size,
             recollection=state.recollection,
             scale=state.scale,
             solver_state=solution.state,
@@ -267,6 +271,7 @@ class ImplicitDifferentiation(Estimator):
         new_state = ImplicitState(
             params=state.params,
             adjoint=solution.value if self.warm_start else state.adjoint,
+            cotangent_size=size if self.warm_start else state.cotangent_size,
             recollection=solution.recollection if self.warm_start else None,
             scale=state.scale,
             solver_state=state.solver_state,

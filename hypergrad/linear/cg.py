@@ -24,7 +24,7 @@ class CG(LinearSolver):
     energy norm and in the Euclidean one (Hestenes & Stiefel 1952), where residuals may rise above
     the first.
 
-    On a direction of non-positive curvature it stops, keeps the iterate with the smallest residual,
+    On a direction of non-positive curvature it stops, returns the iterate before (Steihaug 1983)
     and says so: the operator is then not positive definite and damping, Gauss-Newton curvature or a
     solver for indefinite systems is called for.
 
@@ -76,9 +76,7 @@ class CG(LinearSolver):
             square = jnp.where(warm, size, b_square)
 
         def unfinished(carry: "_Iteration") -> Array:
-            return (
-                (carry.step < self.max_steps) & (carry.best_norm > self.tol * b_norm) & ~carry.stop
-            )
+            return (carry.step < self.max_steps) & (carry.norm > self.tol * b_norm) & ~carry.stop
 
         def body(c: "_Iteration") -> "_Iteration":
             # Made here and not at the end: the last use of the old direction makes the new one, so
@@ -93,27 +91,23 @@ class CG(LinearSolver):
             positive = curvature > eps * c.square * jnp.where(c.step > 0, c.high, 0)
             good = finite & positive
             step = jnp.where(good, c.along / curvature, 0)
-            x = vector.axpy(step, direction, c.x)
             residual = vector.axpy(-step, image, c.residual)
             new_square = vector.vdot(residual, residual)
+            # What a failed step makes of the residual is not used, for the iteration ends with it.
+            # Only one of no positive curvature along a warm start is passed over, and not made.
             overflow = ~jnp.isfinite(new_square)
-            # What a failed step leaves behind is not used, for the iteration ends with it. Only one
-            # of no positive curvature along a warm start is passed over: its length is zero.
             good = good & ~overflow
             # After the step along a warm start the recurrence begins afresh at the residual.
             factor = jnp.where(c.warm, 0, new_square / c.along)
-            new_norm = jnp.sqrt(new_square)
-            better = good & (new_norm < c.best_norm)
             return _Iteration(
                 step=c.step + 1,
-                x=x,
+                x=vector.where(good, vector.axpy(step, direction, c.x), c.x),
                 residual=residual,
+                norm=jnp.where(good, jnp.sqrt(new_square), c.norm),
                 direction=direction,
                 factor=factor,
                 along=new_square,
                 square=new_square + factor**2 * c.square,
-                best=vector.where(better, x, c.best),
-                best_norm=jnp.where(better, new_norm, c.best_norm),
                 warm=jnp.asarray(False),
                 stop=~good & ~(c.warm & finite & ~overflow),
                 indefinite=c.indefinite | (finite & ~positive),
@@ -129,12 +123,11 @@ class CG(LinearSolver):
             step=jnp.zeros((), jnp.int32),
             x=zero,
             residual=rhs,
+            norm=b_norm,
             direction=last,
             factor=jnp.where(warm, 1, 0).astype(dtype),
             along=along,
             square=square,
-            best=zero,
-            best_norm=b_norm,
             warm=warm,
             stop=~jnp.isfinite(b_norm) | (b_square == 0),
             indefinite=no,
@@ -143,11 +136,9 @@ class CG(LinearSolver):
             high=unknown,
         )
         end = jax.lax.while_loop(unfinished, body, start)
-        healthy = (end.step > 0) & ~end.indefinite & ~end.breakdown
-        residual = jnp.where(healthy, jnp.sqrt(end.along), end.best_norm)
         return LinearSolution(
-            value=packing.unpack(vector.where(healthy, end.x, end.best)),
-            residual=jnp.where(b_norm > 0, residual / b_norm, 0),
+            value=packing.unpack(end.x),
+            residual=jnp.where(b_norm > 0, end.norm / b_norm, 0),
             products=end.step,
             nonpositive_curvature=end.indefinite,
             breakdown=end.breakdown,
@@ -160,12 +151,11 @@ class _Iteration(eqx.Module):
     step: Array
     x: PyTree
     residual: PyTree
+    norm: Array  # of the residual of x
     direction: PyTree  # the last one
     factor: Array  # of the last direction in the next one
     along: Array  # <direction, residual>; the residual's square, but for a warm start
     square: Array  # <direction, direction>, by recurrence
-    best: PyTree
-    best_norm: Array
     warm: Array
     stop: Array
     indefinite: Array

@@ -21,8 +21,8 @@ class PCG(LinearSolver):
     Cut short by `max_steps`, it returns the last iterate, as `CG` does: the energy norm of its
     error falls from step to step, where the residual may rise.
 
-    On a direction of non-positive curvature it stops, keeps the iterate of smallest residual and
-    says so. A preconditioner that is not positive definite is a `breakdown`.
+    On a direction of non-positive curvature it stops, returns the iterate before and says so. A
+    preconditioner that is not positive definite is a `breakdown`.
 
     **Arguments:**
 
@@ -63,7 +63,7 @@ class PCG(LinearSolver):
         eps = jnp.finfo(dtype).eps
 
         def unfinished(c: _Iteration) -> Array:
-            return (c.step < self.max_steps) & (c.best_size > self.tol) & ~c.stop
+            return (c.step < self.max_steps) & (c.size > self.tol) & ~c.stop
 
         def body(c: _Iteration) -> _Iteration:
             z = inverse(c.residual)
@@ -79,21 +79,18 @@ class PCG(LinearSolver):
             spectrum = vector.where(finite, c.spectrum.met(quotient), c.spectrum)
             positive = quotient > eps * jnp.maximum(spectrum.high, 0)
             alpha = jnp.where(finite & positive, rz / curvature, 0)
-            image = vector.where(finite, image, c.residual)
-            x = vector.axpy(alpha, direction, c.x)
             residual = vector.axpy(-alpha, image, c.residual)
             size = vector.norm(residual)
             overflow = ~jnp.isfinite(size)
+            # What a failed step makes of the residual is not used: the iteration ends with it.
             good = finite & positive & ~overflow
-            better = good & (size < c.best_size)
             return _Iteration(
                 step=c.step + 1,
-                x=x,
+                x=vector.where(good, vector.axpy(alpha, direction, c.x), c.x),
                 residual=residual,
+                size=jnp.where(good, size, c.size),
                 direction=direction,
                 rz=rz,
-                best=vector.where(better, x, c.best),
-                best_size=jnp.where(better, size, c.best_size),
                 spectrum=spectrum,
                 stop=~good,
                 indefinite=finite & ~positive,
@@ -106,20 +103,18 @@ class PCG(LinearSolver):
             step=jnp.zeros((), jnp.int32),
             x=system.start,
             residual=system.residual,
+            size=first,
             direction=vector.zeros_like(system.rhs),
             rz=jnp.ones((), dtype),
-            best=system.start,
-            best_size=first,
             spectrum=nothing_met(dtype),
             stop=first == 0,
             indefinite=no,
             breakdown=no,
         )
         end = jax.lax.while_loop(unfinished, body, start)
-        healthy = ~end.indefinite & ~end.breakdown
         return system.solution(
-            vector.where(healthy, end.x, end.best),
-            jnp.where(healthy, vector.norm(end.residual), end.best_size),
+            end.x,
+            end.size,
             system.products + building + end.step,
             nonpositive=end.indefinite,
             breakdown=end.breakdown,
@@ -131,10 +126,9 @@ class _Iteration(eqx.Module):
     step: Array
     x: PyTree
     residual: PyTree
+    size: Array  # of the residual of x
     direction: PyTree
     rz: Array
-    best: PyTree
-    best_size: Array
     spectrum: Spectrum
     stop: Array
     indefinite: Array

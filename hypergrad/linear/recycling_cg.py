@@ -83,8 +83,8 @@ class RecyclingCG(LinearSolver):
     solutions is the start, at one product for each. Worth its memory where the parameters are
     thousands rather than millions: `2 memory + 3` vectors.
 
-    On a direction of non-positive curvature it stops, keeps the iterate of smallest residual and
-    says so, as `CG` does.
+    On a direction of non-positive curvature it stops, returns the iterate before and says so, as
+    `CG` does.
 
     **Arguments:**
 
@@ -141,7 +141,7 @@ class RecyclingCG(LinearSolver):
         eps = jnp.finfo(whole.dtype).eps
 
         def unfinished(c: _Iteration) -> Array:
-            going = (c.step < self.max_steps) & (c.best_norm > self.tol)
+            going = (c.step < self.max_steps) & (c.size > self.tol)
             return going & ~c.indefinite & ~c.breakdown
 
         def body(c: _Iteration) -> _Iteration:
@@ -163,49 +163,42 @@ class RecyclingCG(LinearSolver):
             positive = quotient > eps * jnp.maximum(spectrum.high, 0)
             good = finite & positive
             alpha = jnp.where(good, rz / curvature, 0)
-            x = vector.axpy(alpha, direction, c.x)
             residual = vector.axpy(-alpha, image, c.residual)
             size = vector.length(residual)
             overflow = ~jnp.isfinite(size)
+            # What a failed step makes of the residual is not used: the iteration ends with it.
             good = good & ~overflow
-            better = good & (size < c.best_norm)
             return _Iteration(
                 step=c.step + 1,
-                x=x,
+                x=vector.where(good, vector.axpy(alpha, direction, c.x), c.x),
                 residual=residual,
+                size=jnp.where(good, size, c.size),
                 direction=direction,
                 rz=rz,
                 sound=sound,
-                best=vector.where(better, x, c.best),
-                best_norm=jnp.where(better, size, c.best_norm),
                 learned=c.learned.with_pair(direction, image, good),
                 spectrum=spectrum,
                 indefinite=c.indefinite | (finite & ~positive),
                 breakdown=~finite | overflow,
             )
 
-        size = vector.length(first.residual)
-        closer = size < whole
-        zero = vector.zeros_like(system.rhs)
         start = _Iteration(
             step=first.products,
             x=first.value,
             residual=first.residual,
-            direction=zero,
+            size=vector.length(first.residual),
+            direction=vector.zeros_like(system.rhs),
             rz=jnp.ones_like(whole),
             sound=jnp.asarray(True),
-            best=vector.where(closer, first.value, zero),
-            best_norm=jnp.where(closer, size, whole),
             learned=first.recorded_in(known, jax.tree.map(lambda a: a[:-1], solutions)),
             spectrum=first.spectrum,
             indefinite=first.indefinite,
             breakdown=first.breakdown,
         )
         end = jax.lax.while_loop(unfinished, body, start)
-        healthy = ~end.indefinite & ~end.breakdown
         solution = system.solution(
-            vector.where(healthy, end.x, end.best),
-            jnp.where(healthy, vector.length(end.residual), end.best_norm),
+            end.x,
+            end.size,
             end.step,
             nonpositive=end.indefinite,
             breakdown=end.breakdown,
@@ -223,11 +216,10 @@ class _Iteration(eqx.Module):
     step: Array
     x: PyTree
     residual: PyTree
+    size: Array  # of the residual of x
     direction: PyTree
     rz: Array
     sound: Array
-    best: PyTree
-    best_norm: Array
     learned: Recollection
     spectrum: Spectrum
     indefinite: Array

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree, Scalar
 
-from hypergrad.implicit import ImplicitDifferentiation
+from hypergrad.implicit import ImplicitDifferentiation, ImplicitState
 from hypergrad.linear import vector
 from hypergrad.outer.base import (
     BREAKDOWN,
@@ -37,7 +37,6 @@ from hypergrad.outer.base import (
 )
 from hypergrad.outer.constraints import Box, Constraint
 from hypergrad.outer.quasi_newton import Curvature, QuasiNewton
-from hypergrad.outer.soba import outer_terms
 from hypergrad.problem import BilevelProblem
 
 # How exactly the adaptive schedule knows adjoints at least, relative to themselves.
@@ -93,7 +92,6 @@ class HOAGState(OuterState):
     - `estimator_state`: at the last point kept.
     - `value`: outer loss there.
     - `level`, `slack`: the loss by which steps are judged, and its uncertainty.
-    - `cotangent_norm`: `‖∂F/∂w‖` there, by which the estimator's adjoint is to be multiplied.
     - `curvature`: of the outer loss, if there is a `metric`.
     - `lipschitz`: `L`, the inverse step size.
     - `tolerance`: what the adaptive schedule asks for next, relative.
@@ -104,7 +102,6 @@ class HOAGState(OuterState):
     value: Scalar
     level: Scalar
     slack: Scalar
-    cotangent_norm: Scalar
     curvature: Curvature | None
     lipschitz: Scalar
     tolerance: Scalar
@@ -198,7 +195,6 @@ class HOAG(OuterAlgorithm):
             value=jnp.full((), jnp.inf, dtype),
             level=jnp.full((), jnp.inf, dtype),
             slack=jnp.zeros((), dtype),
-            cotangent_norm=jnp.zeros((), dtype),
             curvature=None if self.metric is None else self.metric.init(differentiable(hparams)),
             lipschitz=jnp.ones((), dtype),
             tolerance=jnp.full((), ROUGHEST, dtype),
@@ -232,15 +228,15 @@ class HOAG(OuterAlgorithm):
         value, _ = problem.outer_loss(response.params, candidate, batches.outer, key)
         gradient = problem.residual(response.params, candidate, batches.linear, key)
 
-        def judged(adjoint: PyTree, cotangent_norm: Scalar) -> tuple[Scalar, Scalar]:
+        def judged(at: ImplicitState) -> tuple[Scalar, Scalar]:
             """The loss that counts, and its uncertainty."""
-            bound = cotangent_norm * vector.norm(adjoint) * vector.norm(gradient)
+            bound = at.cotangent_size * vector.norm(at.adjoint) * vector.norm(gradient)
             if not adaptive:
                 return value, bound
-            effect = cotangent_norm * vector.vdot(adjoint, gradient)
+            effect = at.cotangent_size * vector.vdot(at.adjoint, gradient)
             return value - effect, ROUGH * bound + jnp.abs(effect) / 2
 
-        level, doubt = judged(state.estimator_state.adjoint, state.cotangent_norm)
+        level, doubt = judged(state.estimator_state)
         first = jnp.isinf(state.value)
         jump = vector.sub(differentiable(candidate), differentiable(state.visited))
         slope = vector.vdot(state.hypergradient, jump)
@@ -259,23 +255,23 @@ class HOAG(OuterAlgorithm):
             estimate = estimator.hypergradient(
                 problem, response, candidate, batches.linear, batches.outer, key=key
             )
-            # In one branch with the hypergradient, so that the compiler derives the loss once.
-            _, outer = outer_terms(problem, response.params, candidate, batches.outer, key)
-            norm = vector.norm(outer.params)
-            better = judged(estimate.state.adjoint, norm)
-            found = (norm, *better, estimate.info.error, estimate.info.linear_residual)
+            found = (
+                *judged(estimate.state),
+                estimate.info.error,
+                estimate.info.linear_residual,
+            )
             measures = tuple(jnp.asarray(x, dtype) for x in found)
             return estimate.state, estimate.grad, measures, estimate.info.iterations
 
         def at_last() -> tuple:
             unknown = jnp.full((), jnp.nan, dtype)
             # A level that nothing comes up to is itself in doubt.
-            measures = (state.cotangent_norm, state.level, 2 * state.slack, unknown, unknown)
+            measures = (state.level, 2 * state.slack, unknown, unknown)
             none = jnp.zeros((), jnp.int32)
             return state.estimator_state, state.hypergradient, measures, none
 
         estimator_state, grad, measures, products = _branch(keep, at_candidate, at_last)
-        cotangent_norm, level, slack, error, linear_residual = measures
+        level, slack, error, linear_residual = measures
         grad_norm = vector.norm(grad)
         good = jnp.isfinite(grad_norm) & (finite | ~first)
 
@@ -307,8 +303,8 @@ class HOAG(OuterAlgorithm):
         ahead = vector.sub(differentiable(moved), differentiable(visited))
         decrease = jnp.abs(vector.vdot(grad, ahead)) / 2
         # Two points share the slack of the next comparison.
-        sensitivity = ROUGH * cotangent_norm * vector.norm(estimator_state.adjoint)
-        share = 0.05 * decrease / (sensitivity * estimator_state.scale)
+        length = estimator_state.cotangent_size * vector.norm(estimator_state.adjoint)
+        share = 0.05 * decrease / (ROUGH * length * estimator_state.scale)
         new = HOAGState(
             step=state.step,
             hparams=moved,
@@ -319,7 +315,6 @@ class HOAG(OuterAlgorithm):
             value=jnp.where(keep, value, state.value),
             level=level,
             slack=slack,
-            cotangent_norm=cotangent_norm,
             curvature=curvature,
             lipschitz=lipschitz,
             tolerance=jnp.clip(share, 0, ROUGHEST).astype(dtype),

@@ -299,7 +299,7 @@ class MAID(OuterAlgorithm):
             )
             residual = info.residual * scale
             norm = vector.norm(estimate.grad)
-            adjoint = vector.scale(cotangent, estimate.state.adjoint)
+            adjoint = vector.scale(estimate.state.cotangent_size, estimate.state.adjoint)
             constants = self._constants(response.params, hparams)
             if constants is None:
                 error = estimate.info.error * norm

@@ -171,6 +171,25 @@ def test_more_steps_never_have_a_larger_energy_error(name: str) -> None:
     assert np.all(np.diff(errors) < 0)
 
 
+@pytest.mark.parametrize("name", ["cg", "pcg", "recycling_cg"])
+def test_non_positive_curvature_leaves_the_iterate_before(name: str) -> None:
+    a = matrix("indefinite")
+    q = np.linalg.eigh(a)[1]
+    b = q @ np.r_[0.1, 0.1, np.ones(SIZE - 2)]
+    steps = [solve(make(name, steps=steps), a, b) for steps in range(SIZE)]
+    sound = [solution for solution in steps if not solution.nonpositive_curvature]
+    whole = solve(make(name), a, b)
+    assert len(sound) > 2
+    assert whole.nonpositive_curvature
+    assert not whole.breakdown
+    np.testing.assert_array_equal(flat(whole.value), flat(sound[-1].value))
+    # The quadratic is lower at every step: what was found so far is worth having.
+    lower = [float(x @ a @ x / 2 - b @ x) for x in (flat(s.value) for s in sound)]
+    assert np.all(np.diff(lower) < 0)
+    gap = np.linalg.norm(b - a @ flat(whole.value)) / np.linalg.norm(b)
+    assert float(whole.residual) == pytest.approx(gap, rel=1e-9)
+
+
 @pytest.mark.parametrize("name", [*sorted(set(ITERATIVE) - {"cg", "fallback"}), "dense", "nystrom"])
 def test_bfloat16_systems_are_solved_in_float32(name: str) -> None:
     diagonal = jnp.linspace(1.0, 4.0, 100)
