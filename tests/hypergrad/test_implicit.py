@@ -208,6 +208,20 @@ def test_cotangent_of_any_size_in_float32(size):
     assert relative_error(out.grad / size, truth) < 1e-4
 
 
+@pytest.mark.parametrize("size", [1e-3, 1.0, 40.0])
+def test_the_state_keeps_the_adjoint_and_what_it_is_to_be_multiplied_by(size):
+    problem, params, lam, train, valid = logistic()
+    params = solved(problem, params, lam, train)
+    scaled = BilevelProblem(problem.inner, lambda w, lam, b: size * problem.outer(w, lam, b))
+    estimator = ImplicitDifferentiation(linear_solver=CG(tol=1e-12), error_estimate=False)
+    state = hypergradient(scaled, params, lam, train, valid, estimator=estimator).state
+    count = params.size
+    hessian = jax.hessian(problem.inner)(params, lam, train).reshape(count, count)
+    cotangent = jax.grad(scaled.outer)(params, lam, valid).ravel()
+    truth = jnp.linalg.solve(hessian, cotangent)
+    assert relative_error(state.cotangent_size * state.adjoint.ravel(), truth) < 1e-9
+
+
 def test_zero_cotangent_gives_zero_for_free():
     problem = BilevelProblem(ridge_inner, lambda w, lam, batch: jnp.sum((w - batch) ** 2))
     params = solved(RIDGE, jnp.zeros(2), -1.0, (X, Y))
