@@ -72,6 +72,17 @@ def test_a_warm_start_of_negative_curvature_is_dropped_but_told():
     assert solution.nonpositive_curvature
 
 
+def test_negative_curvature_keeps_what_was_found_before():
+    a = jnp.diag(jnp.array([5.0, 4.0, -0.1]))
+    b = jnp.array([1.0, 1.0, 0.01])
+    solution = CG(tol=1e-12).solve(operator(a), b)
+    assert solution.nonpositive_curvature
+    assert not solution.breakdown
+    assert solution.residual < 0.5
+    residual = jnp.linalg.norm(b - a @ solution.value) / jnp.linalg.norm(b)
+    np.testing.assert_allclose(solution.residual, residual, rtol=1e-8)
+
+
 def test_singular_but_consistent():
     a = jnp.diag(jnp.array([2.0, 1.0, 0.0]))
     solution = CG(tol=1e-12).solve(operator(a), jnp.array([2.0, 3.0, 0.0]))
