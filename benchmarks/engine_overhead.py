@@ -6,9 +6,11 @@
   spends proposing, with so many trials told before; for Optuna also less those of the same loop
   with its own random sampler, or with one that does no more than a sampler with a memory has to:
   reads the study once and writes one attribute. At most 5 are wanted.
-- `rate`: Ray's trials per second with its own random search, relative to ours, in rounds that take
-  turns; at most 1.1 is wanted. The trials do no work, but report a gradient; `BayesSearcher` shows
-  what a searcher costs that thinks about every suggestion.
+- `rate`: Ray's trials per second, relative to its own random search, in rounds that take turns,
+  once both workers run; at most 1.1 is wanted. The trials do no work, but report a gradient. Ray
+  keeps 200 trials of its own random search waiting, and one of a searcher; the reference is its
+  random search with one waiting, and the row without that limit shows what the difference makes.
+  `BayesSearcher` shows what a searcher costs that thinks about every suggestion.
 - `restore`: seconds from the start of the restoring until the loop of an interrupted experiment
   takes its next step; at most 5 are wanted with 1,000 trials done. Ray's are given with its own
   random search too, and the part of them that is ours.
@@ -248,12 +250,19 @@ def suggestions(quick: bool) -> Iterator[dict[str, Any]]:
 # Ray, for real
 
 
+_START = 2.0  # seconds that a worker may take to start
+
+
 def _nothing(config: dict[str, Any]) -> None:
     """A bowl in the logarithms, with its gradient."""
     from ray import tune
 
     from strategies.ray import result
 
+    # Ray drops a worker that has not started when another one is free again.
+    if "STARTED" not in os.environ:
+        os.environ["STARTED"] = "1"
+        time.sleep(_START)
     depths = [math.log(x) + 3 for x in config["l2"]]
     slopes = [2 * d / x for d, x in zip(depths, config["l2"], strict=True)]
     tune.report(result(sum(d * d for d in depths), {"l2": slopes}, metric="loss"))
@@ -266,6 +275,7 @@ def _experiment(kind: str, trials: int, folder: str, callbacks: Sequence[Any] = 
 
     searches: dict[str, Callable[[], Any]] = {
         "Ray's random search": lambda: None,
+        "Ray's, 200 waiting": lambda: None,
         "ours, random": lambda: HypergradSearch(RandomSearcher),
         "ours, hypergradient": lambda: HypergradSearch(),
         "ours, Bayes": lambda: HypergradSearch(BayesSearcher),
@@ -289,7 +299,13 @@ def _experiment(kind: str, trials: int, folder: str, callbacks: Sequence[Any] = 
     )
 
 
-KINDS = ("Ray's random search", "ours, random", "ours, hypergradient", "ours, Bayes")
+KINDS = (
+    "Ray's random search",
+    "ours, random",
+    "ours, hypergradient",
+    "ours, Bayes",
+    "Ray's, 200 waiting",
+)
 
 
 def _start_ray() -> None:
@@ -310,24 +326,37 @@ def _start_ray() -> None:
 
 
 def rate(quick: bool) -> Iterator[dict[str, Any]]:
-    """Whole experiments of trials that do nothing, in turn."""
-    trials, rounds = (20, 2) if quick else (60, 4)
+    """Experiments of trials that do nothing, in turn, from the tenth result to the last."""
+    from ray import tune
+
+    class Ends(tune.Callback):
+        def __init__(self) -> None:
+            self.times: list[float] = []
+            self.workers: set[int] = set()
+
+        def on_trial_result(self, result: dict[str, Any], **info: Any) -> None:
+            self.times.append(time.perf_counter())
+            self.workers.add(result["pid"])
+
+    trials, rounds, first = (40, 2, 10) if quick else (200, len(KINDS), 10)
     _start_ray()
     seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    for i in range(rounds + 1):
-        first = i % len(KINDS)  # so that each kind comes first once
-        for kind in KINDS[first:] + KINDS[:first]:
+    for i in range(rounds):
+        for kind in KINDS[i:] + KINDS[:i]:  # so that each kind comes first once
+            ends = Ends()
+            # What it is by default, for a searcher and for Ray's own random search.
+            os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "200" if kind == KINDS[-1] else "1"
             with tempfile.TemporaryDirectory() as folder:
-                tuner = _experiment(kind, trials, folder)
-                start = time.perf_counter()
-                tuner.fit()
-                if i:  # the first round starts the workers
-                    seconds[kind].append(time.perf_counter() - start)
+                _experiment(kind, trials, folder, [ends]).fit()
+            if len(ends.workers) != 2:
+                raise RuntimeError(f"{len(ends.workers)} workers instead of 2: raise _START")
+            seconds[kind].append(ends.times[-1] - ends.times[first])
+    del os.environ["TUNE_MAX_PENDING_TRIALS_PG"]
     for kind in KINDS:
         yield {
             "engine": kind,
             "trials": trials,
-            "per_second": trials / median(seconds[kind]),
+            "per_second": (trials - 1 - first) / median(seconds[kind]),
             "time_ratio": ratio(seconds, kind, KINDS[0]),
         }
 
