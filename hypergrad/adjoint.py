@@ -106,7 +106,7 @@ class SupportSystem(LinearSystem):
             image = self.project(self.hessian(inside))
             return vector.axpy(1, vector.sub(v, inside), image)
 
-        inside = self.project(accumulating(rhs))
+        inside = self.project(vector.widen(rhs))
         twice = self.project(inside)
         gap, size = vector.norm(vector.sub(twice, inside)), vector.norm(inside)
         polyhedral = gap <= 1e-3 * size
@@ -119,7 +119,7 @@ class SupportSystem(LinearSystem):
         self, solver: LinearSolver, rhs: PyTree, initial: PyTree | None = None
     ) -> tuple[LinearSolution, Scalar]:
         """See `LinearSystem.solve`."""
-        rhs = accumulating(rhs)
+        rhs = vector.widen(rhs)
         moved = vector.scale(self.step, rhs)
         solution, size = self._reduced(solver, vector.sub(rhs, self.hessian(moved)), initial)
         value = vector.axpy(1, vector.scale(size, solution.value), moved)
@@ -150,16 +150,11 @@ def jacobian_operator(product: Product, like: PyTree, *, symmetric: bool) -> Lin
     - `like`: the inner point.
     - `symmetric`: `J` is a Hessian.
     """
-    mv = widened(product, like)
+    mv = vector.widened(product, like)
     if symmetric:
         return symmetric_operator(mv)
     transpose = jax.linear_transpose(product, like)
-    return LinearOperator(mv, widened(lambda v: transpose(v)[0], like), symmetric=False)
-
-
-def widened(product: Product, like: PyTree) -> Product:
-    """The product on vectors in at least float32, of one that wants the dtypes of `like`."""
-    return lambda v: accumulating(product(cast_like(v, like)))
+    return LinearOperator(mv, vector.widened(lambda v: transpose(v)[0], like), symmetric=False)
 
 
 def levelled(rhs: PyTree) -> tuple[PyTree, Scalar]:
@@ -167,13 +162,13 @@ def levelled(rhs: PyTree) -> tuple[PyTree, Scalar]:
 
     Its square neither overflows nor underflows, whatever the unit of the outer loss.
     """
-    rhs = accumulating(rhs)
+    rhs = vector.widen(rhs)
     top = vector.largest(rhs)
     finite = jnp.isfinite(top)
     # The inverse of a subnormal number overflows.
     top = jnp.where(top > 0, jnp.maximum(top, jnp.finfo(top.dtype).tiny), top)
     inverse = 1 / jnp.where(finite & (top > 0), top, 1)
-    return jax.tree.map(lambda a: jnp.where(finite, a * inverse, 0).astype(a.dtype), rhs), top
+    return jax.tree.map(lambda a: jnp.where(finite, a * inverse, 0.0).astype(a.dtype), rhs), top
 
 
 def solve_scaled(
@@ -194,13 +189,3 @@ def solver_for(solver: LinearSolver, *, symmetric: bool) -> LinearSolver:
     if isinstance(solver, CG) and not symmetric:
         return GMRES(tol=solver.tol, max_steps=solver.max_steps)
     return solver
-
-
-def accumulating(tree: PyTree) -> PyTree:
-    """Each leaf in at least float32."""
-    return jax.tree.map(lambda a: a.astype(jnp.promote_types(a.dtype, jnp.float32)), tree)
-
-
-def cast_like(tree: PyTree, like: PyTree) -> PyTree:
-    """Each leaf in the dtype of `like`."""
-    return jax.tree.map(lambda a, b: a.astype(b.dtype), tree, like)

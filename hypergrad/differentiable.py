@@ -11,13 +11,13 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, PyTree
 
-from hypergrad.adjoint import cast_like, jacobian_operator, solve_scaled, solver_for
-from hypergrad.curvature import residual_of
+from hypergrad.adjoint import jacobian_operator, solve_scaled, solver_for
 from hypergrad.inner import as_inner_solver
 from hypergrad.linear import vector
 from hypergrad.linear.base import LinearSolver
 from hypergrad.linear.cg import CG
 from hypergrad.problem import BilevelProblem
+from hypergrad.residual import residual_of
 
 
 def implicit_solver(
@@ -66,7 +66,7 @@ def implicit_solver(
                 "implicit_solver: the linear system of the derivative was not solved (singular or "
                 "indefinite inner Hessian, or a number that is not finite).",
             )
-        return cast_like(vector.scale(size, value), rhs)
+        return vector.cast_like(vector.scale(size, value), rhs)
 
     def tangent_solve(product: Callable, rhs: PyTree) -> PyTree:
         return jax.lax.custom_linear_solve(

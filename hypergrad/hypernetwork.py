@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
 from hypergrad.linear import vector
 from hypergrad.problem import BilevelProblem
+from hypergrad.residual import residual_of, residual_scale
 from hypergrad.self_tuning.perturbation import Perturbation
 
 # A sample of a normal distribution lies within this many standard deviations of its mean in all
@@ -106,7 +107,7 @@ class HypernetworkState(eqx.Module):
     - `key`: the random key of the next `fit`.
     - `steps`: training steps accepted so far, and `last_steps` by the last `fit`.
     - `failures`: consecutive training steps whose loss or gradient was not finite.
-    - `residual_scale`: see `HypergradientInfo.inner_residual`.
+    - `scale`: see `HypergradientInfo.inner_residual`.
     """
 
     params: PyTree
@@ -119,7 +120,7 @@ class HypernetworkState(eqx.Module):
     steps: Int[Array, ""]
     last_steps: Int[Array, ""]
     failures: Int[Array, ""]
-    residual_scale: Scalar
+    scale: Scalar
 
 
 class Hypernetwork(Estimator):
@@ -233,6 +234,9 @@ class Hypernetwork(Estimator):
         flat, _ = _ravel(hparams)
         network_key, problem_key, key = jax.random.split(key, 3)
         centre, width = self._normaliser(hparams, flat)
+        weights, constant = eqx.partition(params, eqx.is_inexact_array)
+        gradient = residual_of(problem, constant, hparams, inner_batch, problem_key)
+        _, scale = residual_scale(gradient, weights)
         state = HypernetworkState(
             params=params,
             network=self._network(network_key, flat, params),
@@ -248,7 +252,7 @@ class Hypernetwork(Estimator):
             steps=jnp.zeros((), jnp.int32),
             last_steps=jnp.zeros((), jnp.int32),
             failures=jnp.zeros((), jnp.int32),
-            residual_scale=_residual_scale(problem, params, hparams, inner_batch, problem_key),
+            scale=scale,
         )
         return eqx.tree_at(
             lambda s: s.optimizer,
@@ -475,22 +479,7 @@ def _recentre(state: HypernetworkState, flat: Array) -> HypernetworkState:
 def _residual(
     problem: BilevelProblem, state: HypernetworkState, hparams: PyTree, batch: PyTree, key: Array
 ) -> Scalar:
-    gradient = vector.norm(problem.residual(state.params, hparams, batch, key))
-    scale = jnp.maximum(state.residual_scale, gradient)
-    return jnp.where(scale > 0, gradient / jnp.where(scale > 0, scale, 1), 0)
-
-
-def _residual_scale(
-    problem: BilevelProblem, params: PyTree, hparams: PyTree, batch: PyTree, key: Array
-) -> Scalar:
-    weights, constant = eqx.partition(params, eqx.is_inexact_array)
-
-    def gradient(w: PyTree) -> PyTree:
-        return problem.residual(eqx.combine(w, constant), hparams, batch, key)
-
-    value, product = jax.jvp(gradient, (weights,), (weights,))
-    curvature = vector.norm(product)
-    return jnp.maximum(vector.norm(value), jnp.where(jnp.isfinite(curvature), curvature, 0))
+    return vector.norm(problem.residual(state.params, hparams, batch, key)) / state.scale
 
 
 def _ravel(hparams: PyTree) -> tuple[Array, Callable[[Array], PyTree]]:

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree, Scalar
 
-from hypergrad.adjoint import accumulating, cast_like, solver_for
-from hypergrad.curvature import Curvature, Hessian, residual_of, slope_of
+from hypergrad.adjoint import solver_for
+from hypergrad.curvature import Curvature, Hessian
 from hypergrad.error import ErrorEstimate, Sensitivity, estimate_error
 from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
 from hypergrad.inner import InnerSolver, as_inner_solver
@@ -26,6 +26,7 @@ from hypergrad.linear.base import LinearSolver
 from hypergrad.linear.cg import CG
 from hypergrad.paths import require_effect, trace_paths
 from hypergrad.problem import BilevelProblem
+from hypergrad.residual import residual_of, residual_scale, slope_of
 
 
 class ImplicitState(eqx.Module):
@@ -132,19 +133,14 @@ class ImplicitDifferentiation(Estimator):
         dynamic, static = eqx.partition(params, eqx.is_inexact_array)
         if not jax.tree.leaves(dynamic):
             raise ValueError("params has no leaf that is a floating-point array.")
-        # A barrier, so that zero params made inside a program do not reach the product as a
-        # constant (see `hypergrad.linear.base`).
-        dynamic = jax.lax.optimization_barrier(dynamic)
-        residual_at = residual_of(problem, static, hparams, inner_batch, key)
-        residual, image = jax.jvp(residual_at, (dynamic,), (dynamic,))
-        scale = jnp.fmax(vector.norm(residual), vector.norm(image))
-        adjoint = vector.zeros_like(accumulating(dynamic))
+        _, scale = residual_scale(residual_of(problem, static, hparams, inner_batch, key), dynamic)
+        adjoint = vector.zeros_like(vector.widen(dynamic))
         return ImplicitState(
             params=params,
             adjoint=adjoint,
             cotangent_size=jnp.zeros_like(scale),
             recollection=self.linear_solver.blank(adjoint) if self.warm_start else None,
-            scale=jnp.where(jnp.isfinite(scale) & (scale > 0), scale, 1),
+            scale=scale,
             solver_state=None if self.solver is None else self.solver.init(problem, params),
             inner_iterations=jnp.zeros((), jnp.int32),
         )
@@ -223,7 +219,7 @@ class ImplicitDifferentiation(Estimator):
         # The symmetric part of a fixed point or of KKT conditions need not be definite.
         nonpositive_curvature = solution.nonpositive_curvature & exact.symmetric
 
-        q = cast_like(solution.value, dynamic)
+        q = vector.cast_like(solution.value, dynamic)
         slope = slope_of(problem, dynamic, static, h, h_static, inner_batch, key)
         mixed = jax.grad(slope, argnums=1)(dynamic, h, q)
         grad = jax.tree.map(lambda d, m: (d - size * m).astype(d.dtype), direct, mixed)
@@ -249,10 +245,12 @@ class ImplicitDifferentiation(Estimator):
             error = estimate_error(
                 self.error_estimate,
                 sensitivity,
-                lambda delta: jax.grad(slope, argnums=1)(dynamic, h, cast_like(delta, dynamic)),
+                lambda delta: jax.grad(slope, argnums=1)(
+                    dynamic, h, vector.cast_like(delta, dynamic)
+                ),
                 lambda b: exact.solve(loose, b),
                 lambda b: exact.solve_adjoint(loose, b),
-                origin=vector.zeros_like(accumulating(dynamic)),
+                origin=vector.zeros_like(vector.widen(dynamic)),
                 noise=30 * jnp.finfo(_narrowest(dynamic)).eps * state.scale,
                 symmetric=exact.symmetric,
             ).astype(error.dtype)

@@ -14,14 +14,14 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PyTree, Scalar
 
-from hypergrad.adjoint import accumulating, cast_like, jacobian_operator, solver_for
-from hypergrad.curvature import residual_of
+from hypergrad.adjoint import jacobian_operator, solver_for
 from hypergrad.linear import vector
 from hypergrad.linear.base import LinearSolver
 from hypergrad.linear.cg import CG
 from hypergrad.linear.gmres import GMRES
 from hypergrad.linear.pcg import PCG
 from hypergrad.problem import BilevelProblem
+from hypergrad.residual import residual_of
 
 
 class InnerSolution(eqx.Module):
@@ -291,12 +291,12 @@ class Newton(InnerSolver):
                 solver = eqx.tree_at(lambda s: s.tol, solver, forcing)
             unit = vector.scale(1 / norm, gradient)
             operator = jacobian_operator(product, point, symmetric=symmetric).damped(shift)
-            solution = solver.solve(operator, accumulating(unit))
+            solution = solver.solve(operator, vector.widen(unit))
             indefinite = solution.nonpositive_curvature
             larger = jnp.maximum(4 * shift, 2 * jnp.abs(solution.curvature_min))
             smaller = jnp.where(shift > 1e-3 * solution.curvature_max, shift / 4, 0)
             shift = jnp.where(indefinite, larger, smaller).astype(norm.dtype)
-            direction = cast_like(vector.scale(norm, solution.value), point)
+            direction = vector.cast_like(vector.scale(norm, solution.value), point)
             # Half the squared residual falls along its own Newton step with slope -‖r‖².
             slope = vector.vdot(gradient, direction) if symmetric else norm**2
             newton = (slope > 0) & vector.all_finite(direction)

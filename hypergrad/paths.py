@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax.interpreters import partial_eval
 from jaxtyping import Array, PyTree
 
-from hypergrad.curvature import residual_of, slope_of
 from hypergrad.problem import BilevelProblem
+from hypergrad.residual import residual_of, slope_of
 
 
 class Reach(NamedTuple):

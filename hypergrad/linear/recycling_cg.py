@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Int, PyTree, Scalar
 
 from hypergrad.linear import vector
 from hypergrad.linear.base import LinearOperator, LinearSolution, LinearSolver
-from hypergrad.linear.system import Spectrum, System, check_stop, normalise, widen
+from hypergrad.linear.system import Spectrum, System, check_stop, normalise
 
 _EARLIER = 3
 _product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
@@ -130,7 +130,7 @@ class RecyclingCG(LinearSolver):
             )
         system = normalise(operator, rhs, None)
         known = self.blank(system.rhs) if self.recollection is None else self.recollection
-        last = vector.zeros_like(system.rhs) if initial is None else widen(initial)
+        last = vector.zeros_like(system.rhs) if initial is None else vector.widen(initial)
         solutions = jax.tree.map(
             lambda a, b: jnp.concatenate([a[None].astype(b.dtype), b]), last, known.solutions
         )

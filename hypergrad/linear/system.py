@@ -75,31 +75,18 @@ class System(eqx.Module):
         )
 
 
-def widened(operator: LinearOperator, like: PyTree) -> LinearOperator:
-    """`operator` on vectors of accumulation dtype; its products see the dtypes of `like`."""
-
-    def lift(product: vector.Product) -> vector.Product:
-        def apply(v: PyTree) -> PyTree:
-            narrow = jax.tree.map(lambda a, b: a.astype(b.dtype), v, like)
-            return jax.tree.map(lambda a, b: a.astype(b.dtype), product(narrow), v)
-
-        return apply
-
-    return LinearOperator(lift(operator.mv), lift(operator.transpose_mv), operator.symmetric)
-
-
-def widen(x: PyTree) -> PyTree:
-    """`x` with every leaf in at least float32."""
-    return jax.tree.map(lambda a: a.astype(jnp.result_type(jnp.float32, a)), x)
-
-
 def unscaled(operator: LinearOperator, rhs: PyTree) -> System:
     """`operator x = rhs` as it is, from a start of zero."""
     rhs = jax.tree.map(jnp.asarray, rhs)
     target = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), rhs)
-    b = widen(rhs)
+    b = vector.widen(rhs)
     one, none = jnp.ones_like(vector.length(b)), jnp.zeros((), jnp.int32)
-    return System(widened(operator, target), b, one, vector.zeros_like(b), b, none, target)
+    wide = LinearOperator(
+        vector.widened(operator.mv, target),
+        vector.widened(operator.transpose_mv, target),
+        operator.symmetric,
+    )
+    return System(wide, b, one, vector.zeros_like(b), b, none, target)
 
 
 def normalise(operator: LinearOperator, rhs: PyTree, initial: PyTree | None) -> System:
@@ -115,7 +102,7 @@ def normalise(operator: LinearOperator, rhs: PyTree, initial: PyTree | None) -> 
     if initial is None:
         return System(lifted, b, norm, whole.start, b, whole.products, whole.target)
 
-    x0 = widen(jax.tree.map(jnp.asarray, initial))
+    x0 = vector.widen(jax.tree.map(jnp.asarray, initial))
     length = vector.norm(x0)
     usable = jnp.isfinite(length) & (length > 0) & (norm > 0)
     direction = vector.scale(1 / jnp.where(usable, length, 1), x0)

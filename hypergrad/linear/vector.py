@@ -12,10 +12,27 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree, Scalar
 
+Product = Callable[[PyTree], PyTree]
+
 
 def _accumulator(*leaves: Array) -> jnp.dtype:
     # Of dtypes and not of the arrays: a weakly typed float64 scalar must not count as float32.
     return jnp.result_type(jnp.float32, *(leaf.dtype for leaf in leaves))
+
+
+def widen(x: PyTree) -> PyTree:
+    """`x` with every leaf in at least float32."""
+    return jax.tree.map(lambda a: a.astype(_accumulator(a)), x)
+
+
+def cast_like(x: PyTree, like: PyTree) -> PyTree:
+    """`x` with every leaf in the dtype of `like`."""
+    return jax.tree.map(lambda a, b: a.astype(b.dtype), x, like)
+
+
+def widened(product: Product, like: PyTree) -> Product:
+    """The product on vectors in at least float32, of one that wants the dtypes of `like`."""
+    return lambda v: widen(product(cast_like(v, like)))
 
 
 def vdot(x: PyTree, y: PyTree) -> Scalar:
@@ -89,6 +106,3 @@ def all_finite(x: PyTree) -> Array:
 def size(x: PyTree) -> int:
     """Number of scalar entries (static)."""
     return sum(leaf.size for leaf in jax.tree.leaves(x))
-
-
-Product = Callable[[PyTree], PyTree]

@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
 from hypergrad.linear import vector
 from hypergrad.problem import BilevelProblem
+from hypergrad.residual import residual_scale
 from hypergrad.self_tuning.convert import (
     SelfTuningModel,
     respond,
@@ -51,7 +52,7 @@ class SelfTuningState(eqx.Module):
       and at the perturbed ones for STN.
     - `steps`, `last_steps`: training steps accepted so far, and by the last `fit`.
     - `rejected`: whether the last `fit` rejected a step that was not finite.
-    - `gradient`, `residual_scale`: norms of which `HypergradientInfo.inner_residual` is made.
+    - `gradient`, `scale`: `HypergradientInfo.inner_residual` is their quotient.
     """
 
     params: PyTree
@@ -65,7 +66,7 @@ class SelfTuningState(eqx.Module):
     last_steps: Int[Array, ""]
     rejected: Bool[Array, ""]
     gradient: Scalar
-    residual_scale: Scalar
+    scale: Scalar
 
 
 class SelfTuning(Estimator):
@@ -177,7 +178,7 @@ class SelfTuning(Estimator):
             last_steps=jnp.zeros((), jnp.int32),
             rejected=jnp.asarray(False),
             gradient=gradient,
-            residual_scale=scale,
+            scale=scale,
         )
 
     @eqx.filter_jit
@@ -274,9 +275,9 @@ class SelfTuning(Estimator):
             last_steps=accepted,
             rejected=accepted < self.steps,
             gradient=gradient,
-            residual_scale=state.residual_scale,
+            scale=state.scale,
         )
-        return state, FitInfo(residual=_relative(state), iterations=accepted)
+        return state, FitInfo(residual=state.gradient / state.scale, iterations=accepted)
 
     @eqx.filter_jit
     def hypergradient(
@@ -341,7 +342,7 @@ class SelfTuning(Estimator):
         )
         unknown = jnp.full((), jnp.nan, value.dtype)
         info = HypergradientInfo(
-            inner_residual=_relative(state),
+            inner_residual=state.gradient / state.scale,
             inner_iterations=state.last_steps,
             linear_residual=unknown,
             iterations=jnp.asarray(0),
@@ -457,11 +458,4 @@ def _stationarity(
 
         return jax.grad(loss)(base)
 
-    value, product = jax.jvp(gradient, (base,), (base,))
-    norm, curvature = vector.norm(value), vector.norm(product)
-    return norm, jnp.maximum(norm, jnp.where(jnp.isfinite(curvature), curvature, 0))
-
-
-def _relative(state: SelfTuningState) -> Scalar:
-    scale = jnp.maximum(state.residual_scale, state.gradient)
-    return jnp.where(scale > 0, state.gradient / jnp.where(scale > 0, scale, 1), 0)
+    return residual_scale(gradient, base)

@@ -8,13 +8,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Int, PyTree, Scalar
 
 from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
 from hypergrad.linear import vector
 from hypergrad.paths import leaf_names
 from hypergrad.problem import BilevelProblem
+from hypergrad.residual import residual_of, residual_scale
 from hypergrad.unrolled.run import Dynamics, is_array
 from hypergrad.unrolled.steps import InnerStep, as_inner_step
 
@@ -101,7 +101,7 @@ class UnrolledEstimator(Estimator):
             start=params,
             step_state=step_state,
             start_step_state=step_state,
-            scale=residual_scale(problem, params, hparams, self._batch_at(inner_batch, 0), key),
+            scale=self._scale(problem, params, hparams, inner_batch, key),
             inner_iterations=jnp.zeros((), jnp.int32),
         )
 
@@ -215,6 +215,19 @@ class UnrolledEstimator(Estimator):
             inner_iterations=jnp.asarray(self.steps, jnp.int32),
         )
 
+    def _scale(
+        self,
+        problem: BilevelProblem,
+        params: PyTree,
+        hparams: PyTree,
+        inner_batch: PyTree,
+        key: Array | None,
+    ) -> Scalar:
+        """What residuals are relative to."""
+        dynamic, static = eqx.partition(params, eqx.is_inexact_array)
+        batch = self._batch_at(inner_batch, 0)
+        return residual_scale(residual_of(problem, static, hparams, batch, key), dynamic)[1]
+
     def _residual(
         self,
         problem: BilevelProblem,
@@ -226,23 +239,6 @@ class UnrolledEstimator(Estimator):
         batch = self._batch_at(inner_batch, self.steps - 1)
         residual = problem.residual(state.params, hparams, batch, key)
         return vector.norm(eqx.filter(residual, eqx.is_inexact_array)) / state.scale
-
-
-def residual_scale(
-    problem: BilevelProblem, params: PyTree, hparams: PyTree, batch: PyTree, key: Array | None
-) -> Scalar:
-    """The larger of `‖∂f/∂w‖` and `‖H w‖`: what a residual is relative to."""
-    dynamic, static = eqx.partition(params, eqx.is_inexact_array)
-    # Zeros made inside a program must not reach the product as a constant (`hypergrad.linear`).
-    dynamic = lax.optimization_barrier(dynamic)
-
-    def residual(p: PyTree) -> PyTree:
-        value = problem.residual(eqx.combine(p, static), hparams, batch, key)
-        return eqx.filter(value, eqx.is_inexact_array)
-
-    at, image = jax.jvp(residual, (dynamic,), (dynamic,))
-    scale = jnp.fmax(vector.norm(at), vector.norm(image))
-    return jnp.where(jnp.isfinite(scale) & (scale > 0), scale, 1)
 
 
 def finish(
@@ -259,7 +255,7 @@ def finish(
     error: Scalar,
 ) -> Hypergradient:
     """A `Hypergradient` in the dtypes of `like`, with what unrolling does not have left unknown."""
-    grad = jax.tree.map(lambda a, b: a.astype(b.dtype), grad, like)
+    grad = vector.cast_like(grad, like)
     breakdown = breakdown | ~jnp.isfinite(value) | ~vector.all_finite(grad)
     grad = jax.tree.map(lambda a: jnp.where(jnp.isfinite(a), a, 0), grad)
     error = jnp.where(breakdown, jnp.inf, error)

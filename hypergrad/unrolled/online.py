@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Int, PyTree, Scalar
 from hypergrad.estimator import FitInfo, Hypergradient
 from hypergrad.linear import vector
 from hypergrad.problem import BilevelProblem
-from hypergrad.unrolled.base import UnrolledEstimator, finish, residual_scale
+from hypergrad.unrolled.base import UnrolledEstimator, finish
 from hypergrad.unrolled.forward import advance_tangents, contract, start_tangents
 from hypergrad.unrolled.reverse import outer_at_end, rounding_error
 from hypergrad.unrolled.run import Dynamics, require_effect
@@ -76,7 +76,6 @@ class OnlineUnrolled(UnrolledEstimator):
     ) -> OnlineState:
         """The state at `params` (through `initial`, if given)."""
         self._check(params, hparams, inner_batch)
-        batch = self._batch_at(inner_batch, 0)
 
         def start(hparams: PyTree) -> tuple[PyTree, PyTree]:
             at = self._initial(params, hparams)
@@ -91,7 +90,7 @@ class OnlineUnrolled(UnrolledEstimator):
             tangents=start_tangents(run),
             hparams=run.h,
             drifted=jnp.asarray(False),
-            scale=residual_scale(problem, at, hparams, batch, key),
+            scale=self._scale(problem, at, hparams, inner_batch, key),
             steps=zero,
             inner_iterations=zero,
         )

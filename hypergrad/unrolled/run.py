@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
 
+from hypergrad.linear import vector
 from hypergrad.paths import inputs_of, leaf_names
 from hypergrad.problem import BilevelProblem
 from hypergrad.unrolled.steps import InnerStep
@@ -35,7 +36,7 @@ class Dynamics:
     ) -> None:
         h, self._h_static = eqx.partition(hparams, eqx.is_inexact_array)
         self._h_like = h
-        self.h = jax.tree.map(lambda a: a.astype(jnp.promote_types(a.dtype, jnp.float32)), h)
+        self.h = vector.widen(h)
         self._step, self._problem, self._start_of = step, problem, start
         self._batch, self._key, self._stacked = batch, key, stacked
         arrays, self._static = eqx.partition(start(hparams), is_array)
@@ -45,7 +46,7 @@ class Dynamics:
 
     def hparams(self, h: PyTree) -> PyTree:
         """The hyperparameters in full, as the user's functions expect them."""
-        h = jax.tree.map(lambda a, like: a.astype(like.dtype), h, self._h_like)
+        h = vector.cast_like(h, self._h_like)
         return eqx.combine(h, self._h_static)
 
     def start(self, h: PyTree) -> PyTree:

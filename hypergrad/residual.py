@@ -1,0 +1,89 @@
+"""The residual of the inner problem: what vanishes at its solution."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree, Scalar
+
+from hypergrad.linear import vector
+from hypergrad.problem import BilevelProblem
+
+
+def residual_of(
+    problem: BilevelProblem, static: PyTree, hparams: PyTree, batch: PyTree, key: Array | None
+) -> Callable[[PyTree], PyTree]:
+    """The inner residual as a function of the differentiable part of params."""
+
+    def residual(dynamic: PyTree) -> PyTree:
+        value = problem.residual(eqx.combine(dynamic, static), hparams, batch, key)
+        return eqx.filter(value, eqx.is_inexact_array)
+
+    return residual
+
+
+def residual_scale(residual: Callable[[PyTree], PyTree], start: PyTree) -> tuple[Scalar, Scalar]:
+    """What a residual is relative to, at the price of one inner gradient and one product.
+
+    **Arguments:**
+
+    - `residual`: the residual `r` as a function of the differentiable part of params.
+    - `start`: that part, at the point given to an estimator's `init`.
+
+    **Returns:** `‖r‖`, and the larger of `‖r‖` and `‖∂r/∂w w‖`; 1 in its place if neither says
+    anything (zero, or not finite).
+    """
+    # A barrier, so that zero params made inside a program do not reach the product as a constant
+    # (see `hypergrad.linear.base`).
+    start = jax.lax.optimization_barrier(start)
+    value, image = jax.jvp(residual, (start,), (start,))
+    norm = vector.norm(value)
+    scale = jnp.fmax(norm, vector.norm(image))
+    return norm, jnp.where(jnp.isfinite(scale) & (scale > 0), scale, 1)
+
+
+def slope_of(
+    problem: BilevelProblem,
+    dynamic: PyTree,
+    static: PyTree,
+    h: PyTree,
+    h_static: PyTree,
+    batch: PyTree,
+    key: Array | None,
+) -> Callable[[PyTree, PyTree, PyTree], Scalar]:
+    """`(w, λ, q) -> ⟨∂f/∂w, q⟩`, whose gradients are `H q`, `Cᵀ q` and the inner residual.
+
+    **Arguments:**
+
+    - `dynamic`, `static` and `h`, `h_static`: the parts of params and hparams, as of
+      `equinox.partition`; of the first of each only the shapes matter.
+    """
+
+    def loss(p: PyTree, lam: PyTree) -> Scalar:
+        point, hparams = eqx.combine(p, static), eqx.combine(lam, h_static)
+        return problem.inner_loss(point, hparams, batch, key)[0]
+
+    if problem.optimality is not None or _reverse_only(jax.make_jaxpr(loss)(dynamic, h).jaxpr):
+
+        def by_residual(p: PyTree, lam: PyTree, q: PyTree) -> Scalar:
+            hparams = eqx.combine(lam, h_static)
+            return vector.vdot(residual_of(problem, static, hparams, batch, key)(p), q)
+
+        return by_residual
+
+    # A directional derivative, which costs no backward pass; of the two orders of differentiation
+    # this makes the mixed product the cheaper.
+    return lambda p, lam, q: jax.jvp(lambda p: loss(p, lam), (p,), (q,))[1]
+
+
+def _reverse_only(program: jax.extend.core.Jaxpr) -> bool:
+    """Whether a traced program has a `jax.custom_vjp` inside, and so no forward derivative."""
+    for eqn in program.eqns:
+        if eqn.primitive.name.startswith("custom_vjp"):
+            return True
+        for part in jax.tree.leaves(list(eqn.params.values())):
+            part = getattr(part, "jaxpr", part)
+            if isinstance(part, jax.extend.core.Jaxpr) and _reverse_only(part):
+                return True
+    return False
