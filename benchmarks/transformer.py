@@ -15,7 +15,7 @@ from jaxtyping import Array, PyTree, Scalar
 
 from benchmarks.problems import Case
 from hypergrad import BilevelProblem, GaussNewton
-from hypergrad.linear.system import widen
+from hypergrad.linear.vector import widen
 
 HEAD = 64
 DECAY = 0.0
