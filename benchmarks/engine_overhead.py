@@ -35,7 +35,7 @@ from benchmarks.measure import options, ratio, report
 from strategies.local import minimize
 from strategies.observation import Observation, Report, Suggestion
 from strategies.schedulers import Hyperband
-from strategies.searchers import BayesSearcher, RandomSearcher
+from strategies.searchers import BayesSearcher, HypergradientSearcher, RandomSearcher
 from strategies.space import Categorical, Float, SearchSpace
 
 BOUNDS = {"overhead_ms": 5.0, "seconds": 5.0, "time_ratio": 1.1}
@@ -251,6 +251,13 @@ def suggestions(quick: bool) -> Iterator[dict[str, Any]]:
 
 
 _START = 2.0  # seconds that a worker may take to start
+RAYS, RAYS_200, OURS = "Ray's random search", "Ray's, 200 waiting", "ours, random"
+SEARCHERS = {
+    OURS: RandomSearcher,
+    "ours, hypergradient": HypergradientSearcher,
+    "ours, Bayes": BayesSearcher,
+}
+KINDS = (RAYS, *SEARCHERS, RAYS_200)
 
 
 def _nothing(config: dict[str, Any]) -> None:
@@ -273,13 +280,6 @@ def _experiment(kind: str, trials: int, folder: str, callbacks: Sequence[Any] = 
 
     from strategies.ray import HypergradSearch
 
-    searches: dict[str, Callable[[], Any]] = {
-        "Ray's random search": lambda: None,
-        "Ray's, 200 waiting": lambda: None,
-        "ours, random": lambda: HypergradSearch(RandomSearcher),
-        "ours, hypergradient": lambda: HypergradSearch(),
-        "ours, Bayes": lambda: HypergradSearch(BayesSearcher),
-    }
     return tune.Tuner(
         _nothing,
         param_space={
@@ -290,22 +290,13 @@ def _experiment(kind: str, trials: int, folder: str, callbacks: Sequence[Any] = 
             metric="loss",
             mode="min",
             num_samples=trials,
-            search_alg=searches[kind](),
+            search_alg=HypergradSearch(SEARCHERS[kind]) if kind in SEARCHERS else None,
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
             name="run", storage_path=folder, verbose=0, callbacks=list(callbacks)
         ),
     )
-
-
-KINDS = (
-    "Ray's random search",
-    "ours, random",
-    "ours, hypergradient",
-    "ours, Bayes",
-    "Ray's, 200 waiting",
-)
 
 
 def _start_ray() -> None:
@@ -345,7 +336,7 @@ def rate(quick: bool) -> Iterator[dict[str, Any]]:
         for kind in KINDS[i:] + KINDS[:i]:  # so that each kind comes first once
             ends = Ends()
             # What it is by default, for a searcher and for Ray's own random search.
-            os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "200" if kind == KINDS[-1] else "1"
+            os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "200" if kind == RAYS_200 else "1"
             with tempfile.TemporaryDirectory() as folder:
                 _experiment(kind, trials, folder, [ends]).fit()
             if len(ends.workers) != 2:
@@ -357,7 +348,7 @@ def rate(quick: bool) -> Iterator[dict[str, Any]]:
             "engine": kind,
             "trials": trials,
             "per_second": (trials - 1 - first) / median(seconds[kind]),
-            "time_ratio": ratio(seconds, kind, KINDS[0]),
+            "time_ratio": ratio(seconds, kind, RAYS),
         }
 
 
@@ -420,11 +411,11 @@ def restore(quick: bool) -> Iterator[dict[str, Any]]:
         yield {"engine": "Optuna, SQLite", "trials": trials, "seconds": time.perf_counter() - start}
 
     _start_ray()
-    for kind in KINDS[:2]:
+    for kind in (RAYS, OURS):
         with tempfile.TemporaryDirectory() as folder:
             _interrupted(kind, trials, folder)
             run = os.path.join(folder, "run")
-            if kind == KINDS[1]:
+            if kind == OURS:
                 search = HypergradSearch(RandomSearcher)
                 start = time.perf_counter()
                 search.restore_from_dir(run)
@@ -432,7 +423,7 @@ def restore(quick: bool) -> Iterator[dict[str, Any]]:
                 assert len(search.searcher_.history) >= trials
                 yield {"engine": "Ray, our part", "trials": trials, "seconds": seconds}
             begun = time.time()
-            restored = restore_ray if kind == KINDS[1] else tune.Tuner.restore
+            restored = restore_ray if kind == OURS else tune.Tuner.restore
             restored(run, _nothing).fit()
             seconds = float(Path(folder, "going").read_text()) - begun
             yield {"engine": f"Ray, {kind}", "trials": trials, "seconds": seconds}
