@@ -7,9 +7,9 @@
   with its own random sampler, or with one that does no more than a sampler with a memory has to:
   reads the study once and writes one attribute. At most 5 are wanted.
 - `rate`: Ray's trials per second, relative to its own random search, in rounds that take turns,
-  once both workers run; at most 1.1 is wanted. The trials do no work, but report a gradient. Ray
-  keeps 200 trials of its own random search waiting, and one of a searcher; the reference is its
-  random search with one waiting, and the row without that limit shows what the difference makes.
+  once both workers run; at most 1.1 is wanted. The trials do no work, but report a gradient. All
+  have `max_concurrent_trials=2`, as many as there are workers. The last two rows are without that
+  limit: Ray then keeps 200 trials of its own random search waiting, and one of a searcher.
   `BayesSearcher` shows what a searcher costs that thinks about every suggestion.
 - `restore`: seconds from the start of the restoring until the loop of an interrupted experiment
   takes its next step; at most 5 are wanted with 1,000 trials done. Ray's are given with its own
@@ -35,7 +35,7 @@ from benchmarks.measure import options, ratio, report
 from strategies.local import minimize
 from strategies.observation import Observation, Report, Suggestion
 from strategies.schedulers import Hyperband
-from strategies.searchers import BayesSearcher, HypergradientSearcher, RandomSearcher
+from strategies.searchers import BayesSearcher, HypergradientSearcher, RandomSearcher, Searcher
 from strategies.space import Categorical, Float, SearchSpace
 
 BOUNDS = {"overhead_ms": 5.0, "seconds": 5.0, "time_ratio": 1.1}
@@ -251,13 +251,16 @@ def suggestions(quick: bool) -> Iterator[dict[str, Any]]:
 
 
 _START = 2.0  # seconds that a worker may take to start
-RAYS, RAYS_200, OURS = "Ray's random search", "Ray's, 200 waiting", "ours, random"
-SEARCHERS = {
-    OURS: RandomSearcher,
-    "ours, hypergradient": HypergradientSearcher,
-    "ours, Bayes": BayesSearcher,
+RAYS, OURS = "Ray's random search, no limit", "ours, random, no limit"
+# The searcher (without one it is Ray's own), and how many trials there may be at once.
+KINDS: dict[str, tuple[type[Searcher] | None, int | None]] = {
+    "Ray's random search": (None, 2),
+    "ours, random": (RandomSearcher, 2),
+    "ours, hypergradient": (HypergradientSearcher, 2),
+    "ours, Bayes": (BayesSearcher, 2),
+    RAYS: (None, None),
+    OURS: (RandomSearcher, None),
 }
-KINDS = (RAYS, *SEARCHERS, RAYS_200)
 
 
 def _nothing(config: dict[str, Any]) -> None:
@@ -280,6 +283,7 @@ def _experiment(kind: str, trials: int, folder: str, callbacks: Sequence[Any] = 
 
     from strategies.ray import HypergradSearch
 
+    searcher, at_once = KINDS[kind]
     return tune.Tuner(
         _nothing,
         param_space={
@@ -290,7 +294,8 @@ def _experiment(kind: str, trials: int, folder: str, callbacks: Sequence[Any] = 
             metric="loss",
             mode="min",
             num_samples=trials,
-            search_alg=HypergradSearch(SEARCHERS[kind]) if kind in SEARCHERS else None,
+            max_concurrent_trials=at_once,
+            search_alg=None if searcher is None else HypergradSearch(searcher),
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
@@ -329,26 +334,24 @@ def rate(quick: bool) -> Iterator[dict[str, Any]]:
             self.times.append(time.perf_counter())
             self.workers.add(result["pid"])
 
-    trials, rounds, first = (40, 2, 10) if quick else (200, len(KINDS), 10)
+    kinds = list(KINDS)
+    trials, rounds, first = (40, 2, 10) if quick else (200, len(kinds), 10)
     _start_ray()
-    seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
     for i in range(rounds):
-        for kind in KINDS[i:] + KINDS[:i]:  # so that each kind comes first once
+        for kind in kinds[i:] + kinds[:i]:  # so that each kind comes first once
             ends = Ends()
-            # What it is by default, for a searcher and for Ray's own random search.
-            os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "200" if kind == RAYS_200 else "1"
             with tempfile.TemporaryDirectory() as folder:
                 _experiment(kind, trials, folder, [ends]).fit()
             if len(ends.workers) != 2:
                 raise RuntimeError(f"{len(ends.workers)} workers instead of 2: raise _START")
             seconds[kind].append(ends.times[-1] - ends.times[first])
-    del os.environ["TUNE_MAX_PENDING_TRIALS_PG"]
-    for kind in KINDS:
+    for kind in kinds:
         yield {
             "engine": kind,
             "trials": trials,
             "per_second": (trials - 1 - first) / median(seconds[kind]),
-            "time_ratio": ratio(seconds, kind, RAYS),
+            "time_ratio": ratio(seconds, kind, kinds[0]),
         }
 
 
