@@ -7,6 +7,7 @@ from optuna.trial import TrialState
 
 from strategies.observation import Observation, Status
 from strategies.optuna.spaces import Names
+from strategies.optuna.study_view import config_of
 from strategies.optuna.trials import report_of
 from strategies.space import SearchSpace
 from strategies.translate import observe
@@ -33,9 +34,8 @@ def observations_of(study: Any, space: SearchSpace) -> list[Observation]:
     for trial in study.get_trials(deepcopy=False):
         if not trial.state.is_finished():
             continue
-        try:
-            config = space.validate(names.from_params(trial.params))
-        except ValueError:
+        config = config_of(trial, names)
+        if config is None:
             continue
         status: Status = "pruned" if trial.state == TrialState.PRUNED else "complete"
         observation, _ = observe(space, config, report_of(trial), maximise=maximise, status=status)

@@ -1,12 +1,10 @@
 """Any of our searchers as a sampler of Optuna."""
 
-import itertools
 import math
 import threading
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from optuna.distributions import (
@@ -17,39 +15,14 @@ from optuna.distributions import (
 )
 from optuna.samplers import BaseSampler
 from optuna.search_space import intersection_search_space
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from strategies.observation import Observation, Suggestion
-from strategies.optuna.spaces import Names, space_from_optuna
+from strategies.optuna.spaces import space_from_optuna
+from strategies.optuna.study_view import StudyView
 from strategies.optuna.trial_cache import TrialCache
-from strategies.optuna.trials import read_attribute, report_of, write_attribute
 from strategies.searchers.base import Searcher
 from strategies.space import Categorical, SearchSpace
-from strategies.translate import Warner, observe
-
-#: The system attribute of a trial that holds what was suggested for it.
-SUGGESTION = "hypergrad:suggestion"
-
-
-class _Known(NamedTuple):
-    """What a trial means to a searcher: an observation if it has ended, or a suggestion."""
-
-    trial: FrozenTrial
-    observation: Observation | None
-    pending: Suggestion | None
-    #: Numbers of trials whose process died; this one takes their place, they have not failed.
-    retried: tuple[int, ...]
-
-
-@dataclass
-class _Past:
-    """What the trials that were looked at come to."""
-
-    trials: Sequence[FrozenTrial] = ()
-    seen: int = 0
-    history: list[Observation] = field(default_factory=list)
-    retried: set[int] = field(default_factory=set)
+from strategies.translate import Warner
 
 
 class HypergradSampler(BaseSampler):
@@ -90,17 +63,15 @@ class HypergradSampler(BaseSampler):
         self._lock = threading.RLock()
         self._warn = Warner()
         self._space = space
-        self._names: Names | None = None
         self._searcher: Searcher | None = None
         self._trials = TrialCache()
-        self._known: dict[int, _Known] = {}
-        self._past = _Past()
+        self._view: StudyView | None = None
         if space is not None:
             self._set_up(space)
 
     def __getstate__(self) -> dict[str, Any]:
         # What is known of the trials is found again by a look at the study.
-        state = self.__dict__ | {"_trials": TrialCache(), "_known": {}, "_past": _Past()}
+        state = self.__dict__ | {"_trials": TrialCache(), "_view": None}
         del state["_lock"]
         return state
 
@@ -108,22 +79,18 @@ class HypergradSampler(BaseSampler):
         self.__dict__.update(state)
         self._lock = threading.RLock()
 
-    def _set_up(self, space: SearchSpace) -> tuple[Searcher, Names]:
-        """The searcher for a space; the one there is if it has this space already."""
-        if self._searcher is not None and self._names is not None and self._names.space == space:
-            return self._searcher, self._names
-        make = self._make
-        if make is None:
-            from strategies.searchers import HypergradientSearcher
+    def _set_up(self, space: SearchSpace) -> tuple[Searcher, StudyView]:
+        """Searcher and view for a space; those there are if they have this space already."""
+        if self._searcher is None or self._searcher.space != space:
+            make = self._make
+            if make is None:
+                from strategies.searchers import HypergradientSearcher
 
-            make = HypergradientSearcher
-        self._searcher = make if isinstance(make, Searcher) else make(space, seed=self._seed)
-        self._names = Names(space)
-        self._known = {}
-        self._past = _Past()
-        return self._searcher, self._names
-
-    # Optuna's side
+                make = HypergradientSearcher
+            self._searcher = make if isinstance(make, Searcher) else make(space, seed=self._seed)
+        if self._view is None or self._view.space != space:
+            self._view = StudyView(space, self._warn)
+        return self._searcher, self._view
 
     def reseed_rng(self) -> None:
         """Nothing to do: randomness belongs to the trial's number, whichever thread runs it."""
@@ -136,7 +103,7 @@ class HypergradSampler(BaseSampler):
             return {}
         if self._space is not None:
             with self._lock:
-                return dict(self._set_up(self._space)[1].distributions)
+                return dict(self._set_up(self._space)[1].names.distributions)
         with self._lock:
             trials = list(self._trials.trials(study, trial))
         common = intersection_search_space(trials, include_pruned=True)
@@ -156,16 +123,11 @@ class HypergradSampler(BaseSampler):
             except ValueError as error:
                 self._warn(trial.number, {"space": f"parameters are drawn at random: {error}"})
                 return {}
-            searcher, names = self._set_up(space)
-            history, pending = self._look_around(study, trial, names)
-            suggestion = searcher.propose(trial.number, history, pending)
-            stored = {"config": space.to_json(suggestion.config), "note": dict(suggestion.note)}
-            write_attribute(
-                stored,
-                SUGGESTION,
-                lambda key, part: study._storage.set_trial_system_attr(trial._trial_id, key, part),
-            )
-        params = names.to_params(suggestion.config)
+            searcher, view = self._set_up(space)
+            trials = self._trials.trials(study, trial)
+            suggestion = searcher.propose(trial.number, *view.look(study, trials, trial))
+            view.keep(study, trial, suggestion)
+        params = view.names.to_params(suggestion.config)
         return {
             name: _original(value, search_space[name])
             for name, value in params.items()
@@ -187,97 +149,6 @@ class HypergradSampler(BaseSampler):
         """Take note that it has ended."""
         with self._lock:
             self._trials.ended(study, trial)
-
-    # Our side
-
-    def _look_around(
-        self, study: Any, current: FrozenTrial, names: Names
-    ) -> tuple[list[Observation], list[Suggestion]]:
-        """The study as the searcher sees it: what is known, and what is being evaluated."""
-        maximise = study.direction == StudyDirection.MAXIMIZE
-        trials = self._trials.trials(study, current)
-        # A list that has only grown, by finished trials, is taken up where it ended.
-        past = self._past = self._past if self._past.trials is trials else _Past(trials)
-        pending: list[Suggestion] = []
-        known = self._known
-        for trial in itertools.islice(trials, past.seen, None):
-            seen = known.get(trial._trial_id)
-            if seen is None or not (seen.trial is trial or _same(seen.trial, trial)):
-                seen = self._look(trial, names, maximise)
-                if trial.datetime_complete is not None:
-                    known[trial._trial_id] = seen
-            past.retried.update(seen.retried)
-            if seen.observation is not None:
-                past.history.append(seen.observation)
-            elif seen.pending is not None and seen.pending.number != current.number:
-                pending.append(seen.pending)
-        past.seen = len(trials)
-        if not past.retried:
-            return past.history.copy(), pending
-        return (
-            [one for one in past.history if one.number not in past.retried],
-            [one for one in pending if one.number not in past.retried],
-        )
-
-    def _look(self, trial: FrozenTrial, names: Names, maximise: bool) -> _Known:
-        running = trial.state == TrialState.RUNNING
-        return _Known(
-            trial,
-            self._observation(trial, names, maximise) if trial.state.is_finished() else None,
-            self._pending(trial, names) if running else None,
-            tuple(trial.system_attrs.get("retry_history", ())),
-        )
-
-    def _suggestion(self, trial: FrozenTrial, names: Names) -> tuple[dict[str, Any], Any] | None:
-        """What was suggested for a trial, if it was, in this space."""
-        stored = read_attribute(SUGGESTION, trial.system_attrs)
-        if stored is None:
-            return None
-        try:
-            return names.space.from_json(stored["config"]), stored["note"]
-        except (ValueError, KeyError, IndexError, TypeError):
-            return None
-
-    def _pending(self, trial: FrozenTrial, names: Names) -> Suggestion | None:
-        suggested = self._suggestion(trial, names)
-        config = self._config(trial, names)
-        if config is None:
-            return None if suggested is None else Suggestion(trial.number, *suggested)
-        return Suggestion(trial.number, config, self._note(config, suggested))
-
-    def _config(self, trial: FrozenTrial, names: Names) -> dict[str, Any] | None:
-        """The configuration that a trial really has: enqueued and fixed values are the user's."""
-        try:
-            return names.space.validate(names.from_params(trial.params))
-        except ValueError:
-            return None
-
-    @staticmethod
-    def _note(config: Any, suggested: tuple[dict[str, Any], Any] | None) -> Mapping[str, Any]:
-        """The searcher's remark, unless the configuration became another than it suggested."""
-        return suggested[1] if suggested is not None and suggested[0] == config else {}
-
-    def _observation(self, trial: FrozenTrial, names: Names, maximise: bool) -> Observation | None:
-        config = self._config(trial, names)
-        if config is None:
-            return None
-        observation, problems = observe(
-            names.space,
-            config,
-            report_of(trial),
-            maximise=maximise,
-            number=trial.number,
-            note=self._note(config, self._suggestion(trial, names)),
-            status="pruned" if trial.state == TrialState.PRUNED else "complete",
-        )
-        self._warn(trial.number, problems)
-        return observation
-
-
-def _same(known: FrozenTrial, trial: FrozenTrial) -> bool:
-    """Whether a storage that makes its trials anew, or another study, has made this one again."""
-    ended = known.datetime_complete == trial.datetime_complete
-    return ended and known.number == trial.number
 
 
 def _original(value: Any, distribution: BaseDistribution) -> Any:

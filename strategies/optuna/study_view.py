@@ -1,0 +1,168 @@
+"""A study as a searcher sees it: what is known, and what is being evaluated."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from strategies.observation import Observation, Suggestion
+from strategies.optuna.spaces import Names
+from strategies.optuna.trials import read_attribute, report_of, write_attribute
+from strategies.space import SearchSpace
+from strategies.translate import Warner, observe
+
+#: The system attribute of a trial that holds what was suggested for it.
+SUGGESTION = "hypergrad:suggestion"
+
+
+class _Known(NamedTuple):
+    """What a trial means to a searcher: an observation if it has ended, or a suggestion."""
+
+    trial: FrozenTrial
+    observation: Observation | None
+    pending: Suggestion | None
+    #: Numbers of trials whose process died; this one takes their place, they have not failed.
+    retried: tuple[int, ...]
+
+
+@dataclass
+class _Past:
+    """What the trials that were looked at come to."""
+
+    trials: Sequence[FrozenTrial] = ()
+    seen: int = 0
+    history: list[Observation] = field(default_factory=list)
+    retried: set[int] = field(default_factory=set)
+
+
+class StudyView:
+    """The trials of a study in a search space, each looked at once.
+
+    Not for several threads at once: its owner holds a lock.
+
+    **Arguments:**
+
+    - `space`: trials that have no configuration in it are passed over.
+    - `warn`: hears of reports that cannot be used.
+    """
+
+    def __init__(self, space: SearchSpace, warn: Warner) -> None:
+        self.names = Names(space)
+        self._warn = warn
+        self._known: dict[int, _Known] = {}
+        self._past = _Past()
+
+    @property
+    def space(self) -> SearchSpace:
+        """The search space."""
+        return self.names.space
+
+    def look(
+        self, study: Any, trials: Sequence[FrozenTrial], current: FrozenTrial
+    ) -> tuple[list[Observation], list[Suggestion]]:
+        """What is known, values to be minimised, and what is being evaluated besides `current`.
+
+        **Arguments:**
+
+        - `study`: with one objective.
+        - `trials`: of this study. If they are the same object as before they have only grown, by
+          finished trials, and are taken up where they ended.
+        - `current`: the trial that a suggestion is made for.
+        """
+        maximise = study.direction == StudyDirection.MAXIMIZE
+        past = self._past = self._past if self._past.trials is trials else _Past(trials)
+        pending: list[Suggestion] = []
+        for trial in itertools.islice(trials, past.seen, None):
+            seen = self._known.get(trial._trial_id)
+            if seen is None or not (seen.trial is trial or _same(seen.trial, trial)):
+                seen = self._look(trial, maximise)
+                if trial.datetime_complete is not None:
+                    self._known[trial._trial_id] = seen
+            past.retried.update(seen.retried)
+            if seen.observation is not None:
+                past.history.append(seen.observation)
+            elif seen.pending is not None and seen.pending.number != current.number:
+                pending.append(seen.pending)
+        past.seen = len(trials)
+        if not past.retried:
+            return past.history.copy(), pending
+        return (
+            [one for one in past.history if one.number not in past.retried],
+            [one for one in pending if one.number not in past.retried],
+        )
+
+    def keep(self, study: Any, trial: FrozenTrial, suggestion: Suggestion) -> None:
+        """Store what is suggested for a trial, for those who look at the study from now on."""
+        config = self.space.to_json(suggestion.config)
+        write_attribute(
+            {"config": config, "note": dict(suggestion.note)},
+            SUGGESTION,
+            lambda key, part: study._storage.set_trial_system_attr(trial._trial_id, key, part),
+        )
+
+    def _look(self, trial: FrozenTrial, maximise: bool) -> _Known:
+        running = trial.state == TrialState.RUNNING
+        return _Known(
+            trial,
+            self._observation(trial, maximise) if trial.state.is_finished() else None,
+            self._pending(trial) if running else None,
+            tuple(trial.system_attrs.get("retry_history", ())),
+        )
+
+    def _observation(self, trial: FrozenTrial, maximise: bool) -> Observation | None:
+        config = config_of(trial, self.names)
+        if config is None:
+            return None
+        observation, problems = observe(
+            self.space,
+            config,
+            report_of(trial),
+            maximise=maximise,
+            number=trial.number,
+            note=_note(config, self._suggested(trial)),
+            status="pruned" if trial.state == TrialState.PRUNED else "complete",
+        )
+        self._warn(trial.number, problems)
+        return observation
+
+    def _pending(self, trial: FrozenTrial) -> Suggestion | None:
+        suggested = self._suggested(trial)
+        config = config_of(trial, self.names)
+        if config is None:
+            return None if suggested is None else Suggestion(trial.number, *suggested)
+        return Suggestion(trial.number, config, _note(config, suggested))
+
+    def _suggested(self, trial: FrozenTrial) -> tuple[dict[str, Any], Any] | None:
+        """Configuration and note that were suggested for a trial, if they were, in this space."""
+        stored = read_attribute(SUGGESTION, trial.system_attrs)
+        if stored is None:
+            return None
+        try:
+            return self.space.from_json(stored["config"]), stored["note"]
+        except (ValueError, KeyError, IndexError, TypeError):
+            return None
+
+
+def config_of(trial: FrozenTrial, names: Names) -> dict[str, Any] | None:
+    """The configuration that a trial really has, if it has one in the space.
+
+    Enqueued and fixed values are the user's, whatever was suggested.
+    """
+    try:
+        return names.space.validate(names.from_params(trial.params))
+    except ValueError:
+        return None
+
+
+def _note(config: Any, suggested: tuple[dict[str, Any], Any] | None) -> Mapping[str, Any]:
+    """The searcher's remark, unless the configuration became another than it suggested."""
+    return suggested[1] if suggested is not None and suggested[0] == config else {}
+
+
+def _same(known: FrozenTrial, trial: FrozenTrial) -> bool:
+    """Whether a storage that makes its trials anew, or another study, has made this one again."""
+    ended = known.datetime_complete == trial.datetime_complete
+    return ended and known.number == trial.number
