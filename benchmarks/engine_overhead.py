@@ -322,7 +322,7 @@ def _start_ray() -> None:
 
 
 def rate(quick: bool) -> Iterator[dict[str, Any]]:
-    """Experiments of trials that do nothing, in turn, from the tenth result to the last."""
+    """Experiments of trials that do nothing, in turn, from the eleventh result to the last."""
     from ray import tune
 
     class Ends(tune.Callback):

@@ -71,7 +71,7 @@ class HypergradSampler(BaseSampler):
 
     def __getstate__(self) -> dict[str, Any]:
         # What is known of the trials is found again by a look at the study.
-        state = self.__dict__ | {"_trials": TrialCache(), "_view": None}
+        state = self.__dict__ | {"_trials": TrialCache(), "_view": None, "_searcher": None}
         del state["_lock"]
         return state
 
@@ -80,15 +80,14 @@ class HypergradSampler(BaseSampler):
         self._lock = threading.RLock()
 
     def _set_up(self, space: SearchSpace) -> tuple[Searcher, StudyView]:
-        """Searcher and view for a space; those there are if they have this space already."""
-        if self._searcher is None or self._searcher.space != space:
+        """Searcher and view for a space; those there are if they were made for it."""
+        if self._searcher is None or self._view is None or self._view.space != space:
             make = self._make
             if make is None:
                 from strategies.searchers import HypergradientSearcher
 
                 make = HypergradientSearcher
             self._searcher = make if isinstance(make, Searcher) else make(space, seed=self._seed)
-        if self._view is None or self._view.space != space:
             self._view = StudyView(space, self._warn)
         return self._searcher, self._view
 
