@@ -1,26 +1,28 @@
 """Hypergradients for bilevel hyperparameter optimization in JAX."""
 
-from hypergrad.curvature import Curvature as Curvature
-from hypergrad.curvature import GaussNewton as GaussNewton
-from hypergrad.curvature import Hessian as Hessian
+from hypergrad.compiled import InaccurateHypergradientError as InaccurateHypergradientError
+from hypergrad.compiled import InaccurateHypergradientWarning as InaccurateHypergradientWarning
+from hypergrad.compiled import as_arrays as as_arrays
+from hypergrad.compiled import hypergradient as hypergradient
 from hypergrad.diagnostics import DirectionCheck as DirectionCheck
 from hypergrad.diagnostics import HypergradientCheck as HypergradientCheck
 from hypergrad.diagnostics import check_hypergradient as check_hypergradient
-from hypergrad.differentiable import implicit_solver as implicit_solver
 from hypergrad.doctor import Recommendation as Recommendation
 from hypergrad.doctor import Route as Route
 from hypergrad.doctor import recommend as recommend
-from hypergrad.error import ErrorEstimate as ErrorEstimate
 from hypergrad.estimator import Estimator as Estimator
 from hypergrad.estimator import FitInfo as FitInfo
 from hypergrad.estimator import Hypergradient as Hypergradient
 from hypergrad.estimator import HypergradientInfo as HypergradientInfo
-from hypergrad.front import InaccurateHypergradientError as InaccurateHypergradientError
-from hypergrad.front import InaccurateHypergradientWarning as InaccurateHypergradientWarning
-from hypergrad.front import as_arrays as as_arrays
-from hypergrad.front import hypergradient as hypergradient
 from hypergrad.hypernetwork import Hypernetwork as Hypernetwork
 from hypergrad.implicit import ImplicitDifferentiation as ImplicitDifferentiation
+from hypergrad.implicit.curvature import Curvature as Curvature
+from hypergrad.implicit.curvature import GaussNewton as GaussNewton
+from hypergrad.implicit.curvature import Hessian as Hessian
+from hypergrad.implicit.differentiable import implicit_solver as implicit_solver
+from hypergrad.implicit.error import ErrorEstimate as ErrorEstimate
+from hypergrad.implicit.optimality import KKT as KKT
+from hypergrad.implicit.optimality import ProximalStep as ProximalStep
 from hypergrad.inner import FunctionSolver as FunctionSolver
 from hypergrad.inner import InnerSolution as InnerSolution
 from hypergrad.inner import InnerSolver as InnerSolver
@@ -41,8 +43,6 @@ from hypergrad.linear import NormalCG as NormalCG
 from hypergrad.linear import Nystrom as Nystrom
 from hypergrad.linear import RecyclingCG as RecyclingCG
 from hypergrad.minibatch import over_batches as over_batches
-from hypergrad.optimality import KKT as KKT
-from hypergrad.optimality import ProximalStep as ProximalStep
 from hypergrad.problem import BilevelProblem as BilevelProblem
 from hypergrad.routed import Routed as Routed
 from hypergrad.unrolled import ForwardUnrolled as ForwardUnrolled

@@ -9,8 +9,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree, Scalar
 
+from hypergrad.compiled import as_arrays
 from hypergrad.estimator import Estimator, HypergradientInfo
-from hypergrad.front import as_arrays
 from hypergrad.implicit import ImplicitDifferentiation
 from hypergrad.inner import Newton
 from hypergrad.linear import vector

@@ -8,16 +8,16 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, PyTree
 
-from hypergrad.adjoint import solver_for
-from hypergrad.curvature import Hessian
+from hypergrad.compiled import as_arrays
 from hypergrad.estimator import Estimator
-from hypergrad.front import as_arrays
 from hypergrad.implicit import ImplicitDifferentiation
+from hypergrad.implicit.curvature import Hessian
 from hypergrad.linear import vector
 from hypergrad.linear.base import LinearSolver
 from hypergrad.linear.cg import CG
 from hypergrad.linear.dense import Dense
 from hypergrad.linear.gmres import GMRES
+from hypergrad.linear.jacobian import solver_for
 from hypergrad.linear.minres import MINRES
 from hypergrad.linear.pcg import PCG
 from hypergrad.paths import Reach, leaf_names, trace_paths

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from hypergrad.front import as_arrays, strong
+from hypergrad.compiled import as_arrays, strong
 from hypergrad.outer import checkpoint as files
 from hypergrad.outer.base import RUNNING, STOPS, Batches, OuterAlgorithm, OuterInfo, OuterState
 from hypergrad.outer.batches import FullBatch, Sampler

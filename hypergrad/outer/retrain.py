@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from hypergrad.front import as_arrays
+from hypergrad.compiled import as_arrays
 from hypergrad.inner import InnerSolver
 from hypergrad.problem import BilevelProblem
 

@@ -10,8 +10,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int, PyTree, Scalar
 
+from hypergrad.compiled import strong
 from hypergrad.estimator import Estimator, Hypergradient
-from hypergrad.front import strong
 from hypergrad.problem import BilevelProblem
 from hypergrad.self_tuning.schedule import Schedule
 

@@ -17,7 +17,7 @@ from strategies.schedulers import IterativeDeepeningHyperband, run
 from strategies.searchers import HypergradientSearcher
 from strategies.space import Float, SearchSpace
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 SPACE = SearchSpace({"x": Float(0, 1), "y": Float(1e-3, 1, log=True)})
 
 
@@ -64,7 +64,7 @@ def schedule(state_path, seconds=0.0):
 
 DRIVER = """
 import json, sys
-from tests.strategies import test_local_kills
+from tests.strategies.local import test_local_kills
 print("ready", flush=True)
 found = getattr(test_local_kills, sys.argv[1])(sys.argv[2], 0.02)
 print(json.dumps(found), flush=True)

@@ -32,7 +32,7 @@ from strategies.space import Float, SearchSpace
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 HEARTBEATS = "SELECT COUNT(*) FROM trial_heartbeats WHERE trial_id = ?"
 SPACE = SearchSpace({"x": Float(0, 1), "l2": Float(0, 1, shape=(2,))})
 

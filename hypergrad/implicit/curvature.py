@@ -8,14 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree, Scalar
 
-from hypergrad.adjoint import (
-    JacobianSystem,
-    LinearSystem,
-    SupportSystem,
-    jacobian_operator,
-)
+from hypergrad.implicit.adjoint import JacobianSystem, LinearSystem, SupportSystem
+from hypergrad.implicit.optimality import ProximalStep
 from hypergrad.linear import vector
-from hypergrad.optimality import ProximalStep
+from hypergrad.linear.jacobian import jacobian_operator
 from hypergrad.problem import BilevelProblem
 from hypergrad.residual import residual_of
 

@@ -25,7 +25,7 @@ from strategies.schedulers import IterativeDeepeningHyperband, run
 from strategies.searchers import HypergradientSearcher, RandomSearcher
 from strategies.space import Float, SearchSpace
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 SPACE = SearchSpace({"x": Float(0, 1), "y": Float(1e-3, 1, log=True)})
 RAY_SPACE = {"x": tune.uniform(0, 1), "y": tune.loguniform(1e-3, 1)}
 TRIALS = 30

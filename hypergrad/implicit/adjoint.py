@@ -9,8 +9,6 @@ from jaxtyping import Array, PyTree, Scalar
 
 from hypergrad.linear import vector
 from hypergrad.linear.base import LinearOperator, LinearSolution, LinearSolver, symmetric_operator
-from hypergrad.linear.cg import CG
-from hypergrad.linear.gmres import GMRES
 from hypergrad.linear.vector import Product
 
 
@@ -141,22 +139,6 @@ def _broken_unless(condition: Array, solution: LinearSolution) -> LinearSolution
     return eqx.tree_at(lambda s: s.breakdown, solution, solution.breakdown | ~condition)
 
 
-def jacobian_operator(product: Product, like: PyTree, *, symmetric: bool) -> LinearOperator:
-    """The operator `J` of a linear map, acting on vectors in at least float32.
-
-    **Arguments:**
-
-    - `product`: `v -> J v` on pytrees of the dtypes of `like`.
-    - `like`: the inner point.
-    - `symmetric`: `J` is a Hessian.
-    """
-    mv = vector.widened(product, like)
-    if symmetric:
-        return symmetric_operator(mv)
-    transpose = jax.linear_transpose(product, like)
-    return LinearOperator(mv, vector.widened(lambda v: transpose(v)[0], like), symmetric=False)
-
-
 def levelled(rhs: PyTree) -> tuple[PyTree, Scalar]:
     """`rhs` in at least float32 and divided by its largest entry, and that; zeros if not finite.
 
@@ -182,10 +164,3 @@ def solve_scaled(
     level, top = levelled(rhs)
     solution = solver.solve(operator, level, initial=initial)
     return _broken_unless(jnp.isfinite(top), solution), top
-
-
-def solver_for(solver: LinearSolver, *, symmetric: bool) -> LinearSolver:
-    """The solver itself; for a system that is not symmetric a `CG` becomes a `GMRES`."""
-    if isinstance(solver, CG) and not symmetric:
-        return GMRES(tol=solver.tol, max_steps=solver.max_steps)
-    return solver

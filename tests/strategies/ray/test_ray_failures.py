@@ -286,7 +286,7 @@ def test_disk_that_is_full_at_save_ends_the_run_and_costs_nothing(cluster, tmp_p
     """Ray ends it, because it cannot write its own state; with space again it goes on."""
     import subprocess
 
-    root = pathlib.Path(__file__).parents[2]
+    root = pathlib.Path(__file__).parents[3]
     ended = subprocess.run(
         [sys.executable, __file__, str(tmp_path), cluster.address],
         env={**os.environ, "PYTHONPATH": str(root), "TUNE_GLOBAL_CHECKPOINT_S": "0"},
@@ -345,7 +345,7 @@ def test_driver_of_ray_loads_no_jax(tmp_path):
     script += "HypergradSearch(BayesSearcher); print(json.dumps('jax' in sys.modules))"
     ended = subprocess.run(
         [sys.executable, "-c", "import json; " + script],
-        cwd=pathlib.Path(__file__).parents[2],
+        cwd=pathlib.Path(__file__).parents[3],
         capture_output=True,
         text=True,
         check=True,

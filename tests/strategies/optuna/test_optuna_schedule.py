@@ -22,7 +22,7 @@ from strategies.searchers import HypergradientSearcher, RandomSearcher
 from strategies.space import Categorical, Float, SearchSpace
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 SPACE = SearchSpace(
     {"x": Float(0, 1), "l2": Float(0, 1, shape=(2,)), "kind": Categorical([(1, 2), "b"])}
 )
@@ -147,7 +147,7 @@ def storage_of(url):
 KILLED = """
 import sys, time, optuna
 from strategies.optuna import run_schedule
-from tests.strategies.test_optuna_schedule import makers, objective, storage_of
+from tests.strategies.optuna.test_optuna_schedule import makers, objective, storage_of
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 def slow(trial, job):

@@ -16,14 +16,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree, Scalar
 
-from hypergrad.adjoint import solver_for
-from hypergrad.curvature import Curvature, Hessian
-from hypergrad.error import ErrorEstimate, Sensitivity, estimate_error
 from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
+from hypergrad.implicit.curvature import Curvature, Hessian
+from hypergrad.implicit.error import ErrorEstimate, Sensitivity, estimate_error
 from hypergrad.inner import InnerSolver, as_inner_solver
 from hypergrad.linear import vector
 from hypergrad.linear.base import LinearSolver
 from hypergrad.linear.cg import CG
+from hypergrad.linear.jacobian import solver_for
 from hypergrad.paths import require_effect, trace_paths
 from hypergrad.problem import BilevelProblem
 from hypergrad.residual import residual_of, residual_scale, slope_of

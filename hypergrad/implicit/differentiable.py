@@ -11,11 +11,12 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, PyTree
 
-from hypergrad.adjoint import jacobian_operator, solve_scaled, solver_for
+from hypergrad.implicit.adjoint import solve_scaled
 from hypergrad.inner import as_inner_solver
 from hypergrad.linear import vector
 from hypergrad.linear.base import LinearSolver
 from hypergrad.linear.cg import CG
+from hypergrad.linear.jacobian import jacobian_operator, solver_for
 from hypergrad.problem import BilevelProblem
 from hypergrad.residual import residual_of
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs" / "engines" / "cluster.md"
 RAY = Path(sys.executable).with_name("ray")
 ENVIRONMENT = {

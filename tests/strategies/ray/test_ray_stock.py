@@ -25,7 +25,7 @@ from strategies.searchers import RandomSearcher
 
 pytestmark = pytest.mark.slow
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 
 
 class Steps(tune.Trainable):

@@ -1,0 +1,36 @@
+"""An inner solver from whatever the user has."""
+
+from typing import Any
+
+import optax
+
+from hypergrad.inner.base import InnerSolver
+from hypergrad.inner.function_solver import FunctionSolver
+from hypergrad.inner.jaxopt_solver import JaxoptSolver
+from hypergrad.inner.optax_solver import OptaxSolver
+
+
+def as_inner_solver(solver: Any) -> InnerSolver:
+    """An `InnerSolver` from whatever the user has.
+
+    **Arguments:**
+
+    - `solver`: an `InnerSolver` (returned as it is), an optax optimizer (`OptaxSolver` with its
+      default number of steps), a jaxopt solver object, or a plain function
+      `fn(params, hparams, batch) -> params`.
+
+    **Raises:** `ValueError` for anything else.
+    """
+    if isinstance(solver, InnerSolver):
+        return solver
+    if isinstance(solver, optax.GradientTransformation):
+        return OptaxSolver(solver)
+    # Recognised by name: importing jaxopt only to ask would warn users who do not use it.
+    if type(solver).__module__.split(".")[0] == "jaxopt":
+        return JaxoptSolver(solver)
+    if callable(solver):
+        return FunctionSolver(solver)
+    raise ValueError(
+        "An inner solver is an InnerSolver, an optax optimizer, a jaxopt solver or a function "
+        f"fn(params, hparams, batch) -> params; got {type(solver).__name__}."
+    )

@@ -1,0 +1,44 @@
+"""A plain function as an inner solver."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from hypergrad.inner.base import InnerSolution, InnerSolver
+from hypergrad.linear import vector
+from hypergrad.problem import BilevelProblem
+
+
+class FunctionSolver(InnerSolver):
+    """Any function `fn(params, hparams, batch) -> params`; a call counts as one iteration.
+
+    For a stochastic problem it gets a fourth argument `key`.
+    """
+
+    fn: Callable
+
+    def run(
+        self,
+        problem: BilevelProblem,
+        params: PyTree,
+        hparams: PyTree,
+        batch: PyTree,
+        *,
+        state: PyTree | None = None,
+        key: Array | None = None,
+    ) -> InnerSolution:
+        """See `InnerSolver.run`."""
+        extra = (key,) if problem.stochastic else ()
+        solved = self.fn(params, hparams, batch, *extra)
+        expected = jax.tree.map(jnp.shape, eqx.filter(params, eqx.is_array))
+        received = jax.tree.map(jnp.shape, eqx.filter(solved, eqx.is_array))
+        if expected != received:
+            raise ValueError(
+                "The inner solver function must return params of the structure and shapes it was "
+                f"given: expected {expected}, got {received}."
+            )
+        residual = vector.norm(problem.residual(solved, hparams, batch, key))
+        return InnerSolution(solved, None, jnp.ones((), jnp.int32), residual)

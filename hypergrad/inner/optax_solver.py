@@ -1,0 +1,97 @@
+"""Steps of an optax optimizer."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int, PyTree, Scalar
+
+from hypergrad.inner.base import InnerSolution, InnerSolver
+from hypergrad.linear import vector
+from hypergrad.problem import BilevelProblem
+
+
+class OptaxSolver(InnerSolver):
+    """Steps of an optax optimizer on one batch.
+
+    **Arguments:**
+
+    - `optimizer`: any `optax.GradientTransformation`, line searches (`optax.lbfgs()`) included.
+      Its momenta are kept from one run to the next.
+    - `steps`: at most so many steps per run. A traced integer is allowed.
+    - `tol`: stop as soon as `‖∂f/∂w‖ <= tol` (Euclidean norm over all leaves, absolute). The
+      default 0 takes all steps.
+    - `fresh_noise`: a stochastic problem gets a new key at each step, as training usually does.
+      `False` keeps the one key of the run, so that the inner problem is a fixed
+      (sample-average) function whose stationary point exists.
+
+    The residual reported is measured at the returned point when `tol` stopped the run, else one
+    step before it (so that a run of one step costs one gradient and not two).
+    """
+
+    optimizer: optax.GradientTransformation
+    steps: int | Int[Array, ""] = 1000
+    tol: float | Scalar = 0.0
+    fresh_noise: bool = eqx.field(static=True, default=True)
+
+    def init(self, problem: BilevelProblem, params: PyTree) -> PyTree:
+        """The optimizer's initial state."""
+        return self.optimizer.init(eqx.filter(params, eqx.is_inexact_array))
+
+    def run(
+        self,
+        problem: BilevelProblem,
+        params: PyTree,
+        hparams: PyTree,
+        batch: PyTree,
+        *,
+        state: PyTree | None = None,
+        key: Array | None = None,
+    ) -> InnerSolution:
+        """See `InnerSolver.run`."""
+        dynamic, static = eqx.partition(params, eqx.is_inexact_array)
+        optimizer = optax.with_extra_args_support(self.optimizer)
+        if state is None:
+            state = optimizer.init(dynamic)
+
+        def step_key(step: Array) -> Array | None:
+            if key is None or not (problem.stochastic and self.fresh_noise):
+                return key
+            return jax.random.fold_in(key, step)
+
+        def descent(point: PyTree, key: Array | None) -> tuple[Scalar, PyTree]:
+            if problem.inner is None:
+                residual = problem.residual(eqx.combine(point, static), hparams, batch, key)
+                return vector.norm(residual), residual
+
+            def loss(p: PyTree) -> Scalar:
+                return problem.inner_loss(eqx.combine(p, static), hparams, batch, key)[0]
+
+            return jax.value_and_grad(loss)(point)
+
+        def unfinished(carry: tuple) -> Array:
+            _, _, step, residual = carry
+            return (step < self.steps) & ~(residual <= self.tol)
+
+        def body(carry: tuple) -> tuple:
+            point, opt_state, step, _ = carry
+            key = step_key(step)
+            value, gradient = descent(point, key)
+            residual = vector.norm(gradient)
+            updates, new_state = optimizer.update(
+                gradient,
+                opt_state,
+                point,
+                value=value,
+                grad=gradient,
+                value_fn=lambda p: descent(p, key)[0],
+            )
+            done = residual <= self.tol
+            point = vector.where(done, point, optax.apply_updates(point, updates))
+            opt_state = vector.where(done, opt_state, new_state)
+            return point, opt_state, step + jnp.where(done, 0, 1), residual
+
+        dtype = vector.norm(dynamic).dtype
+        start = (dynamic, state, jnp.zeros((), jnp.int32), jnp.full((), jnp.inf, dtype))
+        point, state, iterations, residual = jax.lax.while_loop(unfinished, body, start)
+        return InnerSolution(eqx.combine(point, static), state, iterations, residual)
