@@ -1,0 +1,90 @@
+"""What the builder of the site does not look at: pages in the menu, pictures, public names."""
+
+import importlib
+import re
+import types
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+
+#: The paths by which people import.
+PUBLIC = [
+    "hypergrad",
+    "hypergrad.hypernetwork",
+    "hypergrad.linear",
+    "hypergrad.outer",
+    "hypergrad.self_tuning",
+    "hypergrad.unrolled",
+    "strategies",
+    "strategies.desirability",
+    "strategies.local",
+    "strategies.optuna",
+    "strategies.ray",
+    "strategies.schedulers",
+    "strategies.space.configspace",
+    "strategies.space.sklearn",
+]
+
+
+def menu(entry):
+    """All pages of a part of the menu."""
+    if isinstance(entry, str):
+        return [entry]
+    values = entry.values() if isinstance(entry, dict) else entry
+    return [page for value in values for page in menu(value)]
+
+
+def documented() -> list[str]:
+    """The import paths that the API pages render."""
+    return [
+        path
+        for page in (DOCS / "api").rglob("*.md")
+        for path in re.findall(r"^::: (\S+)", page.read_text(), re.MULTILINE)
+    ]
+
+
+def public(module: types.ModuleType) -> list[str]:
+    """The names that a module offers, its own submodules apart."""
+    names = getattr(module, "__all__", None)
+    if names is None:
+        names = [
+            name
+            for name, value in vars(module).items()
+            if not name.startswith("_")
+            and getattr(value, "__module__", "").startswith(module.__name__)
+        ]
+    return [name for name in names if not isinstance(getattr(module, name), types.ModuleType)]
+
+
+def test_every_page_is_in_the_menu():
+    listed = menu(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    assert sorted(listed) == [str(page.relative_to(DOCS)) for page in PAGES]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+def test_every_picture_is_there(page):
+    for picture in re.findall(r"!\[[^\]]*\]\(([^)\s]+)", page.read_text()):
+        assert (page.parent / picture).exists(), picture
+
+
+def test_no_name_is_documented_twice():
+    assert not [path for path, count in Counter(documented()).items() if count > 1]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_name_is_documented(name):
+    pytest.importorskip(name)
+    module = importlib.import_module(name)
+    rendered = [path.rpartition(".") for path in documented()]
+    objects = {
+        id(getattr(importlib.import_module(home), last))
+        for home, _, last in rendered
+        if home.split(".")[0] == name.split(".")[0]
+    }
+    assert not [each for each in public(module) if id(getattr(module, each)) not in objects]
