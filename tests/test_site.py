@@ -19,6 +19,7 @@ PUBLIC = [
     "hypergrad.hypernetwork",
     "hypergrad.linear",
     "hypergrad.outer",
+    "hypergrad.sampling",
     "hypergrad.self_tuning",
     "hypergrad.unrolled",
     "strategies",

@@ -1,0 +1,214 @@
+"""Implicit diffusion: the derivative of an expectation under the distribution that a sampler has.
+
+The inner "solution" is the distribution `π(θ) ∝ exp(−V(x, θ))`, held as a cloud of particles, and
+the outer loss an expectation. Its derivative needs no derivative of the sampler:
+
+    d/dθ E_π[R(x, θ)] = E_π[∂R/∂θ] − Cov_π(R(x, θ), ∂V(x, θ)/∂θ)
+
+Marion, Korba, Bartlett, Blondel, De Bortoli, Doucet, Llinares-López, Paquette and Berthet,
+"Implicit Diffusion: Efficient Optimization through Stochastic Sampling" (AISTATS 2025).
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int, PyTree, Scalar
+
+from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
+from hypergrad.linear import vector
+from hypergrad.problem import BilevelProblem
+from hypergrad.sampling.langevin import Langevin
+from hypergrad.sampling.problem import SamplingProblem, mean_statistic
+
+
+class DiffusionState(eqx.Module):
+    """The cloud: `params`, a pytree with a leading axis of particles; steps so far; all finite."""
+
+    params: PyTree
+    steps: Int[Array, ""]
+    finite: Bool[Array, ""]
+
+
+class ImplicitDiffusion(Estimator):
+    """Hypergradients of expectations under `exp(−inner)`, sampled by Langevin dynamics.
+
+    The problem is a `SamplingProblem`. A few steps at a time are enough, because the cloud follows
+    the hyperparameters: `Alternating(ImplicitDiffusion(...), optimizer)` is the single loop of the
+    paper.
+
+    `info.inner_residual` is `|E[(x − E x)·∂V/∂x] / d − 1|`, zero for a cloud distributed as
+    `exp(−V)` (the virial theorem), up to its own noise of about `√(2 / (n d))`. `info.error` is the
+    standard error of the gradient over blocks of particles, relative; it knows nothing of modes
+    that no particle has reached.
+
+    **Arguments:**
+
+    - `dynamics`: how particles move.
+    - `steps`: Langevin steps of one `fit`. Default 1.
+    - `blocks`: blocks of particles for the standard error, at least 2. Default 16.
+    """
+
+    dynamics: Langevin
+    steps: int = eqx.field(static=True, default=1)
+    blocks: int = eqx.field(static=True, default=16)
+
+    def __check_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(
+                f"ImplicitDiffusion: 'steps': expected an integer >= 1, received {self.steps!r}."
+            )
+        if self.blocks < 2:
+            raise ValueError(
+                f"ImplicitDiffusion: 'blocks': expected an integer >= 2, received {self.blocks!r}."
+            )
+
+    def init(
+        self,
+        problem: BilevelProblem,
+        params: PyTree,
+        hparams: PyTree,
+        inner_batch: PyTree,
+        *,
+        key: Array | None = None,
+    ) -> DiffusionState:
+        """The state of a cloud; nothing is moved."""
+        if not isinstance(problem, SamplingProblem):
+            raise ValueError(
+                f"problem: expected a SamplingProblem, received a {type(problem).__name__}."
+            )
+        leaves = jax.tree.leaves(params)
+        sizes = {leaf.shape[0] if jnp.ndim(leaf) else 0 for leaf in leaves}
+        if len(sizes) != 1 or min(sizes) < 2 * self.blocks:
+            raise ValueError(
+                "params: expected a cloud, every leaf with the same leading axis of at least "
+                f"{2 * self.blocks} particles (2 'blocks'), received leading axes {sorted(sizes)}."
+            )
+        if not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
+            raise ValueError("params: expected real floating-point particles.")
+        return DiffusionState(params, jnp.zeros((), jnp.int32), jnp.asarray(True))
+
+    def fit(
+        self,
+        problem: BilevelProblem,
+        state: DiffusionState,
+        hparams: PyTree,
+        inner_batch: PyTree,
+        *,
+        key: Array | None = None,
+    ) -> tuple[DiffusionState, FitInfo]:
+        """Move the cloud by `steps` steps. The residual is known to `hypergradient` only.
+
+        Without a `key` the noise depends on the number of steps taken: a run is reproducible, and
+        no noise is used twice.
+        """
+        if key is None:
+            key = jax.random.fold_in(jax.random.key(0), state.steps)
+
+        assert isinstance(problem, SamplingProblem)
+
+        def body(carry: tuple[PyTree, Array], each: Array) -> tuple[tuple[PyTree, Array], None]:
+            particles, finite = carry
+            moved, good = self.dynamics.move(problem, particles, hparams, inner_batch, each)
+            return (moved, finite & good), None
+
+        keys = jax.random.split(key, self.steps)
+        (particles, finite), _ = jax.lax.scan(body, (state.params, jnp.asarray(True)), keys)
+        taken = jnp.asarray(self.steps, jnp.int32)
+        return DiffusionState(particles, state.steps + taken, finite), FitInfo(
+            jnp.asarray(jnp.nan), taken
+        )
+
+    def hypergradient(
+        self,
+        problem: BilevelProblem,
+        state: DiffusionState,
+        hparams: PyTree,
+        inner_batch: PyTree,
+        outer_batch: PyTree,
+        *,
+        key: Array | None = None,
+    ) -> Hypergradient:
+        """See `Estimator.hypergradient`; costs one gradient of each loss for every particle."""
+        assert isinstance(problem, SamplingProblem)
+        h, h_static = eqx.partition(hparams, eqx.is_inexact_array)
+        cloud = state.params
+        count = jax.tree.leaves(cloud)[0].shape[0]
+        size = count // self.blocks
+        blocks = jax.tree.map(
+            lambda leaf: leaf[: size * self.blocks].reshape(self.blocks, size, *leaf.shape[1:]),
+            cloud,
+        )
+
+        losses, value, direct = self._losses(problem, h, h_static, cloud, outer_batch, key)
+        centred = losses - jnp.mean(losses)
+
+        def covariance(particles: PyTree, weights: Array) -> PyTree:
+            """Mean over a block of weight times `∂V/∂θ`: one reverse pass."""
+
+            def weighted(lam: PyTree) -> Scalar:
+                full = eqx.combine(lam, h_static)
+                return jnp.mean(weights * problem.potentials(particles, full, inner_batch, key))
+
+            return jax.grad(weighted)(h)
+
+        whole = covariance(cloud, centred)
+        # Within a block the weights are centred by the mean of all: the blocks' mean is the
+        # estimate.
+        parts = jax.vmap(covariance)(
+            blocks, centred[: size * self.blocks].reshape(self.blocks, size)
+        )
+        grad = jax.tree.map(lambda d, c: (d - c).astype(d.dtype), direct, whole)
+        spread = jnp.sqrt(
+            sum(jnp.sum(jnp.var(leaf, axis=0, ddof=1)) for leaf in jax.tree.leaves(parts))
+            / self.blocks
+        )
+        length = vector.norm(grad)
+        error = jnp.where(length > 0, spread / jnp.where(length > 0, length, 1), jnp.inf)
+        residual = self._virial(problem, cloud, hparams, inner_batch, key)
+        broken = ~state.finite | ~vector.all_finite(grad) | ~jnp.isfinite(value)
+        info = HypergradientInfo(
+            inner_residual=residual,
+            inner_iterations=state.steps,
+            linear_residual=jnp.full_like(residual, jnp.nan),
+            iterations=jnp.zeros((), jnp.int32),
+            nonpositive_curvature=jnp.asarray(False),
+            breakdown=broken,
+            error=jnp.where(broken, jnp.inf, error).astype(residual.dtype),
+        )
+        return Hypergradient(value, grad, state, info)
+
+    @staticmethod
+    def _losses(
+        problem: SamplingProblem,
+        h: PyTree,
+        h_static: PyTree,
+        cloud: PyTree,
+        batch: PyTree,
+        key: Array | None,
+    ) -> tuple[Array, Scalar, PyTree]:
+        """The loss of every particle, what is minimised, and its direct derivative.
+
+        With a statistic the loss of a particle is linear in its statistic, by the derivative at the
+        mean (the first variation).
+        """
+        value, direct = jax.value_and_grad(
+            lambda lam: problem.outer_loss(cloud, eqx.combine(lam, h_static), batch, key)[0]
+        )(h)
+        full, extra = eqx.combine(h, h_static), problem._key(key)
+        if problem.statistic is None:
+            losses = jax.vmap(lambda x: problem.loss(x, full, batch, *extra))(cloud)
+            return losses, value, direct
+        statistic = problem.statistic
+        centre = mean_statistic(statistic, cloud, batch)
+        slope = jax.grad(problem.loss)(centre, full, batch, *extra)
+        losses = jax.vmap(lambda x: vector.vdot(slope, statistic(x, batch)))(cloud)
+        return losses, value, direct
+
+    @staticmethod
+    def _virial(
+        problem: SamplingProblem, cloud: PyTree, hparams: PyTree, batch: PyTree, key: Array | None
+    ) -> Scalar:
+        slope = jax.grad(lambda x: jnp.sum(problem.potentials(x, hparams, batch, key)))(cloud)
+        leaves = zip(jax.tree.leaves(cloud), jax.tree.leaves(slope), strict=True)
+        total = sum(jnp.sum((x - jnp.mean(x, axis=0)) * g) for x, g in leaves)
+        return jnp.abs(total / sum(leaf.size for leaf in jax.tree.leaves(cloud)) - 1)
