@@ -395,12 +395,19 @@ def run(context: Context) -> None:
         x="seconds",
         y="validation loss",
     )
-    context.curves["predicted"] = {
-        "global, draws by class": Curve(by_draws[:, 1], by_draws[:, 0]),
-        "Gaussian process, draws by class": Curve(by_draws[:, 1], by_draws[:, 2]),
-        "global, draws by weight": Curve(draws[:, 1], draws[:, 0]),
-        "local, path": Curve(path[:, 1], path[:, 0]),
-    }
+    context.table(
+        "predicted and retrained losses",
+        [
+            {"where": where, "retrained": true, "predicted": there}
+            for where, pairs in (
+                ("global, draws by class", by_draws),
+                ("Gaussian process, draws by class", by_draws[:, [2, 1]]),
+                ("global, draws by weight", draws),
+                ("local, path", path),
+            )
+            for there, true in pairs[:, :2]
+        ],
+    )
     with context.figure("predicted", width=12, height=4) as figure:
         named = (
             ("global: draws of one penalty a class", by_draws),
