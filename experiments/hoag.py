@@ -208,20 +208,19 @@ def in_turns(functions: dict[str, Callable[[], Any]], rounds: int = 15) -> dict[
             "time until within 1e-3 of the best validation loss, in full trainings, worst problem",
             at_most=5.0,
             # Times in turns bear a busy machine, but not to a few per cent.
-            quick=15.0,
+            quick=8.0,
         ),
         Claim(
             "grid",
             "time until within 1e-3 of the best that the searches find, relative to a 20-point "
             "grid, worst problem",
             at_most=1 / 3,
-            quick=1.0,
+            quick=0.5,
         ),
         Claim(
             "exact",
             "time until within 1e-3 of the best, relative to exact hypergradients, worst problem",
             at_most=1.0,
-            quick=1.5,
         ),
         Claim(
             "level",

@@ -350,13 +350,12 @@ def search(
             "global: predicted and retrained losses at draws of one penalty a class within 10 %",
             at_most=0.1,
             # The quick run trains the network for a third of the steps.
-            quick=0.3,
+            quick=0.2,
         ),
         Claim(
             "process",
             "error there over that of a Gaussian process on 25 trainings (ratio of rms)",
             at_most=1.0,
-            quick=3.0,
         ),
     ],
 )

@@ -317,7 +317,6 @@ REGULARISERS = {"tv": total_variation, "experts": experts}
                 f"psnr_{name}",
                 f"{text}: gain over the noisy test images, dB",
                 at_least=3.0,
-                quick=1.0,
                 when=lambda options, name=name: name in options.tasks.split(","),
             )
             for name, text in (("tv", "total variation"), ("experts", "field of experts"))
