@@ -441,11 +441,9 @@ def main() -> None:
     parser = options(__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS))
     arguments = parser.parse_args()
-    for part in arguments.only:
-        rows = list(PARTS[part](arguments.quick))
-        column = COLUMNS[part]
-        report(f"engine_{part}", rows, {column: BOUNDS[column]}, arguments.out)
-        print()
+    tables = {part: list(PARTS[part](arguments.quick)) for part in arguments.only}
+    bounded = {COLUMNS[part]: BOUNDS[COLUMNS[part]] for part in arguments.only}
+    report("engine_overhead", tables, bounded, arguments)
 
 
 if __name__ == "__main__":

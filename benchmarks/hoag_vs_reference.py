@@ -224,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     "reference, best loss": float(min(theirs[label])),
                 }
             )
-    measure.report("hoag_vs_reference", rows, {"ratio": 1.0}, options.out)
+    measure.report("hoag_vs_reference", {"time": rows}, {"ratio": 1.0}, options)
     return int(any(row["ratio"] > 1.0 for row in rows))
 
 

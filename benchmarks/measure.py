@@ -1,8 +1,9 @@
 """Timing on a machine that others use too, and the form in which benchmarks leave their results."""
 
 import argparse
-import json
-import platform
+import ast
+import shlex
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,10 @@ from statistics import median
 from typing import Any
 
 import jax
+
+from experiments.harness import record
+
+STARTED = time.perf_counter()
 
 
 def interleaved(
@@ -82,64 +87,63 @@ def options(description: str) -> argparse.ArgumentParser:
         default=time.perf_counter,
         help="measure processor time, for a machine that is busy with other things",
     )
-    parser.add_argument("--out", type=Path, default=None, help="folder for JSON and PNG")
+    parser.add_argument("--out", type=Path, default=None, help="folder for results.json")
     return parser
 
 
 def report(
-    name: str, rows: Sequence[Mapping[str, Any]], bounded: Mapping[str, float], out: Path | None
+    name: str,
+    tables: Mapping[str, Sequence[Mapping[str, Any]]],
+    bounded: Mapping[str, float],
+    arguments: argparse.Namespace,
 ) -> None:
-    """Print a table; with `out`, save it as `NAME.json` and draw the bounded columns.
+    """Print the tables; with `--out`, leave the record of the run as `results.json` there.
 
     **Arguments:**
 
-    - `name`: of the benchmark.
-    - `rows`: of the table; the first two columns name the row.
+    - `name`: of the benchmark, a module of this package.
+    - `tables`: rows by the name of the table.
     - `bounded`: columns that ought to be at most so much.
-    - `out`: folder.
+    - `arguments`: of the command line, from `options`.
     """
+    for rows in tables.values():
+        show(rows)
+    if arguments.out is None:
+        return
+    settings = {key: value for key, value in vars(arguments).items() if key not in ("out", "clock")}
+    settings["clock"] = arguments.clock.__name__
+    source = record.ROOT / "benchmarks" / f"{name}.py"
+    words = [word for word in sys.argv[1:] if not word.startswith("--out")]
+    if "--out" in sys.argv:
+        words.remove(str(arguments.out))
+    made = record.new(
+        "benchmarks",
+        name,
+        title=(ast.get_docstring(ast.parse(source.read_text())) or "").partition("\n")[0],
+        paper="ours",
+        command=shlex.join(["python", "-m", f"benchmarks.{name}", *words]),
+        settings={**settings, "device": jax.devices()[0].device_kind},
+        seconds=round(time.perf_counter() - STARTED, 2),
+        plots={},
+        pictures=[],
+        tables=tables,
+        findings=[f"At most {bound:g} is wanted of `{key}`." for key, bound in bounded.items()],
+        claims=[],
+    )
+    record.write(made, arguments.out)
+
+
+def show(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print a table, with the columns of all rows."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     cells = [[_cell(row.get(column)) for column in columns] for row in rows]
     widths = [max(len(c), *(len(r[i]) for r in cells)) for i, c in enumerate(columns)]
-    for line in ([columns], [["-" * width for width in widths]], cells):
-        for row in line:
-            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
-    if out is None:
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    record = {
-        "benchmark": name,
-        "bounds": dict(bounded),
-        "rows": [dict(row) for row in rows],
-        "versions": {"jax": jax.__version__, "python": platform.python_version()},
-        "device": jax.devices()[0].device_kind,
-    }
-    (out / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
-    _draw(name, rows, columns[:2], bounded, out)
+    for line in (columns, ["-" * width for width in widths], *cells):
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)))
+    print()
 
 
 def _cell(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _draw(
-    name: str,
-    rows: Sequence[Mapping[str, Any]],
-    labels: Sequence[str],
-    bounded: Mapping[str, float],
-    out: Path,
-) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4 * len(bounded) + 2, 0.4 * len(rows) + 1.5), layout="constrained")
-    axes = figure.subplots(1, len(bounded), squeeze=False, sharey=True)[0]
-    names = [" ".join(str(row[label]) for label in labels) for row in rows]
-    for axis, (column, bound) in zip(axes, bounded.items(), strict=True):
-        values = [row.get(column) or 0.0 for row in rows]
-        axis.barh(names, values)
-        axis.axvline(bound, color="black", linestyle="--", linewidth=1)
-        axis.set_xlabel(column)
-    axes[0].invert_yaxis()
-    figure.savefig(out / f"{name}.png", dpi=150)

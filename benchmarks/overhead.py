@@ -252,7 +252,7 @@ def main() -> None:
     if "transformer" in arguments.problems:
         size = SMALL if quick else Size(sequences=arguments.sequences, length=arguments.length)
         rows += run(transformer(size), 3, 1, clock)
-    report("overhead", rows, BOUNDS, arguments.out)
+    report("overhead", {"overhead": rows}, BOUNDS, arguments)
 
 
 if __name__ == "__main__":

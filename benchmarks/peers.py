@@ -315,7 +315,7 @@ def main() -> None:
         quick = arguments.quick
         steps, repeats = (12, 3) if quick else (30, 7)
         rows += run(log_decay, steps, repeats, arguments.clock, arguments.only)
-    report("peers", rows, BOUNDS, arguments.out)
+    report("peers", {"searches": rows}, BOUNDS, arguments)
 
 
 if __name__ == "__main__":

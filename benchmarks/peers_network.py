@@ -164,11 +164,11 @@ def main() -> None:
     """Time all and print the tables."""
     arguments = options(__doc__.splitlines()[0]).parse_args()
     case, repeats = mlp(), 5 if arguments.quick else 20
-    rows = at_equal_error(case, repeats, arguments.clock)
-    report("peers_network_equal_error", rows, BOUNDS, arguments.out)
-    print()
-    rows = at_equal_products(case, repeats, arguments.clock)
-    report("peers_network", rows, BOUNDS, arguments.out)
+    tables = {
+        "equal error": at_equal_error(case, repeats, arguments.clock),
+        "equal products": at_equal_products(case, repeats, arguments.clock),
+    }
+    report("peers_network", tables, BOUNDS, arguments)
 
 
 if __name__ == "__main__":

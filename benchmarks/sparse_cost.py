@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "memory": megabytes["sparse"] / megabytes["dense"],
             }
         )
-    measure.report("sparse_cost", rows, {"time": 1.0, "memory": 1.0}, parsed.out)
+    measure.report("sparse_cost", {"cost": rows}, {"time": 1.0, "memory": 1.0}, parsed)
     text = [row for row in rows if row["density"] <= TEXT]
     return int(any(row[column] > 1 for row in text for column in ("time", "memory")))
 

@@ -206,7 +206,7 @@ def main() -> None:
     key = jax.random.key(0)
     rows = run("dense", Dense(key), 128, repeats, arguments.clock)
     rows += run("convolutional", Convolutional(key), 64, repeats, arguments.clock)
-    report("stn_cost", rows, BOUNDS, arguments.out)
+    report("stn_cost", {"cost": rows}, BOUNDS, arguments)
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def main() -> None:
         if limit is not None:
             row |= {"limit": limit, "time": median(seconds) / limit}
         rows.append(row)
-    report("suggestion_time", rows, {"time": 1.0}, arguments.out)
+    report("suggestion_time", {"time": rows}, {"time": 1.0}, arguments)
 
 
 if __name__ == "__main__":

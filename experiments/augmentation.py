@@ -149,7 +149,7 @@ def train(network: dict | None, data: dict, steps: int, key: Array) -> list:
             "gain",
             "points of test accuracy gained by the augmentation",
             at_least=0.5,
-            when=lambda options: not options.quick,
+            quick=-6.0,
         ),
         Claim(
             "shift",

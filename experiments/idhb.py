@@ -108,8 +108,8 @@ def compare(curves: Curves, stream: Stream, maximum: int, eta: int) -> dict[str,
 
 
 def full(options: object) -> bool:
-    """Whether the run is the published comparison."""
-    return (
+    """Whether the run is the published comparison, or its small version."""
+    return getattr(options, "quick", False) or (
         getattr(options, "source", "") == "lcbench"
         and getattr(options, "tasks", 0) == 34
         and getattr(options, "seeds", 0) >= 5
@@ -131,6 +131,8 @@ def full(options: object) -> bool:
                 f"budget {variant} {eta}",
                 f"{variant}, eta {eta}: total budget relative to the rerun",
                 at_most=max(known) + 0.001,
+                # Two runs of one small task: their shares scatter.
+                quick=0.95,
                 when=full,
             )
             for eta in ETAS
@@ -144,6 +146,7 @@ def full(options: object) -> bool:
                 f"accuracy {variant} {eta}",
                 f"{variant}, eta {eta}: mean accuracy lost against the rerun (points)",
                 at_most=0.05,
+                quick=3.0,
                 when=full,
             )
             for eta in ETAS

@@ -275,11 +275,19 @@ REGULARISERS = {"tv": total_variation, "experts": experts}
     paper="Salehi, Mukherjee, Roberts and Ehrhardt 2024, arXiv:2308.10098",
     x64=True,
     options=[
-        Option("tasks", "quadratic,tv,experts,digits", quick="quadratic", help="comma-separated"),
+        Option(
+            "tasks",
+            "quadratic,tv,experts,digits",
+            quick="quadratic,tv,experts",
+            help="comma-separated",
+        ),
+        Option(
+            "raced", "quadratic,tv,experts,digits", quick="quadratic", help="those against others"
+        ),
         Option("steps", 60, quick=25, help="outer steps; twice as many of MAID's"),
         Option("schedules", "exponential,cubic", quick="exponential", help="of HOAG"),
-        Option("images", 3, quick=2, help="training images"),
-        Option("size", 48, quick=32, help="side of the images, pixels"),
+        Option("images", 3, quick=1, help="training images"),
+        Option("size", 48, quick=16, help="side of the images, pixels"),
     ],
     claims=[
         Claim(
@@ -335,18 +343,26 @@ def run_experiment(context: Context) -> None:
             estimated = task.smoothness is None
             own = estimator(task, errors=estimated)
             algorithms: dict[str, OuterAlgorithm] = {
-                "MAID": MAID(own, task.smoothness, secant=estimated, **keep),
+                "MAID": MAID(own, task.smoothness, secant=estimated, **keep)
+            }
+            rivals: dict[str, OuterAlgorithm] = {
                 "MAID, the other steps": MAID(own, task.smoothness, secant=not estimated, **keep),
                 **{f"HOAG, {each}": HOAG(rough, each, **keep) for each in schedules},
                 "fixed 1e-1": HOAG(rough, fixed(1e-1), **keep),
                 "fixed 1e-8": HOAG(rough, fixed(1e-8), **keep),
             }
+            if raced := name in options.raced.split(","):
+                algorithms |= rivals
             traces: dict[str, Trace] = {}
             for label, algorithm in algorithms.items():
                 # A step of MAID costs a fraction of an exact one; iterations are compared.
                 steps = options.steps * (2 if isinstance(algorithm, MAID) else 1)
                 traces[label] = trace(task, algorithm, steps)
                 bar.advance(incumbent=traces[label].losses[-1])
+            if name in REGULARISERS:
+                learnt[name] = traces["MAID"].hparams
+            if not raced:
+                continue
             best = min(found.losses[-1] for found in traces.values())
             target = traces["fixed 1e-8"].losses[-1] * 1.01
             costs = {label: found.until(target) for label, found in traces.items()}
@@ -370,8 +386,6 @@ def run_experiment(context: Context) -> None:
                 }
                 for label, found in traces.items()
             ]
-            if name in REGULARISERS:
-                learnt[name] = traces["MAID"].hparams
 
         task = quadratic(options.seed, options.quick)
         exact = _quadratic_best(task)

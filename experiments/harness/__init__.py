@@ -30,7 +30,7 @@ claims, and a function that does the work; the harness does the rest:
                 loss = ...
                 progress.advance(incumbent=loss)
         context.plot(
-            "convergence",               # -> convergence.png, and "curves" in results.json
+            "convergence",               # -> convergence.png, and "plots" in results.json
             {"hypergradient": Curve(x=steps, y=losses), "grid": Curve.of_runs(seeds_by_steps)},
             x="trainings",
             y="validation loss",
@@ -64,7 +64,8 @@ except ImportError as error:
         'Experiments need a few more packages: pip install "hypergrad-engine[experiments]"'
     ) from error
 
-from experiments.harness.context import COLOURS, Context, Curve, Progress
+from experiments.harness.context import Context, Curve, Progress
+from experiments.harness.drawing import COLOURS
 from experiments.harness.experiment import Claim, Experiment, Option, experiment
 
 __all__ = ["COLOURS", "Claim", "Context", "Curve", "Experiment", "Option", "Progress", "experiment"]

@@ -3,22 +3,20 @@
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter
 from numpy.typing import ArrayLike
 from rich import progress as rich_progress
 from rich.console import Console
 from rich.table import Table
 
-# Okabe and Ito's colours, told apart by readers with any colour vision.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-MARKERS = "os^Dv<>p"
+from experiments.harness.drawing import draw
+from experiments.harness.record import plain
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ class Context:
         self.options = options
         self.console = Console()
         self.measured: dict[str, float] = {}
-        self.curves: dict[str, dict[str, Curve]] = {}
+        self.plots: dict[str, dict[str, Any]] = {}
         self.tables: dict[str, list[dict[str, Any]]] = {}
         self.figures: list[Path] = []
         self.findings: list[str] = []
@@ -149,28 +147,22 @@ class Context:
         - `x`, `y`: the axes' labels, with units.
         - `x_scale`, `y_scale`: `"linear"` or `"log"`.
         """
-        self.curves[name] = dict(curves)
+        series = {
+            label: {key: values for key, values in asdict(curve).items() if values is not None}
+            for label, curve in curves.items()
+        }
+        self.plots[name] = plain(
+            {
+                "curves": series,
+                "x": x,
+                "y": y,
+                "x_scale": x_scale,
+                "y_scale": y_scale,
+                "title": title,
+            }
+        )
         with self.figure(name) as figure:
-            axes = figure.subplots()
-            for index, (label, curve) in enumerate(curves.items()):
-                colour = COLOURS[index % len(COLOURS)]
-                few = np.size(curve.x) <= 12
-                marker = MARKERS[index % len(MARKERS)] if few else None
-                axes.plot(curve.x, curve.y, color=colour, label=label, marker=marker, markersize=4)
-                if curve.low is not None and curve.high is not None:
-                    axes.fill_between(
-                        curve.x, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0
-                    )
-            axes.set(xlabel=x, ylabel=y, xscale=x_scale, yscale=y_scale, title=title)
-            for axis in (axes.xaxis, axes.yaxis):
-                low, high = axis.get_view_interval()
-                if axis.get_scale() == "log" and high < 30 * low:
-                    # Within a decade or so powers of ten say nothing: plain numbers.
-                    axis.set_major_formatter(FormatStrFormatter("%g"))
-                    axis.set_minor_formatter(FormatStrFormatter("%g"))
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.grid(alpha=0.25)
-            axes.legend(frameon=False)
+            draw(figure, self.plots[name])
 
     @contextmanager
     def figure(self, name: str, *, width: float = 6.4, height: float = 4.0) -> Iterator[Figure]:

@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from experiments.harness import record
 from experiments.harness.context import Context
-from experiments.harness.report import write_page, write_results
+from experiments.harness.report import write_page
 
 
 @dataclass(frozen=True)
@@ -61,29 +63,37 @@ class Claim:
     - `claim`: the statement, in words.
     - `at_most`, `at_least`: the bound on what is measured, exactly one of the two. A number that is
       not finite never holds. What must simply be true is measured as a `bool`, `at_least=1`.
-    - `when`: whether the claim applies under the run's options; always, if left out.
+    - `quick`: the bound of a `--quick` run, which is smaller; the same, if left out.
+    - `when`: whether the claim applies under the run's options; always, if left out. It asks for
+      what the run does (which tasks, which rivals), not for `quick`.
     """
 
     key: str
     claim: str
     at_most: float | None = None
     at_least: float | None = None
+    quick: float | None = None
     when: Callable[[argparse.Namespace], bool] = field(default=lambda options: True)
 
     def __post_init__(self) -> None:
         if (self.at_most is None) == (self.at_least is None):
             raise ValueError(f"Claim {self.key!r} needs `at_most` or `at_least`, and not both.")
 
-    def check(self, measured: float) -> dict[str, Any]:
-        """The claim as `results.json` holds it."""
-        if self.at_most is not None:
-            holds, bound = measured <= self.at_most, f"<= {self.at_most:.6g}"
-        else:
-            holds, bound = measured >= self.at_least, f">= {self.at_least:.6g}"
+    def bound(self, *, quick: bool) -> float:
+        """The number that decides a run."""
+        if quick and self.quick is not None:
+            return self.quick
+        return self.at_least if self.at_most is None else self.at_most
+
+    def check(self, measured: float, *, quick: bool) -> dict[str, Any]:
+        """The claim as a record holds it."""
+        bound = self.bound(quick=quick)
+        holds = measured >= bound if self.at_most is None else measured <= bound
         return {
+            "key": self.key,
             "claim": self.claim,
             "measured": measured,
-            "bound": bound,
+            "bound": f"{'>=' if self.at_most is None else '<='} {bound:.6g}",
             "holds": bool(holds and np.isfinite(measured)),
         }
 
@@ -127,6 +137,24 @@ class Experiment:
             option.settle(options)
         return options
 
+    def command(self, options: argparse.Namespace) -> str:
+        """The command line that gives these options, without `--out`."""
+        plain = self.parse(["--quick"] if options.quick else [])
+        words = [f"python -m experiments.{self.name}", *(["--quick"] if options.quick else [])]
+        for name, value in vars(options).items():
+            if name != "out" and value != getattr(plain, name):
+                flag = name.replace("_", "-")
+                words.append(
+                    f"--{'' if value else 'no-'}{flag}"
+                    if isinstance(value, bool)
+                    else f"--{flag} {shlex.quote(str(value))}"
+                )
+        return " ".join(words)
+
+    def deciding(self, options: argparse.Namespace) -> list[Claim]:
+        """The claims that apply under these options."""
+        return [claim for claim in self.claims if claim.when(options)]
+
     def main(self, arguments: Sequence[str] | None = None) -> int:
         """Run, write results and page, print the claims.
 
@@ -143,7 +171,7 @@ class Experiment:
             import jax
 
             jax.config.update("jax_enable_x64", True)
-        claims = [claim for claim in self.claims if claim.when(options)]
+        claims = self.deciding(options)
         context = Context(self.name, options, known_claims={claim.key for claim in self.claims})
         started = time.perf_counter()
         with context:
@@ -152,8 +180,24 @@ class Experiment:
         missing = [claim.key for claim in claims if claim.key not in context.measured]
         if missing:
             raise ValueError(f"Claims that were not measured: {', '.join(missing)}.")
-        checked = [claim.check(context.measured[claim.key]) for claim in claims]
-        results = write_results(context, self.paper, seconds, checked)
+        checked = [
+            claim.check(context.measured[claim.key], quick=options.quick) for claim in claims
+        ]
+        results = record.new(
+            "experiments",
+            self.name,
+            title=self.description.partition("\n")[0],
+            paper=self.paper,
+            command=self.command(options),
+            settings=vars(options),
+            seconds=round(seconds, 2),
+            plots=context.plots,
+            pictures=[path.name for path in context.figures if path.stem not in context.plots],
+            tables=context.tables,
+            findings=context.findings,
+            claims=checked,
+        )
+        record.write(results, options.out)
         page = write_page(context, self.description, results)
         context.print_claims(checked)
         context.console.print(f"Page: {page}   ({seconds:.0f} s)", highlight=False)

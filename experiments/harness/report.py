@@ -1,32 +1,13 @@
-"""`results.json` and the page: what an experiment leaves behind."""
+"""The page that an experiment leaves behind."""
 
 import base64
 import html
-import importlib.metadata
-import json
-import math
-import os
-import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from experiments.harness.context import Context, format_cell
-
-DISTRIBUTIONS = (
-    "hypergrad-engine",
-    "jax",
-    "numpy",
-    "equinox",
-    "optax",
-    "lineax",
-    "scikit-learn",
-    "optuna",
-    "ray",
-)
+from experiments.harness.record import write_atomically
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --good: #0a7d4f; --bad: #c2352b }
@@ -40,35 +21,6 @@ img { max-width: 100%; background: #fff; border-radius: 4px; margin: .5rem 0 }
 pre { white-space: pre-wrap }
 @media (prefers-color-scheme: dark) { :root { --good: #4cc38a; --bad: #ff7b72 } }
 """
-
-
-def write_results(
-    context: Context, paper: str, seconds: float, claims: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """Write `results.json` and return what it holds. Numbers that are not finite become null."""
-    curves = {
-        group: {
-            label: {key: series for key, series in asdict(curve).items() if series is not None}
-            for label, curve in curves.items()
-        }
-        for group, curves in context.curves.items()
-    }
-    results = plain(
-        {
-            "experiment": context.name,
-            "paper": paper,
-            "settings": vars(context.options),
-            "versions": versions(),
-            "seconds": round(seconds, 2),
-            "curves": curves,
-            "tables": context.tables,
-            "findings": context.findings,
-            "claims": list(claims),
-        }
-    )
-    text = json.dumps(results, indent=1, allow_nan=False)
-    write_atomically(context.options.out / "results.json", text)
-    return results
 
 
 def write_page(context: Context, description: str, results: Mapping[str, Any]) -> Path:
@@ -96,7 +48,8 @@ def write_page(context: Context, description: str, results: Mapping[str, Any]) -
     for name, rows in results["tables"].items():
         escaped = [{html.escape(k): cell(v) for k, v in row.items()} for row in rows]
         parts += [f"<h2>{html.escape(name)}</h2>", table(escaped)]
-    facts = {**results["settings"], **results["versions"], "seconds": results["seconds"]}
+    about = {key: results[key] for key in ("command", "date", "commit", "machine", "seconds")}
+    facts = {**results["settings"], **about, **results["versions"]}
     listed = [{"setting": html.escape(k), "value": cell(v)} for k, v in facts.items()]
     parts += ["<h2>Settings</h2>", table(listed)]
     page = context.options.out / "index.html"
@@ -120,40 +73,3 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
 def cell(value: Any) -> str:
     """A value as HTML text."""
     return html.escape(format_cell(value))
-
-
-def versions() -> dict[str, str]:
-    """Python, machine, and the packages that are installed."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found = {
-        "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {cores} cores",
-    }
-    for name in DISTRIBUTIONS:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def plain(value: Any) -> Any:
-    """Nested values as JSON knows them: lists for arrays, null for what is not finite."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    if hasattr(value, "__array__"):
-        return plain(np.asarray(value).tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write under a temporary name and rename, so that no half-written file is ever seen."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

@@ -45,7 +45,9 @@ def results_of(tmp_path):
 def test_results_hold_what_every_experiment_promises(tmp_path, capsys):
     assert toy(0.5).main(["--quick", "--seed", "7", "--out", str(tmp_path)]) == 0
     results = results_of(tmp_path)
-    assert results["experiment"] == "test_harness"
+    assert (results["kind"], results["name"]) == ("experiments", "test_harness")
+    assert results["command"] == "python -m experiments.test_harness --quick --seed 7"
+    assert results["pictures"] == ["picture.png"]
     assert results["settings"] == {
         "quick": True,
         "seed": 7,
@@ -55,12 +57,20 @@ def test_results_hold_what_every_experiment_promises(tmp_path, capsys):
         "deep": False,
     }
     assert results["claims"] == [
-        {"claim": "the gap is small", "measured": 0.5, "bound": "<= 0.5", "holds": True}
+        {
+            "key": "gap",
+            "claim": "the gap is small",
+            "measured": 0.5,
+            "bound": "<= 0.5",
+            "holds": True,
+        }
     ]
     assert results["seconds"] >= 0
     assert results["versions"]["numpy"] == np.__version__
-    assert results["curves"]["fall"]["ours"]["x"] == [1, 2, 3]
-    np.testing.assert_allclose(results["curves"]["fall"]["ours"]["high"], [0.5, 0.5, 0.5])
+    plot = results["plots"]["fall"]
+    assert (plot["x"], plot["y"], plot["y_scale"]) == ("step", "loss", "linear")
+    assert plot["curves"]["ours"]["x"] == [1, 2, 3]
+    np.testing.assert_allclose(plot["curves"]["ours"]["high"], [0.5, 0.5, 0.5])
     assert results["tables"]["summary"] == [{"method": "<ours>", "loss": 0.25}]
     assert {path.name for path in tmp_path.iterdir()} == {
         "results.json",
@@ -106,13 +116,21 @@ def test_a_choice_that_does_not_exist_is_refused(capsys):
 def test_claims_that_do_not_apply_are_left_out(tmp_path):
     claims = [
         Claim("gap", "always", at_most=1),
-        Claim("full", "only in full", at_least=1, when=lambda options: not options.quick),
+        Claim("deep", "only in the deep", at_least=1, when=lambda options: options.deep),
     ]
     run = toy(0, claims=claims)
-    assert run.main(["--quick", "--out", str(tmp_path)]) == 0
+    assert run.main(["--out", str(tmp_path)]) == 0
     assert [claim["claim"] for claim in results_of(tmp_path)["claims"]] == ["always"]
-    with pytest.raises(ValueError, match="not measured: full"):
-        run.main(["--out", str(tmp_path)])
+    with pytest.raises(ValueError, match="not measured: deep"):
+        run.main(["--deep", "--out", str(tmp_path)])
+
+
+def test_a_quick_run_may_have_a_bound_of_its_own(tmp_path):
+    claims = [Claim("gap", "the gap is small", at_most=0.1, quick=0.5)]
+    run = toy(0.3, claims=claims)
+    assert run.main(["--quick", "--out", str(tmp_path)]) == 0
+    assert results_of(tmp_path)["claims"][0]["bound"] == "<= 0.5"
+    assert run.main(["--out", str(tmp_path)]) == 1
 
 
 def test_a_claim_that_must_be_true_is_measured_as_a_bool(tmp_path):

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments.__main__ import listing
+from experiments.harness.command import listing
 
 ROOT = Path(__file__).parents[2]
-KEYS = {"experiment", "paper", "settings", "versions", "seconds", "curves", "tables", "claims"}
+KEYS = {"name", "paper", "settings", "versions", "seconds", "plots", "tables", "claims"}
 
 
 def run(*arguments):
@@ -28,13 +28,13 @@ def run(*arguments):
 
 def test_every_experiment_is_listed_with_a_line():
     printed = run("experiments").stdout
-    for name, line in listing().items():
+    for name, line in listing("experiments").items():
         assert line.endswith(".")
         assert f"{name} " in printed
         assert line in printed
 
 
-@pytest.mark.parametrize("name", listing())
+@pytest.mark.parametrize("name", listing("experiments"))
 def test_the_quick_path_runs_and_its_claims_hold(name, tmp_path):
     done = run(f"experiments.{name}", "--quick", "--out", str(tmp_path))
     if "is not on this machine" in done.stderr:
@@ -42,7 +42,7 @@ def test_the_quick_path_runs_and_its_claims_hold(name, tmp_path):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     results = json.loads((tmp_path / "results.json").read_text())
     assert results.keys() >= KEYS
-    assert results["experiment"] == name
-    assert results["curves"] or results["tables"]
+    assert results["name"] == name
+    assert results["plots"] or results["tables"]
     assert all(claim["holds"] for claim in results["claims"])
     assert "data:image/png" in (tmp_path / "index.html").read_text()
