@@ -25,6 +25,7 @@ from strategies import (
     EvolutionSearcher,
     Float,
     HypergradientSearcher,
+    Ledger,
     Observation,
     ParetoSearcher,
     RandomSearcher,
@@ -86,11 +87,12 @@ def main() -> None:
     rows = []
     for make, name, size, count, gradients, limit in CASES:
         space = SearchSpace({"x": Float(0, 1, shape=(size,))})
-        # What the searcher is told in a search goes through `tell`.
+        # What a searcher sees in a search was told to a ledger.
         searcher = make(space, seed=0)
+        ledger = Ledger(searcher)
         for observation in history(space, count, gradients=gradients):
-            searcher.tell(observation)
-        told = searcher.history
+            ledger.tell(observation)
+        told = ledger.history
         seconds = interleaved(
             {"propose": lambda searcher=searcher, told=told: searcher.propose(len(told), told, [])},
             repeats=3 if arguments.quick else 9,

@@ -5,11 +5,12 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from strategies.ledger import Ledger, ledger_of
 from strategies.observation import Observation, Report, Suggestion, report
 from strategies.searchers.base import Searcher
 from strategies.space import Config, SearchSpace
@@ -48,16 +49,16 @@ class Result:
     """What a search found.
 
     - `best_config`, `best_value`: the best complete trial; `None` if every trial failed.
-    - `history`: every observation, as the searcher knows it by number.
+    - `history`: every observation, points that were not suggested first, then by number.
     - `trials`: the trials of this call (not those that an earlier, resumed call ran).
-    - `searcher`: the searcher with everything told; pass it on to continue.
+    - `ledger`: what was asked and told; pass it on as `searcher` to continue.
     """
 
     best_config: Config | None
     best_value: float | None
     history: list[Observation]
     trials: list[Trial]
-    searcher: Searcher
+    ledger: Ledger
 
     def best_so_far(self) -> np.ndarray:
         """The incumbent's value after each observation, NaN before the first complete one."""
@@ -73,7 +74,7 @@ class Result:
                 "value": item.value,
                 "status": item.status,
                 "cost": item.cost,
-                **self.searcher.space.flatten(item.config),
+                **self.ledger.space.flatten(item.config),
             }
             for item in self.history
         ]
@@ -84,7 +85,7 @@ def minimize(
     space: SearchSpace | Mapping[str, Any],
     *,
     trials: int,
-    searcher: Searcher | None = None,
+    searcher: Searcher | Ledger | None = None,
     seed: int = 0,
     workers: int | Executor = 1,
     timeout: float | None = None,
@@ -100,8 +101,9 @@ def minimize(
       or a `Report` from `strategies.report(value, gradient, ...)`.
     - `space`: a `SearchSpace`, or the mapping that makes one.
     - `trials`: total number of trials to reach, those restored from `state_path` included; points
-      that the searcher was given (`Searcher.warm_start`) are not counted.
-    - `searcher`: decides what to try; a `HypergradientSearcher(space, seed=seed)` if not given.
+      that it was given (`Ledger.warm_start`) are not counted.
+    - `searcher`: decides what to try, or the `Ledger` of one, to go on from what that was told.
+      Default: `HypergradientSearcher(space, seed=seed)`.
     - `seed`: for the default searcher.
     - `workers`: trials at a time: a number of threads, or a `concurrent.futures.Executor`.
       Suggestions then depend on which trials have finished; with 1 they depend on the seed only.
@@ -128,21 +130,22 @@ def minimize(
         from strategies.searchers.hypergradient import HypergradientSearcher
 
         searcher = HypergradientSearcher(space, seed=seed)
-    elif searcher.space != space:
-        raise ValueError(f"'searcher': expected one on {space}, received one on {searcher.space}")
+    ledger = ledger_of(searcher)
+    if ledger.space != space:
+        raise ValueError(f"'searcher': expected one on {space}, received one on {ledger.space}")
     with alone_with(state_path):
         if state_path is not None and (
             os.path.exists(state_path) or os.path.exists(os.fspath(state_path) + ".backup")
         ):
-            searcher.restore(state_path)
+            ledger.restore(state_path)
         return _search(
-            objective, searcher, trials, workers, timeout, state_path, callbacks, raise_errors
+            objective, ledger, trials, workers, timeout, state_path, callbacks, raise_errors
         )
 
 
 def _search(
     objective: Objective,
-    searcher: Searcher,
+    ledger: Ledger,
     trials: int,
     workers: int | Executor,
     timeout: float | None,
@@ -161,23 +164,15 @@ def _search(
                 f"at {suggestion.config!r:.200}",
                 stacklevel=3,
             )
-        searcher.tell(
-            Observation(
-                config=searcher.space.merged(suggestion.config, made.config or {}),
-                value=made.value,
-                gradient=made.gradient,
-                gradient_error=made.gradient_error,
-                cost=outcome.seconds if made.cost is None else made.cost,
-                resource=made.resource,
-                number=suggestion.number,
-                note=suggestion.note,
-            )
+        if made.cost is None:
+            made = replace(made, cost=outcome.seconds)
+        told = ledger.record(
+            ledger.intake(suggestion.config, made, number=suggestion.number, note=suggestion.note)
         )
         if state_path is not None:
-            save_if_there_is_space(searcher.save, state_path)
+            save_if_there_is_space(ledger.save, state_path)
         if outcome.error is not None and raise_errors:
             raise outcome.error
-        told = next(item for item in searcher.history if item.number == suggestion.number)
         trial = Trial(
             number=suggestion.number,
             config=dict(told.config),
@@ -193,37 +188,32 @@ def _search(
             callback(trial)
 
     # What a killed run was evaluating is evaluated again, under the same numbers.
-    again = searcher.pending
+    again = ledger.pending
     if isinstance(workers, Executor) or workers > 1 or timeout is not None:
         executor = workers if isinstance(workers, Executor) else Threads(workers)
         slots = getattr(executor, "_max_workers", 1)
         running: Running[Suggestion] = Running(executor, timeout)
         try:
-            while _count(searcher) < trials or running:
-                while len(running) < slots and _count(searcher) + len(running) < trials:
-                    suggestion = again.pop(0) if again else searcher.ask()
+            while ledger.trials < trials or running:
+                while len(running) < slots and ledger.trials + len(running) < trials:
+                    suggestion = again.pop(0) if again else ledger.ask()
                     running.start(suggestion, _evaluate, objective, suggestion.config)
                 for suggestion, outcome in sorted(running.finished(), key=lambda e: e[0].number):
                     record(suggestion, outcome or _given_up(timeout))
         finally:
             running.stop()
     else:
-        while _count(searcher) < trials:
-            suggestion = again.pop(0) if again else searcher.ask()
+        while ledger.trials < trials:
+            suggestion = again.pop(0) if again else ledger.ask()
             record(suggestion, _evaluate(objective, suggestion.config))
-    best = searcher.best
+    best = ledger.best
     return Result(
         best_config=None if best is None else dict(best.config),
         best_value=None if best is None else best.value,
-        history=searcher.history,
+        history=ledger.history,
         trials=finished,
-        searcher=searcher,
+        ledger=ledger,
     )
-
-
-def _count(searcher: Searcher) -> int:
-    """Observations of suggestions; points that the searcher was given are no trials."""
-    return sum(item.number is not None for item in searcher.history)
 
 
 @dataclass(frozen=True)

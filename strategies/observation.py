@@ -66,12 +66,12 @@ class Report:
     """
 
     value: float | None
-    gradient: dict[str, Any] | None = None
+    gradient: Mapping[str, Any] | None = None
     gradient_error: float | None = None
-    config: dict[str, Any] | None = None
+    config: Mapping[str, Any] | None = None
     cost: float | None = None
     resource: float | None = None
-    info: dict[str, Any] = field(default_factory=dict)
+    info: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """A dict of JSON values without NaN or infinity (they become `None`)."""
@@ -142,30 +142,42 @@ def report(
         )
     return Report(
         value=_scalar(value, "value"),
-        gradient=None if gradient is None else _plain(gradient),
+        gradient=None if gradient is None else plain(gradient),
         gradient_error=_scalar(gradient_error, "gradient_error"),
-        config=None if config is None else _plain(config),
+        config=None if config is None else plain(config),
         cost=_scalar(cost, "cost"),
         resource=_scalar(resource, "resource"),
-        info=_plain(details),
+        info=plain(details),
     )
 
 
-def _scalar(value: Any, name: str) -> float | None:
-    if value is None:
-        return None
-    array = np.asarray(value)
+def number_of(value: Any, name: str) -> Any:
+    """A plain Python number, or `None`, from a scalar of any library.
+
+    **Raises:** `ValueError` naming it for anything else.
+    """
+    if value is None or type(value) in (int, float):
+        return value
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError):
+        array = np.empty(0)
     if array.size != 1 or array.dtype.kind not in "iufb":
-        raise ValueError(f"{name!r}: expected a number, received {value!r}")
-    return float(array.reshape(()))
+        raise ValueError(f"{name!r}: expected a number, received {value!r:.80}")
+    found = array.reshape(()).item()
+    return float(found) if isinstance(found, bool) else found
 
 
-def _plain(tree: Any) -> Any:
+def _scalar(value: Any, name: str) -> float | None:
+    return None if value is None else float(number_of(value, name))
+
+
+def plain(tree: Any) -> Any:
     """Mappings, lists and plain numbers out of whatever arrays and containers a user has."""
     if isinstance(tree, Mapping):
-        return {str(key): _plain(leaf) for key, leaf in tree.items()}
+        return {str(key): plain(leaf) for key, leaf in tree.items()}
     if isinstance(tree, list | tuple):
-        return [_plain(leaf) for leaf in tree]
+        return [plain(leaf) for leaf in tree]
     if tree is None or isinstance(tree, bool | int | float | str):
         return tree
     if hasattr(tree, "__array__"):

@@ -105,7 +105,7 @@ def run_schedule(
             pending = schedule.job(stored["number"])
             # What the scheduler knows already must not be taken for a later rung's result.
             if pending is not None and pending.level == stored["level"]:
-                schedule.tell(stored["number"], report_of(trial), maximise=maximise)
+                schedule.tell(stored["number"], report_of(trial), maximise=maximise, strict=False)
         for trial, stored in new:
             if not trial.state.is_finished():
                 _resume(schedule, stored)

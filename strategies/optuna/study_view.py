@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from strategies.intake import Intake
 from strategies.observation import Observation, Suggestion
 from strategies.optuna.spaces import Names
 from strategies.optuna.trials import read_attribute, report_of, write_attribute
 from strategies.space import SearchSpace
-from strategies.translate import Warner, observe
 
 #: The system attribute of a trial that holds what was suggested for it.
 SUGGESTION = "hypergrad:suggestion"
@@ -45,13 +45,13 @@ class StudyView:
 
     **Arguments:**
 
-    - `space`: trials that have no configuration in it are passed over.
-    - `warn`: hears of reports that cannot be used.
+    - `intake`: makes observations of their reports. Trials that have no configuration in its space
+      are passed over.
     """
 
-    def __init__(self, space: SearchSpace, warn: Warner) -> None:
-        self.names = Names(space)
-        self._warn = warn
+    def __init__(self, intake: Intake) -> None:
+        self.names = Names(intake.space)
+        self._intake = intake
         self._known: dict[int, _Known] = {}
         self._past = _Past()
 
@@ -116,17 +116,14 @@ class StudyView:
         config = config_of(trial, self.names)
         if config is None:
             return None
-        observation, problems = observe(
-            self.space,
+        return self._intake(
             config,
             report_of(trial),
-            maximise=maximise,
             number=trial.number,
             note=_note(config, self._suggested(trial)),
             status="pruned" if trial.state == TrialState.PRUNED else "complete",
+            maximise=maximise,
         )
-        self._warn(trial.number, problems)
-        return observation
 
     def _pending(self, trial: FrozenTrial) -> Suggestion | None:
         suggested = self._suggested(trial)

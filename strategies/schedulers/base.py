@@ -18,10 +18,10 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
+from strategies.intake import Intake
 from strategies.observation import Observation, Report, Suggestion
 from strategies.searchers.base import Searcher
 from strategies.state import observation_from_json, observation_to_json, read_state, write_state
-from strategies.translate import Warner, observe
 
 _VERSION = 1
 
@@ -133,7 +133,9 @@ class Scheduler(abc.ABC):
         self._known: dict[int, list[int]] = {}
         self._stored: dict[int, dict[str, Any]] = {}
         self._rungs_known: tuple[Fraction, tuple[int | float, ...]] | None = None
-        self._warn = Warner()
+        self._intakes = {
+            strict: Intake(searcher.space, searcher.check, strict) for strict in (True, False)
+        }
 
     # -- resources ---------------------------------------------------------------------------
 
@@ -197,7 +199,14 @@ class Scheduler(abc.ABC):
             self.candidates[number] = Candidate(number, suggestion.config, suggestion.note)
         return self._issue(number, level)
 
-    def tell(self, number: int, report: Report | float | None, *, maximise: bool = False) -> None:
+    def tell(
+        self,
+        number: int,
+        report: Report | float | None,
+        *,
+        maximise: bool = False,
+        strict: bool = True,
+    ) -> None:
         """Record the result of a configuration's pending job.
 
         **Arguments:**
@@ -206,27 +215,28 @@ class Scheduler(abc.ABC):
         - `report`: what came of it: a `Report`, or just the value. NaN, infinity and `None` are
           failures: ranked last and never promoted.
         - `maximise`: the value is to be maximised.
+        - `strict`: see `strategies.intake.Intake`.
 
-        Raises `ValueError` for a number that has never been handed out. A result for a job that
-        is not pending (told before, or after a restore from an older state) is ignored.
+        **Raises:** `ValueError` for a number that has never been handed out, and if `strict` for a
+        report that does not fit; the job is still pending then. A result for a job that is not
+        pending (told before, or after a restore from an older state) is ignored.
         """
         if number not in self.candidates:
             raise ValueError(f"Configuration {number} was never handed out by this scheduler.")
-        level = self._pending.pop(number, None)
+        level = self._pending.get(number)
         if level is None:
             return
         candidate = self.candidates[number]
         if not isinstance(report, Report):
-            report = Report(None if report is None else float(report))
-        observation, problems = observe(
-            self.searcher.space,
+            report = Report(report)
+        observation = self._intakes[strict](
             candidate.config,
             replace(report, resource=self.resources[level]),
-            maximise=maximise,
             number=number,
             note=candidate.note,
+            maximise=maximise,
         )
-        self._warn(number, problems)
+        del self._pending[number]
         self._record(number, level, observation)
         self._reached(number, level)
 

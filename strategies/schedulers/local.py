@@ -45,8 +45,9 @@ def run(
 
     **Returns:** The scheduler.
 
-    **Raises:** `ValueError` if there is neither `jobs` nor `budget` for a scheduler without end, or
-    if another run works on `state_path`.
+    **Raises:** `ValueError` if a returned gradient or tuned configuration does not fit the space,
+    as in `strategies.local.minimize`; if there is neither `jobs` nor `budget` for a scheduler
+    without end; or if another run works on `state_path`.
     """
     endless = getattr(scheduler, "iterations", 1) is None or (
         getattr(scheduler, "configurations", 1) is None

@@ -8,6 +8,7 @@ cheap trials pay for expensive ones, and the front tells for every hyperparamete
 scales with the cost. Unlike CARBS the acquisition needs neither a search radius nor a drawn cost.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -73,17 +74,16 @@ class ParetoSearcher(Searcher):
         self.prior = prior or Prior()
         self._groups, self._stretch = geometry(self.space)
 
-    def tell(self, observation: Observation) -> None:
-        """As for every searcher; the cost must be positive.
+    def check(self, observation: Observation) -> None:
+        """The cost must be positive and finite.
 
-        **Raises:** `ValueError` naming the trial whose cost is missing or not positive.
+        **Raises:** `ValueError` naming the trial whose cost is not.
         """
-        if observation.status != "failed" and not (observation.cost or 0) > 0:
+        if not 0 < (observation.cost or 0) < math.inf:
             raise ValueError(
                 f"trial {observation.number}: 'cost': expected a positive number, "
                 f"received {observation.cost!r}"
             )
-        super().tell(observation)
 
     def _propose(
         self, number: int, history: Sequence[Observation], pending: Sequence[Suggestion]
@@ -140,21 +140,31 @@ class ParetoSearcher(Searcher):
         config = self.space.sample(rng) if point is None else self.space.decode(point)
         return Suggestion(number, config, {"origin": "model"})
 
-    def front(self) -> list[Observation]:
-        """The observations that no other one beats in both value and cost, cheapest first."""
+    def front(self, history: Iterable[Observation] | None = None) -> list[Observation]:
+        """The observations that no other one beats in both value and cost, cheapest first.
+
+        **Arguments:**
+
+        - `history`: of a `Ledger` or an engine. Default: that of `self.ledger`.
+        """
         found: list[Observation] = []
-        known = [o for o in self.history if o.status == "complete" and o.cost]
+        told = self.ledger.history if history is None else history
+        known = [o for o in told if o.status == "complete" and o.cost]
         for item in sorted(known, key=lambda o: (o.cost, o.value)):
             if not found or item.value < found[-1].value:  # type: ignore[operator]
                 found.append(item)
         return found
 
-    def scaling_laws(self) -> dict[str, ScalingLaw]:
+    def scaling_laws(self, history: Iterable[Observation] | None = None) -> dict[str, ScalingLaw]:
         """How each scalar numeric hyperparameter of the front's members follows the cost.
+
+        **Arguments:**
+
+        - `history`: as for `front`.
 
         **Returns:** A law for each path; empty if the front has fewer than three members.
         """
-        front = self.front()
+        front = self.front(history)
         if len(front) < 3:
             return {}
         logs = np.log([float(item.cost or 0) for item in front])

@@ -433,7 +433,7 @@ def test_exceptions_in_callbacks_stay_inside(caplog):
     search = started()
     search.suggest("a")
     search.on_trial_result("a", None)
-    search._searcher.tell = functools.partial(exec, "raise RuntimeError('inside')")
+    search.ledger.record = functools.partial(exec, "raise RuntimeError('inside')")
     search.on_trial_complete("a", flat({"loss": 1.0}))
     assert "not passed to the searcher" in caplog.text
 
