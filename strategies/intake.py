@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from strategies.observation import Observation, Report, Status, number_of
-from strategies.space import SearchSpace
+from strategies.space import Point, SearchSpace
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Intake:
 
     def __call__(
         self,
-        config: Mapping[str, Any],
+        config: Mapping[str, Any] | Point,
         report: Report,
         *,
         number: int | None = None,
@@ -71,12 +71,12 @@ class Intake:
         `config` and for numbers that are none, and in the cases above if `strict`.
         """
         trial = number if trial is None else trial
-        config = self.space.validate(config)
+        point = self.space.point(config)
         value, gradient = number_of(report.value, "value"), report.gradient
         if report.config:
             try:
                 changes = self._paths(report.config)
-                config = self.space.validate({**self.space.flatten(config), **changes})
+                point = self.space.point({**point.flat, **changes})
             except ValueError as error:
                 self.complain(trial, "config", "the tuned configuration is ignored", error)
                 gradient = None
@@ -84,9 +84,9 @@ class Intake:
             value, status = None, "failed"
         sign = -1.0 if maximise else 1.0
         observation = Observation(
-            config=config,
+            config=point.config,
             value=None if value is None else sign * float(value),
-            gradient=self._fitting(trial, config, gradient, sign)
+            gradient=self._fitting(trial, point, gradient, sign)
             if gradient and status != "failed"
             else None,
             gradient_error=number_of(report.gradient_error, "gradient_error"),
@@ -95,6 +95,7 @@ class Intake:
             number=None if number is None else int(number),
             note=note or {},
             status=status,
+            point=point,
         )
         if self.demand is not None and status != "failed":
             try:
@@ -124,7 +125,7 @@ class Intake:
         return flat
 
     def _fitting(
-        self, trial: Any, config: Mapping[str, Any], gradient: Mapping[str, Any], sign: float
+        self, trial: Any, point: Point, gradient: Mapping[str, Any], sign: float
     ) -> dict[str, Any] | None:
         """The entries of a gradient that fit and say something, each judged by itself."""
         kept: dict[str, Any] = {}
@@ -132,7 +133,7 @@ class Intake:
             if entry is None:
                 continue
             try:
-                parts = self.space.flatten_gradient(config, {path: entry})
+                parts = self.space.flatten_gradient(point, {path: entry})
             except ValueError as error:
                 self.complain(trial, path, "a gradient entry is ignored", error)
                 continue

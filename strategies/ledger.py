@@ -11,9 +11,14 @@ from strategies.intake import Intake
 from strategies.observation import Observation, Report, Suggestion
 from strategies.space import SearchSpace
 from strategies.state import (
+    OtherSearchError,
+    as_json,
+    expect_search,
     observation_from_json,
     observation_to_json,
-    read_state,
+    reading,
+    restore_state,
+    search_identity,
     write_state,
 )
 
@@ -21,7 +26,7 @@ if TYPE_CHECKING:
     from strategies.searchers.base import Searcher
 
 _FORMAT = "hypergrad searcher state"
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class _Entry:
 
     @functools.cached_property
     def text(self) -> str:
-        return json.dumps(observation_to_json(self.space, self.observation))
+        return as_json(observation_to_json(self.space, self.observation))
 
 
 class Ledger:
@@ -91,7 +96,7 @@ class Ledger:
         """
         return self.record(
             self.intake(
-                observation.config,
+                observation.point or observation.config,
                 Report(
                     observation.value,
                     observation.gradient,
@@ -182,14 +187,12 @@ class Ledger:
         return {
             "format": _FORMAT,
             "version": _VERSION,
-            "searcher": type(self.searcher).__name__,
-            "seed": self.searcher.seed,
-            "space": self.space.describe(),
+            **search_identity(self.searcher),
             "next": self._next,
             "pending": [
                 {
                     "number": item.number,
-                    "config": self.space.to_json(item.config),
+                    "config": self.space.to_json(item.point or item.config),
                     "note": dict(item.note),
                 }
                 for item in self.pending
@@ -197,44 +200,37 @@ class Ledger:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Replace the ledger by one that `state_dict` gave.
+        """Replace what is known by what `state_dict` gave: all of it, or nothing if that fails.
 
-        **Raises:** `ValueError` if it is of another format, searcher, seed or space.
+        **Raises:** `ValueError` if it is damaged, or of another format, searcher, seed or space.
         """
-        if state.get("format") != _FORMAT or state.get("version") != _VERSION:
-            received = f"{state.get('format')!r} version {state.get('version')!r}"
-            raise ValueError(f"state: expected {_FORMAT!r} version {_VERSION}, received {received}")
-        for name, expected in [
-            ("searcher", type(self.searcher).__name__),
-            ("seed", self.searcher.seed),
-        ]:
-            if state[name] != expected:
-                raise ValueError(
-                    f"state: {name!r}: expected {expected!r}, received {state[name]!r}"
+        fresh = Ledger(self.searcher)
+        with reading():
+            if state.get("format") != _FORMAT or state.get("version") not in (1, _VERSION):
+                received = f"{state.get('format')!r} version {state.get('version')!r}"
+                raise OtherSearchError(
+                    f"state: expected {_FORMAT!r} version {_VERSION}, received {received}"
                 )
-        described = self.space.describe()
-        if state["space"] != described:
-            for path in {**described, **state["space"]}:
-                ours, theirs = described.get(path), state["space"].get(path)
-                if ours != theirs:
-                    raise ValueError(f"state: space {path!r}: expected {ours}, received {theirs}")
-        self._next = state["next"]
-        self._pending = {
-            item["number"]: Suggestion(
-                item["number"], self.space.from_json(item["config"]), item["note"]
-            )
-            for item in state["pending"]
-        }
-        self._told, self._given = {}, []
-        for item in state["history"]:
-            self.record(observation_from_json(self.space, item))
+            expect_search(state, self.searcher)
+            fresh._next = _count(state["next"])
+            for item in state["pending"]:
+                number, point = _count(item["number"]), self.space.point_from_json(item["config"])
+                fresh._pending[number] = Suggestion(number, point.config, item["note"], point)
+            for item in state["history"]:
+                if item["number"] is not None:
+                    _count(item["number"])
+                fresh.tell(observation_from_json(self.space, item))
+        self._next, self._pending = fresh._next, fresh._pending
+        self._told, self._given = fresh._told, fresh._given
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state to a file; the previous one is kept as `path + ".backup"`.
 
         The file is complete at every moment: it is written under a temporary name and renamed.
+
+        **Raises:** `ValueError` if a searcher's note is no JSON.
         """
-        head = json.dumps(self._head())
+        head = as_json(self._head())
         history = ", ".join(entry.text for entry in self._entries())
         write_state(path, f'{head[:-1]}, "history": [{history}]}}')
 
@@ -244,7 +240,14 @@ class Ledger:
         **Raises:** `ValueError` if neither can be read, or if they are of another search.
         `FileNotFoundError` if there is neither.
         """
-        self.load_state_dict(read_state(path))
+        restore_state(path, self.load_state_dict)
+
+
+def _count(number: Any) -> int:
+    """A number of suggestions, of a size that a search can reach."""
+    if type(number) is not int or not 0 <= number < 2**53:
+        raise ValueError(f"expected a number of a suggestion, received {number!r:.40}")
+    return number
 
 
 def ledger_of(searcher: "Searcher | Ledger") -> Ledger:

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from strategies.arguments import integer, positive
 from strategies.ledger import Ledger, ledger_of
 from strategies.observation import Observation, Report, Suggestion, report
 from strategies.searchers.base import Searcher
 from strategies.space import Config, SearchSpace
-from strategies.state import alone_with, save_if_there_is_space
+from strategies.state import alone_with, save_if_there_is_space, state_exists
 from strategies.workers import Running, Threads
 
 Objective = Callable[[Config], Any]
@@ -124,8 +125,15 @@ def minimize(
     """
     if not isinstance(space, SearchSpace):
         space = SearchSpace(space)
-    if isinstance(trials, bool) or not isinstance(trials, int) or trials < 0:
-        raise ValueError(f"'trials': expected an integer >= 0, received {trials!r}")
+    trials = integer("trials", trials, 0)
+    if not isinstance(workers, Executor):
+        workers = integer("workers", workers, 1)
+    if timeout is not None:
+        timeout = positive("timeout", timeout)
+    if not callable(objective):
+        raise ValueError(f"'objective': expected a function, received {objective!r:.80}")
+    if searcher is not None and not isinstance(searcher, Searcher | Ledger):
+        raise ValueError(f"'searcher': expected a searcher, received {searcher!r:.80}")
     if searcher is None:
         from strategies.searchers.hypergradient import HypergradientSearcher
 
@@ -134,9 +142,7 @@ def minimize(
     if ledger.space != space:
         raise ValueError(f"'searcher': expected one on {space}, received one on {ledger.space}")
     with alone_with(state_path):
-        if state_path is not None and (
-            os.path.exists(state_path) or os.path.exists(os.fspath(state_path) + ".backup")
-        ):
+        if state_path is not None and state_exists(state_path):
             ledger.restore(state_path)
         return _search(
             objective, ledger, trials, workers, timeout, state_path, callbacks, raise_errors
@@ -167,7 +173,12 @@ def _search(
         if made.cost is None:
             made = replace(made, cost=outcome.seconds)
         told = ledger.record(
-            ledger.intake(suggestion.config, made, number=suggestion.number, note=suggestion.note)
+            ledger.intake(
+                suggestion.point or suggestion.config,
+                made,
+                number=suggestion.number,
+                note=suggestion.note,
+            )
         )
         if state_path is not None:
             save_if_there_is_space(ledger.save, state_path)

@@ -1,31 +1,64 @@
 """What passes between a searcher and whoever runs the trials."""
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from strategies.space import Point
 
 Status = Literal["complete", "failed", "pruned"]
 
 
+#: What an observation computes once, of its point; it is not pickled.
+_DERIVED = ("slope", "size")
+
+#: Of what is not NaN.
+_largest = functools.partial(np.fmax.reduce, initial=0.0)
+
+
+class _Located:
+    """What has a configuration, and once that was checked its point in the space."""
+
+    point: "Point | None"
+
+    @property
+    def unit(self) -> np.ndarray:
+        """Unit coordinates of the configuration, shape `(space.dimension,)`, read-only.
+
+        **Raises:** `ValueError` if the configuration was not checked.
+        """
+        if self.point is None:
+            raise ValueError("unit: expected a configuration that was checked (SearchSpace.point)")
+        return self.point.unit
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A point belongs to its process; `propose` checks again what has none.
+        return {k: v for k, v in self.__dict__.items() if k not in _DERIVED} | {"point": None}
+
+
 @dataclass(frozen=True)
-class Suggestion:
+class Suggestion(_Located):
     """A configuration to try.
 
     - `number`: position in the search, from 0; with the seed it determines all randomness.
     - `config`: nested dict of plain Python values (lists for array-valued floats).
     - `note`: the searcher's own JSON-safe remark; it comes back with the observation.
+    - `point`: the configuration as it was checked, with its unit coordinates; set by `propose`.
     """
 
     number: int
     config: dict[str, Any]
     note: Mapping[str, Any] = field(default_factory=dict)
+    point: "Point | None" = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
-class Observation:
+class Observation(_Located):
     """What came of a configuration. Values are minimised; an engine's face flips the sign.
 
     - `config`: the configuration that was evaluated: the suggested one, or the one that the trial
@@ -38,6 +71,8 @@ class Observation:
     - `resource`: epochs, steps or samples that it was given.
     - `number`: the suggestion's number; `None` for a point that was not suggested.
     - `note`: the suggestion's note.
+    - `point`: the configuration as it was checked, with its unit coordinates; set by whoever checks
+      the observation, and always there in what a searcher's `_propose` is given.
     """
 
     config: Mapping[str, Any]
@@ -49,6 +84,25 @@ class Observation:
     status: Status = "complete"
     number: int | None = None
     note: Mapping[str, Any] = field(default_factory=dict)
+    point: "Point | None" = field(default=None, repr=False, compare=False)
+
+    @functools.cached_property
+    def slope(self) -> np.ndarray | None:
+        """The gradient in unit coordinates, NaN where nothing is known; `None` if there is none.
+
+        Read-only, computed once, of a checked observation.
+        """
+        if self.point is None or not self.gradient:
+            return None
+        slope = self.point.space.pull_back(self.point, self.gradient)
+        slope.flags.writeable = False
+        return slope
+
+    @functools.cached_property
+    def size(self) -> float:
+        """The largest absolute value of the value and the slope."""
+        largest = 0.0 if self.value is None or self.status == "failed" else abs(self.value)
+        return max(largest, 0.0 if self.slope is None else float(_largest(np.abs(self.slope))))
 
     def __post_init__(self) -> None:
         usable = self.value is not None and math.isfinite(self.value)

@@ -8,7 +8,7 @@ from optuna.trial import TrialState
 from strategies.intake import Intake
 from strategies.observation import Observation, Status
 from strategies.optuna.spaces import Names
-from strategies.optuna.study_view import config_of
+from strategies.optuna.study_view import point_of
 from strategies.optuna.trials import report_of
 from strategies.space import SearchSpace
 
@@ -34,11 +34,11 @@ def observations_of(study: Any, space: SearchSpace) -> list[Observation]:
     for trial in study.get_trials(deepcopy=False):
         if not trial.state.is_finished():
             continue
-        config = config_of(trial, names)
-        if config is None:
+        point = point_of(trial, names)
+        if point is None:
             continue
         status: Status = "pruned" if trial.state == TrialState.PRUNED else "complete"
         found.append(
-            intake(config, report_of(trial), maximise=maximise, status=status, trial=trial.number)
+            intake(point, report_of(trial), maximise=maximise, status=status, trial=trial.number)
         )
     return found

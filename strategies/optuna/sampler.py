@@ -18,6 +18,7 @@ from optuna.samplers import BaseSampler
 from optuna.search_space import intersection_search_space
 from optuna.trial import FrozenTrial, TrialState
 
+from strategies.arguments import integer
 from strategies.intake import Intake
 from strategies.optuna.spaces import space_from_optuna
 from strategies.optuna.study_view import StudyView
@@ -62,7 +63,7 @@ class HypergradSampler(BaseSampler):
                 )
             space = searcher.space
         self._make = searcher
-        self._seed = seed
+        self._seed = integer("seed", seed, 0)
         self._lock = threading.RLock()
         self._told_why = False
         self._space = space

@@ -12,7 +12,7 @@ from strategies.intake import Intake
 from strategies.observation import Observation, Suggestion
 from strategies.optuna.spaces import Names
 from strategies.optuna.trials import read_attribute, report_of, write_attribute
-from strategies.space import SearchSpace
+from strategies.space import Point, SearchSpace
 
 #: The system attribute of a trial that holds what was suggested for it.
 SUGGESTION = "hypergrad:suggestion"
@@ -113,24 +113,24 @@ class StudyView:
         )
 
     def _observation(self, trial: FrozenTrial, maximise: bool) -> Observation | None:
-        config = config_of(trial, self.names)
-        if config is None:
+        point = point_of(trial, self.names)
+        if point is None:
             return None
         return self._intake(
-            config,
+            point,
             report_of(trial),
             number=trial.number,
-            note=_note(config, self._suggested(trial)),
+            note=_note(point, self._suggested(trial)),
             status="pruned" if trial.state == TrialState.PRUNED else "complete",
             maximise=maximise,
         )
 
     def _pending(self, trial: FrozenTrial) -> Suggestion | None:
         suggested = self._suggested(trial)
-        config = config_of(trial, self.names)
-        if config is None:
+        point = point_of(trial, self.names)
+        if point is None:
             return None if suggested is None else Suggestion(trial.number, *suggested)
-        return Suggestion(trial.number, config, _note(config, suggested))
+        return Suggestion(trial.number, point.config, _note(point, suggested), point)
 
     def _suggested(self, trial: FrozenTrial) -> tuple[dict[str, Any], Any] | None:
         """Configuration and note that were suggested for a trial, if they were, in this space."""
@@ -143,20 +143,20 @@ class StudyView:
             return None
 
 
-def config_of(trial: FrozenTrial, names: Names) -> dict[str, Any] | None:
+def point_of(trial: FrozenTrial, names: Names) -> Point | None:
     """The configuration that a trial really has, if it has one in the space.
 
     Enqueued and fixed values are the user's, whatever was suggested.
     """
     try:
-        return names.space.validate(names.from_params(trial.params))
+        return names.space.point(names.from_params(trial.params))
     except ValueError:
         return None
 
 
-def _note(config: Any, suggested: tuple[dict[str, Any], Any] | None) -> Mapping[str, Any]:
+def _note(point: Point, suggested: tuple[dict[str, Any], Any] | None) -> Mapping[str, Any]:
     """The searcher's remark, unless the configuration became another than it suggested."""
-    return suggested[1] if suggested is not None and suggested[0] == config else {}
+    return suggested[1] if suggested is not None and suggested[0] == point.config else {}
 
 
 def _same(known: FrozenTrial, trial: FrozenTrial) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from ray import tune
 
+from strategies.arguments import integer
 from strategies.observation import Report
 from strategies.observation import report as _report
 
@@ -163,8 +164,7 @@ def worker_environment(
     - `compilation_cache`: folder of JAX's persistent compilation cache, on a file system that all
       nodes see. Default: no cache.
     """
-    if trials_per_device < 1:
-        raise ValueError(f"'trials_per_device': expected at least 1, received {trials_per_device}")
+    trials_per_device = integer("trials_per_device", trials_per_device, 1)
     variables = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / trials_per_device:.3f}"}
     if trials_per_device > 1:
         variables["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"

@@ -251,13 +251,12 @@ class ScheduledSearch(HypergradSearch):
             "ended": [[n, last.to_json()] for n, last in self._ended.items()],
         }
 
-    def set_state(self, state: dict[str, Any]) -> None:
-        """See `HypergradSearch`."""
-        super().set_state(state)
-        if state["schedule"] is not None:
-            self.schedule.load_state_dict(state["schedule"])
+    def _load(self, state: dict[str, Any]) -> None:
+        super()._load(state)
         self._checkpoints = {n: [path, metrics] for n, path, metrics in state["checkpoints"]}
         self._ended = {n: Report.from_json(last) for n, last in state["ended"]}
+        if state["schedule"] is not None:
+            self.schedule.load_state_dict(state["schedule"])
 
 
 class HypergradScheduler(TrialScheduler):

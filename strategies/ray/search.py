@@ -14,6 +14,7 @@ from ray.tune.search import UNDEFINED_METRIC_MODE, UNDEFINED_SEARCH_SPACE
 from ray.tune.search.searcher import Searcher as RaySearcher
 from ray.tune.utils.util import flatten_dict
 
+from strategies.arguments import integer
 from strategies.intake import Intake
 from strategies.ledger import Ledger, ledger_of
 from strategies.observation import Report, plain
@@ -22,12 +23,13 @@ from strategies.ray.reports import RESERVED, as_number
 from strategies.ray.spaces import Layout, decode, encode, read_layout
 from strategies.searchers.base import Searcher
 from strategies.space import SearchSpace
+from strategies.state import OtherSearchError, as_json, expect, reading, seal, unseal
 
 logger = logging.getLogger(__name__)
 
 _BACKUP = "searcher-backup-{}.pkl"
 _FORMAT = "hypergrad ray searcher state"
-_VERSION = 1
+_VERSION = 2
 
 
 class HypergradSearch(RaySearcher):
@@ -84,9 +86,14 @@ class HypergradSearch(RaySearcher):
                 f"{name!r}: expected nothing beside a searcher that is built already; give it to "
                 "the searcher (`space`, `first`), or give the searcher's class here"
             )
-        self.max_concurrent = max_concurrent
-        self._seed = seed
+        self.max_concurrent = integer("max_concurrent", max_concurrent, 0)
+        self._seed = integer("seed", seed, 0)
         self._make = searcher
+        if isinstance(points_to_evaluate, Mapping | str):
+            raise ValueError(
+                f"'points_to_evaluate': expected a list of configurations, received "
+                f"{points_to_evaluate!r:.80}"
+            )
         self._points = list(points_to_evaluate or [])
         self._param_space: Any = None
         self._layout: Layout | None = None
@@ -125,7 +132,10 @@ class HypergradSearch(RaySearcher):
 
             make = HypergradientSearcher
         assert not isinstance(make, Searcher | Ledger)
-        first = [layout.from_ray(point) for point in self._points]
+        try:
+            first = [layout.point(point) for point in self._points]
+        except ValueError as error:
+            raise ValueError(f"'points_to_evaluate': {error}") from None
         self._begin(layout, make(layout.space, seed=self._seed, first=first).ledger)
 
     def _begin(self, layout: Layout, ledger: Ledger) -> None:
@@ -142,6 +152,13 @@ class HypergradSearch(RaySearcher):
         """
         if isinstance(metric, list | tuple):
             raise ValueError(f"'metric': expected one metric, received {metric!r}")
+        for name, given in (("metric", metric), ("mode", mode)):
+            mine = self._aim()[name]
+            if self._numbers and given and mine and given != mine:
+                raise ValueError(
+                    f"{name!r}: expected {mine!r}, of which this HypergradSearch holds results, "
+                    f"received {given!r}; make a new one"
+                )
         self._metric = metric or self._metric
         self._mode = mode or self._mode
         for trial_id in list(self._live):
@@ -159,11 +176,16 @@ class HypergradSearch(RaySearcher):
             self._set_up(layout)
         else:
             self._layout = layout
+        # What cannot be saved is said now: an exception at a save would end the run.
+        as_json(self.get_state())
         return True
+
+    def _aim(self) -> dict[str, Any]:
+        return {"metric": self._metric, "mode": self._mode}
 
     def set_max_concurrency(self, max_concurrent: int) -> bool:
         """Take over the limit of a `ConcurrencyLimiter`: here paused trials do not count."""
-        self.max_concurrent = max_concurrent
+        self.max_concurrent = integer("max_concurrent", max_concurrent, 0)
         return True
 
     # Suggestions
@@ -381,19 +403,30 @@ class HypergradSearch(RaySearcher):
     def set_state(self, state: dict[str, Any]) -> None:
         """Take over a state of `get_state`.
 
-        **Raises:** `ValueError` if it is of another format, or of another searcher or space.
+        **Raises:** `ValueError` if it is damaged, or of another format, metric, mode, searcher or
+        space; nothing has changed then.
         """
-        if state.get("format") != _FORMAT or state.get("version") != _VERSION:
-            raise ValueError(
+        before = dict(self.__dict__)
+        try:
+            with reading():
+                self._load(state)
+        except ValueError:
+            self.__dict__.update(before)
+            raise
+
+    def _load(self, state: dict[str, Any]) -> None:
+        if state.get("format") != _FORMAT or state.get("version") not in (1, _VERSION):
+            raise OtherSearchError(
                 f"state: expected {_FORMAT!r} version {_VERSION}, received "
                 f"{state.get('format')!r} version {state.get('version')!r}"
             )
+        for name, mine in self._aim().items():
+            if mine is not None and state[name] is not None:
+                expect({name: state[name]}, {name: mine})
         # Ray pickles us before it tells us the space, so after a restore the space is here.
         if self._ledger is None and state["param_space"] is not None:
             self._param_space = decode(state["param_space"])
             self._set_up(read_layout(self._param_space))
-        if state["searcher"] is not None:
-            self.ledger.load_state_dict(state["searcher"])
         self._metric = state["metric"] or self._metric
         self._mode = state["mode"] or self._mode
         self.max_concurrent = state["max_concurrent"]
@@ -402,12 +435,15 @@ class HypergradSearch(RaySearcher):
             trial: Report.from_json(last) if last else None for trial, last in state["live"].items()
         }
         self._paused = set(state["paused"])
+        # Last: it changes all of the ledger, or nothing.
+        if state["searcher"] is not None:
+            self.ledger.load_state_dict(state["searcher"])
 
     def save(self, checkpoint_path: str) -> None:
         """Write the state to a file. Problems are logged: an exception here would end the run."""
         try:
             with open(checkpoint_path, "w", encoding="utf-8") as file:
-                json.dump(self.get_state(), file)
+                file.write(seal(as_json(self.get_state())))
         except Exception:
             logger.exception("The searcher's state was not saved; the previous one is kept.")
             if os.path.exists(checkpoint_path):
@@ -418,15 +454,15 @@ class HypergradSearch(RaySearcher):
 
         **Raises:** `ValueError` if the file is damaged or of another search.
         """
-        with open(checkpoint_path, encoding="utf-8") as file:
-            try:
-                state = json.load(file)
-            except ValueError as error:
-                raise ValueError(
-                    f"state: expected a searcher's state, but {checkpoint_path} is truncated or "
-                    f"damaged ({error})"
-                ) from None
-        self.set_state(state)
+        try:
+            self.set_state(unseal(Path(checkpoint_path).read_bytes()))
+        except OtherSearchError:
+            raise
+        except ValueError as error:
+            raise ValueError(
+                f"state: expected a searcher's state, but {checkpoint_path} is truncated or "
+                f"damaged ({error})"
+            ) from None
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
         """Called by Ray now and then, after it has written its own state.

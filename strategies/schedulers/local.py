@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
+from strategies.arguments import integer, positive
 from strategies.observation import Report, report
 from strategies.schedulers.base import Job, Scheduler
-from strategies.state import alone_with, save_if_there_is_space
+from strategies.state import alone_with, save_if_there_is_space, state_exists
 from strategies.workers import Running, Threads
 
 Objective = Callable[[Job], Any]
@@ -49,6 +50,10 @@ def run(
     as in `strategies.local.minimize`; if there is neither `jobs` nor `budget` for a scheduler
     without end; or if another run works on `state_path`.
     """
+    workers = integer("workers", workers, 1)
+    jobs = None if jobs is None else integer("jobs", jobs, 0)
+    budget = None if budget is None else positive("budget", budget)
+    timeout = None if timeout is None else positive("timeout", timeout)
     endless = getattr(scheduler, "iterations", 1) is None or (
         getattr(scheduler, "configurations", 1) is None
     )
@@ -69,11 +74,7 @@ def _run(
     callbacks: Iterable[Callable[[Job, Report], None]],
 ) -> Scheduler:
     # A scheduler that has results is ahead of its file: it may have been deepened since.
-    if (
-        state_path is not None
-        and not scheduler.candidates
-        and (os.path.exists(state_path) or os.path.exists(os.fspath(state_path) + ".backup"))
-    ):
+    if state_path is not None and not scheduler.candidates and state_exists(state_path):
         scheduler.restore(state_path)
     callbacks = tuple(callbacks)
     again = scheduler.pending()

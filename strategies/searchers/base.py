@@ -4,10 +4,11 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from strategies.arguments import integer
 from strategies.observation import Observation, Suggestion
 from strategies.searchers.single_thread import single_thread
 from strategies.space import SearchSpace
@@ -18,6 +19,13 @@ if TYPE_CHECKING:
 #: What version 0.1 had as members of the searcher.
 _RECORDS = ("ask", "tell", "forget", "warm_start", "history", "pending", "best")
 _STATES = ("state_dict", "load_state_dict", "save", "restore")
+
+
+#: Values and slopes beyond the one are given to searchers times the other, a power of two so that
+#: no digit is lost: products of three of them are still floats.
+_HUGE, _UNIT = 1e100, 2.0**-700
+
+T = TypeVar("T", Observation, Suggestion)
 
 
 class Searcher(ABC):
@@ -46,10 +54,10 @@ class Searcher(ABC):
     ):
         if not isinstance(space, SearchSpace):
             space = SearchSpace(space)
-        if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-            raise ValueError(f"'seed': expected an integer >= 0, received {seed!r}")
         self.space = space
-        self.seed = int(seed)
+        self.seed = integer("seed", seed, 0)
+        if isinstance(first, Mapping | str) or not isinstance(first, Iterable):
+            raise ValueError(f"'first': expected a list of configurations, received {first!r:.80}")
         self.first = tuple(space.complete(point) for point in first)
 
     def check(self, observation: Observation) -> None:
@@ -77,15 +85,15 @@ class Searcher(ABC):
         - `pending`: suggestions that are being evaluated.
         """
         if number < len(self.first):
-            return Suggestion(number, self.first[number], {"origin": "first"})
-        history = sorted(history, key=_place)
-        pending = sorted(pending, key=lambda suggestion: suggestion.number)
+            return self._located(Suggestion(number, self.first[number], {"origin": "first"}))
+        history = _within_reach(sorted(map(self._received, history), key=_place))
+        pending = sorted(map(self._located, pending), key=lambda suggestion: suggestion.number)
         with single_thread():
             suggestion = self._propose(number, history, pending)
         if not self.space.feasible(suggestion.config):
             suggestion = replace(suggestion, config=self._repaired(suggestion, history))
         if self.space.differentiable.any():
-            return suggestion
+            return self._located(suggestion)
         # In a discrete space a configuration that was tried already teaches nothing new.
         tried = {repr(item.config) for item in history}
         tried.update(repr(item.config) for item in pending)
@@ -93,16 +101,31 @@ class Searcher(ABC):
         config = suggestion.config
         for _ in range(100):
             if repr(config) not in tried:
-                return replace(suggestion, config=config)
+                return self._located(replace(suggestion, config=config))
             config = self.space.sample(rng)
-        return suggestion
+        return self._located(suggestion)
+
+    def _received(self, observation: Observation) -> Observation:
+        """An observation of this space, checked; at once if it was checked before."""
+        observation = self._located(observation)
+        if observation.status != "failed":
+            self.check(observation)
+        return observation
+
+    def _located(self, item: T) -> T:
+        """An observation or suggestion with its configuration's point in this space."""
+        known = item.point
+        if known is not None and known.space is self.space and known.config is item.config:
+            return item
+        point = self.space.point(item.config)
+        return replace(item, config=point.config, point=point)
 
     def _repaired(self, suggestion: Suggestion, history: Sequence[Observation]) -> dict[str, Any]:
         """The farthest allowed point on the way from the incumbent to a suggestion, or a draw."""
         complete = [item for item in history if item.status == "complete"]
         if complete:
             best = min(complete, key=lambda item: (item.value, item.number or 0))
-            start = self.space.encode(best.config)
+            start = best.unit
             way = self.space.encode(suggestion.config) - start
             for fraction in (0.9, 0.75, 0.5, 0.25, 0.1):
                 config = self.space.decode(start + fraction * way)
@@ -135,6 +158,21 @@ class Searcher(ABC):
             if name in _RECORDS or name in _STATES:
                 return getattr(self.ledger, name)
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+
+def _within_reach(history: list[Observation]) -> list[Observation]:
+    """The history, in units in which products of values and slopes do not overflow."""
+    if max((item.size for item in history), default=0.0) <= _HUGE:
+        return history
+    return [
+        replace(
+            item,
+            value=None if item.value is None else _UNIT * item.value,
+            gradient=item.gradient
+            and {p: (_UNIT * np.asarray(g, float)).tolist() for p, g in item.gradient.items()},
+        )
+        for item in history
+    ]
 
 
 def _place(observation: Observation) -> tuple[int, float, str]:

@@ -61,7 +61,7 @@ class GridSearcher(Searcher):
         domain = self.space.domains[path]
         if isinstance(points, Sequence | np.ndarray) and not isinstance(points, str):
             return [domain.check(value, path) for value in points]
-        if isinstance(points, bool) or not isinstance(points, int) or points < 1:
+        if isinstance(points, bool) or not isinstance(points, int | np.integer) or points < 1:
             raise ValueError(
                 f"'points': expected an integer >= 1 or a list for {path!r}, received {points!r}"
             )

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from strategies.arguments import integer
 from strategies.observation import Observation, Suggestion
 from strategies.searchers.base import Searcher
 from strategies.space import Float, Int, SearchSpace
@@ -68,9 +69,7 @@ class ParetoSearcher(Searcher):
         prior: Prior | None = None,
     ):
         super().__init__(space, seed=seed, first=first)
-        if startup < 2:
-            raise ValueError(f"'startup': expected an integer >= 2, received {startup!r}")
-        self.startup = startup
+        self.startup = integer("startup", startup, 2)
         self.prior = prior or Prior()
         self._groups, self._stretch = geometry(self.space)
 
@@ -93,7 +92,7 @@ class ParetoSearcher(Searcher):
             config = self.space.from_uniform(sobol_point(self.space.uniforms, self.seed, number))
             return Suggestion(number, config, {"origin": "startup"})
         rng = self.rng(number)
-        units = np.stack([self.space.encode(o.config) for o in known])
+        units = np.stack([o.unit for o in known])
         x = units * self._stretch
         # The value's logarithm is what a process can model, areas are in its own units: a tenth of
         # the best error is not worth as much as a tenth of the worst.
@@ -111,7 +110,7 @@ class ParetoSearcher(Searcher):
         means = np.stack([process.predict(x)[0] for process in processes], axis=1)
         tried = units
         if pending:
-            waiting = np.stack([self.space.encode(item.config) for item in pending])
+            waiting = np.stack([item.unit for item in pending])
             rows = rows.join(Rows.values(waiting * self._stretch))
             guesses = [p.predict(waiting * self._stretch)[0] for p in processes]
             processes = [

@@ -2,15 +2,18 @@
 
 Every domain maps its values to `size` coordinates in [0, 1] and back. The map is affine in the
 value (linear domains) or in its logarithm (`log=True`); a categorical is one-hot. Values are
-*canonical*: plain Python numbers, floats rounded to a decimal grid (12 significant digits of the
-value on log domains, 12 digits below the larger bound on linear ones), so that decoding an
-encoded value returns it exactly, and a value survives JSON and any engine's storage unchanged.
+*canonical*: plain Python numbers that survive JSON and any engine's storage unchanged. Floats that
+a searcher decodes are rounded to a decimal grid (12 significant digits of the value on log domains,
+12 digits below the larger bound on linear ones), so that decoding an encoded one returns it
+exactly; those that a user gives are left as they are. Grids are exact: `low + k step` in decimal
+arithmetic, rounded once.
 """
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from decimal import Decimal
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,6 +22,8 @@ from scipy.special import ndtr, ndtri
 _DIGITS = 12
 # A trial may report a tuned value that went through float32; it may stand this far outside.
 _SLACK = 1e-6
+# Rounding errors of `low + k * step` in the caller's own arithmetic, in units of the last place.
+_ULPS = 4
 
 
 def _fail(path: str, expected: str, received: Any) -> ValueError:
@@ -218,9 +223,9 @@ class Float(Domain):
         if self.high - self.low < 1e-9 * scale:
             raise _fail("high", f"a number further from low={self.low!r}", self.high)
         shape = self.shape if isinstance(self.shape, Sequence) else (self.shape,)
-        if any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in shape):
+        if any(not isinstance(n, int | np.integer) or isinstance(n, bool) or n < 1 for n in shape):
             raise _fail("shape", "a tuple of positive integers", self.shape)
-        put(self, "shape", tuple(shape))
+        put(self, "shape", tuple(map(int, shape)))
         if self.step is not None:
             step = _bound(self.step, "step", float)
             if not 0 < step <= (self.high - self.low) * (1 + 1e-9):
@@ -256,9 +261,10 @@ class Float(Domain):
     def _canonical(self, values: np.ndarray) -> np.ndarray:
         values = np.clip(values, self.low, self.high)
         if self.step is not None:
+            low, step = Decimal(repr(self.low)), Decimal(repr(self.step))
             index = np.clip(np.rint((values - self.low) / self.step), 0, self._last)
-            values = self.low + index * self.step
-        if self.log or self.step is not None:
+            rounded = [float(low + int(k) * step) for k in index.ravel()]
+        elif self.log:
             rounded = [float(f"{value:.{_DIGITS}g}") for value in values.ravel().tolist()]
         else:
             digits = _DIGITS - math.ceil(math.log10(max(abs(self.low), abs(self.high))))
@@ -287,9 +293,12 @@ class Float(Domain):
         outside = (array < self.low - room) | (array > self.high + room)
         if np.any(outside):
             raise _fail(path, expected, array[outside].ravel()[0].item())
+        if self.step is None:
+            return np.clip(array, self.low, self.high).tolist()
         canonical = self._canonical(array)
-        if self.step is not None and np.any(np.abs(canonical - array) > 1e-6 * self.step):
-            nearest = canonical.ravel()[np.argmax(np.abs(canonical - array))].item()
+        off = np.abs(canonical - array)
+        if np.any(off > np.maximum(1e-6 * self.step, _ULPS * np.spacing(np.abs(array)))):
+            nearest = canonical.ravel()[np.argmax(off)].item()
             raise _fail(path, f"a multiple of {self.step} from {self.low} ({nearest!r}?)", value)
         return canonical.tolist()
 
@@ -603,6 +612,8 @@ class Constant(Domain):
     def __post_init__(self) -> None:
         if self.default is not None:
             raise _fail("default", "nothing, a constant is its own default", self.default)
+        if isinstance(self.value, np.generic):
+            object.__setattr__(self, "value", self.value.item())
 
     @property
     def size(self) -> int:

@@ -16,6 +16,8 @@ from strategies.space.domains import (
     _fail,
     same,
 )
+from strategies.space.identity import content
+from strategies.space.point import Point
 from strategies.space.structured import Ordered, Simplex
 
 Config = dict[str, Any]
@@ -176,7 +178,8 @@ class SearchSpace:
         for path, domain in self.domains.items():
             self.differentiable[self.slices[path]] = domain.differentiable
         self._middle = {path: domain.middle() for path, domain in self.domains.items()}
-        self._rest = np.concatenate(
+        #: Unit coordinates of what is inactive: those of the defaults.
+        self.rest = np.concatenate(
             [d.encode(self._middle[p]) for p, d in self.domains.items()] or [np.empty(0)]
         )
 
@@ -216,9 +219,9 @@ class SearchSpace:
         """Whether any hyperparameter has a condition."""
         return any(domain.when for domain in self.domains.values())
 
-    def active_mask(self, config: Mapping[str, Any]) -> np.ndarray:
+    def active_mask(self, config: Mapping[str, Any] | Point) -> np.ndarray:
         """Boolean mask of the unit coordinates of the hyperparameters that `config` has."""
-        flat = self._raw_flat(config)
+        flat = config.flat if isinstance(config, Point) else self._raw_flat(config)
         mask = np.zeros(self.dimension, bool)
         for path, where in self.slices.items():
             mask[where] = path in flat
@@ -250,7 +253,17 @@ class SearchSpace:
     def _is_group(self, path: str) -> bool:
         return any(known.startswith(path + "/") for known in self.domains)
 
-    def flatten(self, config: Mapping[str, Any]) -> dict[str, Any]:
+    def point(self, config: Mapping[str, Any] | Point) -> Point:
+        """A configuration checked once and for all, with its forms; raises as `flatten` does.
+
+        A `Point` of this space is returned as it is.
+        """
+        if isinstance(config, Point) and config.space is self:
+            return config
+        given = config.config if isinstance(config, Point) else config
+        return Point(self, self.flatten(given))
+
+    def flatten(self, config: Mapping[str, Any] | Point) -> dict[str, Any]:
         """Paths to canonical values, in the order of the space.
 
         **Arguments:**
@@ -263,12 +276,18 @@ class SearchSpace:
         a constraint that is not met.
         """
         flat = self._checked(config)
+        if isinstance(config, Point) and config.space is self:
+            return flat
         broken = self._broken(self.unflatten(flat)) if self.constraints else None
         if broken is not None:
             raise _fail(f"constraint {broken}", "a configuration that meets it", flat)
         return flat
 
-    def _checked(self, config: Mapping[str, Any]) -> dict[str, Any]:
+    def _checked(self, config: Mapping[str, Any] | Point) -> dict[str, Any]:
+        if isinstance(config, Point):
+            if config.space is self:
+                return dict(config.flat)
+            config = config.config
         flat = self._raw_flat(config)
         checked: dict[str, Any] = {}
         for path in self.order:
@@ -399,18 +418,16 @@ class SearchSpace:
                 flat[path] = self.domains[path].draw(parts[path])
         return self.unflatten({path: flat[path] for path in self.domains if path in flat})
 
-    def encode(self, config: Mapping[str, Any]) -> np.ndarray:
+    def encode(self, config: Mapping[str, Any] | Point) -> np.ndarray:
         """Unit coordinates, shape `(dimension,)`, of a configuration.
 
         Affine in a float's value or its logarithm, centres of equal intervals for integers and
         ordinals, one-hot for categoricals; inactive ones hold their default's encoding.
         Raises as `flatten` does, except for constraints.
         """
-        flat = self._checked(config)
-        vector = self._rest.copy()
-        for path, value in flat.items():
-            vector[self.slices[path]] = self.domains[path].encode(value)
-        return vector
+        if isinstance(config, Point) and config.space is self:
+            return config.unit.copy()
+        return Point(self, self._checked(config)).unit.copy()
 
     def decode(self, vector: np.ndarray) -> Config:
         """The canonical configuration at unit coordinates; the exact inverse of `encode`.
@@ -444,7 +461,7 @@ class SearchSpace:
             active[path] = exists
             if domain.size:
                 units[exists, where] = domain.snap(units[exists, where])
-                units[~exists, where] = self._rest[where]
+                units[~exists, where] = self.rest[where]
         return units
 
     def to_unconstrained(self, config: Mapping[str, Any]) -> np.ndarray:
@@ -452,26 +469,26 @@ class SearchSpace:
 
         Values on a bound, whose logit is infinite, are moved inwards by 1e-12 of the range.
         """
-        config = self.validate(config)
-        unit = self.encode(config)[self.differentiable & self.active_mask(config)]
+        point = self.point(config)
+        unit = point.unit[self.differentiable & self.active_mask(point)]
         unit = np.clip(unit, _EDGE, 1.0 - _EDGE)
         return np.log(unit) - np.log1p(-unit)
 
     def from_unconstrained(self, vector: np.ndarray, config: Mapping[str, Any]) -> Config:
         """Inverse of `to_unconstrained`; everything that is not differentiable is `config`'s."""
-        config = self.validate(config)
-        where = self.differentiable & self.active_mask(config)
+        point = self.point(config)
+        where = self.differentiable & self.active_mask(point)
         vector = np.asarray(vector, float)
         if vector.shape != (where.sum(),):
             raise _fail("vector", f"shape ({where.sum()},)", f"shape {vector.shape}")
-        unit = self.encode(config)
+        unit = point.unit.copy()
         unit[where] = _sigmoid(vector)
         return self.decode(unit)
 
     # Gradients
 
     def flatten_gradient(
-        self, config: Mapping[str, Any], gradient: Mapping[str, Any]
+        self, config: Mapping[str, Any] | Point, gradient: Mapping[str, Any]
     ) -> dict[str, np.ndarray]:
         """Paths to float arrays of the derivative with respect to natural values.
 
@@ -480,7 +497,7 @@ class SearchSpace:
         **Raises:** `ValueError` naming the key, what was expected and what was received, for an
         unknown or inactive key, one that has no derivative, and a wrong shape or type.
         """
-        present = self._raw_flat(config)
+        present = config.flat if isinstance(config, Point) else self._raw_flat(config)
         flat: dict[str, np.ndarray] = {}
         for path, value in self._raw_flat(gradient).items():
             domain = self.domains[path]
@@ -503,7 +520,11 @@ class SearchSpace:
         return flat
 
     def pull_back(
-        self, config: Mapping[str, Any], gradient: Mapping[str, Any], *, unconstrained: bool = False
+        self,
+        config: Mapping[str, Any] | Point,
+        gradient: Mapping[str, Any],
+        *,
+        unconstrained: bool = False,
     ) -> np.ndarray:
         """Chain rule: a derivative in natural values becomes one in a searcher's coordinates.
 
@@ -516,20 +537,19 @@ class SearchSpace:
         **Returns:** An array of shape `(dimension,)` (or that of `to_unconstrained`); NaN where
         the gradient says nothing or was itself not finite.
         """
-        config = self.validate(config)
-        flat = self._raw_flat(config)
+        point = self.point(config)
         result = np.full(self.dimension, np.nan)
-        for path, part in self.flatten_gradient(config, gradient).items():
-            result[self.slices[path]] = self.domains[path].pull_back(flat[path], part)
+        for path, part in self.flatten_gradient(point, gradient).items():
+            result[self.slices[path]] = self.domains[path].pull_back(point.flat[path], part)
         result[~np.isfinite(result)] = np.nan
         if not unconstrained:
             return result
-        unit = np.clip(self.encode(config), _EDGE, 1.0 - _EDGE)
-        return (result * unit * (1.0 - unit))[self.differentiable & self.active_mask(config)]
+        unit = np.clip(point.unit, _EDGE, 1.0 - _EDGE)
+        return (result * unit * (1.0 - unit))[self.differentiable & self.active_mask(point)]
 
     # JSON
 
-    def to_json(self, config: Mapping[str, Any]) -> dict[str, Any]:
+    def to_json(self, config: Mapping[str, Any] | Point) -> dict[str, Any]:
         """Paths to JSON values; choices that JSON would change are stored by position."""
         stored = {}
         for path, value in self.flatten(config).items():
@@ -543,6 +563,10 @@ class SearchSpace:
 
     def from_json(self, stored: Mapping[str, Any]) -> Config:
         """The configuration that `to_json` stored."""
+        return self.point_from_json(stored).config
+
+    def point_from_json(self, stored: Mapping[str, Any]) -> Point:
+        """The point of the configuration that `to_json` stored."""
         flat = {}
         for path, value in stored.items():
             domain = self.domains.get(path)
@@ -550,7 +574,7 @@ class SearchSpace:
                 choices = domain.choices if isinstance(domain, Categorical) else domain.values
                 value = choices[value["choice"]]
             flat[path] = value
-        return self.validate(flat)
+        return self.point(flat)
 
     def to_dict(self) -> dict[str, Any]:
         """The space itself as JSON values, for `from_dict`.
@@ -599,6 +623,21 @@ class SearchSpace:
             for path, domain in self.domains.items()
         }
         return {**lines, **{f"constraint {name}": "predicate" for name in self.constraints}}
+
+    def identity(self) -> dict[str, str]:
+        """Paths to what each domain is, to the last choice; equal in every process.
+
+        Functions and other objects count by their content, see `strategies.space.identity`.
+        """
+        lines = {
+            path: ", ".join(
+                f"{item.name}={content(getattr(domain, item.name))}" for item in fields(domain)
+            )
+            for path, domain in self.domains.items()
+        }
+        known = {path: f"{self.domains[path].kind}: {line}" for path, line in lines.items()}
+        limits = {f"constraint {name}": content(met) for name, met in self.constraints.items()}
+        return known | limits
 
     def __eq__(self, other: object) -> bool:
         return (

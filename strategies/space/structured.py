@@ -219,7 +219,7 @@ class Ordered(Domain):
             raise _fail(path, expected, value)
         # Rounding noise of the caller's own arithmetic is not an inversion.
         running = np.minimum if self.decreasing else np.maximum
-        return self._canonical(running.accumulate(array))
+        return np.clip(running.accumulate(array), self.low, self.high).tolist()
 
     def _position(self, value: Any) -> np.ndarray:
         array = np.asarray(value, float)

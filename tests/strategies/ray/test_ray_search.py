@@ -413,7 +413,7 @@ def test_save_on_a_full_disk_is_logged_and_keeps_the_old_file(tmp_path, caplog, 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(json, "dump", full)
+    monkeypatch.setattr(json, "dumps", full)
     search.save_to_dir(str(tmp_path), "s")
     assert (tmp_path / "searcher-state-s.pkl").read_text() == before
     assert "not saved" in caplog.text
