@@ -33,6 +33,7 @@ from strategies import (
     SobolSearcher,
     TPESearcher,
 )
+from strategies.space import Point
 
 # Searcher, its name, dimensions, observations, with gradients, limit in seconds.
 CASES: list[tuple[Callable[..., Any], str, int, int, bool, float | None]] = [
@@ -81,6 +82,27 @@ def history(space: SearchSpace, count: int, *, gradients: bool) -> list[Observat
     return found
 
 
+def coordinates(quick: bool, clock: Callable[[], float]) -> list[dict[str, Any]]:
+    """Unit coordinates of a configuration with 1,000 entries, unchecked and checked before."""
+    space = SearchSpace({f"x{i}": Float(1e-3, 1.0, log=True) for i in range(1000)})
+    config = space.sample(np.random.default_rng(0))
+    point = space.point(config)
+    runs: dict[str, Callable[[], Any]] = {
+        "a configuration": lambda: space.encode(config),
+        "checked before": lambda: Point(space, point.flat).unit,
+        "asked before": lambda: space.encode(point),
+    }
+    seconds = interleaved(runs, repeats=3 if quick else 9, clock=clock)
+    return [
+        {
+            "searcher": "none",
+            "case": f"coordinates of 1,000 floats, {name}",
+            "seconds": median(taken),
+        }
+        for name, taken in seconds.items()
+    ]
+
+
 def main() -> None:
     """Measure, print and save."""
     arguments = options(__doc__ or "").parse_args()
@@ -106,6 +128,7 @@ def main() -> None:
         if limit is not None:
             row |= {"limit": limit, "time": median(seconds) / limit}
         rows.append(row)
+    rows += coordinates(arguments.quick, arguments.clock)
     report("suggestion_time", rows, {"time": 1.0}, arguments.out)
 
 

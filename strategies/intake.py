@@ -73,22 +73,22 @@ class Intake:
         trial = number if trial is None else trial
         point = self.space.point(config)
         value, gradient = number_of(report.value, "value"), report.gradient
-        if report.config:
+        if report.config is not None:
             try:
-                changes = self._paths(report.config)
+                changes = self._paths(report.config, "config")
                 point = self.space.point({**point.flat, **changes})
             except ValueError as error:
                 self.complain(trial, "config", "the tuned configuration is ignored", error)
                 gradient = None
         if value is None or not math.isfinite(value):
             value, status = None, "failed"
+        if status == "failed":
+            gradient = None
         sign = -1.0 if maximise else 1.0
         observation = Observation(
             config=point.config,
             value=None if value is None else sign * float(value),
-            gradient=self._fitting(trial, point, gradient, sign)
-            if gradient and status != "failed"
-            else None,
+            gradient=None if gradient is None else self._fitting(trial, point, gradient, sign),
             gradient_error=number_of(report.gradient_error, "gradient_error"),
             cost=number_of(report.cost, "cost"),
             resource=number_of(report.resource, "resource"),
@@ -113,23 +113,30 @@ class Intake:
             self._warned.add(key)
             logger.warning("Trial %s: %s: %s", trial, what, why)
 
-    def _paths(self, tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    def _paths(self, tree: Any, name: str, prefix: str = "") -> dict[str, Any]:
         """Paths to values; what is no path of the space keeps its own name, for the message."""
+        if not isinstance(tree, Mapping):
+            raise ValueError(f"{name!r}: expected a mapping, received {tree!r:.80}")
         flat: dict[str, Any] = {}
         for key, value in tree.items():
             path = f"{prefix}{key}"
             if isinstance(value, Mapping) and path not in self.space.domains:
-                flat.update(self._paths(value, path + "/"))
+                flat.update(self._paths(value, name, path + "/"))
             else:
                 flat[path] = value
         return flat
 
     def _fitting(
-        self, trial: Any, point: Point, gradient: Mapping[str, Any], sign: float
+        self, trial: Any, point: Point, gradient: Any, sign: float
     ) -> dict[str, Any] | None:
         """The entries of a gradient that fit and say something, each judged by itself."""
         kept: dict[str, Any] = {}
-        for path, entry in self._paths(gradient).items():
+        try:
+            entries = self._paths(gradient, "gradient")
+        except ValueError as error:
+            self.complain(trial, "gradient", "the gradient is ignored", error)
+            return None
+        for path, entry in entries.items():
             if entry is None:
                 continue
             try:

@@ -138,7 +138,11 @@ class Ledger:
         outside its domain, a hyperparameter that this space does not have, or lacks one.
         """
         left_out: dict[int, str] = {}
+        if not isinstance(observations, Iterable):
+            raise ValueError(f"'observations': expected a list, received {observations!r:.80}")
         for position, item in enumerate(observations):
+            if not isinstance(item, Observation):
+                raise ValueError(f"'observations': expected observations, received {item!r:.80}")
             try:
                 told = self.tell(replace(item, number=None, note={}))
             except ValueError as error:

@@ -247,7 +247,7 @@ def _evaluate(objective: Objective, config: Config) -> _Outcome:
     except Exception as error:
         return _Outcome(Report(None), time.perf_counter() - start, error)
     seconds = time.perf_counter() - start
-    return _Outcome(returned if isinstance(returned, Report) else report(returned), seconds)
+    return _Outcome(report(returned), seconds)
 
 
 __all__ = ["Objective", "Result", "Trial", "minimize"]

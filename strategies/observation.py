@@ -105,6 +105,7 @@ class Observation(_Located):
         return max(largest, 0.0 if self.slope is None else float(_largest(np.abs(self.slope))))
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "value", number_of(self.value, "value"))
         usable = self.value is not None and math.isfinite(self.value)
         if self.status == "complete" and not usable:
             object.__setattr__(self, "status", "failed")
@@ -166,7 +167,7 @@ def report(
     **Arguments:**
 
     - `value`: the objective, a scalar; or a `hypergrad.Hypergradient`, which brings its gradient,
-      its error estimate and its residuals along.
+      its error estimate and its residuals along; or a `Report`, which is returned as it is.
     - `gradient`: derivative of `value` with respect to the configuration's natural values: a
       mapping keyed like the configuration, nested or flat, partial. `None` leaves and missing keys
       mean "no derivative". A gradient given beside a `Hypergradient` replaces its `grad`, for
@@ -179,6 +180,10 @@ def report(
 
     **Raises:** `ValueError` if `value` is not a scalar or the gradient is not a mapping.
     """
+    if isinstance(value, Report):
+        if any(one is not None for one in (gradient, gradient_error, config, cost, resource, info)):
+            raise ValueError("'value': expected a number beside other arguments, received a Report")
+        return value
     details = dict(info or {})
     if hasattr(value, "grad") and hasattr(value, "info") and hasattr(value, "value"):
         for name in getattr(value.info, "__dataclass_fields__", {}):
@@ -210,16 +215,16 @@ def number_of(value: Any, name: str) -> Any:
 
     **Raises:** `ValueError` naming it for anything else.
     """
-    if value is None or type(value) in (int, float):
+    if value is None or type(value) is float:
         return value
     try:
         array = np.asarray(value)
+        if array.size == 1 and array.dtype.kind in "iufb":
+            found = array.reshape(()).item()
+            return float(found) if isinstance(found, bool) else found
     except (TypeError, ValueError):
-        array = np.empty(0)
-    if array.size != 1 or array.dtype.kind not in "iufb":
-        raise ValueError(f"{name!r}: expected a number, received {value!r:.80}")
-    found = array.reshape(()).item()
-    return float(found) if isinstance(found, bool) else found
+        pass
+    raise ValueError(f"{name!r}: expected a number, received {value!r:.80}")
 
 
 def _scalar(value: Any, name: str) -> float | None:

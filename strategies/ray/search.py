@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,10 +72,10 @@ class HypergradSearch(RaySearcher):
         max_concurrent: int = 0,
         seed: int = 0,
     ) -> None:
-        if mode not in (None, "min", "max"):
-            raise ValueError(f"'mode': expected 'min' or 'max', received {mode!r}")
-        if isinstance(metric, list | tuple):
-            raise ValueError(f"'metric': expected one metric, received {metric!r}")
+        if mode is not None and not (isinstance(mode, str) and mode in ("min", "max")):
+            raise ValueError(f"'mode': expected 'min' or 'max', received {mode!r:.80}")
+        if metric is not None and not isinstance(metric, str):
+            raise ValueError(f"'metric': expected one metric, received {metric!r:.80}")
         super().__init__(metric=metric, mode=mode)
         # The base class drops either of them when the other is missing.
         self._metric, self._mode = metric, mode
@@ -89,12 +89,13 @@ class HypergradSearch(RaySearcher):
         self.max_concurrent = integer("max_concurrent", max_concurrent, 0)
         self._seed = integer("seed", seed, 0)
         self._make = searcher
-        if isinstance(points_to_evaluate, Mapping | str):
+        points = () if points_to_evaluate is None else points_to_evaluate
+        if isinstance(points, Mapping | str) or not isinstance(points, Iterable):
             raise ValueError(
                 f"'points_to_evaluate': expected a list of configurations, received "
                 f"{points_to_evaluate!r:.80}"
             )
-        self._points = list(points_to_evaluate or [])
+        self._points = list(points)
         self._param_space: Any = None
         self._layout: Layout | None = None
         self._ledger: Ledger | None = None

@@ -231,11 +231,10 @@ class Layout:
         **Raises:** `ValueError` naming the key of what cannot be meant: one that does not exist, a
         constant that is changed, an option that is none.
         """
-        if not isinstance(config, Mapping):
-            raise ValueError(f"expected a mapping, received {config!r:.80}")
+        nested = _nested(config)
         if self.root is None:
-            return _nested(config)
-        self.root.expect(_nested(config), "")
+            return nested
+        self.root.expect(nested, "")
         return self.from_ray(config)
 
     def _kinds(self, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -247,6 +246,8 @@ class Layout:
 
 def _nested(config: Mapping[str, Any]) -> dict[str, Any]:
     """Flat keys (`"a/b"`), nested ones, and mixtures, all to a nested dict."""
+    if not isinstance(config, Mapping):
+        raise ValueError(f"config: expected a mapping, received {config!r:.80}")
     nested: dict[str, Any] = {}
     for key, value in config.items():
         *groups, name = str(key).split("/")
@@ -295,6 +296,8 @@ def space_from_ray(param_space: Mapping[str, Any]) -> SearchSpace:
 
 def read_layout(param_space: Mapping[str, Any]) -> Layout:
     """`space_from_ray`, and how configurations translate."""
+    if not isinstance(param_space, Mapping):
+        raise ValueError(f"'param_space': expected a mapping, received {param_space!r:.80}")
     tree, root = _read_dict(param_space, "", complete=False)
     return Layout(SearchSpace(tree), root)
 

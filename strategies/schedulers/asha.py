@@ -49,7 +49,7 @@ class ASHA(Scheduler):
         super().__init__(
             searcher, max_resource, min_resource=min_resource, eta=eta, integer=integer
         )
-        if mode not in get_args(Mode):
+        if not isinstance(mode, str) or mode not in get_args(Mode):
             raise ValueError(f"'mode': expected one of {get_args(Mode)}, received {mode!r:.80}")
         self.mode: Mode = mode
         self.configurations = (

@@ -53,7 +53,7 @@ class IterativeDeepeningHyperband(Hyperband):
             integer=integer,
             iterations=iterations,
         )
-        if variant not in get_args(Variant):
+        if not isinstance(variant, str) or variant not in get_args(Variant):
             raise ValueError(
                 f"'variant': expected one of {get_args(Variant)}, received {variant!r:.80}"
             )

@@ -125,7 +125,7 @@ def _evaluate(objective: Objective, job: Job) -> Report:
     except Exception as error:
         warnings.warn(f"configuration {job.number} failed: {error!r}", stacklevel=2)
         returned = Report(None)
-    given = returned if isinstance(returned, Report) else report(returned)
+    given = report(returned)
     if given.cost is None:
         given = replace(given, cost=time.perf_counter() - start)
     return given

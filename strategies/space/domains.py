@@ -11,7 +11,7 @@ arithmetic, rounded once.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from decimal import Decimal
 from typing import Any, ClassVar
@@ -33,6 +33,17 @@ def _fail(path: str, expected: str, received: Any) -> ValueError:
     return ValueError(f"{path!r}: expected {expected}, received {shown}")
 
 
+def numbers(value: Any, path: str, expected: str) -> np.ndarray:
+    """An array of numbers of any library; they may not be finite."""
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError):  # ragged lists
+        raise _fail(path, expected, value) from None
+    if array.dtype.kind not in "iuf":
+        raise _fail(path, expected, value)
+    return array.astype(float)
+
+
 def _number(value: Any, path: str, expected: str) -> float:
     """A finite number from a Python, NumPy or JAX scalar."""
     if isinstance(value, bool | np.bool_ | str | bytes) or value is None:
@@ -41,7 +52,7 @@ def _number(value: Any, path: str, expected: str) -> float:
         array = np.asarray(value)
         if array.shape != () or array.dtype.kind not in "iuf" or not np.isfinite(array):
             raise _fail(path, expected, value)
-    except (TypeError, OverflowError):
+    except (TypeError, ValueError, OverflowError):
         raise _fail(path, expected, value) from None
     return value if type(value) in (int, float) else array.item()
 
@@ -170,7 +181,8 @@ class Domain(ABC):
             value = getattr(self, item.name)
             if item.name == "when":
                 continue
-            if value is not None and value is not False and value != ():
+            empty = isinstance(value, tuple) and not value
+            if value is not None and value is not False and not empty:
                 shown = value if isinstance(value, str) else repr(value)
                 parts.append(f"{item.name}={shown if len(shown) <= 40 else shown[:37] + '...'}")
         return ", ".join(parts)
@@ -479,6 +491,8 @@ class Categorical(Domain):
         put = object.__setattr__
         put(self, "choices", _check_choices(self.choices, "choices"))
         if self.weights is not None:
+            if isinstance(self.weights, str) or not isinstance(self.weights, Iterable):
+                raise _fail("weights", f"{len(self.choices)} weights >= 0", self.weights)
             weights = tuple(_bound(w, "weights", float) for w in self.weights)
             if len(weights) != len(self.choices) or min(weights) < 0 or sum(weights) <= 0:
                 raise _fail("weights", f"{len(self.choices)} weights >= 0", self.weights)

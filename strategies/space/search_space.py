@@ -1,7 +1,7 @@
 """The search space: a tree of named domains, and the vectors that searchers work on."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, Field, fields
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from strategies.space.domains import (
     Int,
     Ordinal,
     _fail,
+    numbers,
     same,
 )
 from strategies.space.identity import content
@@ -88,6 +89,8 @@ def _walk(tree: Mapping[str, Any], prefix: str, when: Mapping[str, Any]) -> Iter
 
 
 def _with_conditions(domain: Domain, when: Mapping[str, Any]) -> Domain:
+    if not isinstance(domain.when, Mapping):
+        raise _fail("when", "a mapping from paths to values", domain.when)
     if not when and not domain.when:
         return domain
     merged: dict[str, tuple[Any, ...]] = {}
@@ -145,6 +148,8 @@ class SearchSpace:
     ):
         if not isinstance(tree, Mapping):
             raise ValueError(f"space: expected a mapping from names to domains, received {tree!r}")
+        if not isinstance(constraints, Mapping | None):
+            raise _fail("constraints", "a mapping from names to predicates", constraints)
         self.constraints = dict(constraints or {})
         for name, predicate in self.constraints.items():
             if not callable(predicate):
@@ -434,7 +439,7 @@ class SearchSpace:
 
         Between configurations that meet a predicate there may be some that do not (`feasible`).
         """
-        vector = np.asarray(vector, float)
+        vector = numbers(vector, "vector", f"numbers of shape ({self.dimension},)")
         if vector.shape != (self.dimension,):
             raise _fail("vector", f"shape ({self.dimension},)", f"shape {vector.shape}")
         flat: dict[str, Any] = {}
@@ -567,12 +572,17 @@ class SearchSpace:
 
     def point_from_json(self, stored: Mapping[str, Any]) -> Point:
         """The point of the configuration that `to_json` stored."""
+        if not isinstance(stored, Mapping):
+            raise _fail("config", "a mapping", stored)
         flat = {}
         for path, value in stored.items():
             domain = self.domains.get(path)
             if isinstance(domain, Categorical | Ordinal) and isinstance(value, Mapping):
                 choices = domain.choices if isinstance(domain, Categorical) else domain.values
-                value = choices[value["choice"]]
+                place = value.get("choice")
+                if type(place) is not int or not 0 <= place < len(choices):
+                    raise _fail(path, f"the position of one of {len(choices)} choices", value)
+                value = choices[place]
             flat[path] = value
         return self.point(flat)
 
@@ -605,15 +615,24 @@ class SearchSpace:
         """The space that `to_dict` stored."""
         kinds = {kind.kind: kind for kind in _KINDS}
         tree: dict[str, Any] = {}
-        for path, entry in stored.items():
+        for path, entry in stored.items() if isinstance(stored, Mapping) else [("space", stored)]:
+            if not isinstance(path, str) or not isinstance(entry, Mapping):
+                raise _fail(str(path), "a mapping with a kind", entry)
             arguments = {name: value for name, value in entry.items() if name != "kind"}
-            if entry.get("kind") not in kinds:
-                raise _fail(f"{path} kind", f"one of {sorted(kinds)}", entry.get("kind"))
+            kind = entry.get("kind")
+            if not isinstance(kind, str) or kind not in kinds:
+                raise _fail(f"{path} kind", f"one of {sorted(kinds)}", kind)
+            known = {item.name for item in fields(kinds[kind])}
+            if not arguments.keys() <= known:
+                raise _fail(path, f"options of {sorted(known)}", sorted(map(str, arguments)))
             *groups, name = path.split("/")
             at = tree
             for group in groups:
                 at = at.setdefault(group, {})
-            at[name] = kinds[entry["kind"]](**arguments)
+            needed = {item.name for item in fields(kinds[kind]) if _is_needed(item)}
+            if not needed <= arguments.keys():
+                raise _fail(path, f"the options {sorted(needed)}", sorted(arguments))
+            at[name] = kinds[kind](**arguments)
         return cls(tree)
 
     def describe(self) -> dict[str, str]:
@@ -664,6 +683,10 @@ _KINDS: tuple[type[Domain], ...] = (
     Simplex,
     Ordered,
 )
+
+
+def _is_needed(item: Field[Any]) -> bool:
+    return item.default is MISSING and item.default_factory is MISSING
 
 
 def _jsonable(value: Any) -> bool:
