@@ -8,10 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 from strategies.arguments import integer, positive
+from strategies.local.executors import work
 from strategies.observation import Report, report
 from strategies.schedulers.base import Job, Scheduler
+from strategies.space.point import copied
 from strategies.state import alone_with, save_if_there_is_space, state_exists
-from strategies.workers import Running, Threads
 
 Objective = Callable[[Job], Any]
 
@@ -89,33 +90,24 @@ def _run(
             return None
         return scheduler.ask()
 
-    def record(job: Job, given: Report) -> None:
+    def record(job: Job, given: Report | None) -> None:
+        if given is None:
+            warnings.warn(
+                f"configuration {job.number} failed: no result after {timeout} seconds",
+                stacklevel=3,
+            )
+            given = Report(None, cost=timeout)
         scheduler.tell(job.number, given)
         if state_path is not None:
             save_if_there_is_space(scheduler.save, state_path)
         for callback in callbacks:
             callback(job, given)
 
-    if workers == 1 and timeout is None:
-        while (job := more(0)) is not None:
-            record(job, _evaluate(objective, job))
-        return scheduler
-    running: Running[Job] = Running(Threads(workers), timeout)
-    try:
-        while True:
-            while len(running) < workers and (job := more(len(running))) is not None:
-                running.start(job, _evaluate, objective, job)
-            if not running:
-                return scheduler
-            for job, given in sorted(running.finished(), key=lambda ended: ended[0].number):
-                if given is None:
-                    warnings.warn(
-                        f"configuration {job.number} failed: no result after {timeout} seconds",
-                        stacklevel=3,
-                    )
-                record(job, given or Report(None, cost=timeout))
-    finally:
-        running.stop()
+    def call(job: Job) -> tuple[Any, ...]:
+        return _evaluate, objective, replace(job, config=copied(job.config))
+
+    work(more, call, record, workers, timeout)
+    return scheduler
 
 
 def _evaluate(objective: Objective, job: Job) -> Report:

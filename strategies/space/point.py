@@ -11,6 +11,13 @@ if TYPE_CHECKING:
     from strategies.space.search_space import SearchSpace
 
 
+def copied(tree: Any) -> Any:
+    """A configuration that may be changed: new dicts and lists around the same values."""
+    if isinstance(tree, dict):
+        return {key: copied(item) for key, item in tree.items()}
+    return [copied(item) for item in tree] if isinstance(tree, list) else tree
+
+
 class Point:
     """A valid configuration of a space, so that nobody needs to check or to encode it again.
 
@@ -40,4 +47,4 @@ class Point:
         raise TypeError("a Point belongs to its process; pickle its config")
 
 
-__all__ = ["Point"]
+__all__ = ["Point", "copied"]

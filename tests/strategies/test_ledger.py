@@ -21,6 +21,7 @@ from strategies import (
 )
 from strategies.intake import Intake
 from strategies.local import minimize
+from strategies.schedulers import ASHA, run
 
 SPACE = SearchSpace({"x": Float(1e-3, 1.0, log=True), "l2": Float(-1.0, 1.0, shape=(2,))})
 
@@ -163,3 +164,16 @@ def test_a_grid_is_exact_and_a_given_value_is_left_as_it_is():
     searcher = RandomSearcher(SPACE, first=[{"x": given}])
     assert searcher.propose(0, [], []).config["x"] == given
     assert Int(0, 5).check(np.int64(3), "n") == 3
+
+
+def test_an_objective_may_change_its_configuration():
+    def careless(config):
+        config["l2"][0] = 5.0
+        return config.pop("x")
+
+    found = minimize(careless, SPACE, trials=3)
+    assert [item.value for item in found.history] == [item.config["x"] for item in found.history]
+    assert all(SPACE.validate(item.config) == item.config for item in found.history)
+    scheduler = ASHA(RandomSearcher(SPACE), 3, configurations=3)
+    run(lambda job: careless(job.config), scheduler)
+    assert all(SPACE.validate(c.config) == c.config for c in scheduler.candidates.values())

@@ -8,77 +8,17 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from strategies.arguments import integer, positive
 from strategies.ledger import Ledger, ledger_of
-from strategies.observation import Observation, Report, Suggestion, report
+from strategies.local.executors import work
+from strategies.local.results import Result, Trial
+from strategies.observation import Report, Suggestion, report
 from strategies.searchers.base import Searcher
 from strategies.space import Config, SearchSpace
+from strategies.space.point import copied
 from strategies.state import alone_with, save_if_there_is_space, state_exists
-from strategies.workers import Running, Threads
 
 Objective = Callable[[Config], Any]
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One finished trial, as a callback sees it and as `Result.trials` keeps it.
-
-    - `number`: of the suggestion.
-    - `config`: what was evaluated (the trial's own, if it tuned itself).
-    - `value`: what the objective returned; `None` if the trial failed.
-    - `status`: `"complete"` or `"failed"`.
-    - `seconds`: wall time of the objective.
-    - `note`: the searcher's remark.
-    - `info`: what the objective reported beside value and gradient.
-    - `error`: the exception of a failed trial.
-    """
-
-    number: int
-    config: Config
-    value: float | None
-    status: str
-    seconds: float
-    note: Mapping[str, Any]
-    info: Mapping[str, Any]
-    error: BaseException | None = None
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a search found.
-
-    - `best_config`, `best_value`: the best complete trial; `None` if every trial failed.
-    - `history`: every observation, points that were not suggested first, then by number.
-    - `trials`: the trials of this call (not those that an earlier, resumed call ran).
-    - `ledger`: what was asked and told; pass it on as `searcher` to continue.
-    """
-
-    best_config: Config | None
-    best_value: float | None
-    history: list[Observation]
-    trials: list[Trial]
-    ledger: Ledger
-
-    def best_so_far(self) -> np.ndarray:
-        """The incumbent's value after each observation, NaN before the first complete one."""
-        values = [np.inf if o.status != "complete" else o.value for o in self.history]
-        best = np.minimum.accumulate(np.array(values, float)) if values else np.empty(0)
-        return np.where(np.isinf(best), np.nan, best)
-
-    def table(self) -> list[dict[str, Any]]:
-        """One flat dict per observation: number, value, status, cost, and the configuration."""
-        return [
-            {
-                "number": item.number,
-                "value": item.value,
-                "status": item.status,
-                "cost": item.cost,
-                **self.ledger.space.flatten(item.config),
-            }
-            for item in self.history
-        ]
 
 
 def minimize(
@@ -162,7 +102,8 @@ def _search(
     finished: list[Trial] = []
     callbacks = tuple(callbacks)
 
-    def record(suggestion: Suggestion, outcome: "_Outcome") -> None:
+    def record(suggestion: Suggestion, found: "_Outcome | None") -> None:
+        outcome = _given_up(timeout) if found is None else found
         made = outcome.report
         if outcome.error is not None and not raise_errors:
             warnings.warn(
@@ -200,23 +141,13 @@ def _search(
 
     # What a killed run was evaluating is evaluated again, under the same numbers.
     again = ledger.pending
-    if isinstance(workers, Executor) or workers > 1 or timeout is not None:
-        executor = workers if isinstance(workers, Executor) else Threads(workers)
-        slots = getattr(executor, "_max_workers", 1)
-        running: Running[Suggestion] = Running(executor, timeout)
-        try:
-            while ledger.trials < trials or running:
-                while len(running) < slots and ledger.trials + len(running) < trials:
-                    suggestion = again.pop(0) if again else ledger.ask()
-                    running.start(suggestion, _evaluate, objective, suggestion.config)
-                for suggestion, outcome in sorted(running.finished(), key=lambda e: e[0].number):
-                    record(suggestion, outcome or _given_up(timeout))
-        finally:
-            running.stop()
-    else:
-        while ledger.trials < trials:
-            suggestion = again.pop(0) if again else ledger.ask()
-            record(suggestion, _evaluate(objective, suggestion.config))
+
+    def more(running: int) -> Suggestion | None:
+        if ledger.trials + running >= trials:
+            return None
+        return again.pop(0) if again else ledger.ask()
+
+    work(more, lambda task: (_evaluate, objective, copied(task.config)), record, workers, timeout)
     best = ledger.best
     return Result(
         best_config=None if best is None else dict(best.config),
@@ -250,4 +181,4 @@ def _evaluate(objective: Objective, config: Config) -> _Outcome:
     return _Outcome(report(returned), seconds)
 
 
-__all__ = ["Objective", "Result", "Trial", "minimize"]
+__all__ = ["Objective", "minimize"]
