@@ -33,13 +33,20 @@ def _fail(path: str, expected: str, received: Any) -> ValueError:
     return ValueError(f"{path!r}: expected {expected}, received {shown}")
 
 
-def numbers(value: Any, path: str, expected: str) -> np.ndarray:
-    """An array of numbers of any library; they may not be finite."""
+def numbers(
+    value: Any, path: str, expected: str, shape: tuple[int, ...], *, finite: bool = True
+) -> np.ndarray:
+    """An array of floats from numbers of any library.
+
+    **Raises:** `ValueError` naming `path` for another shape, and for what is no (finite) number.
+    """
     try:
         array = np.asarray(value)
     except (TypeError, ValueError):  # ragged lists
         raise _fail(path, expected, value) from None
-    if array.dtype.kind not in "iuf":
+    if array.shape != shape:
+        raise _fail(path, expected, f"shape {array.shape}")
+    if array.dtype.kind not in "iuf" or (finite and not np.all(np.isfinite(array))):
         raise _fail(path, expected, value)
     return array.astype(float)
 
@@ -288,15 +295,7 @@ class Float(Domain):
         limits = f"in [{self.low!r}, {self.high!r}]"
         if self.shape:
             expected = f"an array of shape {self.shape} {limits}"
-            try:
-                array = np.asarray(value)
-            except ValueError:
-                raise _fail(path, expected, value) from None
-            if array.shape != self.shape:
-                raise _fail(path, expected, f"shape {array.shape}")
-            if array.dtype.kind not in "iuf" or not np.all(np.isfinite(array)):
-                raise _fail(path, expected, value)
-            array = array.astype(float)
+            array = numbers(value, path, expected, self.shape)
         else:
             expected = f"a number {limits}"
             array = np.asarray(float(_number(value, path, expected)))

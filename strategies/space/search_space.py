@@ -439,9 +439,8 @@ class SearchSpace:
 
         Between configurations that meet a predicate there may be some that do not (`feasible`).
         """
-        vector = numbers(vector, "vector", f"numbers of shape ({self.dimension},)")
-        if vector.shape != (self.dimension,):
-            raise _fail("vector", f"shape ({self.dimension},)", f"shape {vector.shape}")
+        shape = (self.dimension,)
+        vector = numbers(vector, "vector", f"shape {shape}", shape, finite=False)
         flat: dict[str, Any] = {}
         for path in self.order:
             if self.is_active(path, flat):
@@ -483,9 +482,8 @@ class SearchSpace:
         """Inverse of `to_unconstrained`; everything that is not differentiable is `config`'s."""
         point = self.point(config)
         where = self.differentiable & self.active_mask(point)
-        vector = np.asarray(vector, float)
-        if vector.shape != (where.sum(),):
-            raise _fail("vector", f"shape ({where.sum()},)", f"shape {vector.shape}")
+        shape = (int(where.sum()),)
+        vector = numbers(vector, "vector", f"shape {shape}", shape, finite=False)
         unit = point.unit.copy()
         unit[where] = _sigmoid(vector)
         return self.decode(unit)
@@ -513,15 +511,8 @@ class SearchSpace:
             if path not in present:
                 raise _fail(path, "no gradient, as the configuration does not have it", value)
             shape = np.shape(present[path])
-            try:
-                array = np.asarray(value)
-            except ValueError:
-                raise _fail(path, f"a gradient of shape {shape}", value) from None
-            if array.shape != shape:
-                raise _fail(path, f"a gradient of shape {shape}", f"shape {array.shape}")
-            if array.dtype.kind not in "iuf":
-                raise _fail(path, f"a gradient of numbers of shape {shape}", value)
-            flat[path] = array.astype(float)
+            expected = f"a gradient of numbers of shape {shape}"
+            flat[path] = numbers(value, path, expected, shape, finite=False)
         return flat
 
     def pull_back(
