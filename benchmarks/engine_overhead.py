@@ -32,6 +32,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.measure import options, ratio, report
+from strategies.ledger import Ledger
 from strategies.local import minimize
 from strategies.observation import Observation, Report, Suggestion
 from strategies.schedulers import Hyperband
@@ -73,15 +74,15 @@ def overhead(trial: Callable[[int], Any], told: int, repeats: int) -> float:
 
 def embedded(told: int, repeats: int, folder: Path | None) -> float:
     """`minimize`, from callback to callback."""
-    searcher = Timed(SPACE)
+    ledger = Ledger(Timed(SPACE))
     for i in range(told):
-        searcher.tell(Observation(SPACE.sample(searcher.rng(i)), 1.0, GRADIENT, number=i))
+        ledger.tell(Observation(SPACE.sample(np.random.default_rng(i)), 1.0, GRADIENT, number=i))
     ends: list[tuple[float, float]] = []
     minimize(
         lambda config: Report(1.0, GRADIENT),
         SPACE,
         trials=told + repeats,
-        searcher=searcher,
+        searcher=ledger,
         state_path=None if folder is None else folder / f"{told}.json",
         callbacks=[lambda trial: ends.append((time.perf_counter(), Timed.seconds))],
     )
@@ -388,10 +389,11 @@ def restore(quick: bool) -> Iterator[dict[str, Any]]:
     trials = 100 if quick else 1000
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "state.json"
-        searcher = RandomSearcher(SPACE)
+        ledger = Ledger(RandomSearcher(SPACE))
         for i in range(trials):
-            searcher.tell(Observation(SPACE.sample(searcher.rng(i)), 1.0, GRADIENT, number=i))
-        searcher.save(path)
+            config = SPACE.sample(np.random.default_rng(i))
+            ledger.tell(Observation(config, 1.0, GRADIENT, number=i))
+        ledger.save(path)
         start = time.perf_counter()
         minimize(
             lambda config: 1.0,
@@ -423,7 +425,7 @@ def restore(quick: bool) -> Iterator[dict[str, Any]]:
                 start = time.perf_counter()
                 search.restore_from_dir(run)
                 seconds = time.perf_counter() - start
-                assert len(search.searcher_.history) >= trials
+                assert len(search.ledger.history) >= trials
                 yield {"engine": "Ray, our part", "trials": trials, "seconds": seconds}
             begun = time.time()
             restored = restore_ray if kind == OURS else tune.Tuner.restore

@@ -25,6 +25,7 @@ from strategies import (
     EvolutionSearcher,
     Float,
     HypergradientSearcher,
+    Ledger,
     Observation,
     ParetoSearcher,
     RandomSearcher,
@@ -32,6 +33,7 @@ from strategies import (
     SobolSearcher,
     TPESearcher,
 )
+from strategies.space import Point
 
 # Searcher, its name, dimensions, observations, with gradients, limit in seconds.
 CASES: list[tuple[Callable[..., Any], str, int, int, bool, float | None]] = [
@@ -80,17 +82,39 @@ def history(space: SearchSpace, count: int, *, gradients: bool) -> list[Observat
     return found
 
 
+def coordinates(quick: bool, clock: Callable[[], float]) -> list[dict[str, Any]]:
+    """Unit coordinates of a configuration with 1,000 entries, unchecked and checked before."""
+    space = SearchSpace({f"x{i}": Float(1e-3, 1.0, log=True) for i in range(1000)})
+    config = space.sample(np.random.default_rng(0))
+    point = space.point(config)
+    runs: dict[str, Callable[[], Any]] = {
+        "a configuration": lambda: space.encode(config),
+        "checked before": lambda: Point(space, point.flat).unit,
+        "asked before": lambda: space.encode(point),
+    }
+    seconds = interleaved(runs, repeats=3 if quick else 9, clock=clock)
+    return [
+        {
+            "searcher": "none",
+            "case": f"coordinates of 1,000 floats, {name}",
+            "seconds": median(taken),
+        }
+        for name, taken in seconds.items()
+    ]
+
+
 def main() -> None:
     """Measure, print and save."""
     arguments = options(__doc__ or "").parse_args()
     rows = []
     for make, name, size, count, gradients, limit in CASES:
         space = SearchSpace({"x": Float(0, 1, shape=(size,))})
-        # What the searcher is told in a search goes through `tell`.
+        # What a searcher sees in a search was told to a ledger.
         searcher = make(space, seed=0)
+        ledger = Ledger(searcher)
         for observation in history(space, count, gradients=gradients):
-            searcher.tell(observation)
-        told = searcher.history
+            ledger.tell(observation)
+        told = ledger.history
         seconds = interleaved(
             {"propose": lambda searcher=searcher, told=told: searcher.propose(len(told), told, [])},
             repeats=3 if arguments.quick else 9,
@@ -104,6 +128,7 @@ def main() -> None:
         if limit is not None:
             row |= {"limit": limit, "time": median(seconds) / limit}
         rows.append(row)
+    rows += coordinates(arguments.quick, arguments.clock)
     report("suggestion_time", {"time": rows}, {"time": 1.0}, arguments)
 
 

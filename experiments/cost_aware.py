@@ -94,11 +94,11 @@ def digits_task(seed: int) -> tuple[SearchSpace, Training]:
 
 def with_searcher(searcher: Searcher, train: Training, trials: int) -> np.ndarray:
     """Pairs (error, log seconds) of the trials of one of our searchers."""
-    pairs = []
+    ledger, pairs = searcher.ledger, []
     for _ in range(trials):
-        suggestion = searcher.ask()
+        suggestion = ledger.ask()
         error, seconds = train(suggestion.config)
-        searcher.tell(Observation(suggestion.config, error, cost=seconds, number=suggestion.number))
+        ledger.tell(Observation(suggestion.config, error, cost=seconds, number=suggestion.number))
         pairs.append((error, np.log(seconds)))
     return np.array(pairs)
 

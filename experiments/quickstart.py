@@ -239,8 +239,8 @@ def search_ray(
         ).fit()
     if results.errors:
         raise results.errors[0]
-    searcher = search.searcher_
-    return [item.value for item in searcher.history], searcher.best.config
+    ledger = search.ledger
+    return [item.value for item in ledger.history], ledger.best.config
 
 
 ENGINES = {"local": search_local, "optuna": search_optuna, "ray": search_ray}

@@ -21,6 +21,7 @@ from scipy.stats import rankdata
 from experiments.data.hpo_tables import HPOBENCH, HPOLIB, HpoTable, hpo_table
 from experiments.harness import Claim, Context, Curve, Option, experiment
 from experiments.harness.optuna_search import available, optuna_search
+from strategies.ledger import Ledger
 from strategies.observation import Observation
 from strategies.searchers.base import Searcher
 from strategies.searchers.bayes import BayesSearcher
@@ -44,11 +45,12 @@ def ours(kind: type[Searcher]) -> Search:
     """Regrets of the configurations that one of our searchers evaluates."""
 
     def search(table: HpoTable, seed: int, trials: int) -> list[float]:
-        searcher, rng, regrets = kind(table.space, seed=seed), np.random.default_rng(seed), []
+        ledger = Ledger(kind(table.space, seed=seed))
+        rng, regrets = np.random.default_rng(seed), []
         for _ in range(trials):
-            suggestion = searcher.ask()
+            suggestion = ledger.ask()
             value = table.evaluate(suggestion.config, rng)
-            searcher.tell(Observation(suggestion.config, value, number=suggestion.number))
+            ledger.tell(Observation(suggestion.config, value, number=suggestion.number))
             regrets.append(table.regret(suggestion.config))
         return regrets
 

@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from strategies.ledger import Ledger
     from strategies.observation import Observation, Report, Suggestion, report
     from strategies.searchers import (
         BayesSearcher,
@@ -38,6 +39,7 @@ __all__ = [
     "GridSearcher",
     "HypergradientSearcher",
     "Int",
+    "Ledger",
     "Observation",
     "Ordered",
     "Ordinal",
@@ -55,6 +57,7 @@ __all__ = [
 
 # Imported on first use: `import strategies` loads no engine and no searcher.
 _HOMES = {
+    "ledger": ["Ledger"],
     "observation": ["Observation", "Report", "Suggestion", "report"],
     "searchers": [
         "BayesSearcher",

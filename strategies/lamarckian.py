@@ -27,6 +27,7 @@ from hypergrad import BilevelProblem, Estimator, as_arrays
 from hypergrad.outer import Box, FullBatch, OuterAlgorithm, Sampler, run
 from hypergrad.outer import Report as Look
 from hypergrad.paths import trace_paths
+from strategies.arguments import integer
 from strategies.observation import Report, report
 from strategies.space import Config, Domain, Float, Ordered, SearchSpace, Simplex
 
@@ -90,8 +91,6 @@ class LamarckianTrial:
                 "'algorithm': expected one without a constraint, as the bounds are those of the "
                 f"space, received {algorithm.constraint!r}"
             )
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"'steps': expected an integer >= 1, received {steps!r}")
         continuous = [path for path, d in space.domains.items() if d.differentiable and d.tunable]
         for path in continuous if tune is None else tune:
             if path not in continuous:
@@ -100,7 +99,7 @@ class LamarckianTrial:
         self.build = build
         # Every algorithm has the field; only the common base class leaves it abstract.
         self.algorithm = dataclasses.replace(algorithm, constraint=Box(0.0, 1.0))  # type: ignore[call-arg]
-        self.steps = steps
+        self.steps = integer("steps", steps, 1)
         self.tune = None if tune is None else tuple(tune)
         self.sampler = FullBatch() if sampler is None else sampler
         self.seed = seed

@@ -1,31 +1,64 @@
 """What passes between a searcher and whoever runs the trials."""
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from strategies.space import Point
 
 Status = Literal["complete", "failed", "pruned"]
 
 
+#: What an observation computes once, of its point; it is not pickled.
+_DERIVED = ("slope", "size")
+
+#: Of what is not NaN.
+_largest = functools.partial(np.fmax.reduce, initial=0.0)
+
+
+class _Located:
+    """What has a configuration, and once that was checked its point in the space."""
+
+    point: "Point | None"
+
+    @property
+    def unit(self) -> np.ndarray:
+        """Unit coordinates of the configuration, shape `(space.dimension,)`, read-only.
+
+        **Raises:** `ValueError` if the configuration was not checked.
+        """
+        if self.point is None:
+            raise ValueError("unit: expected a configuration that was checked (SearchSpace.point)")
+        return self.point.unit
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A point belongs to its process; `propose` checks again what has none.
+        return {k: v for k, v in self.__dict__.items() if k not in _DERIVED} | {"point": None}
+
+
 @dataclass(frozen=True)
-class Suggestion:
+class Suggestion(_Located):
     """A configuration to try.
 
     - `number`: position in the search, from 0; with the seed it determines all randomness.
     - `config`: nested dict of plain Python values (lists for array-valued floats).
     - `note`: the searcher's own JSON-safe remark; it comes back with the observation.
+    - `point`: the configuration as it was checked, with its unit coordinates; set by `propose`.
     """
 
     number: int
     config: dict[str, Any]
     note: Mapping[str, Any] = field(default_factory=dict)
+    point: "Point | None" = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
-class Observation:
+class Observation(_Located):
     """What came of a configuration. Values are minimised; an engine's face flips the sign.
 
     - `config`: the configuration that was evaluated: the suggested one, or the one that the trial
@@ -38,6 +71,8 @@ class Observation:
     - `resource`: epochs, steps or samples that it was given.
     - `number`: the suggestion's number; `None` for a point that was not suggested.
     - `note`: the suggestion's note.
+    - `point`: the configuration as it was checked, with its unit coordinates; set by whoever checks
+      the observation, and always there in what a searcher's `_propose` is given.
     """
 
     config: Mapping[str, Any]
@@ -49,8 +84,28 @@ class Observation:
     status: Status = "complete"
     number: int | None = None
     note: Mapping[str, Any] = field(default_factory=dict)
+    point: "Point | None" = field(default=None, repr=False, compare=False)
+
+    @functools.cached_property
+    def slope(self) -> np.ndarray | None:
+        """The gradient in unit coordinates, NaN where nothing is known; `None` if there is none.
+
+        Read-only, computed once, of a checked observation.
+        """
+        if self.point is None or not self.gradient:
+            return None
+        slope = self.point.space.pull_back(self.point, self.gradient)
+        slope.flags.writeable = False
+        return slope
+
+    @functools.cached_property
+    def size(self) -> float:
+        """The largest absolute value of the value and the slope."""
+        largest = 0.0 if self.value is None or self.status == "failed" else abs(self.value)
+        return max(largest, 0.0 if self.slope is None else float(_largest(np.abs(self.slope))))
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "value", number_of(self.value, "value"))
         usable = self.value is not None and math.isfinite(self.value)
         if self.status == "complete" and not usable:
             object.__setattr__(self, "status", "failed")
@@ -66,12 +121,12 @@ class Report:
     """
 
     value: float | None
-    gradient: dict[str, Any] | None = None
+    gradient: Mapping[str, Any] | None = None
     gradient_error: float | None = None
-    config: dict[str, Any] | None = None
+    config: Mapping[str, Any] | None = None
     cost: float | None = None
     resource: float | None = None
-    info: dict[str, Any] = field(default_factory=dict)
+    info: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """A dict of JSON values without NaN or infinity (they become `None`)."""
@@ -112,7 +167,7 @@ def report(
     **Arguments:**
 
     - `value`: the objective, a scalar; or a `hypergrad.Hypergradient`, which brings its gradient,
-      its error estimate and its residuals along.
+      its error estimate and its residuals along; or a `Report`, which is returned as it is.
     - `gradient`: derivative of `value` with respect to the configuration's natural values: a
       mapping keyed like the configuration, nested or flat, partial. `None` leaves and missing keys
       mean "no derivative". A gradient given beside a `Hypergradient` replaces its `grad`, for
@@ -125,6 +180,10 @@ def report(
 
     **Raises:** `ValueError` if `value` is not a scalar or the gradient is not a mapping.
     """
+    if isinstance(value, Report):
+        if any(one is not None for one in (gradient, gradient_error, config, cost, resource, info)):
+            raise ValueError("'value': expected a number beside other arguments, received a Report")
+        return value
     details = dict(info or {})
     if hasattr(value, "grad") and hasattr(value, "info") and hasattr(value, "value"):
         for name in getattr(value.info, "__dataclass_fields__", {}):
@@ -142,30 +201,42 @@ def report(
         )
     return Report(
         value=_scalar(value, "value"),
-        gradient=None if gradient is None else _plain(gradient),
+        gradient=None if gradient is None else plain(gradient),
         gradient_error=_scalar(gradient_error, "gradient_error"),
-        config=None if config is None else _plain(config),
+        config=None if config is None else plain(config),
         cost=_scalar(cost, "cost"),
         resource=_scalar(resource, "resource"),
-        info=_plain(details),
+        info=plain(details),
     )
 
 
+def number_of(value: Any, name: str) -> Any:
+    """A plain Python number, or `None`, from a scalar of any library.
+
+    **Raises:** `ValueError` naming it for anything else.
+    """
+    if value is None or type(value) is float:
+        return value
+    try:
+        array = np.asarray(value)
+        if array.size == 1 and array.dtype.kind in "iufb":
+            found = array.reshape(()).item()
+            return float(found) if isinstance(found, bool) else found
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f"{name!r}: expected a number, received {value!r:.80}")
+
+
 def _scalar(value: Any, name: str) -> float | None:
-    if value is None:
-        return None
-    array = np.asarray(value)
-    if array.size != 1 or array.dtype.kind not in "iufb":
-        raise ValueError(f"{name!r}: expected a number, received {value!r}")
-    return float(array.reshape(()))
+    return None if value is None else float(number_of(value, name))
 
 
-def _plain(tree: Any) -> Any:
+def plain(tree: Any) -> Any:
     """Mappings, lists and plain numbers out of whatever arrays and containers a user has."""
     if isinstance(tree, Mapping):
-        return {str(key): _plain(leaf) for key, leaf in tree.items()}
+        return {str(key): plain(leaf) for key, leaf in tree.items()}
     if isinstance(tree, list | tuple):
-        return [_plain(leaf) for leaf in tree]
+        return [plain(leaf) for leaf in tree]
     if tree is None or isinstance(tree, bool | int | float | str):
         return tree
     if hasattr(tree, "__array__"):

@@ -2,15 +2,21 @@
 
 import contextlib
 import errno
+import glob
+import hashlib
 import json
 import os
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from strategies.observation import Observation, from_json_values, to_json_values
 from strategies.space import SearchSpace
+
+if TYPE_CHECKING:
+    from strategies.searchers.base import Searcher
 
 
 def observation_to_json(
@@ -23,7 +29,9 @@ def observation_to_json(
     return {
         "number": observation.number,
         "status": observation.status,
-        "config": None if observation.config == of else space.to_json(observation.config),
+        "config": None
+        if observation.config == of
+        else space.to_json(observation.point or observation.config),
         "value": observation.value,
         "gradient": to_json_values(observation.gradient),
         # Infinity, a gradient known to be unreliable, has no JSON number.
@@ -41,11 +49,114 @@ def observation_from_json(
 ) -> Observation:
     """The observation that `observation_to_json` stored."""
     fields = dict(stored)
-    fields["config"] = of if fields["config"] is None else space.from_json(fields["config"])
+    given = fields["config"]
+    point = space.point(of or {}) if given is None else space.point_from_json(given)
+    fields |= {"config": point.config, "point": point}
     fields["gradient"] = fields["gradient"] and from_json_values(fields["gradient"])
     error = fields["gradient_error"]
     fields["gradient_error"] = None if error is None else float(error)
     return Observation(**fields)
+
+
+class OtherSearchError(ValueError):
+    """A state that is whole, but of another search than the one it is given to."""
+
+
+#: What reading a damaged state may run into.
+_DAMAGE = (
+    ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError,
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def reading() -> Iterator[None]:
+    """Whatever goes wrong inside is a damaged state: the one place that decides.
+
+    **Raises:** `OtherSearchError`, which is none, as it is; `ValueError` for all else.
+    """
+    try:
+        yield
+    except OtherSearchError:
+        raise
+    except _DAMAGE as error:
+        raise ValueError(
+            f"state: expected a whole one, but it is damaged ({error!r:.200})"
+        ) from error
+
+
+def as_json(state: Any) -> str:
+    """JSON text.
+
+    **Raises:** `ValueError` saying what is no JSON.
+    """
+    try:
+        return json.dumps(state, allow_nan=False)
+    except (TypeError, RecursionError) as error:
+        raise ValueError(f"state: expected what JSON can hold, received more ({error})") from None
+
+
+def search_identity(searcher: "Searcher") -> dict[str, Any]:
+    """What a state must have been saved by, to be restored by this searcher."""
+    return {
+        "searcher": type(searcher).__name__,
+        "seed": searcher.seed,
+        "space": searcher.space.identity(),
+    }
+
+
+def expect_search(state: Mapping[str, Any], searcher: "Searcher") -> None:
+    """Refuse the state of another searcher, seed or space.
+
+    **Raises:** `OtherSearchError` naming what differs.
+    """
+    mine = search_identity(searcher)
+    if state["version"] == 1:
+        mine["space"] = searcher.space.describe()
+    expect(state["space"], mine.pop("space"), "space ")
+    expect({key: state[key] for key in mine}, mine)
+
+
+def expect(stored: Mapping[str, Any], mine: Mapping[str, Any], what: str = "") -> None:
+    """Refuse a state that says something else than what is expected of it.
+
+    **Raises:** `OtherSearchError` naming the first key that differs.
+    """
+    for key in {**mine, **stored}:
+        if stored.get(key) != mine.get(key):
+            raise OtherSearchError(
+                f"state: {what}{key!r}: expected {mine.get(key)!r:.200}, "
+                f"received {stored.get(key)!r:.200}"
+            )
+
+
+_SEAL = re.compile(rb'\{"checksum": "([0-9a-f]{64})", ')
+
+
+def seal(text: str) -> str:
+    """The JSON text of an object with a checksum as its first key."""
+    return f'{{"checksum": "{checksum(text)}", {text[1:]}'
+
+
+def unseal(content: bytes) -> dict[str, Any]:
+    """The object whose sealed text this is, or an object of version 1, which has no checksum.
+
+    **Raises:** `ValueError` if it is damaged.
+    """
+    with reading():
+        found = _SEAL.match(content)
+        if found and checksum("{" + content[found.end() :].decode()) != found[1].decode():
+            raise ValueError("its checksum is another one")
+        state = json.loads(content)
+        if not isinstance(state, dict):
+            raise ValueError("not a JSON object")
+        if found is None and state.get("version") != 1:
+            raise ValueError("it has no checksum")
+        return state
+
+
+def checksum(text: str) -> str:
+    """Of the JSON text of an object."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 #: When each state file was last forced to the disk, and how often that is worth its time.
@@ -53,18 +164,20 @@ _synced: dict[str, float] = {}
 _SYNC_SECONDS = 1.0
 
 
-def write_state(path: str | os.PathLike[str], state: Mapping[str, Any] | str) -> None:
-    """Write a state, or its JSON text; the previous one is kept as `path + ".backup"`.
+def write_state(path: str | os.PathLike[str], text: str) -> None:
+    """Write the JSON text of a state, sealed; the previous one is kept as `path + ".backup"`.
 
     The file is complete at every moment: it is written under a temporary name and renamed. A kill
-    of the process loses nothing; a loss of power may lose the saves of the last second.
+    of the process loses nothing; a loss of power may lose the saves of the last second. A link is
+    followed, and what killed processes have left under temporary names is removed.
     """
-    path = os.fspath(path)
-    text = state if isinstance(state, str) else json.dumps(state, allow_nan=False)
+    path = os.path.realpath(path)
     temporary = f"{path}.{os.getpid()}.tmp"
+    if path not in _synced:
+        _remove_orphans(path)
     try:
         with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
+            file.write(seal(text))
             file.flush()
             if time.monotonic() - _synced.get(path, -_SYNC_SECONDS) >= _SYNC_SECONDS:
                 os.fsync(file.fileno())
@@ -85,6 +198,63 @@ def write_state(path: str | os.PathLike[str], state: Mapping[str, Any] | str) ->
         except OSError:  # a file system without links
             os.replace(path, path + ".backup")
     os.replace(temporary, path)
+
+
+def _remove_orphans(path: str) -> None:
+    for name in glob.glob(f"{glob.escape(path)}.*.*"):
+        process, ending = name[len(path) + 1 :].split(".", 1)
+        if process.isdecimal() and ending in ("tmp", "old") and not _alive(int(process)):
+            with contextlib.suppress(OSError):
+                os.remove(name)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # of another user, or no process of this machine
+        pass
+    return True
+
+
+def state_exists(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a state, or its backup, to restore."""
+    path = os.path.realpath(path)
+    return os.path.exists(path) or os.path.exists(path + ".backup")
+
+
+def restore_state(path: str | os.PathLike[str], load: Callable[[dict[str, Any]], None]) -> None:
+    """Load what `write_state` wrote, from the backup if the file itself is damaged (a warning).
+
+    **Arguments:**
+
+    - `load`: takes the state over, all of it or nothing. A `ValueError` says that it is damaged.
+
+    **Raises:** `ValueError` if neither can be read, `OtherSearchError` if the first that can be is
+    of another search, `FileNotFoundError` if there is neither.
+    """
+    path = os.path.realpath(path)
+    problems: list[str] = []
+    for name in (path, path + ".backup"):
+        try:
+            with open(name, "rb") as file:
+                content = file.read()
+            load(unseal(content))
+        except FileNotFoundError:
+            problems.append(f"{name} does not exist")
+            continue
+        except OtherSearchError:
+            raise
+        except ValueError as error:
+            problems.append(f"{name} is truncated or damaged ({error})")
+            continue
+        if problems:
+            warnings.warn(f"{problems[0]}; restored from {name}", stacklevel=3)
+        return
+    if not state_exists(path):
+        raise FileNotFoundError(path)
+    raise ValueError(f"state: expected a saved state, but {' and '.join(problems)}")
 
 
 def save_if_there_is_space(
@@ -132,30 +302,3 @@ def alone_with(path: str | os.PathLike[str] | None) -> Iterator[None]:
         except OSError:  # a file system without locks
             pass
         yield
-
-
-def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What `write_state` wrote, from the backup if the file itself is damaged (with a warning).
-
-    **Raises:** `ValueError` if neither can be read. `FileNotFoundError` if there is neither.
-    """
-    path = os.fspath(path)
-    problems: list[str] = []
-    for name in (path, path + ".backup"):
-        try:
-            with open(name, encoding="utf-8") as file:
-                state = json.load(file)
-            if not isinstance(state, dict):
-                raise ValueError("not a JSON object")
-        except FileNotFoundError:
-            problems.append(f"{name} does not exist")
-            continue
-        except ValueError as error:
-            problems.append(f"{name} is truncated or damaged ({error})")
-            continue
-        if problems:
-            warnings.warn(f"{problems[0]}; restored from {name}", stacklevel=3)
-        return state
-    if not os.path.exists(path) and not os.path.exists(path + ".backup"):
-        raise FileNotFoundError(path)
-    raise ValueError(f"state: expected a saved state, but {' and '.join(problems)}")

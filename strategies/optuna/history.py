@@ -5,16 +5,16 @@ from typing import Any
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
+from strategies.intake import Intake
 from strategies.observation import Observation, Status
 from strategies.optuna.spaces import Names
-from strategies.optuna.study_view import config_of
+from strategies.optuna.study_view import point_of
 from strategies.optuna.trials import report_of
 from strategies.space import SearchSpace
-from strategies.translate import observe
 
 
 def observations_of(study: Any, space: SearchSpace) -> list[Observation]:
-    """The finished trials of a study with one objective, for `Searcher.warm_start`.
+    """The finished trials of a study with one objective, for `Ledger.warm_start`.
 
     **Arguments:**
 
@@ -28,16 +28,17 @@ def observations_of(study: Any, space: SearchSpace) -> list[Observation]:
     """
     if len(study.directions) > 1:
         raise ValueError(f"study: expected one objective, received {len(study.directions)}")
-    names = Names(space)
+    names, intake = Names(space), Intake(space)
     maximise = study.direction == StudyDirection.MAXIMIZE
     found = []
     for trial in study.get_trials(deepcopy=False):
         if not trial.state.is_finished():
             continue
-        config = config_of(trial, names)
-        if config is None:
+        point = point_of(trial, names)
+        if point is None:
             continue
         status: Status = "pruned" if trial.state == TrialState.PRUNED else "complete"
-        observation, _ = observe(space, config, report_of(trial), maximise=maximise, status=status)
-        found.append(observation)
+        found.append(
+            intake(point, report_of(trial), maximise=maximise, status=status, trial=trial.number)
+        )
     return found

@@ -1,5 +1,6 @@
 """Any of our searchers as a sampler of Optuna."""
 
+import logging
 import math
 import threading
 import zlib
@@ -17,12 +18,15 @@ from optuna.samplers import BaseSampler
 from optuna.search_space import intersection_search_space
 from optuna.trial import FrozenTrial, TrialState
 
+from strategies.arguments import integer
+from strategies.intake import Intake
 from strategies.optuna.spaces import space_from_optuna
 from strategies.optuna.study_view import StudyView
 from strategies.optuna.trial_cache import TrialCache
 from strategies.searchers.base import Searcher
 from strategies.space import Categorical, SearchSpace
-from strategies.translate import Warner
+
+logger = logging.getLogger(__name__)
 
 
 class HypergradSampler(BaseSampler):
@@ -59,9 +63,9 @@ class HypergradSampler(BaseSampler):
                 )
             space = searcher.space
         self._make = searcher
-        self._seed = seed
+        self._seed = integer("seed", seed, 0)
         self._lock = threading.RLock()
-        self._warn = Warner()
+        self._told_why = False
         self._space = space
         self._searcher: Searcher | None = None
         self._trials = TrialCache()
@@ -88,7 +92,7 @@ class HypergradSampler(BaseSampler):
 
                 make = HypergradientSearcher
             self._searcher = make if isinstance(make, Searcher) else make(space, seed=self._seed)
-            self._view = StudyView(space, self._warn)
+            self._view = StudyView(Intake(space, self._searcher.check))
         return self._searcher, self._view
 
     def reseed_rng(self) -> None:
@@ -120,7 +124,11 @@ class HypergradSampler(BaseSampler):
             try:
                 space = self._space or space_from_optuna(search_space)
             except ValueError as error:
-                self._warn(trial.number, {"space": f"parameters are drawn at random: {error}"})
+                if not self._told_why:
+                    logger.warning(
+                        "Trial %s: parameters are drawn at random: %s", trial.number, error
+                    )
+                self._told_why = True
                 return {}
             searcher, view = self._set_up(space)
             trials = self._trials.trials(study, trial)

@@ -21,6 +21,7 @@ from optuna.storages._heartbeat import get_heartbeat_thread, is_heartbeat_enable
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
+from strategies.arguments import integer
 from strategies.observation import Report
 from strategies.optuna.spaces import Names
 from strategies.optuna.trials import (
@@ -72,6 +73,7 @@ def run_schedule(
     **Returns:** The scheduler. Its `incumbent` counts results at the maximum resource only;
     after `deepen` that is not the study's best trial.
     """
+    jobs = None if jobs is None else integer("jobs", jobs, 0)
     names = Names(schedule.searcher.space)
     maximise = study.direction == StudyDirection.MAXIMIZE
     told: set[int] = set()
@@ -105,7 +107,7 @@ def run_schedule(
             pending = schedule.job(stored["number"])
             # What the scheduler knows already must not be taken for a later rung's result.
             if pending is not None and pending.level == stored["level"]:
-                schedule.tell(stored["number"], report_of(trial), maximise=maximise)
+                schedule.tell(stored["number"], report_of(trial), maximise=maximise, strict=False)
         for trial, stored in new:
             if not trial.state.is_finished():
                 _resume(schedule, stored)
@@ -262,15 +264,11 @@ class RungPruner(BasePruner):
     """
 
     def __init__(self, max_resource: int, *, min_resource: int = 1, eta: int = 3) -> None:
-        if eta < 2 or int(eta) != eta:
-            raise ValueError(f"eta must be an integer of at least 2, got {eta!r}.")
-        if not 1 <= min_resource <= max_resource:
-            raise ValueError(
-                f"expected 1 <= min_resource <= max_resource, got {min_resource} and {max_resource}"
-            )
-        low, high = Fraction(min_resource), Fraction(max_resource)
-        self._rungs = [int(r) for r in rung_resources(low, high, int(eta), True)]
-        self._eta = int(eta)
+        self._eta = integer("eta", eta, 2)
+        low = integer("min_resource", min_resource, 1)
+        high = integer("max_resource", max_resource, low)
+        rungs = rung_resources(Fraction(low), Fraction(high), self._eta, True)
+        self._rungs = [int(r) for r in rungs]
 
     def prune(self, study: Any, trial: FrozenTrial) -> bool:
         """Whether the trial ends here."""

@@ -29,6 +29,8 @@ def space_to_optuna(space: SearchSpace) -> dict[str, BaseDistribution]:
 
     **Raises:** `ValueError` naming the key for what Optuna cannot express: a logarithmic grid.
     """
+    if not isinstance(space, SearchSpace):
+        raise ValueError(f"space: expected a SearchSpace, received {space!r:.80}")
     return Names(space).distributions
 
 
@@ -40,6 +42,10 @@ def space_from_optuna(distributions: Mapping[str, BaseDistribution]) -> SearchSp
 
     **Raises:** `ValueError` naming the key if a name is no path, or nothing can be tuned.
     """
+    if not isinstance(distributions, Mapping) or not all(map(_is_text, distributions)):
+        raise ValueError(
+            f"distributions: expected a mapping from names, received {distributions!r:.80}"
+        )
     flat: dict[str, Domain] = {}
     for name, group in _arrays(distributions).items():
         distribution, shape = group
@@ -48,6 +54,10 @@ def space_from_optuna(distributions: Mapping[str, BaseDistribution]) -> SearchSp
         except ValueError as error:
             raise ValueError(f"{name!r}: {error}") from None
     return SearchSpace(_nested(flat))
+
+
+def _is_text(name: Any) -> bool:
+    return isinstance(name, str)
 
 
 def _nested(flat: Mapping[str, Domain]) -> dict[str, Any]:

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from strategies.intake import Intake
 from strategies.observation import Observation, Suggestion
 from strategies.optuna.spaces import Names
 from strategies.optuna.trials import read_attribute, report_of, write_attribute
-from strategies.space import SearchSpace
-from strategies.translate import Warner, observe
+from strategies.space import Point, SearchSpace
 
 #: The system attribute of a trial that holds what was suggested for it.
 SUGGESTION = "hypergrad:suggestion"
@@ -45,13 +45,13 @@ class StudyView:
 
     **Arguments:**
 
-    - `space`: trials that have no configuration in it are passed over.
-    - `warn`: hears of reports that cannot be used.
+    - `intake`: makes observations of their reports. Trials that have no configuration in its space
+      are passed over.
     """
 
-    def __init__(self, space: SearchSpace, warn: Warner) -> None:
-        self.names = Names(space)
-        self._warn = warn
+    def __init__(self, intake: Intake) -> None:
+        self.names = Names(intake.space)
+        self._intake = intake
         self._known: dict[int, _Known] = {}
         self._past = _Past()
 
@@ -113,27 +113,24 @@ class StudyView:
         )
 
     def _observation(self, trial: FrozenTrial, maximise: bool) -> Observation | None:
-        config = config_of(trial, self.names)
-        if config is None:
+        point = point_of(trial, self.names)
+        if point is None:
             return None
-        observation, problems = observe(
-            self.space,
-            config,
+        return self._intake(
+            point,
             report_of(trial),
-            maximise=maximise,
             number=trial.number,
-            note=_note(config, self._suggested(trial)),
+            note=_note(point, self._suggested(trial)),
             status="pruned" if trial.state == TrialState.PRUNED else "complete",
+            maximise=maximise,
         )
-        self._warn(trial.number, problems)
-        return observation
 
     def _pending(self, trial: FrozenTrial) -> Suggestion | None:
         suggested = self._suggested(trial)
-        config = config_of(trial, self.names)
-        if config is None:
+        point = point_of(trial, self.names)
+        if point is None:
             return None if suggested is None else Suggestion(trial.number, *suggested)
-        return Suggestion(trial.number, config, _note(config, suggested))
+        return Suggestion(trial.number, point.config, _note(point, suggested), point)
 
     def _suggested(self, trial: FrozenTrial) -> tuple[dict[str, Any], Any] | None:
         """Configuration and note that were suggested for a trial, if they were, in this space."""
@@ -146,20 +143,20 @@ class StudyView:
             return None
 
 
-def config_of(trial: FrozenTrial, names: Names) -> dict[str, Any] | None:
+def point_of(trial: FrozenTrial, names: Names) -> Point | None:
     """The configuration that a trial really has, if it has one in the space.
 
     Enqueued and fixed values are the user's, whatever was suggested.
     """
     try:
-        return names.space.validate(names.from_params(trial.params))
+        return names.space.point(names.from_params(trial.params))
     except ValueError:
         return None
 
 
-def _note(config: Any, suggested: tuple[dict[str, Any], Any] | None) -> Mapping[str, Any]:
+def _note(point: Point, suggested: tuple[dict[str, Any], Any] | None) -> Mapping[str, Any]:
     """The searcher's remark, unless the configuration became another than it suggested."""
-    return suggested[1] if suggested is not None and suggested[0] == config else {}
+    return suggested[1] if suggested is not None and suggested[0] == point.config else {}
 
 
 def _same(known: FrozenTrial, trial: FrozenTrial) -> bool:

@@ -74,17 +74,7 @@ def _ask(trial: Any, name: str, distribution: BaseDistribution) -> Any:
     return trial.suggest_categorical(name, distribution.choices)
 
 
-def report(
-    trial: Any,
-    value: Any,
-    gradient: Any = None,
-    *,
-    gradient_error: Any = None,
-    config: Mapping[str, Any] | None = None,
-    cost: Any = None,
-    resource: Any = None,
-    info: Mapping[str, Any] | None = None,
-) -> float:
+def report(trial: Any, value: Any, gradient: Any = None, **details: Any) -> float:
     """Hand a trial's hypergradient over, and return the value for the objective to return.
 
     Stored with the trial: plain JSON data, in several attributes if it is long, which `report_of`
@@ -95,25 +85,17 @@ def report(
 
     - `trial`: the `optuna.Trial`.
     - `value`: the objective, a scalar; or a `hypergrad.Hypergradient`, which brings its gradient
-      and its residuals along.
+      and its residuals along; or a `strategies.Report`.
     - `gradient`: derivative of `value` with respect to the hyperparameters' natural values, keyed
       by their names, nested or flat, partial.
-    - `gradient_error`, `config`, `cost`, `resource`, `info`: as in `strategies.observation.report`.
-      The searcher takes the trial's duration in seconds for the cost if it is not given.
+    - `gradient_error`, `config`, `cost`, `resource`, `info`: as in `strategies.report`. The
+      searcher takes the trial's duration in seconds for the cost if it is not given.
 
     **Returns:** The value as a float, NaN if there is none: Optuna takes that for a failure.
 
     **Raises:** `ValueError` if the value is not a scalar or the gradient not a mapping.
     """
-    given = _report(
-        value,
-        gradient,
-        gradient_error=gradient_error,
-        config=config,
-        cost=cost,
-        resource=resource,
-        info=info,
-    )
+    given = _report(value, gradient, **details)
     keep_report(trial, given)
     return math.nan if given.value is None else given.value
 
@@ -182,18 +164,7 @@ def objective(
     """
 
     def evaluate(trial: Any) -> float:
-        found = function(suggest(trial, space))
-        given = found if isinstance(found, Report) else _report(found)
-        return report(
-            trial,
-            given.value,
-            given.gradient,
-            gradient_error=given.gradient_error,
-            config=given.config,
-            cost=given.cost,
-            resource=given.resource,
-            info=given.info,
-        )
+        return report(trial, function(suggest(trial, space)))
 
     return evaluate
 

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import pickletools
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,14 +30,20 @@ EXPERIMENT = "experiment_state-{}.json"
 GENERATOR = "search_gen_state-{}.json"
 SEARCHER = "searcher-state-{}.pkl"
 
+#: Ray writes the reports of all trials into one file; a copy that is larger is not one of ours.
+_LARGEST = 4 * 2**30
+
+#: What reading a file of the copy may run into.
+_UNREADABLE = (ValueError, LookupError, TypeError, ArithmeticError, RecursionError, RuntimeError)
+
 
 def restore(path: str | os.PathLike[str], trainable: Any, **options: Any) -> tune.Tuner:
     """`Tuner.restore`, after putting back what a kill in the middle of a write has damaged.
 
     **Arguments:**
 
-    - `path`: the folder of the experiment. A URI is passed on as it is: object stores do not keep
-      half of a file.
+    - `path`: the folder of the experiment, from a trusted place: Ray loads pickles from it. A URI
+      is passed on as it is: object stores do not keep half of a file.
     - `trainable`, `options`: as for `Tuner.restore`.
 
     **Returns:** The `Tuner`, to be continued with `fit()`.
@@ -54,11 +61,12 @@ def restore(path: str | os.PathLike[str], trainable: Any, **options: Any) -> tun
 def can_restore(path: str | os.PathLike[str]) -> bool:
     """Whether `restore` will find a state; otherwise the experiment has to be started.
 
-    Unlike `Tuner.can_restore`, which is content with the description of the experiment.
+    Unlike `Tuner.can_restore`, which is content with the description of the experiment. A question
+    only: nothing is written, and no pickle is loaded.
     """
     if not tune.Tuner.can_restore(path):
         return False
-    return not os.path.isdir(path) or not _repaired(Path(path))
+    return not os.path.isdir(path) or _restorable(Path(path))
 
 
 def experiment_folder(state: Any) -> Path | None:
@@ -104,44 +112,85 @@ def take_snapshot(folder: Path, staging: Path, searcher: str, session: str) -> N
 
 def _repaired(folder: Path) -> str | None:
     """Put back what is damaged; returns what is wrong if that is not possible."""
+    damaged, vital = _problems(folder)
+    if not damaged:
+        return None
+    try:
+        files = _copy(folder, damaged)
+    except ValueError as error:
+        return str(error) if vital else None
+    for name, content in files.items():
+        (folder / f"{name}.tmp").write_bytes(content)
+        os.replace(folder / f"{name}.tmp", folder / name)
+    logger.warning("%s; put back from %s", "; ".join(damaged), SNAPSHOT)
+    return None
+
+
+def _restorable(folder: Path) -> bool:
+    """Whether `_repaired` will succeed; writes nothing and loads no pickle."""
+    damaged, vital = _problems(folder)
+    if not vital:
+        return True
+    try:
+        _copy(folder, damaged, counted=False)
+    except ValueError:
+        return False
+    return True
+
+
+def _problems(folder: Path) -> tuple[list[str], bool]:
+    """What is damaged, and whether Ray cannot do without it."""
     damaged = _damaged(folder, RAYS)
     # A searcher has its backup, which may be older than Ray's trials; the copy fits together.
     begun = any(folder.glob(SEARCHER.format("*")))
     searcher = _damaged(folder, {SEARCHER: json.loads}) if begun else []
-    if not damaged and not searcher:
-        return None
-    problem = _put_back(folder, [*damaged, *searcher])
-    return problem if damaged else None
+    return [*damaged, *searcher], bool(damaged)
 
 
-def _put_back(folder: Path, damaged: list[str]) -> str | None:
-    """Replace all files by their copies; returns what is wrong if that is not possible."""
+def _copy(folder: Path, damaged: list[str], *, counted: bool = True) -> dict[str, bytes]:
+    """The files of the copy; with `counted`, the generator's count is that of the trials.
+
+    **Raises:** `ValueError` saying what is wrong with it.
+    """
+    files: dict[str, bytes] = {}
+    checks = RAYS | {SEARCHER: json.loads}
+    kinds = set()
     try:
         with zipfile.ZipFile(folder / SNAPSHOT) as archive:
-            files = {name: archive.read(name) for name in archive.namelist()}
+            for member in archive.infolist():
+                kind = next((t for t in checks if _is_named(member.filename, t)), None)
+                if kind is None or member.file_size > _LARGEST:
+                    raise ValueError(
+                        f"{damaged[0]}, and its copy holds a file that does not belong there: "
+                        f"{member.filename!r}"
+                    )
+                kinds.add(kind)
+                files[member.filename] = archive.read(member)
+                checks[kind](files[member.filename])
     except (OSError, zipfile.BadZipFile):
-        return f"{damaged[0]}, and there is no copy of it"
-    missing = {"tuner.pkl", "experiment_state", "search_gen_state"} - {
-        name.split("-")[0] for name in files
-    }
-    if missing:
-        return f"{damaged[0]}, and its copy was made before the first trial"
-    trials = next(
-        len(json.loads(content)["trial_data"])
-        for name, content in files.items()
-        if name.startswith("experiment_state")
-    )
-    for name, content in files.items():
-        if name.startswith("search_gen_state"):
-            state = cloudpickle.loads(content)
-            content = cloudpickle.dumps({**state, "counter": trials})
-        (folder / f"{name}.tmp").write_bytes(content)
-        os.replace(folder / f"{name}.tmp", folder / name)
-    still = _damaged(folder, RAYS)
-    if still:
-        return f"{still[0]}, and so is its copy"
-    logger.warning("%s; put back from %s", "; ".join(damaged), SNAPSHOT)
-    return None
+        raise ValueError(f"{damaged[0]}, and there is no copy of it") from None
+    except _UNREADABLE as error:
+        if isinstance(error, ValueError) and str(error).startswith(damaged[0]):
+            raise
+        raise ValueError(f"{damaged[0]}, and so is its copy ({error})") from None
+    if not RAYS.keys() <= kinds:
+        raise ValueError(f"{damaged[0]}, and its copy was made before the first trial")
+    if counted:
+        trials = next(
+            len(json.loads(content)["trial_data"])
+            for name, content in files.items()
+            if _is_named(name, EXPERIMENT)
+        )
+        for name in [name for name in files if _is_named(name, GENERATOR)]:
+            state = cloudpickle.loads(files[name])
+            files[name] = cloudpickle.dumps({**state, "counter": trials})
+    return files
+
+
+def _is_named(name: str, template: str) -> bool:
+    """Whether a name is that of a template and of nothing outside of the folder."""
+    before, _, after = template.partition("{}")
+    return re.fullmatch(rf"{re.escape(before)}[\w.-]*{re.escape(after)}", name) is not None
 
 
 def _damaged(folder: Path, checks: Mapping[str, Callable[[bytes], Any]]) -> list[str]:

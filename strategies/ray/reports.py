@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 from ray import tune
 
-from strategies.observation import Report
+from strategies.arguments import integer
 from strategies.observation import report as _report
 
 #: The key under which `report` puts everything that is not a metric.
 RESERVED = "hypergrad"
+
+#: Each would have less than a thousandth of the device's memory, which is the unit of XLA's option.
+_MOST_TRIALS = 900
 
 #: The most numbers that one report may carry. Ray keeps every report in memory and in several
 #: log files; larger arrays belong into a checkpoint.
@@ -24,25 +27,13 @@ def result(
     *,
     metric: str = "value",
     metrics: Mapping[str, Any] | None = None,
-    gradient_error: Any = None,
-    config: Mapping[str, Any] | None = None,
-    cost: Any = None,
-    resource: Any = None,
-    info: Mapping[str, Any] | None = None,
+    **details: Any,
 ) -> dict[str, Any]:
     """The result dict that carries a hypergradient: what a class trainable's `step` returns.
 
     Takes the arguments of `report`, without the checkpoint.
     """
-    given = _report(
-        value,
-        gradient,
-        gradient_error=gradient_error,
-        config=config,
-        cost=cost,
-        resource=resource,
-        info=info,
-    )
+    given = _report(value, gradient, **details)
     extra = {
         name: entry
         for name, entry in given.__dict__.items()
@@ -61,19 +52,7 @@ def result(
     return row
 
 
-def report(
-    value: Any,
-    gradient: Any = None,
-    *,
-    metric: str = "value",
-    metrics: Mapping[str, Any] | None = None,
-    gradient_error: Any = None,
-    config: Mapping[str, Any] | None = None,
-    cost: Any = None,
-    resource: Any = None,
-    info: Mapping[str, Any] | None = None,
-    checkpoint: Any = None,
-) -> None:
+def report(value: Any, gradient: Any = None, *, checkpoint: Any = None, **details: Any) -> None:
     """Report from inside a trainable: `tune.report` with a hypergradient.
 
     Everything is turned into plain Python numbers and lists first: the driver never has to unpickle
@@ -82,15 +61,16 @@ def report(
     **Arguments:**
 
     - `value`: the objective, a scalar; or a `hypergrad.Hypergradient`, which brings its gradient
-      and its residuals along.
+      and its residuals along; or a `strategies.Report`.
     - `gradient`: derivative of `value` with respect to the trial's `config`, keyed like it, nested
       or flat, partial. Without one the trial still counts.
-    - `metric`: the name under which `value` is reported; that of `TuneConfig(metric=...)`.
+    - `checkpoint`: a `tune.Checkpoint`, passed on to `tune.report`.
+    - `metric`: the name under which `value` is reported, that of `TuneConfig(metric=...)`. Default
+      `"value"`.
     - `metrics`: further metrics to report beside it.
-    - `gradient_error`, `config`, `cost`, `resource`, `info`: as in `strategies.report.report`. The
+    - `gradient_error`, `config`, `cost`, `resource`, `info`: as in `strategies.report`. The
       searcher takes Ray's `time_total_s` and `training_iteration` for cost and resource when they
       are not given.
-    - `checkpoint`: a `tune.Checkpoint`, passed on to `tune.report`.
 
     The gradient and the rest travel under the reserved key `hypergrad`, together at most
     `MAX_NUMBERS` numbers.
@@ -98,18 +78,7 @@ def report(
     **Raises:** `ValueError` if the value is not a scalar, the gradient not a mapping, or the report
     too large.
     """
-    row = result(
-        value,
-        gradient,
-        metric=metric,
-        metrics=metrics,
-        gradient_error=gradient_error,
-        config=config,
-        cost=cost,
-        resource=resource,
-        info=info,
-    )
-    tune.report(row, checkpoint=checkpoint)
+    tune.report(result(value, gradient, **details), checkpoint=checkpoint)
 
 
 def trainable(
@@ -119,10 +88,10 @@ def trainable(
 
     **Arguments:**
 
-    - `objective`: takes a configuration and returns a number, a `hypergrad.Hypergradient` or a
-      `strategies.Report`; for instance a `strategies.lamarckian.LamarckianTrial`. Its
-      configurations are those of a `SearchSpace`, so give that space to `HypergradSearch`, or a
-      `param_space` that is nested alike.
+    - `objective`: takes a configuration and returns what `strategies.report` takes first: a number,
+      a `hypergrad.Hypergradient` or a `strategies.Report`; for instance a
+      `strategies.lamarckian.LamarckianTrial`. Its configurations are those of a `SearchSpace`, so
+      give that space to `HypergradSearch`, or a `param_space` that is nested alike.
     - `metric`: the name under which the value is reported.
 
     **Returns:** What `tune.Tuner` takes. Everything else that the objective reports reaches the
@@ -130,18 +99,7 @@ def trainable(
     """
 
     def train(config: dict[str, Any]) -> None:
-        found = objective(config)
-        given = found if isinstance(found, Report) else _report(found)
-        report(
-            math.nan if given.value is None else given.value,
-            given.gradient,
-            metric=metric,
-            gradient_error=given.gradient_error,
-            config=given.config,
-            cost=given.cost,
-            resource=given.resource,
-            info=given.info,
-        )
+        report(objective(config), metric=metric)
 
     # Ray names experiments after it.
     train.__name__ = getattr(objective, "__name__", type(objective).__name__)
@@ -163,8 +121,11 @@ def worker_environment(
     - `compilation_cache`: folder of JAX's persistent compilation cache, on a file system that all
       nodes see. Default: no cache.
     """
-    if trials_per_device < 1:
-        raise ValueError(f"'trials_per_device': expected at least 1, received {trials_per_device}")
+    trials_per_device = integer("trials_per_device", trials_per_device, 1)
+    if trials_per_device > _MOST_TRIALS:
+        raise ValueError(
+            f"'trials_per_device': expected at most {_MOST_TRIALS}, received {trials_per_device}"
+        )
     variables = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / trials_per_device:.3f}"}
     if trials_per_device > 1:
         variables["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
@@ -189,5 +150,5 @@ def as_number(value: Any) -> float | None:
     try:
         array = np.asarray(value)
         return float(array.reshape(())) if array.size == 1 else None
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None

@@ -33,6 +33,8 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.trainable import FunctionTrainable
 from ray.tune.utils.util import flatten_dict
 
+from strategies.ledger import Ledger
+from strategies.observation import Report
 from strategies.ray.reports import as_number
 from strategies.ray.search import HypergradSearch
 from strategies.ray.spaces import Layout
@@ -84,10 +86,8 @@ class ScheduledSearch(HypergradSearch):
         #: By configuration: where its last checkpoint is, and the metrics that Ray keeps with it.
         self._checkpoints: dict[int, list[Any]] = {}
         #: Configurations whose trial ended by itself before its rung, with its last report.
-        self._ended: dict[int, dict[str, Any]] = {}
+        self._ended: dict[int, Report] = {}
         super().__init__(searcher, **options)
-        if self._searcher is not None:
-            self._schedule = schedule(self._searcher)
         self.trial_scheduler = HypergradScheduler(self)
 
     @property
@@ -97,10 +97,9 @@ class ScheduledSearch(HypergradSearch):
             raise ValueError("ScheduledSearch has no space yet: Ray gives it when the run starts.")
         return self._schedule
 
-    def _set_up(self, layout: Layout) -> None:
-        super()._set_up(layout)
-        assert self._searcher is not None
-        self._schedule = self._make_schedule(self._searcher)
+    def _begin(self, layout: Layout, ledger: Ledger) -> None:
+        super()._begin(layout, ledger)
+        self._schedule = self._make_schedule(ledger.searcher)
 
     # What the scheduler's face asks
 
@@ -120,16 +119,17 @@ class ScheduledSearch(HypergradSearch):
         if number is None or trial_id not in self._live:
             # Started after the last save before a kill: its job was handed out to another trial.
             return TrialScheduler.STOP
-        self._live[trial_id] = self._read_result(result)
+        last = self._live[trial_id] = self._read_result(result)
         job = self.schedule.job(number)
         if job is not None:
             done = as_number(result.get(self.resource))
             if done is None:
-                message = f"'{self.resource}' is not reported: the trial runs to its end"
-                self._warn(trial_id, {"resource": message})
+                self._intake.complain(
+                    trial_id, "resource", f"{self.resource!r} is not reported", "it runs to its end"
+                )
             if done is None or done < job.resource:
                 return TrialScheduler.CONTINUE
-            self._tell_schedule(trial_id, number, self._live[trial_id])
+            self._tell_schedule(trial_id, number, last)
         # Without a job these are iterations repeated after a retry or a restore.
         if self.schedule.promote(only=number) is not None:
             return TrialScheduler.CONTINUE
@@ -202,26 +202,26 @@ class ScheduledSearch(HypergradSearch):
         number = self._numbers[trial_id]
         if result is not None and self._metric in result:
             last = self._read_result(result)
-        elif failed or (result and not last):
-            last = {"value": None}
+        elif failed or (result and last is None):
+            last = Report(None)
         job = self.schedule.job(number)
         if job is None:
             return
-        if not last:
+        if last is None:
             self.schedule.forget(number)
             return
         if failed:
-            last = {"value": None}
+            last = Report(None)
         done = as_number((result or {}).get(self.resource))
         if done is None or done < job.resource:
             # It ended before its rung: what it reported last is all that there will be.
             self._ended[number] = last
         self._tell_schedule(trial_id, number, last)
 
-    def _tell_schedule(self, trial_id: str | None, number: int, last: Mapping[str, Any]) -> None:
+    def _tell_schedule(self, trial_id: str | None, number: int, last: Report) -> None:
         config = self.schedule.candidates[number].config
         report = self._translated(trial_id or f"of configuration {number}", config, last)
-        self.schedule.tell(number, report, maximise=self._mode == "max")
+        self.schedule.tell(number, report, maximise=self._mode == "max", strict=False)
 
     def _end(self, trial_id: str) -> None:
         self._live.pop(trial_id, None)
@@ -248,16 +248,15 @@ class ScheduledSearch(HypergradSearch):
         return super().get_state() | {
             "schedule": None if self._schedule is None else self._schedule.state_dict(),
             "checkpoints": [[n, *found] for n, found in self._checkpoints.items()],
-            "ended": [[n, last] for n, last in self._ended.items()],
+            "ended": [[n, last.to_json()] for n, last in self._ended.items()],
         }
 
-    def set_state(self, state: dict[str, Any]) -> None:
-        """See `HypergradSearch`."""
-        super().set_state(state)
+    def _load(self, state: dict[str, Any]) -> None:
+        super()._load(state)
+        self._checkpoints = {n: [path, metrics] for n, path, metrics in state["checkpoints"]}
+        self._ended = {n: Report.from_json(last) for n, last in state["ended"]}
         if state["schedule"] is not None:
             self.schedule.load_state_dict(state["schedule"])
-        self._checkpoints = {n: [path, metrics] for n, path, metrics in state["checkpoints"]}
-        self._ended = {n: dict(last) for n, last in state["ended"]}
 
 
 class HypergradScheduler(TrialScheduler):
@@ -320,11 +319,15 @@ class HypergradScheduler(TrialScheduler):
         function = isinstance(trainable, type) and issubclass(trainable, FunctionTrainable)
         if function and not result.get("checkpoint_dir_name"):
             message = (
-                "paused without a checkpoint in its last report: it starts again from the "
-                "beginning when it is promoted. Give report(..., checkpoint=...) at every rung: "
-                f"{self._search.schedule.resources}"
+                "it starts again from the beginning when it is promoted. Give "
+                f"report(..., checkpoint=...) at every rung: {self._search.schedule.resources}"
             )
-            self._search._warn(trial.trial_id, {"checkpoint": message})
+            self._search._intake.complain(
+                trial.trial_id,
+                "checkpoint",
+                "paused without a checkpoint in its last report",
+                message,
+            )
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         """A trial ended; Ray tells the searcher too, and that is enough."""
@@ -362,8 +365,12 @@ class HypergradScheduler(TrialScheduler):
         short = tune_controller.search_alg.is_finished() and not schedule.finished
         if not active and (schedule.finished or (short and not schedule.waiting())):
             if short and hasattr(schedule, "brackets"):
-                message = "num_samples ended the run before all rungs were full; use -1"
-                self._search._warn("", {"num_samples": message})
+                self._search._intake.complain(
+                    "",
+                    "num_samples",
+                    "num_samples ended the run before all rungs were full",
+                    "use -1",
+                )
             for trial in paused.values():
                 self._search.keep_checkpoint(trial.trial_id, trial.latest_checkpoint_result)
                 tune_controller.stop_trial(trial)

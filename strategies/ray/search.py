@@ -1,11 +1,10 @@
 """Any of our searchers as a search algorithm of Ray Tune."""
 
-import copy
 import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,19 +14,22 @@ from ray.tune.search import UNDEFINED_METRIC_MODE, UNDEFINED_SEARCH_SPACE
 from ray.tune.search.searcher import Searcher as RaySearcher
 from ray.tune.utils.util import flatten_dict
 
-from strategies.observation import Report
+from strategies.arguments import integer
+from strategies.intake import Intake
+from strategies.ledger import Ledger, ledger_of
+from strategies.observation import Report, plain
 from strategies.ray.recovery import EXPERIMENT, experiment_folder, take_snapshot
 from strategies.ray.reports import RESERVED, as_number
 from strategies.ray.spaces import Layout, decode, encode, read_layout
 from strategies.searchers.base import Searcher
 from strategies.space import SearchSpace
-from strategies.translate import Warner, observe
+from strategies.state import OtherSearchError, as_json, expect, reading, seal, unseal
 
 logger = logging.getLogger(__name__)
 
 _BACKUP = "searcher-backup-{}.pkl"
 _FORMAT = "hypergrad ray searcher state"
-_VERSION = 1
+_VERSION = 2
 
 
 class HypergradSearch(RaySearcher):
@@ -35,9 +37,9 @@ class HypergradSearch(RaySearcher):
 
     **Arguments:**
 
-    - `searcher`: a searcher; or a function `(space, *, seed, first) -> searcher`, such as a
-      searcher's class or a `functools.partial` of it, which is called once the space is known.
-      Default: the hypergradient searcher.
+    - `searcher`: a searcher, or the `Ledger` of one, to go on from what it was told; or a function
+      `(space, *, seed, first) -> searcher`, such as a searcher's class or a `functools.partial` of
+      it, which is called once the space is known. Default: the hypergradient searcher.
     - `space`: where to search: a `SearchSpace`, or a dict of `tune.*` domains. Default: the
       `param_space` of the tuner.
     - `metric`, `mode`: what to optimise, `"min"` or `"max"`. Default: those of `TuneConfig`. They
@@ -61,7 +63,7 @@ class HypergradSearch(RaySearcher):
 
     def __init__(
         self,
-        searcher: Searcher | Callable[..., Searcher] | None = None,
+        searcher: Searcher | Ledger | Callable[..., Searcher] | None = None,
         *,
         space: SearchSpace | Mapping[str, Any] | None = None,
         metric: str | None = None,
@@ -70,48 +72,59 @@ class HypergradSearch(RaySearcher):
         max_concurrent: int = 0,
         seed: int = 0,
     ) -> None:
-        if mode not in (None, "min", "max"):
-            raise ValueError(f"'mode': expected 'min' or 'max', received {mode!r}")
-        if isinstance(metric, list | tuple):
-            raise ValueError(f"'metric': expected one metric, received {metric!r}")
+        if mode is not None and not (isinstance(mode, str) and mode in ("min", "max")):
+            raise ValueError(f"'mode': expected 'min' or 'max', received {mode!r:.80}")
+        if metric is not None and not isinstance(metric, str):
+            raise ValueError(f"'metric': expected one metric, received {metric!r:.80}")
         super().__init__(metric=metric, mode=mode)
         # The base class drops either of them when the other is missing.
         self._metric, self._mode = metric, mode
-        if isinstance(searcher, Searcher) and (space is not None or points_to_evaluate):
+        given = isinstance(searcher, Searcher | Ledger)
+        if given and (space is not None or points_to_evaluate):
             name = "space" if space is not None else "points_to_evaluate"
             raise ValueError(
                 f"{name!r}: expected nothing beside a searcher that is built already; give it to "
                 "the searcher (`space`, `first`), or give the searcher's class here"
             )
-        self.max_concurrent = max_concurrent
-        self._seed = seed
+        self.max_concurrent = integer("max_concurrent", max_concurrent, 0)
+        self._seed = integer("seed", seed, 0)
         self._make = searcher
-        self._points = list(points_to_evaluate or [])
+        points = () if points_to_evaluate is None else points_to_evaluate
+        if isinstance(points, Mapping | str) or not isinstance(points, Iterable):
+            raise ValueError(
+                f"'points_to_evaluate': expected a list of configurations, received "
+                f"{points_to_evaluate!r:.80}"
+            )
+        self._points = list(points)
         self._param_space: Any = None
         self._layout: Layout | None = None
-        self._searcher: Searcher | None = None
+        self._ledger: Ledger | None = None
         self._numbers: dict[str, int] = {}
-        self._live: dict[str, dict[str, Any]] = {}
+        #: The last report of each trial that runs or is paused, in Ray's keys; `None` before any.
+        self._live: dict[str, Report | None] = {}
         self._paused: set[str] = set()
         self._folder: Path | None = None
-        self._warn = Warner()
-        if isinstance(searcher, Searcher):
-            self._layout = Layout(searcher.space, None)
-            self._searcher = searcher
+        if isinstance(searcher, Searcher | Ledger):
+            self._begin(Layout(searcher.space, None), ledger_of(searcher))
         elif isinstance(space, SearchSpace):
             self._set_up(Layout(space, None))
         elif space is not None:
             self._set_up(read_layout(space))
-        self._own_space = self._searcher is not None
+        self._own_space = self._ledger is not None
 
     # Set-up
 
     @property
-    def searcher_(self) -> Searcher:
-        """Our searcher inside, with its `history`, `pending` and `best` (values minimised)."""
-        if self._searcher is None:
+    def ledger(self) -> Ledger:
+        """What was suggested and told: `history`, `pending`, `best` (values minimised)."""
+        if self._ledger is None:
             raise ValueError("HypergradSearch has no space yet: Ray gives it when the run starts.")
-        return self._searcher
+        return self._ledger
+
+    @property
+    def searcher_(self) -> Searcher:
+        """Our searcher inside."""
+        return self.ledger.searcher
 
     def _set_up(self, layout: Layout) -> None:
         make = self._make
@@ -119,10 +132,16 @@ class HypergradSearch(RaySearcher):
             from strategies.searchers import HypergradientSearcher
 
             make = HypergradientSearcher
-        assert not isinstance(make, Searcher)
-        first = [layout.from_ray(point) for point in self._points]
-        self._searcher = make(layout.space, seed=self._seed, first=first)
-        self._layout = layout
+        assert not isinstance(make, Searcher | Ledger)
+        try:
+            first = [layout.point(point) for point in self._points]
+        except ValueError as error:
+            raise ValueError(f"'points_to_evaluate': {error}") from None
+        self._begin(layout, make(layout.space, seed=self._seed, first=first).ledger)
+
+    def _begin(self, layout: Layout, ledger: Ledger) -> None:
+        self._layout, self._ledger = layout, ledger
+        self._intake = Intake(ledger.space, ledger.searcher.check)
 
     def set_search_properties(
         self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
@@ -134,6 +153,13 @@ class HypergradSearch(RaySearcher):
         """
         if isinstance(metric, list | tuple):
             raise ValueError(f"'metric': expected one metric, received {metric!r}")
+        for name, given in (("metric", metric), ("mode", mode)):
+            mine = self._aim()[name]
+            if self._numbers and given and mine and given != mine:
+                raise ValueError(
+                    f"{name!r}: expected {mine!r}, of which this HypergradSearch holds results, "
+                    f"received {given!r}; make a new one"
+                )
         self._metric = metric or self._metric
         self._mode = mode or self._mode
         for trial_id in list(self._live):
@@ -141,28 +167,33 @@ class HypergradSearch(RaySearcher):
         if self._own_space:
             return False
         layout = read_layout(config)
-        if self._searcher is not None and layout.space != self._searcher.space:
+        if self._ledger is not None and layout.space != self._ledger.space:
             raise ValueError(
                 "'param_space': expected the space of the earlier experiment, because this "
                 "HypergradSearch holds its results; make a new one for another space"
             )
         self._param_space = config
-        if self._searcher is None:
+        if self._ledger is None:
             self._set_up(layout)
         else:
             self._layout = layout
+        # What cannot be saved is said now: an exception at a save would end the run.
+        as_json(self.get_state())
         return True
+
+    def _aim(self) -> dict[str, Any]:
+        return {"metric": self._metric, "mode": self._mode}
 
     def set_max_concurrency(self, max_concurrent: int) -> bool:
         """Take over the limit of a `ConcurrencyLimiter`: here paused trials do not count."""
-        self.max_concurrent = max_concurrent
+        self.max_concurrent = integer("max_concurrent", max_concurrent, 0)
         return True
 
     # Suggestions
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """The config of a new trial, or `None` while as many run as may."""
-        if self._searcher is None or self._layout is None:
+        if self._ledger is None or self._layout is None:
             raise ValueError(
                 UNDEFINED_SEARCH_SPACE.format(cls=type(self).__name__, space="param_space")
             )
@@ -180,14 +211,14 @@ class HypergradSearch(RaySearcher):
     def _suggest(self, trial_id: str) -> Any:
         taken = {self._numbers[other] for other in self._live}
         # Those of trials that were lost, between two of Ray's state files, come first.
-        lost = (s for s in self.searcher_.pending if s.number not in taken)
-        suggestion = next(lost, None) or self.searcher_.ask()
+        lost = (s for s in self.ledger.pending if s.number not in taken)
+        suggestion = next(lost, None) or self.ledger.ask()
         return self._issue(trial_id, suggestion.number, suggestion.config)
 
     def _issue(self, trial_id: str, number: int, config: Mapping[str, Any]) -> dict[str, Any]:
         assert self._layout is not None
         self._numbers[trial_id] = number
-        self._live[trial_id] = {}
+        self._live[trial_id] = None
         return self._layout.to_ray(config)
 
     def on_pause(self, trial_id: str) -> None:
@@ -227,8 +258,8 @@ class HypergradSearch(RaySearcher):
             # Ray may end the trial without repeating its result.
             self._live[trial_id] = self._read_result(result)
 
-    def _read_result(self, result: Mapping[str, Any]) -> dict[str, Any]:
-        """What matters in a flat result, as plain JSON data."""
+    def _read_result(self, result: Mapping[str, Any]) -> Report:
+        """What matters in a flat result, in Ray's keys."""
         return Report(
             value=as_number(result.get(self._metric or "")),
             gradient=_under(result, f"{RESERVED}/gradient"),
@@ -238,10 +269,10 @@ class HypergradSearch(RaySearcher):
             resource=as_number(
                 result.get(f"{RESERVED}/resource", result.get("training_iteration"))
             ),
-        ).to_json()
+        )
 
     def _complete(self, trial_id: str, result: Mapping[str, Any] | None, failed: bool) -> None:
-        if self._searcher is None or self._layout is None:
+        if self._ledger is None or self._layout is None:
             return
         if trial_id not in self._live:
             self._adopt(trial_id, result, failed)
@@ -249,12 +280,12 @@ class HypergradSearch(RaySearcher):
         last = self._live[trial_id]
         if result is not None and self._metric in result:
             last = self._read_result(result)
-        elif failed or (result and not last):
+        elif failed or (result and last is None):
             # It raised, or it reported, but never the metric.
-            last = {"value": None}
+            last = Report(None)
         number = self._numbers[trial_id]
-        suggestion = next((s for s in self._searcher.pending if s.number == number), None)
-        if suggestion is None or not last:
+        suggestion = next((s for s in self._ledger.pending if s.number == number), None)
+        if suggestion is None or last is None:
             self._end(trial_id)
             return
         self._tell(trial_id, number, suggestion.config, last)
@@ -268,12 +299,11 @@ class HypergradSearch(RaySearcher):
         name; what comes of them takes the place of the failure. A kill between two of Ray's state
         files makes trials that we do not know, too. Their config is in the result.
         """
-        assert self._searcher is not None
         assert self._layout is not None
         if failed or result is None or self._metric not in result:
             return
-        config = self._searcher.space.validate(self._layout.from_ray(_under(result, "config")))
-        failures = {o.number: o.config for o in self._searcher.history if o.status == "failed"}
+        config = self.ledger.space.validate(self._layout.from_ray(_under(result, "config")))
+        failures = {o.number: o.config for o in self.ledger.history if o.status == "failed"}
         number = self._numbers.get(trial_id)
         if trial_id not in self._numbers:
             number = next((n for n, failure in failures.items() if failure == config), None)
@@ -284,30 +314,27 @@ class HypergradSearch(RaySearcher):
         self._numbers[trial_id] = -1 if number is None else number
 
     def _tell(
-        self, trial_id: str, number: int | None, config: Mapping[str, Any], last: Mapping[str, Any]
+        self, trial_id: str, number: int | None, config: Mapping[str, Any], last: Report
     ) -> None:
-        assert self._searcher is not None
-        observation, problems = observe(
-            self._searcher.space,
-            config,
-            self._translated(trial_id, config, last),
-            maximise=self._mode == "max",
-            number=number,
+        self.ledger.record(
+            self._intake(
+                config,
+                self._translated(trial_id, config, last),
+                number=number,
+                maximise=self._mode == "max",
+                trial=trial_id,
+            )
         )
-        self._warn(trial_id, problems)
-        self._searcher.tell(observation)
 
-    def _translated(
-        self, trial_id: str, config: Mapping[str, Any], last: Mapping[str, Any]
-    ) -> Report:
+    def _translated(self, trial_id: str, config: Mapping[str, Any], report: Report) -> Report:
         """A report in the paths of our space."""
         assert self._layout is not None
-        report = Report.from_json(last)
         known = {_first(path) for path in self._layout.space.domains}
         for key in report.gradient or {}:
             if _first(key) not in known:
-                message = f"a gradient entry is ignored: {key!r} is no hyperparameter"
-                self._warn(trial_id, {key: message})
+                self._intake.complain(
+                    trial_id, key, "a gradient entry is ignored", f"{key!r} is no hyperparameter"
+                )
         return replace(
             report,
             gradient=self._layout.from_ray(report.gradient or {}, of=config),
@@ -318,8 +345,8 @@ class HypergradSearch(RaySearcher):
         """A trial is over without a result: its suggestion is not pending any more."""
         self._live.pop(trial_id, None)
         self._paused.discard(trial_id)
-        if self._searcher is not None and trial_id in self._numbers:
-            self._searcher.forget(self._numbers[trial_id])
+        if self._ledger is not None and trial_id in self._numbers:
+            self._ledger.forget(self._numbers[trial_id])
 
     def add_evaluated_point(
         self,
@@ -342,21 +369,20 @@ class HypergradSearch(RaySearcher):
         **Raises:** `ValueError` naming the key if a value is missing or outside its domain, or if
         space or mode are not known yet.
         """
-        if self._searcher is None or self._layout is None:
+        if self._ledger is None or self._layout is None:
             raise ValueError(
                 "add_evaluated_point needs the space: give it to HypergradSearch(space=...)"
             )
         if self._mode is None:
             raise ValueError("add_evaluated_point needs the mode: HypergradSearch(mode=...)")
-        space = self._searcher.space
-        observation, _ = observe(
-            space,
-            space.validate(self._layout.from_ray(parameters)),
-            Report(None if error else as_number(value)),
-            maximise=self._mode == "max",
-            status="pruned" if pruned else "complete",
+        self._ledger.record(
+            self._intake(
+                self._layout.from_ray(parameters),
+                Report(None if error else as_number(value)),
+                status="pruned" if pruned else "complete",
+                maximise=self._mode == "max",
+            )
         )
-        self._searcher.tell(observation)
 
     # State
 
@@ -369,40 +395,56 @@ class HypergradSearch(RaySearcher):
             "mode": self._mode,
             "max_concurrent": self.max_concurrent,
             "param_space": None if self._param_space is None else encode(self._param_space),
-            "searcher": None if self._searcher is None else self._searcher.state_dict(),
+            "searcher": None if self._ledger is None else self._ledger.state_dict(),
             "numbers": dict(self._numbers),
-            "live": copy.deepcopy(self._live),
+            "live": {trial: last and last.to_json() for trial, last in self._live.items()},
             "paused": sorted(self._paused),
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Take over a state of `get_state`.
 
-        **Raises:** `ValueError` if it is of another format, or of another searcher or space.
+        **Raises:** `ValueError` if it is damaged, or of another format, metric, mode, searcher or
+        space; nothing has changed then.
         """
-        if state.get("format") != _FORMAT or state.get("version") != _VERSION:
-            raise ValueError(
+        before = dict(self.__dict__)
+        try:
+            with reading():
+                self._load(state)
+        except ValueError:
+            self.__dict__.update(before)
+            raise
+
+    def _load(self, state: dict[str, Any]) -> None:
+        if state.get("format") != _FORMAT or state.get("version") not in (1, _VERSION):
+            raise OtherSearchError(
                 f"state: expected {_FORMAT!r} version {_VERSION}, received "
                 f"{state.get('format')!r} version {state.get('version')!r}"
             )
+        for name, mine in self._aim().items():
+            if mine is not None and state[name] is not None:
+                expect({name: state[name]}, {name: mine})
         # Ray pickles us before it tells us the space, so after a restore the space is here.
-        if self._searcher is None and state["param_space"] is not None:
+        if self._ledger is None and state["param_space"] is not None:
             self._param_space = decode(state["param_space"])
             self._set_up(read_layout(self._param_space))
-        if state["searcher"] is not None:
-            self.searcher_.load_state_dict(state["searcher"])
         self._metric = state["metric"] or self._metric
         self._mode = state["mode"] or self._mode
         self.max_concurrent = state["max_concurrent"]
         self._numbers = dict(state["numbers"])
-        self._live = copy.deepcopy(state["live"])
+        self._live = {
+            trial: Report.from_json(last) if last else None for trial, last in state["live"].items()
+        }
         self._paused = set(state["paused"])
+        # Last: it changes all of the ledger, or nothing.
+        if state["searcher"] is not None:
+            self.ledger.load_state_dict(state["searcher"])
 
     def save(self, checkpoint_path: str) -> None:
         """Write the state to a file. Problems are logged: an exception here would end the run."""
         try:
             with open(checkpoint_path, "w", encoding="utf-8") as file:
-                json.dump(self.get_state(), file)
+                file.write(seal(as_json(self.get_state())))
         except Exception:
             logger.exception("The searcher's state was not saved; the previous one is kept.")
             if os.path.exists(checkpoint_path):
@@ -413,15 +455,15 @@ class HypergradSearch(RaySearcher):
 
         **Raises:** `ValueError` if the file is damaged or of another search.
         """
-        with open(checkpoint_path, encoding="utf-8") as file:
-            try:
-                state = json.load(file)
-            except ValueError as error:
-                raise ValueError(
-                    f"state: expected a searcher's state, but {checkpoint_path} is truncated or "
-                    f"damaged ({error})"
-                ) from None
-        self.set_state(state)
+        try:
+            self.set_state(unseal(Path(checkpoint_path).read_bytes()))
+        except OtherSearchError:
+            raise
+        except ValueError as error:
+            raise ValueError(
+                f"state: expected a searcher's state, but {checkpoint_path} is truncated or "
+                f"damaged ({error})"
+            ) from None
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
         """Called by Ray now and then, after it has written its own state.
@@ -479,7 +521,7 @@ class HypergradSearch(RaySearcher):
         between leaves trials that we have not suggested yet, finished ones that we still wait for,
         and trials that Ray does not know any more.
         """
-        if self._searcher is None:
+        if self._ledger is None:
             return
         for name in _newest(checkpoint_dir, EXPERIMENT)[:1]:
             with open(os.path.join(checkpoint_dir, name), encoding="utf-8") as file:
@@ -510,8 +552,7 @@ class HypergradSearch(RaySearcher):
 
     def _recognise(self, trial: Any) -> None:
         """Suggest again what a trial has; the same history gives the same suggestion."""
-        searcher = self.searcher_
-        before = searcher.state_dict()
+        before = self.ledger.state_dict()
         suggested = self._suggest(trial.trial_id)
         given = flatten_dict(suggested) if isinstance(suggested, dict) else {}
         config = flatten_dict(trial.evaluated_params)
@@ -519,7 +560,7 @@ class HypergradSearch(RaySearcher):
             # Not ours as it seems: its result will be adopted by its configuration.
             self._live.pop(trial.trial_id, None)
             self._numbers.pop(trial.trial_id, None)
-            searcher.load_state_dict(before)
+            self.ledger.load_state_dict(before)
 
 
 def _newest(folder: str, template: str) -> list[str]:
@@ -537,7 +578,7 @@ def _under(result: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     """The part of a flat result below a key, with plain values."""
     start = prefix + "/"
     return {
-        key[len(start) :]: value
+        key[len(start) :]: plain(value)
         for key, value in result.items()
         if isinstance(key, str) and key.startswith(start)
     }

@@ -34,19 +34,29 @@ class _Node(ABC):
     def read(self, value: Any, flat: dict[str, Any]) -> None:
         """Collect our paths and values from what stands here in a trial's config."""
 
+    @abstractmethod
+    def expect(self, value: Any, path: str) -> None:
+        """Raise a `ValueError` for what a user gives here and `read` would pass over."""
+
 
 @dataclass(frozen=True)
 class _Leaf(_Node):
     """One hyperparameter."""
 
     path: str
+    #: Whether `None` is a value, and not the lack of one.
+    optional: bool = False
 
     def fill(self, flat: Mapping[str, Any]) -> Any:
         return flat[self.path]
 
     def read(self, value: Any, flat: dict[str, Any]) -> None:
-        if value is not None:
+        if value is not None or self.optional:
             flat[self.path] = value
+
+    def expect(self, value: Any, path: str) -> None:
+        if value is None and not self.optional:
+            raise ValueError(f"{path!r}: expected a value, received None")
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,10 @@ class _Fixed(_Node):
 
     def read(self, value: Any, flat: dict[str, Any]) -> None:
         pass
+
+    def expect(self, value: Any, path: str) -> None:
+        if not _fits(self, value):
+            raise ValueError(f"{path!r}: expected the constant {self.value!r}, received {value!r}")
 
 
 @dataclass(frozen=True)
@@ -82,6 +96,18 @@ class _Group(_Node):
                 if key in value:
                     node.read(value[key], flat)
 
+    def expect(self, value: Any, path: str) -> None:
+        start = f"{path}/" if path else ""
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{path!r}: expected a mapping, received {value!r:.80}")
+        for key, item in value.items():
+            if key not in self.nodes:
+                raise ValueError(
+                    f"{start + str(key)!r}: expected one of the keys {list(self.nodes)}, "
+                    f"received {item!r:.80}"
+                )
+            self.nodes[key].expect(item, f"{start}{key}")
+
 
 @dataclass(frozen=True)
 class _Row(_Node):
@@ -97,6 +123,12 @@ class _Row(_Node):
         if isinstance(value, list | tuple | np.ndarray):
             for node, item in zip(self.nodes, value, strict=False):
                 node.read(item, flat)
+
+    def expect(self, value: Any, path: str) -> None:
+        if not isinstance(value, list | tuple | np.ndarray) or len(value) != len(self.nodes):
+            raise ValueError(f"{path!r}: expected {len(self.nodes)} values, received {value!r:.80}")
+        for i, (node, item) in enumerate(zip(self.nodes, value, strict=True)):
+            node.expect(item, f"{path}/{i}")
 
 
 @dataclass(frozen=True)
@@ -118,6 +150,12 @@ class _Options(_Node):
                 return
             flat[kind] = str(index)
         self.nodes[int(flat[kind])].read(value, flat)
+
+    def expect(self, value: Any, path: str) -> None:
+        for node in self.nodes:
+            if _fits(node, value):
+                return node.expect(value, path)
+        raise ValueError(f"{path!r}: expected one of its options, received {value!r:.80}")
 
 
 def _options(node: _Node | None, flat: Mapping[str, Any]) -> Iterator[_Options]:
@@ -187,6 +225,18 @@ class Layout:
             self.root.read(nested, flat)
         return {path: value for path, value in flat.items() if path not in kinds}
 
+    def point(self, config: Any) -> dict[str, Any]:
+        """Paths and values of a point that a user gives, nested or flat, complete or partial.
+
+        **Raises:** `ValueError` naming the key of what cannot be meant: one that does not exist, a
+        constant that is changed, an option that is none.
+        """
+        nested = _nested(config)
+        if self.root is None:
+            return nested
+        self.root.expect(nested, "")
+        return self.from_ray(config)
+
     def _kinds(self, config: Mapping[str, Any]) -> dict[str, Any]:
         flat = self.space.flatten(config)
         return {
@@ -196,6 +246,8 @@ class Layout:
 
 def _nested(config: Mapping[str, Any]) -> dict[str, Any]:
     """Flat keys (`"a/b"`), nested ones, and mixtures, all to a nested dict."""
+    if not isinstance(config, Mapping):
+        raise ValueError(f"config: expected a mapping, received {config!r:.80}")
     nested: dict[str, Any] = {}
     for key, value in config.items():
         *groups, name = str(key).split("/")
@@ -244,6 +296,8 @@ def space_from_ray(param_space: Mapping[str, Any]) -> SearchSpace:
 
 def read_layout(param_space: Mapping[str, Any]) -> Layout:
     """`space_from_ray`, and how configurations translate."""
+    if not isinstance(param_space, Mapping):
+        raise ValueError(f"'param_space': expected a mapping, received {param_space!r:.80}")
     tree, root = _read_dict(param_space, "", complete=False)
     return Layout(SearchSpace(tree), root)
 
@@ -320,7 +374,8 @@ def _read_choice(value: Any, path: str) -> tuple[Any, _Node]:
             else:
                 options.append(option)
                 weights.append(1)
-        return Categorical(options, weights=weights if max(weights) > 1 else None), _Leaf(path)
+        leaf = _Leaf(path, optional=any(option is None for option in options))
+        return Categorical(options, weights=weights if max(weights) > 1 else None), leaf
     alternatives: dict[str, Any] = {}
     nodes: list[_Node] = []
     for i, option in enumerate(value.categories):
@@ -521,7 +576,11 @@ def encode(tree: Any) -> Any:
     if isinstance(tree, ray_domains.Float | ray_domains.Integer):
         sampler, step = _sampler(tree)
         kind = "float" if isinstance(tree, ray_domains.Float) else "int"
-        return {kind: [tree.lower, tree.upper, isinstance(sampler, ray_domains.LogUniform), step]}
+        limits = [encode(limit) for limit in (tree.lower, tree.upper)]
+        log = isinstance(sampler, ray_domains.LogUniform)
+        return {kind: [*limits, log, encode(step)]}
+    if isinstance(tree, np.generic | np.ndarray):
+        return encode(tree.tolist())
     if tree is None or isinstance(tree, bool | int | float | str):
         return tree
     raise ValueError(f"expected plain values after Ray's placeholders, received {tree!r}")

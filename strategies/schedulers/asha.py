@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
+from strategies import arguments
 from strategies.schedulers.base import Scheduler
 from strategies.searchers.base import Searcher
 
@@ -48,12 +49,14 @@ class ASHA(Scheduler):
         super().__init__(
             searcher, max_resource, min_resource=min_resource, eta=eta, integer=integer
         )
-        if mode not in get_args(Mode):
-            raise ValueError(f"mode must be one of {get_args(Mode)}, got {mode!r}.")
-        if configurations is not None and configurations < 1:
-            raise ValueError(f"configurations must be at least 1, or None; got {configurations}.")
+        if not isinstance(mode, str) or mode not in get_args(Mode):
+            raise ValueError(f"'mode': expected one of {get_args(Mode)}, received {mode!r:.80}")
         self.mode: Mode = mode
-        self.configurations = configurations
+        self.configurations = (
+            None
+            if configurations is None
+            else arguments.integer("configurations", configurations, 1)
+        )
         self._stopped: set[int] = set()
 
     @property

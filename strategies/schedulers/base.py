@@ -13,17 +13,31 @@ import abc
 import functools
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
+from strategies import arguments
+from strategies.arguments import positive
+from strategies.intake import Intake
 from strategies.observation import Observation, Report, Suggestion
 from strategies.searchers.base import Searcher
-from strategies.state import observation_from_json, observation_to_json, read_state, write_state
-from strategies.translate import Warner, observe
+from strategies.state import (
+    OtherSearchError,
+    as_json,
+    expect,
+    expect_search,
+    observation_from_json,
+    observation_to_json,
+    reading,
+    restore_state,
+    search_identity,
+    write_state,
+)
 
-_VERSION = 1
+_VERSION = 2
 
 
 @functools.cache
@@ -41,6 +55,13 @@ def rung_resources(
 
 def _plain(resource: Fraction) -> int | float:
     return resource.numerator if resource.denominator == 1 else float(resource)
+
+
+def _whole_or_ratio(text: str) -> Fraction:
+    """A stored resource; not one whose digits would take for ever to compute with."""
+    if not re.fullmatch(r"\d{1,30}(/\d{1,30})?", text) or not Fraction(text):
+        raise ValueError(f"expected a resource, received {text!r:.40}")
+    return Fraction(text)
 
 
 @dataclass(frozen=True)
@@ -106,34 +127,31 @@ class Scheduler(abc.ABC):
         eta: int = 3,
         integer: bool = True,
     ) -> None:
-        if isinstance(eta, bool) or not isinstance(eta, int) or eta < 2:
-            raise ValueError(f"eta must be an integer of at least 2, got {eta!r}.")
-        for name, value in (("min_resource", min_resource), ("max_resource", max_resource)):
-            if not (
-                isinstance(value, int | float | Fraction) and math.isfinite(value) and value > 0
-            ):
-                raise ValueError(f"{name} must be a positive finite number, got {value!r}.")
-        if max_resource < min_resource:
+        low, high = positive("min_resource", min_resource), positive("max_resource", max_resource)
+        if high < low:
             raise ValueError(
-                f"max_resource must be at least min_resource = {min_resource}, got {max_resource}."
+                f"'max_resource': expected at least min_resource={low}, received {high}"
             )
-        if integer and min_resource < 1:
+        if integer and low < 1:
             raise ValueError(
-                f"min_resource = {min_resource} is less than one whole unit; "
-                "pass integer=False for fractional resources."
+                f"'min_resource': expected a whole unit, or integer=False, received {low}"
             )
+        if not isinstance(searcher, Searcher):
+            raise ValueError(f"'searcher': expected a searcher, received {searcher!r:.80}")
         self.searcher = searcher
         # Decimal fractions as they were written: 0.9 is 9 times 0.1 here, and not in binary.
-        self._low, self._high = Fraction(str(min_resource)), Fraction(str(max_resource))
-        self.eta = eta
-        self.integer = integer
+        self._low, self._high = Fraction(str(low)), Fraction(str(high))
+        self.eta = arguments.integer("eta", eta, 2)
+        self.integer = bool(integer)
         self.candidates: dict[int, Candidate] = {}
         self._pending: dict[int, int] = {}
         # By level: who has a result there. With `candidates` the one table; see `_record`.
         self._known: dict[int, list[int]] = {}
         self._stored: dict[int, dict[str, Any]] = {}
         self._rungs_known: tuple[Fraction, tuple[int | float, ...]] | None = None
-        self._warn = Warner()
+        self._intakes = {
+            strict: Intake(searcher.space, searcher.check, strict) for strict in (True, False)
+        }
 
     # -- resources ---------------------------------------------------------------------------
 
@@ -197,7 +215,14 @@ class Scheduler(abc.ABC):
             self.candidates[number] = Candidate(number, suggestion.config, suggestion.note)
         return self._issue(number, level)
 
-    def tell(self, number: int, report: Report | float | None, *, maximise: bool = False) -> None:
+    def tell(
+        self,
+        number: int,
+        report: Report | float | None,
+        *,
+        maximise: bool = False,
+        strict: bool = True,
+    ) -> None:
         """Record the result of a configuration's pending job.
 
         **Arguments:**
@@ -206,27 +231,28 @@ class Scheduler(abc.ABC):
         - `report`: what came of it: a `Report`, or just the value. NaN, infinity and `None` are
           failures: ranked last and never promoted.
         - `maximise`: the value is to be maximised.
+        - `strict`: see `strategies.intake.Intake`.
 
-        Raises `ValueError` for a number that has never been handed out. A result for a job that
-        is not pending (told before, or after a restore from an older state) is ignored.
+        **Raises:** `ValueError` for a number that has never been handed out, and if `strict` for a
+        report that does not fit; the job is still pending then. A result for a job that is not
+        pending (told before, or after a restore from an older state) is ignored.
         """
         if number not in self.candidates:
             raise ValueError(f"Configuration {number} was never handed out by this scheduler.")
-        level = self._pending.pop(number, None)
+        level = self._pending.get(number)
         if level is None:
             return
         candidate = self.candidates[number]
         if not isinstance(report, Report):
-            report = Report(None if report is None else float(report))
-        observation, problems = observe(
-            self.searcher.space,
+            report = Report(report)
+        observation = self._intakes[strict](
             candidate.config,
             replace(report, resource=self.resources[level]),
-            maximise=maximise,
             number=number,
             note=candidate.note,
+            maximise=maximise,
         )
-        self._warn(number, problems)
+        del self._pending[number]
         self._record(number, level, observation)
         self._reached(number, level)
 
@@ -331,6 +357,7 @@ class Scheduler(abc.ABC):
         return {
             "version": _VERSION,
             "kind": type(self).__name__,
+            **search_identity(self.searcher),
             "options": self._options(),
             "candidates": [self._row(candidate) for candidate in self.candidates.values()],
             "pending": [[number, level] for number, level in self._pending.items()],
@@ -338,28 +365,52 @@ class Scheduler(abc.ABC):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state. The searcher is not part of it: construct the scheduler as before.
+        """Take over a state: all of it, or nothing if that fails.
 
-        Raises `ValueError` for a state of another kind of scheduler or of other options.
+        The searcher is not part of it: construct the scheduler as before.
+
+        **Raises:** `ValueError` if it is damaged, or of another kind of scheduler, other options,
+        or another searcher.
         """
-        if state.get("version") != _VERSION or state.get("kind") != type(self).__name__:
-            raise ValueError(
-                f"Expected the state of a {type(self).__name__}, version {_VERSION}; got "
-                f"{state.get('kind')!r}, version {state.get('version')!r}."
+        before = dict(self.__dict__)
+        try:
+            with reading():
+                self._load(state)
+        except ValueError:
+            self.__dict__.update(before)
+            raise
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        version, kind = state.get("version"), state.get("kind")
+        if version not in (1, _VERSION) or kind != type(self).__name__:
+            raise OtherSearchError(
+                f"state: expected one of {type(self).__name__}, version {_VERSION}; "
+                f"received {kind!r}, version {version!r}"
             )
-        self._set_options(state["options"])
+        if version > 1:
+            expect_search(state, self.searcher)
+        # The maximum may have grown since the scheduler was constructed.
+        options = {**state["options"]}
+        high = _whole_or_ratio(options.pop("max_resource"))
+        expect(options, {k: v for k, v in self._options().items() if k != "max_resource"})
+        self._high = high
         space = self.searcher.space
         self.candidates, self._known, self._stored = {}, {}, {}
         for row in state["candidates"]:
-            number = row["number"]
-            config = space.from_json(row["config"])
-            self.candidates[number] = Candidate(number, config, row["note"])
+            number, point = row["number"], space.point_from_json(row["config"])
+            self.candidates[number] = Candidate(number, point.config, row["note"])
             for level, result in row["results"].items():
-                observation = observation_from_json(space, result, of=config)
+                observation = observation_from_json(space, result, of=point.config)
                 self._record(number, int(level), observation)
             self._stored[number] = {**row, "results": dict(row["results"])}
-        self._pending = {number: level for number, level in state["pending"]}
+        self._pending = dict(map(self._known_job, state["pending"]))
         self._set_decisions(state["decisions"])
+
+    def _known_job(self, stored: Sequence[int]) -> tuple[int, int]:
+        number, level = stored
+        if number not in self.candidates or level not in range(self.top + 1):
+            raise ValueError(f"expected a job of this scheduler, received {stored!r:.40}")
+        return number, level
 
     def _row(self, candidate: Candidate) -> dict[str, Any]:
         """A candidate as JSON; kept, because results do not change once they are known."""
@@ -380,7 +431,7 @@ class Scheduler(abc.ABC):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state to a file, complete at every moment; the previous one is kept."""
-        write_state(path, self.state_dict())
+        write_state(path, as_json(self.state_dict()))
 
     def restore(self, path: str | os.PathLike[str]) -> None:
         """Load what `save` wrote, or its backup if the file is damaged (with a warning).
@@ -388,7 +439,7 @@ class Scheduler(abc.ABC):
         **Raises:** `ValueError` if neither can be read, or if they are of another scheduler;
         `FileNotFoundError` if there is neither.
         """
-        self.load_state_dict(read_state(path))
+        restore_state(path, self.load_state_dict)
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -397,14 +448,6 @@ class Scheduler(abc.ABC):
             "eta": self.eta,
             "integer": self.integer,
         }
-
-    def _set_options(self, options: Mapping[str, Any]) -> None:
-        mine = self._options()
-        for name, value in options.items():
-            # The maximum may have grown since the scheduler was constructed.
-            if name != "max_resource" and mine.get(name) != value:
-                raise ValueError(f"{name} was {value!r} when saved, and is {mine.get(name)!r} now.")
-        self._high = Fraction(options["max_resource"])
 
     def _decisions(self) -> dict[str, Any]:
         """Decisions that depend on the order of results, where a scheduler makes such."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from strategies import arguments
 from strategies.observation import Observation
 from strategies.schedulers.base import Scheduler
 from strategies.searchers.base import Searcher
@@ -107,9 +108,9 @@ class Hyperband(Scheduler):
         super().__init__(
             searcher, max_resource, min_resource=min_resource, eta=eta, integer=integer
         )
-        if iterations is not None and iterations < 1:
-            raise ValueError(f"iterations must be at least 1, or None; got {iterations}.")
-        self.iterations = iterations
+        self.iterations = (
+            None if iterations is None else arguments.integer("iterations", iterations, 1)
+        )
         # Brackets that need not be looked at again; one that grew is another.
         self._ended: set[Bracket] = set()
         # What the open rungs of the others lack, until one of their members has a result.

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
+from strategies.arguments import positive
 from strategies.schedulers.hyperband import Bracket, Hyperband
 from strategies.searchers.base import Searcher
 
@@ -52,8 +53,10 @@ class IterativeDeepeningHyperband(Hyperband):
             integer=integer,
             iterations=iterations,
         )
-        if variant not in get_args(Variant):
-            raise ValueError(f"variant must be one of {get_args(Variant)}, got {variant!r}.")
+        if not isinstance(variant, str) or variant not in get_args(Variant):
+            raise ValueError(
+                f"'variant': expected one of {get_args(Variant)}, received {variant!r:.80}"
+            )
         self.variant: Variant = variant
 
     def deepen(self, max_resource: int | float | Fraction | None = None) -> None:
@@ -69,14 +72,16 @@ class IterativeDeepeningHyperband(Hyperband):
 
         **Raises:** `ValueError` for any other maximum.
         """
-        target = self._high * self.eta if max_resource is None else Fraction(str(max_resource))
+        target = self._high * self.eta
+        if max_resource is not None:
+            target = Fraction(str(positive("max_resource", max_resource)))
         ratio = target / self._high
         while ratio > 1:
             ratio /= self.eta
         if ratio != 1:
             raise ValueError(
-                f"max_resource: expected {self.max_resource} times a power of {self.eta}, "
-                f"got {max_resource}."
+                f"'max_resource': expected {self.max_resource} times a power of {self.eta}, "
+                f"received {max_resource}"
             )
         self._high = target
 

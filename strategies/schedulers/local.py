@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
+from strategies.arguments import integer, positive
+from strategies.local.executors import work
 from strategies.observation import Report, report
 from strategies.schedulers.base import Job, Scheduler
-from strategies.state import alone_with, save_if_there_is_space
-from strategies.workers import Running, Threads
+from strategies.space.point import copied
+from strategies.state import alone_with, save_if_there_is_space, state_exists
 
 Objective = Callable[[Job], Any]
 
@@ -45,9 +47,14 @@ def run(
 
     **Returns:** The scheduler.
 
-    **Raises:** `ValueError` if there is neither `jobs` nor `budget` for a scheduler without end, or
-    if another run works on `state_path`.
+    **Raises:** `ValueError` if a returned gradient or tuned configuration does not fit the space,
+    as in `strategies.local.minimize`; if there is neither `jobs` nor `budget` for a scheduler
+    without end; or if another run works on `state_path`.
     """
+    workers = integer("workers", workers, 1)
+    jobs = None if jobs is None else integer("jobs", jobs, 0)
+    budget = None if budget is None else positive("budget", budget)
+    timeout = None if timeout is None else positive("timeout", timeout)
     endless = getattr(scheduler, "iterations", 1) is None or (
         getattr(scheduler, "configurations", 1) is None
     )
@@ -68,11 +75,7 @@ def _run(
     callbacks: Iterable[Callable[[Job, Report], None]],
 ) -> Scheduler:
     # A scheduler that has results is ahead of its file: it may have been deepened since.
-    if (
-        state_path is not None
-        and not scheduler.candidates
-        and (os.path.exists(state_path) or os.path.exists(os.fspath(state_path) + ".backup"))
-    ):
+    if state_path is not None and not scheduler.candidates and state_exists(state_path):
         scheduler.restore(state_path)
     callbacks = tuple(callbacks)
     again = scheduler.pending()
@@ -87,33 +90,24 @@ def _run(
             return None
         return scheduler.ask()
 
-    def record(job: Job, given: Report) -> None:
+    def record(job: Job, given: Report | None) -> None:
+        if given is None:
+            warnings.warn(
+                f"configuration {job.number} failed: no result after {timeout} seconds",
+                stacklevel=3,
+            )
+            given = Report(None, cost=timeout)
         scheduler.tell(job.number, given)
         if state_path is not None:
             save_if_there_is_space(scheduler.save, state_path)
         for callback in callbacks:
             callback(job, given)
 
-    if workers == 1 and timeout is None:
-        while (job := more(0)) is not None:
-            record(job, _evaluate(objective, job))
-        return scheduler
-    running: Running[Job] = Running(Threads(workers), timeout)
-    try:
-        while True:
-            while len(running) < workers and (job := more(len(running))) is not None:
-                running.start(job, _evaluate, objective, job)
-            if not running:
-                return scheduler
-            for job, given in sorted(running.finished(), key=lambda ended: ended[0].number):
-                if given is None:
-                    warnings.warn(
-                        f"configuration {job.number} failed: no result after {timeout} seconds",
-                        stacklevel=3,
-                    )
-                record(job, given or Report(None, cost=timeout))
-    finally:
-        running.stop()
+    def call(job: Job) -> tuple[Any, ...]:
+        return _evaluate, objective, replace(job, config=copied(job.config))
+
+    work(more, call, record, workers, timeout)
+    return scheduler
 
 
 def _evaluate(objective: Objective, job: Job) -> Report:
@@ -123,7 +117,7 @@ def _evaluate(objective: Objective, job: Job) -> Report:
     except Exception as error:
         warnings.warn(f"configuration {job.number} failed: {error!r}", stacklevel=2)
         returned = Report(None)
-    given = returned if isinstance(returned, Report) else report(returned)
+    given = report(returned)
     if given.cost is None:
         given = replace(given, cost=time.perf_counter() - start)
     return given

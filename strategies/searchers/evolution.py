@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from strategies.arguments import integer
 from strategies.observation import Observation, Suggestion
 from strategies.searchers.base import Searcher
 from strategies.searchers.mutation import perturbed
@@ -32,12 +33,10 @@ class EvolutionSearcher(Searcher):
         first: Iterable[Mapping[str, Any]] = (),
     ):
         super().__init__(space, seed=seed, first=first)
-        if population < 2:
-            raise ValueError(f"'population': expected an integer >= 2, received {population!r}")
-        if not 1 <= contest <= population:
+        self.population = integer("population", population, 2)
+        self.contest = integer("contest", contest, 1)
+        if self.contest > self.population:
             raise ValueError(f"'contest': expected 1 to {population}, received {contest!r}")
-        self.population = population
-        self.contest = contest
 
     def _propose(
         self, number: int, history: Sequence[Observation], pending: Sequence[Suggestion]

@@ -61,9 +61,11 @@ class GridSearcher(Searcher):
         domain = self.space.domains[path]
         if isinstance(points, Sequence | np.ndarray) and not isinstance(points, str):
             return [domain.check(value, path) for value in points]
-        if isinstance(points, bool) or not isinstance(points, int) or points < 1:
+        whole = isinstance(points, int | np.integer) and not isinstance(points, bool)
+        if not whole or not 0 < points <= _LIMIT:
             raise ValueError(
-                f"'points': expected an integer >= 1 or a list for {path!r}, received {points!r}"
+                f"'points': expected an integer from 1 to {_LIMIT} or a list for {path!r}, "
+                f"received {points!r:.80}"
             )
         choices = getattr(domain, "choices", getattr(domain, "values", None))
         if choices is not None and (len(choices) <= points or hasattr(domain, "choices")):

@@ -8,6 +8,7 @@ cheap trials pay for expensive ones, and the front tells for every hyperparamete
 scales with the cost. Unlike CARBS the acquisition needs neither a search radius nor a drawn cost.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from strategies.arguments import integer
 from strategies.observation import Observation, Suggestion
 from strategies.searchers.base import Searcher
 from strategies.space import Float, Int, SearchSpace
@@ -67,23 +69,20 @@ class ParetoSearcher(Searcher):
         prior: Prior | None = None,
     ):
         super().__init__(space, seed=seed, first=first)
-        if startup < 2:
-            raise ValueError(f"'startup': expected an integer >= 2, received {startup!r}")
-        self.startup = startup
+        self.startup = integer("startup", startup, 2)
         self.prior = prior or Prior()
         self._groups, self._stretch = geometry(self.space)
 
-    def tell(self, observation: Observation) -> None:
-        """As for every searcher; the cost must be positive.
+    def check(self, observation: Observation) -> None:
+        """The cost must be positive and finite.
 
-        **Raises:** `ValueError` naming the trial whose cost is missing or not positive.
+        **Raises:** `ValueError` naming the trial whose cost is not.
         """
-        if observation.status != "failed" and not (observation.cost or 0) > 0:
+        if not 0 < (observation.cost or 0) < math.inf:
             raise ValueError(
                 f"trial {observation.number}: 'cost': expected a positive number, "
                 f"received {observation.cost!r}"
             )
-        super().tell(observation)
 
     def _propose(
         self, number: int, history: Sequence[Observation], pending: Sequence[Suggestion]
@@ -93,7 +92,7 @@ class ParetoSearcher(Searcher):
             config = self.space.from_uniform(sobol_point(self.space.uniforms, self.seed, number))
             return Suggestion(number, config, {"origin": "startup"})
         rng = self.rng(number)
-        units = np.stack([self.space.encode(o.config) for o in known])
+        units = np.stack([o.unit for o in known])
         x = units * self._stretch
         # The value's logarithm is what a process can model, areas are in its own units: a tenth of
         # the best error is not worth as much as a tenth of the worst.
@@ -111,7 +110,7 @@ class ParetoSearcher(Searcher):
         means = np.stack([process.predict(x)[0] for process in processes], axis=1)
         tried = units
         if pending:
-            waiting = np.stack([self.space.encode(item.config) for item in pending])
+            waiting = np.stack([item.unit for item in pending])
             rows = rows.join(Rows.values(waiting * self._stretch))
             guesses = [p.predict(waiting * self._stretch)[0] for p in processes]
             processes = [
@@ -140,21 +139,31 @@ class ParetoSearcher(Searcher):
         config = self.space.sample(rng) if point is None else self.space.decode(point)
         return Suggestion(number, config, {"origin": "model"})
 
-    def front(self) -> list[Observation]:
-        """The observations that no other one beats in both value and cost, cheapest first."""
+    def front(self, history: Iterable[Observation] | None = None) -> list[Observation]:
+        """The observations that no other one beats in both value and cost, cheapest first.
+
+        **Arguments:**
+
+        - `history`: of a `Ledger` or an engine. Default: that of `self.ledger`.
+        """
         found: list[Observation] = []
-        known = [o for o in self.history if o.status == "complete" and o.cost]
+        told = self.ledger.history if history is None else history
+        known = [o for o in told if o.status == "complete" and o.cost]
         for item in sorted(known, key=lambda o: (o.cost, o.value)):
             if not found or item.value < found[-1].value:  # type: ignore[operator]
                 found.append(item)
         return found
 
-    def scaling_laws(self) -> dict[str, ScalingLaw]:
+    def scaling_laws(self, history: Iterable[Observation] | None = None) -> dict[str, ScalingLaw]:
         """How each scalar numeric hyperparameter of the front's members follows the cost.
+
+        **Arguments:**
+
+        - `history`: as for `front`.
 
         **Returns:** A law for each path; empty if the front has fewer than three members.
         """
-        front = self.front()
+        front = self.front(history)
         if len(front) < 3:
             return {}
         logs = np.log([float(item.cost or 0) for item in front])

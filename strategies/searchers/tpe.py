@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from strategies.arguments import integer
 from strategies.observation import Observation, Suggestion
 from strategies.searchers.base import Searcher
 from strategies.space import Categorical, Domain, Float, Int, Ordinal, SearchSpace
@@ -51,9 +52,7 @@ class TPESearcher(Searcher):
                 'TPESearcher needs Optuna: pip install "hypergrad-engine[optuna]"'
             ) from error
         super().__init__(space, seed=seed, first=first)
-        if startup < 1:
-            raise ValueError(f"'startup': expected an integer >= 1, received {startup!r}")
-        self.startup = startup
+        self.startup = integer("startup", startup, 1)
         self._optuna = optuna
         self._parameters = {
             path: _Parameters(path, domain)

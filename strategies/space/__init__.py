@@ -1,6 +1,7 @@
 """The shared search space: domains, conditions, transforms."""
 
 from strategies.space.domains import Categorical, Constant, Domain, Float, Int, Ordinal
+from strategies.space.point import Point
 from strategies.space.search_space import Choice, Config, SearchSpace
 from strategies.space.structured import Ordered, Simplex
 
@@ -14,6 +15,7 @@ __all__ = [
     "Int",
     "Ordered",
     "Ordinal",
+    "Point",
     "SearchSpace",
     "Simplex",
 ]

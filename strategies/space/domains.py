@@ -2,15 +2,18 @@
 
 Every domain maps its values to `size` coordinates in [0, 1] and back. The map is affine in the
 value (linear domains) or in its logarithm (`log=True`); a categorical is one-hot. Values are
-*canonical*: plain Python numbers, floats rounded to a decimal grid (12 significant digits of the
-value on log domains, 12 digits below the larger bound on linear ones), so that decoding an
-encoded value returns it exactly, and a value survives JSON and any engine's storage unchanged.
+*canonical*: plain Python numbers that survive JSON and any engine's storage unchanged. Floats that
+a searcher decodes are rounded to a decimal grid (12 significant digits of the value on log domains,
+12 digits below the larger bound on linear ones), so that decoding an encoded one returns it
+exactly; those that a user gives are left as they are. Grids are exact: `low + k step` in decimal
+arithmetic, rounded once.
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from decimal import Decimal
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,6 +22,8 @@ from scipy.special import ndtr, ndtri
 _DIGITS = 12
 # A trial may report a tuned value that went through float32; it may stand this far outside.
 _SLACK = 1e-6
+# Rounding errors of `low + k * step` in the caller's own arithmetic, in units of the last place.
+_ULPS = 4
 
 
 def _fail(path: str, expected: str, received: Any) -> ValueError:
@@ -26,6 +31,24 @@ def _fail(path: str, expected: str, received: Any) -> ValueError:
     if len(shown) > 80:
         shown = shown[:77] + "..."
     return ValueError(f"{path!r}: expected {expected}, received {shown}")
+
+
+def numbers(
+    value: Any, path: str, expected: str, shape: tuple[int, ...], *, finite: bool = True
+) -> np.ndarray:
+    """An array of floats from numbers of any library.
+
+    **Raises:** `ValueError` naming `path` for another shape, and for what is no (finite) number.
+    """
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError):  # ragged lists
+        raise _fail(path, expected, value) from None
+    if array.shape != shape:
+        raise _fail(path, expected, f"shape {array.shape}")
+    if array.dtype.kind not in "iuf" or (finite and not np.all(np.isfinite(array))):
+        raise _fail(path, expected, value)
+    return array.astype(float)
 
 
 def _number(value: Any, path: str, expected: str) -> float:
@@ -36,7 +59,7 @@ def _number(value: Any, path: str, expected: str) -> float:
         array = np.asarray(value)
         if array.shape != () or array.dtype.kind not in "iuf" or not np.isfinite(array):
             raise _fail(path, expected, value)
-    except (TypeError, OverflowError):
+    except (TypeError, ValueError, OverflowError):
         raise _fail(path, expected, value) from None
     return value if type(value) in (int, float) else array.item()
 
@@ -165,7 +188,8 @@ class Domain(ABC):
             value = getattr(self, item.name)
             if item.name == "when":
                 continue
-            if value is not None and value is not False and value != ():
+            empty = isinstance(value, tuple) and not value
+            if value is not None and value is not False and not empty:
                 shown = value if isinstance(value, str) else repr(value)
                 parts.append(f"{item.name}={shown if len(shown) <= 40 else shown[:37] + '...'}")
         return ", ".join(parts)
@@ -218,9 +242,9 @@ class Float(Domain):
         if self.high - self.low < 1e-9 * scale:
             raise _fail("high", f"a number further from low={self.low!r}", self.high)
         shape = self.shape if isinstance(self.shape, Sequence) else (self.shape,)
-        if any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in shape):
+        if any(not isinstance(n, int | np.integer) or isinstance(n, bool) or n < 1 for n in shape):
             raise _fail("shape", "a tuple of positive integers", self.shape)
-        put(self, "shape", tuple(shape))
+        put(self, "shape", tuple(map(int, shape)))
         if self.step is not None:
             step = _bound(self.step, "step", float)
             if not 0 < step <= (self.high - self.low) * (1 + 1e-9):
@@ -256,9 +280,10 @@ class Float(Domain):
     def _canonical(self, values: np.ndarray) -> np.ndarray:
         values = np.clip(values, self.low, self.high)
         if self.step is not None:
+            low, step = Decimal(repr(self.low)), Decimal(repr(self.step))
             index = np.clip(np.rint((values - self.low) / self.step), 0, self._last)
-            values = self.low + index * self.step
-        if self.log or self.step is not None:
+            rounded = [float(low + int(k) * step) for k in index.ravel()]
+        elif self.log:
             rounded = [float(f"{value:.{_DIGITS}g}") for value in values.ravel().tolist()]
         else:
             digits = _DIGITS - math.ceil(math.log10(max(abs(self.low), abs(self.high))))
@@ -270,15 +295,7 @@ class Float(Domain):
         limits = f"in [{self.low!r}, {self.high!r}]"
         if self.shape:
             expected = f"an array of shape {self.shape} {limits}"
-            try:
-                array = np.asarray(value)
-            except ValueError:
-                raise _fail(path, expected, value) from None
-            if array.shape != self.shape:
-                raise _fail(path, expected, f"shape {array.shape}")
-            if array.dtype.kind not in "iuf" or not np.all(np.isfinite(array)):
-                raise _fail(path, expected, value)
-            array = array.astype(float)
+            array = numbers(value, path, expected, self.shape)
         else:
             expected = f"a number {limits}"
             array = np.asarray(float(_number(value, path, expected)))
@@ -287,9 +304,12 @@ class Float(Domain):
         outside = (array < self.low - room) | (array > self.high + room)
         if np.any(outside):
             raise _fail(path, expected, array[outside].ravel()[0].item())
+        if self.step is None:
+            return np.clip(array, self.low, self.high).tolist()
         canonical = self._canonical(array)
-        if self.step is not None and np.any(np.abs(canonical - array) > 1e-6 * self.step):
-            nearest = canonical.ravel()[np.argmax(np.abs(canonical - array))].item()
+        off = np.abs(canonical - array)
+        if np.any(off > np.maximum(1e-6 * self.step, _ULPS * np.spacing(np.abs(array)))):
+            nearest = canonical.ravel()[np.argmax(off)].item()
             raise _fail(path, f"a multiple of {self.step} from {self.low} ({nearest!r}?)", value)
         return canonical.tolist()
 
@@ -470,6 +490,8 @@ class Categorical(Domain):
         put = object.__setattr__
         put(self, "choices", _check_choices(self.choices, "choices"))
         if self.weights is not None:
+            if isinstance(self.weights, str) or not isinstance(self.weights, Iterable):
+                raise _fail("weights", f"{len(self.choices)} weights >= 0", self.weights)
             weights = tuple(_bound(w, "weights", float) for w in self.weights)
             if len(weights) != len(self.choices) or min(weights) < 0 or sum(weights) <= 0:
                 raise _fail("weights", f"{len(self.choices)} weights >= 0", self.weights)
@@ -603,6 +625,8 @@ class Constant(Domain):
     def __post_init__(self) -> None:
         if self.default is not None:
             raise _fail("default", "nothing, a constant is its own default", self.default)
+        if isinstance(self.value, np.generic):
+            object.__setattr__(self, "value", self.value.item())
 
     @property
     def size(self) -> int:

@@ -1,7 +1,7 @@
 """The search space: a tree of named domains, and the vectors that searchers work on."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, Field, fields
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,11 @@ from strategies.space.domains import (
     Int,
     Ordinal,
     _fail,
+    numbers,
     same,
 )
+from strategies.space.identity import content
+from strategies.space.point import Point
 from strategies.space.structured import Ordered, Simplex
 
 Config = dict[str, Any]
@@ -86,6 +89,8 @@ def _walk(tree: Mapping[str, Any], prefix: str, when: Mapping[str, Any]) -> Iter
 
 
 def _with_conditions(domain: Domain, when: Mapping[str, Any]) -> Domain:
+    if not isinstance(domain.when, Mapping):
+        raise _fail("when", "a mapping from paths to values", domain.when)
     if not when and not domain.when:
         return domain
     merged: dict[str, tuple[Any, ...]] = {}
@@ -143,6 +148,8 @@ class SearchSpace:
     ):
         if not isinstance(tree, Mapping):
             raise ValueError(f"space: expected a mapping from names to domains, received {tree!r}")
+        if not isinstance(constraints, Mapping | None):
+            raise _fail("constraints", "a mapping from names to predicates", constraints)
         self.constraints = dict(constraints or {})
         for name, predicate in self.constraints.items():
             if not callable(predicate):
@@ -176,7 +183,8 @@ class SearchSpace:
         for path, domain in self.domains.items():
             self.differentiable[self.slices[path]] = domain.differentiable
         self._middle = {path: domain.middle() for path, domain in self.domains.items()}
-        self._rest = np.concatenate(
+        #: Unit coordinates of what is inactive: those of the defaults.
+        self.rest = np.concatenate(
             [d.encode(self._middle[p]) for p, d in self.domains.items()] or [np.empty(0)]
         )
 
@@ -216,9 +224,9 @@ class SearchSpace:
         """Whether any hyperparameter has a condition."""
         return any(domain.when for domain in self.domains.values())
 
-    def active_mask(self, config: Mapping[str, Any]) -> np.ndarray:
+    def active_mask(self, config: Mapping[str, Any] | Point) -> np.ndarray:
         """Boolean mask of the unit coordinates of the hyperparameters that `config` has."""
-        flat = self._raw_flat(config)
+        flat = config.flat if isinstance(config, Point) else self._raw_flat(config)
         mask = np.zeros(self.dimension, bool)
         for path, where in self.slices.items():
             mask[where] = path in flat
@@ -250,7 +258,17 @@ class SearchSpace:
     def _is_group(self, path: str) -> bool:
         return any(known.startswith(path + "/") for known in self.domains)
 
-    def flatten(self, config: Mapping[str, Any]) -> dict[str, Any]:
+    def point(self, config: Mapping[str, Any] | Point) -> Point:
+        """A configuration checked once and for all, with its forms; raises as `flatten` does.
+
+        A `Point` of this space is returned as it is.
+        """
+        if isinstance(config, Point) and config.space is self:
+            return config
+        given = config.config if isinstance(config, Point) else config
+        return Point(self, self.flatten(given))
+
+    def flatten(self, config: Mapping[str, Any] | Point) -> dict[str, Any]:
         """Paths to canonical values, in the order of the space.
 
         **Arguments:**
@@ -263,12 +281,18 @@ class SearchSpace:
         a constraint that is not met.
         """
         flat = self._checked(config)
+        if isinstance(config, Point) and config.space is self:
+            return flat
         broken = self._broken(self.unflatten(flat)) if self.constraints else None
         if broken is not None:
             raise _fail(f"constraint {broken}", "a configuration that meets it", flat)
         return flat
 
-    def _checked(self, config: Mapping[str, Any]) -> dict[str, Any]:
+    def _checked(self, config: Mapping[str, Any] | Point) -> dict[str, Any]:
+        if isinstance(config, Point):
+            if config.space is self:
+                return dict(config.flat)
+            config = config.config
         flat = self._raw_flat(config)
         checked: dict[str, Any] = {}
         for path in self.order:
@@ -399,27 +423,24 @@ class SearchSpace:
                 flat[path] = self.domains[path].draw(parts[path])
         return self.unflatten({path: flat[path] for path in self.domains if path in flat})
 
-    def encode(self, config: Mapping[str, Any]) -> np.ndarray:
+    def encode(self, config: Mapping[str, Any] | Point) -> np.ndarray:
         """Unit coordinates, shape `(dimension,)`, of a configuration.
 
         Affine in a float's value or its logarithm, centres of equal intervals for integers and
         ordinals, one-hot for categoricals; inactive ones hold their default's encoding.
         Raises as `flatten` does, except for constraints.
         """
-        flat = self._checked(config)
-        vector = self._rest.copy()
-        for path, value in flat.items():
-            vector[self.slices[path]] = self.domains[path].encode(value)
-        return vector
+        if isinstance(config, Point) and config.space is self:
+            return config.unit.copy()
+        return Point(self, self._checked(config)).unit.copy()
 
     def decode(self, vector: np.ndarray) -> Config:
         """The canonical configuration at unit coordinates; the exact inverse of `encode`.
 
         Between configurations that meet a predicate there may be some that do not (`feasible`).
         """
-        vector = np.asarray(vector, float)
-        if vector.shape != (self.dimension,):
-            raise _fail("vector", f"shape ({self.dimension},)", f"shape {vector.shape}")
+        shape = (self.dimension,)
+        vector = numbers(vector, "vector", f"shape {shape}", shape, finite=False)
         flat: dict[str, Any] = {}
         for path in self.order:
             if self.is_active(path, flat):
@@ -444,7 +465,7 @@ class SearchSpace:
             active[path] = exists
             if domain.size:
                 units[exists, where] = domain.snap(units[exists, where])
-                units[~exists, where] = self._rest[where]
+                units[~exists, where] = self.rest[where]
         return units
 
     def to_unconstrained(self, config: Mapping[str, Any]) -> np.ndarray:
@@ -452,26 +473,25 @@ class SearchSpace:
 
         Values on a bound, whose logit is infinite, are moved inwards by 1e-12 of the range.
         """
-        config = self.validate(config)
-        unit = self.encode(config)[self.differentiable & self.active_mask(config)]
+        point = self.point(config)
+        unit = point.unit[self.differentiable & self.active_mask(point)]
         unit = np.clip(unit, _EDGE, 1.0 - _EDGE)
         return np.log(unit) - np.log1p(-unit)
 
     def from_unconstrained(self, vector: np.ndarray, config: Mapping[str, Any]) -> Config:
         """Inverse of `to_unconstrained`; everything that is not differentiable is `config`'s."""
-        config = self.validate(config)
-        where = self.differentiable & self.active_mask(config)
-        vector = np.asarray(vector, float)
-        if vector.shape != (where.sum(),):
-            raise _fail("vector", f"shape ({where.sum()},)", f"shape {vector.shape}")
-        unit = self.encode(config)
+        point = self.point(config)
+        where = self.differentiable & self.active_mask(point)
+        shape = (int(where.sum()),)
+        vector = numbers(vector, "vector", f"shape {shape}", shape, finite=False)
+        unit = point.unit.copy()
         unit[where] = _sigmoid(vector)
         return self.decode(unit)
 
     # Gradients
 
     def flatten_gradient(
-        self, config: Mapping[str, Any], gradient: Mapping[str, Any]
+        self, config: Mapping[str, Any] | Point, gradient: Mapping[str, Any]
     ) -> dict[str, np.ndarray]:
         """Paths to float arrays of the derivative with respect to natural values.
 
@@ -480,7 +500,7 @@ class SearchSpace:
         **Raises:** `ValueError` naming the key, what was expected and what was received, for an
         unknown or inactive key, one that has no derivative, and a wrong shape or type.
         """
-        present = self._raw_flat(config)
+        present = config.flat if isinstance(config, Point) else self._raw_flat(config)
         flat: dict[str, np.ndarray] = {}
         for path, value in self._raw_flat(gradient).items():
             domain = self.domains[path]
@@ -491,19 +511,16 @@ class SearchSpace:
             if path not in present:
                 raise _fail(path, "no gradient, as the configuration does not have it", value)
             shape = np.shape(present[path])
-            try:
-                array = np.asarray(value)
-            except ValueError:
-                raise _fail(path, f"a gradient of shape {shape}", value) from None
-            if array.shape != shape:
-                raise _fail(path, f"a gradient of shape {shape}", f"shape {array.shape}")
-            if array.dtype.kind not in "iuf":
-                raise _fail(path, f"a gradient of numbers of shape {shape}", value)
-            flat[path] = array.astype(float)
+            expected = f"a gradient of numbers of shape {shape}"
+            flat[path] = numbers(value, path, expected, shape, finite=False)
         return flat
 
     def pull_back(
-        self, config: Mapping[str, Any], gradient: Mapping[str, Any], *, unconstrained: bool = False
+        self,
+        config: Mapping[str, Any] | Point,
+        gradient: Mapping[str, Any],
+        *,
+        unconstrained: bool = False,
     ) -> np.ndarray:
         """Chain rule: a derivative in natural values becomes one in a searcher's coordinates.
 
@@ -516,20 +533,19 @@ class SearchSpace:
         **Returns:** An array of shape `(dimension,)` (or that of `to_unconstrained`); NaN where
         the gradient says nothing or was itself not finite.
         """
-        config = self.validate(config)
-        flat = self._raw_flat(config)
+        point = self.point(config)
         result = np.full(self.dimension, np.nan)
-        for path, part in self.flatten_gradient(config, gradient).items():
-            result[self.slices[path]] = self.domains[path].pull_back(flat[path], part)
+        for path, part in self.flatten_gradient(point, gradient).items():
+            result[self.slices[path]] = self.domains[path].pull_back(point.flat[path], part)
         result[~np.isfinite(result)] = np.nan
         if not unconstrained:
             return result
-        unit = np.clip(self.encode(config), _EDGE, 1.0 - _EDGE)
-        return (result * unit * (1.0 - unit))[self.differentiable & self.active_mask(config)]
+        unit = np.clip(point.unit, _EDGE, 1.0 - _EDGE)
+        return (result * unit * (1.0 - unit))[self.differentiable & self.active_mask(point)]
 
     # JSON
 
-    def to_json(self, config: Mapping[str, Any]) -> dict[str, Any]:
+    def to_json(self, config: Mapping[str, Any] | Point) -> dict[str, Any]:
         """Paths to JSON values; choices that JSON would change are stored by position."""
         stored = {}
         for path, value in self.flatten(config).items():
@@ -543,14 +559,23 @@ class SearchSpace:
 
     def from_json(self, stored: Mapping[str, Any]) -> Config:
         """The configuration that `to_json` stored."""
+        return self.point_from_json(stored).config
+
+    def point_from_json(self, stored: Mapping[str, Any]) -> Point:
+        """The point of the configuration that `to_json` stored."""
+        if not isinstance(stored, Mapping):
+            raise _fail("config", "a mapping", stored)
         flat = {}
         for path, value in stored.items():
             domain = self.domains.get(path)
             if isinstance(domain, Categorical | Ordinal) and isinstance(value, Mapping):
                 choices = domain.choices if isinstance(domain, Categorical) else domain.values
-                value = choices[value["choice"]]
+                place = value.get("choice")
+                if type(place) is not int or not 0 <= place < len(choices):
+                    raise _fail(path, f"the position of one of {len(choices)} choices", value)
+                value = choices[place]
             flat[path] = value
-        return self.validate(flat)
+        return self.point(flat)
 
     def to_dict(self) -> dict[str, Any]:
         """The space itself as JSON values, for `from_dict`.
@@ -581,15 +606,24 @@ class SearchSpace:
         """The space that `to_dict` stored."""
         kinds = {kind.kind: kind for kind in _KINDS}
         tree: dict[str, Any] = {}
-        for path, entry in stored.items():
+        for path, entry in stored.items() if isinstance(stored, Mapping) else [("space", stored)]:
+            if not isinstance(path, str) or not isinstance(entry, Mapping):
+                raise _fail(str(path), "a mapping with a kind", entry)
             arguments = {name: value for name, value in entry.items() if name != "kind"}
-            if entry.get("kind") not in kinds:
-                raise _fail(f"{path} kind", f"one of {sorted(kinds)}", entry.get("kind"))
+            kind = entry.get("kind")
+            if not isinstance(kind, str) or kind not in kinds:
+                raise _fail(f"{path} kind", f"one of {sorted(kinds)}", kind)
+            known = {item.name for item in fields(kinds[kind])}
+            if not arguments.keys() <= known:
+                raise _fail(path, f"options of {sorted(known)}", sorted(map(str, arguments)))
             *groups, name = path.split("/")
             at = tree
             for group in groups:
                 at = at.setdefault(group, {})
-            at[name] = kinds[entry["kind"]](**arguments)
+            needed = {item.name for item in fields(kinds[kind]) if _is_needed(item)}
+            if not needed <= arguments.keys():
+                raise _fail(path, f"the options {sorted(needed)}", sorted(arguments))
+            at[name] = kinds[kind](**arguments)
         return cls(tree)
 
     def describe(self) -> dict[str, str]:
@@ -599,6 +633,21 @@ class SearchSpace:
             for path, domain in self.domains.items()
         }
         return {**lines, **{f"constraint {name}": "predicate" for name in self.constraints}}
+
+    def identity(self) -> dict[str, str]:
+        """Paths to what each domain is, to the last choice; equal in every process.
+
+        Functions and other objects count by their content, see `strategies.space.identity`.
+        """
+        lines = {
+            path: ", ".join(
+                f"{item.name}={content(getattr(domain, item.name))}" for item in fields(domain)
+            )
+            for path, domain in self.domains.items()
+        }
+        known = {path: f"{self.domains[path].kind}: {line}" for path, line in lines.items()}
+        limits = {f"constraint {name}": content(met) for name, met in self.constraints.items()}
+        return known | limits
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -625,6 +674,10 @@ _KINDS: tuple[type[Domain], ...] = (
     Simplex,
     Ordered,
 )
+
+
+def _is_needed(item: Field[Any]) -> bool:
+    return item.default is MISSING and item.default_factory is MISSING
 
 
 def _jsonable(value: Any) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from strategies.space.domains import _SLACK, Domain, _bound, _check_bounds, _fail
+from strategies.space.domains import _SLACK, Domain, _bound, _check_bounds, _fail, numbers
 
 # Sums and differences of many parts lose digits, so the grid is coarser than that of a plain float.
 _DIGITS = 10
@@ -105,15 +105,7 @@ class Simplex(Domain):
         """See the base class."""
         sums = f"{'at most ' if self.at_most else ''}{self.total!r}"
         expected = f"{self.parts} numbers >= 0 with sum {sums}"
-        try:
-            shares = np.asarray(value)
-        except ValueError:
-            raise _fail(path, expected, value) from None
-        if shares.shape != (self.parts,):
-            raise _fail(path, expected, f"shape {shares.shape}")
-        if shares.dtype.kind not in "iuf" or not np.all(np.isfinite(shares)):
-            raise _fail(path, expected, value)
-        shares = shares.astype(float)
+        shares = numbers(value, path, expected, (self.parts,))
         excess, room = float(shares.sum()) - self.total, _SLACK * self.total
         if np.any(shares < -room) or excess > room or (excess < -room and not self.at_most):
             raise _fail(path, expected, f"{value!r} with sum {float(shares.sum())!r}")
@@ -202,15 +194,7 @@ class Ordered(Domain):
         """See the base class."""
         order = "decreasing" if self.decreasing else "increasing"
         expected = f"{self.entries} {order} numbers in [{self.low!r}, {self.high!r}]"
-        try:
-            array = np.asarray(value)
-        except ValueError:
-            raise _fail(path, expected, value) from None
-        if array.shape != (self.entries,):
-            raise _fail(path, expected, f"shape {array.shape}")
-        if array.dtype.kind not in "iuf" or not np.all(np.isfinite(array)):
-            raise _fail(path, expected, value)
-        array = array.astype(float)
+        array = numbers(value, path, expected, (self.entries,))
         room = _SLACK * (np.abs(array) if self.log else self.high - self.low)
         gaps = -np.diff(array) if self.decreasing else np.diff(array)
         if np.any((array < self.low - room) | (array > self.high + room)) or np.any(
@@ -219,7 +203,7 @@ class Ordered(Domain):
             raise _fail(path, expected, value)
         # Rounding noise of the caller's own arithmetic is not an inversion.
         running = np.minimum if self.decreasing else np.maximum
-        return self._canonical(running.accumulate(array))
+        return np.clip(running.accumulate(array), self.low, self.high).tolist()
 
     def _position(self, value: Any) -> np.ndarray:
         array = np.asarray(value, float)

@@ -14,7 +14,7 @@ from strategies import ray as on_ray
 from strategies.local import minimize
 from strategies.observation import report
 from strategies.schedulers import ASHA, run
-from strategies.searchers import RandomSearcher
+from strategies.searchers import ParetoSearcher, RandomSearcher
 from strategies.space import Float, Int, SearchSpace
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -46,7 +46,7 @@ CASES = {
         ("complete", 0.5, None),
     ),
 }
-#: The embedded engine, which runs beside the code that made the mistake, raises a `ValueError`.
+#: The embedded engines, which run beside the code that made the mistake, raise a `ValueError`.
 MISTAKES = {
     "wrong shape": (
         lambda: (0.5, {"x": 1.0, "l2": [1.0] * 3}, {}),
@@ -71,31 +71,31 @@ MISTAKES = {
 }
 
 
-def embedded(trial):
+def embedded(trial, searcher=RandomSearcher):
     def objective(config):
         value, gradient, more = trial()
         return report(value, gradient, **more)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        return minimize(objective, SPACE, trials=1, searcher=RandomSearcher(SPACE)).history[0]
+        return minimize(objective, SPACE, trials=1, searcher=searcher(SPACE)).history[0]
 
 
-def scheduler(trial):
+def scheduler(trial, searcher=RandomSearcher):
     def objective(job):
         value, gradient, more = trial()
         return report(value, gradient, **more)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        found = run(objective, ASHA(RandomSearcher(SPACE), 2, eta=2, configurations=1))
+        found = run(objective, ASHA(searcher(SPACE), 2, eta=2, configurations=1))
     return found.candidates[0].results[0]
 
 
-def optuna_study(trial):
+def optuna_study(trial, searcher=RandomSearcher):
     seen = []
 
-    class Spy(RandomSearcher):
+    class Spy(searcher):
         def propose(self, number, history, pending):
             seen[:] = history
             return super().propose(number, history, pending)
@@ -111,8 +111,8 @@ def optuna_study(trial):
     return seen[0]
 
 
-def ray_search(trial):
-    search = on_ray.HypergradSearch(RandomSearcher, space=SPACE, metric="loss", mode="min")
+def ray_search(trial, searcher=RandomSearcher):
+    search = on_ray.HypergradSearch(searcher, space=SPACE, metric="loss", mode="min")
     search.suggest("a")
     try:
         value, gradient, more = trial()
@@ -120,7 +120,7 @@ def ray_search(trial):
         search.on_trial_complete("a", flatten_dict({**row, "training_iteration": 1}))
     except TrialError:
         search.on_trial_complete("a", error=True)
-    return search.searcher_.history[0]
+    return search.ledger.history[0]
 
 
 ENGINES = {
@@ -148,7 +148,7 @@ def test_same_report_same_observation(case, engine):
         assert observation.config["x"] == 0.25
 
 
-@pytest.mark.parametrize("engine", ["scheduler", "Optuna", "Ray"])
+@pytest.mark.parametrize("engine", ["Optuna", "Ray"])
 @pytest.mark.parametrize("case", MISTAKES)
 def test_entry_that_does_not_fit_is_dropped_and_named(case, engine, caplog):
     trial, expected, named = MISTAKES[case]
@@ -159,8 +159,23 @@ def test_entry_that_does_not_fit_is_dropped_and_named(case, engine, caplog):
     assert SPACE.validate(observation.config)
 
 
+@pytest.mark.parametrize("engine", ["embedded", "scheduler"])
 @pytest.mark.parametrize("case", MISTAKES)
-def test_entry_that_does_not_fit_is_an_error_beside_its_code(case):
+def test_entry_that_does_not_fit_is_an_error_beside_its_code(case, engine):
     trial, _, named = MISTAKES[case]
     with pytest.raises(ValueError, match=named):
-        embedded(trial)
+        ENGINES[engine](trial)
+
+
+@pytest.mark.parametrize("cost", [-1.0, 0.0])
+def test_what_a_searcher_demands_is_asked_by_every_engine(cost, caplog):
+    trial = CASES["no gradient"][0]
+    for engine in ("embedded", "scheduler"):
+        with pytest.raises(ValueError, match="'cost': expected a positive number"):
+            ENGINES[engine](lambda: (*trial()[:2], {"cost": cost}), ParetoSearcher)
+    for engine in ("Optuna", "Ray"):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            found = ENGINES[engine](lambda: (*trial()[:2], {"cost": cost}), ParetoSearcher)
+        assert outcome(found) == ("failed", None, None)
+        assert "'cost': expected a positive number" in caplog.text

@@ -247,7 +247,7 @@ def test_pruner_with_sparse_reports_and_maximisation():
     assert ended == [(3, 4)]
     with pytest.raises(ValueError, match="eta"):
         RungPruner(9, eta=1)
-    with pytest.raises(ValueError, match="min_resource"):
+    with pytest.raises(ValueError, match="max_resource"):
         RungPruner(9, min_resource=10)
 
 

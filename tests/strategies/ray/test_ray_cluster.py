@@ -21,6 +21,7 @@ from strategies.ray import (
 from strategies.schedulers import ASHA, IterativeDeepeningHyperband, run
 from strategies.searchers import RandomSearcher
 from strategies.space import Float, SearchSpace
+from strategies.state import seal
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -122,7 +123,7 @@ def test_one_experiment_with_all_that_may_happen_in_it(tmp_path, cluster):
     (tmp_path / "older").mkdir()
     newest = max((tmp_path / "run").glob("experiment_state-*.json"))
     (tmp_path / "older" / newest.name).write_bytes(newest.read_bytes())
-    (tmp_path / "older" / "searcher-state-s.pkl").write_text(json.dumps(older))
+    (tmp_path / "older" / "searcher-state-s.pkl").write_text(seal(json.dumps(older)))
     again = HypergradSearch(
         RandomSearcher, points_to_evaluate=[{"n": {"kind": kind}} for kind in kinds]
     )

@@ -317,8 +317,9 @@ def test_files_that_are_cut_short_are_put_back(cluster, tmp_path, caplog):
         file = max(folder.glob(pattern))
         file.write_bytes(file.read_bytes()[:40])
         assert can_restore(folder), pattern
-        assert len(file.read_bytes()) > 40, pattern
+        assert len(file.read_bytes()) == 40, "a question changes nothing"
         tuner = restore(folder, simple)
+        assert len(file.read_bytes()) > 40, pattern
         if pattern.startswith("experiment"):
             assert len(tuner.fit()) == 3
         again = HypergradSearch(RandomSearcher, seed=2)

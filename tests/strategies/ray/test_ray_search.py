@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import re
 
 import cloudpickle
 import jax.numpy as jnp
@@ -413,7 +414,7 @@ def test_save_on_a_full_disk_is_logged_and_keeps_the_old_file(tmp_path, caplog, 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(json, "dump", full)
+    monkeypatch.setattr(json, "dumps", full)
     search.save_to_dir(str(tmp_path), "s")
     assert (tmp_path / "searcher-state-s.pkl").read_text() == before
     assert "not saved" in caplog.text
@@ -433,7 +434,7 @@ def test_exceptions_in_callbacks_stay_inside(caplog):
     search = started()
     search.suggest("a")
     search.on_trial_result("a", None)
-    search._searcher.tell = functools.partial(exec, "raise RuntimeError('inside')")
+    search.ledger.record = functools.partial(exec, "raise RuntimeError('inside')")
     search.on_trial_complete("a", flat({"loss": 1.0}))
     assert "not passed to the searcher" in caplog.text
 
@@ -498,3 +499,73 @@ def test_scheduled_search_survives_a_restore():
     assert other.suggest("d") is None  # b and c run, a is paused
     with pytest.raises(ValueError, match="function of the searcher"):
         scheduled().__class__(schedule=3)
+
+
+@pytest.mark.parametrize(
+    ("points", "named"),
+    [
+        ([{"learning_rate": 0.3}], "'learning_rate': expected one of the keys"),
+        ([{"lr": 0.3, "epochs": 50}], "'epochs': expected the constant 5, received 50"),
+        ([{"opt": {"kind": "rmsprop"}}], "'opt': expected one of its options"),
+        ([{"opt": {"kind": "sgd", "momentum": 1}}], "'opt': expected one of its options"),
+        ([{"lr": None}], "'lr': expected a value, received None"),
+        ([{"lr": 2.0}], "'lr': expected a number in"),
+        ([("lr", 0.1)], "expected a mapping"),
+        ({"lr": 0.1}, "expected a list of configurations"),
+    ],
+)
+def test_a_point_that_cannot_be_meant_is_refused(points, named):
+    space = {
+        "lr": tune.loguniform(1e-4, 1),
+        "epochs": 5,
+        "norm": tune.choice([None, "batch"]),
+        "opt": tune.choice(
+            [{"kind": "sgd", "m": tune.uniform(0, 1)}, {"kind": "adam", "b": tune.uniform(0, 1)}]
+        ),
+    }
+    with pytest.raises(ValueError, match=re.escape(named)):
+        HypergradSearch(RandomSearcher, space=space, points_to_evaluate=points)
+    point = {"lr": 0.12345678901234567, "opt/kind": "adam", "epochs": 5, "norm": None}
+    search = HypergradSearch(
+        RandomSearcher, space=space, metric="loss", mode="min", points_to_evaluate=[point]
+    )
+    given = search.suggest("0")
+    assert (given["lr"], given["opt"]["kind"], given["norm"]) == (point["lr"], "adam", None)
+
+
+def test_results_in_one_direction_are_not_continued_in_another(tmp_path):
+    def make(**options):
+        return HypergradSearch(RandomSearcher, space={"x": tune.uniform(0, 1)}, **options)
+
+    old = make(metric="accuracy", mode="min")
+    old.suggest("0")
+    old.on_trial_complete("0", {"accuracy": 0.1, "training_iteration": 1})
+    old.save(str(tmp_path / "state"))
+    new = make()
+    new.restore(str(tmp_path / "state"))
+    with pytest.raises(ValueError, match="'mode': expected 'min'"):
+        new.set_search_properties("accuracy", "max", {})
+    assert new.mode == "min"
+    for options in ({"metric": "loss", "mode": "min"}, {"metric": "accuracy", "mode": "max"}):
+        other = make(**options)
+        with pytest.raises(ValueError, match="expected"):
+            other.restore(str(tmp_path / "state"))
+        assert other.ledger.history == []
+        assert {"metric": other.metric, "mode": other.mode} == options
+
+
+def test_numpy_numbers_in_a_param_space_can_be_saved(tmp_path):
+    space = {
+        "k": tune.randint(1, np.int64(64)),
+        "x": tune.uniform(np.float32(0), np.float32(1)),
+        "c": tune.choice([np.int64(1), np.float32(0.5)]),
+        "q": tune.quniform(0, 1, np.float32(0.25)),
+    }
+    search = started(param_space=space)
+    search.suggest("a")
+    search.on_trial_complete("a", flat(result(np.float32(1.0), metric="loss", cost=np.float32(1))))
+    search.save(str(tmp_path / "state"))
+    again = HypergradSearch(RandomSearcher)
+    again.restore(str(tmp_path / "state"))
+    assert again.ledger.history == search.ledger.history
+    assert again.suggest("b") == search.suggest("b")

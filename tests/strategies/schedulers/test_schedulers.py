@@ -83,7 +83,7 @@ def test_rungs_that_floating_logarithms_lose(low, high, eta, rungs):
     [
         ({"eta": 1}, "eta"),
         ({"eta": 2.5}, "eta"),
-        ({"min_resource": 100}, "max_resource must be at least"),
+        ({"min_resource": 100}, "'max_resource': expected at least min_resource"),
         ({"min_resource": -1}, "min_resource"),
         ({"min_resource": 0.5}, "integer=False"),
         ({"iterations": 0}, "iterations"),
@@ -489,9 +489,9 @@ def test_live_scheduler_is_ahead_of_its_file(tmp_path):
 
 def test_states_of_other_schedulers_are_refused():
     state = json.loads(json.dumps(Hyperband(RandomSearcher(SPACE), 9, eta=3).state_dict()))
-    with pytest.raises(ValueError, match="Expected the state of a ASHA"):
+    with pytest.raises(ValueError, match="state: expected one of ASHA"):
         ASHA(RandomSearcher(SPACE), 9).load_state_dict(state)
-    with pytest.raises(ValueError, match="eta was 3"):
+    with pytest.raises(ValueError, match="'eta': expected 2, received 3"):
         Hyperband(RandomSearcher(SPACE), 9, eta=2).load_state_dict(state)
 
 

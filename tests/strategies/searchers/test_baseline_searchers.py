@@ -62,7 +62,7 @@ def test_grid_of_chosen_values():
     for points, message in [
         ({"mix": 3}, "'points': expected a list of values for the array 'mix'"),
         ({"mox": 3}, "'points': expected keys of"),
-        (0, "'points': expected an integer >= 1 or a list"),
+        (0, "'points': expected an integer from 1 to 1000000 or a list"),
         ({"mix": [[1.0, 1.0, 1.0]]}, "'mix': expected 3 numbers"),
     ]:
         with pytest.raises(ValueError, match=message):

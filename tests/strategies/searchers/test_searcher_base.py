@@ -113,10 +113,10 @@ def test_a_state_of_another_search_is_refused(tmp_path):
     with pytest.raises(ValueError, match="'seed': expected 8, received 7"):
         RandomSearcher(SPACE, seed=8).restore(path)
     other = SearchSpace({"l2": Float(1e-6, 1e3, log=True, shape=(4,))})
-    with pytest.raises(ValueError, match="space 'l2': expected Float"):
+    with pytest.raises(ValueError, match="space 'l2': expected 'float: "):
         RandomSearcher(other, seed=7).restore(path)
     path.write_text(json.dumps({"format": "else"}))
-    with pytest.raises(ValueError, match="expected 'hypergrad searcher state' version 1"):
+    with pytest.raises(ValueError, match=r"received a damaged one|no checksum"):
         RandomSearcher(SPACE, seed=7).restore(path)
 
 

@@ -342,9 +342,9 @@ def test_bad_configurations_are_refused(change, message):
         ({"nope": 1.0}, "'nope': expected one of the keys"),
         (
             {"l2": np.ones(6)},
-            r"'l2': expected a gradient of shape \(3, 2\), received 'shape \(6,\)'",
+            r"'l2': expected a gradient of numbers of shape \(3, 2\), received 'shape \(6,\)'",
         ),
-        ({"model": {"rate": [1.0]}}, r"'model/rate': expected a gradient of shape \(\)"),
+        ({"model": {"rate": [1.0]}}, r"'model/rate': expected a gradient of numbers of shape \(\)"),
         ({"model/width": 1.0}, "'model/width': expected no gradient, as it is Int"),
         ({"scale": 1.0}, "'scale': expected no gradient"),
         ({"net/mlp/drop": 1.0}, "'net/mlp/drop': expected no gradient, as the configuration"),

@@ -1,12 +1,58 @@
-"""Trials in threads, with a time limit: what both embedded loops wait for."""
+"""The loop of both embedded engines: trials one by one, in threads or in an executor."""
 
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-T = TypeVar("T")
+
+class Numbered(Protocol):
+    """What is evaluated, a suggestion or a job."""
+
+    @property
+    def number(self) -> int:
+        """Results that come together are recorded in this order."""
+
+
+T = TypeVar("T", bound=Numbered)
+
+
+def work(
+    more: Callable[[int], T | None],
+    call: Callable[[T], tuple[Any, ...]],
+    record: Callable[[T, Any], None],
+    workers: int | Executor,
+    timeout: float | None,
+) -> None:
+    """Evaluate tasks until there are none left.
+
+    **Arguments:**
+
+    - `more`: the next task, given how many are running, or `None` if there is none now.
+    - `call`: the function that evaluates a task, and its arguments.
+    - `record`: called in this thread with a task and its result, `None` if it was given up.
+    - `workers`: a number of threads, or an executor; with 1 and no `timeout`, this thread.
+    - `timeout`: seconds after which a task is given up. Default: never.
+    """
+    if workers == 1 and timeout is None:
+        while (task := more(0)) is not None:
+            function, *arguments = call(task)
+            record(task, function(*arguments))
+        return
+    executor = workers if isinstance(workers, Executor) else Threads(workers)
+    slots = getattr(executor, "_max_workers", 1)
+    running: Running[T] = Running(executor, timeout)
+    try:
+        while True:
+            while len(running) < slots and (task := more(len(running))) is not None:
+                running.start(task, *call(task))
+            if not running:
+                return
+            for ended, result in sorted(running.finished(), key=lambda pair: pair[0].number):
+                record(ended, result)
+    finally:
+        running.stop()
 
 
 class Threads(Executor):

@@ -1,0 +1,35 @@
+"""Numbers that users pass as options: checked by name, and made plain."""
+
+import math
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+
+def integer(name: str, value: Any, low: int) -> int:
+    """An integer of any library that is at least `low`.
+
+    **Raises:** `ValueError` naming the option.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
+        raise ValueError(f"{name!r}: expected an integer >= {low}, received {value!r:.80}")
+    return int(value)
+
+
+def positive(name: str, value: Any) -> Any:
+    """A finite number above zero, of any library.
+
+    **Raises:** `ValueError` naming the option.
+    """
+    plain = value.item() if isinstance(value, np.generic) else value
+    if (
+        isinstance(plain, bool)
+        or not isinstance(plain, int | float | Fraction)
+        or not 0 < plain < math.inf
+    ):
+        raise ValueError(f"{name!r}: expected a positive finite number, received {value!r:.80}")
+    return plain
+
+
+__all__ = ["integer", "positive"]

@@ -1,0 +1,153 @@
+r"""From a trial's report to a checked observation: the one way in, for all engines and schedulers.
+
+| a trial | becomes | with `strict=True` |
+| --- | --- | --- |
+| reports a value that is NaN, infinite or missing | a failed observation | the same |
+| raises | a failed observation | the same |
+| never reports anything | nothing: the suggestion is forgotten | the same |
+| reports gradient entries that are NaN | an observation without them | the same |
+| reports a gradient entry of a wrong shape or key | an observation without it, and a warning \
+| `ValueError` |
+| reports a tuned configuration outside the space | an observation of the suggested one, \
+without gradient, and a warning | `ValueError` |
+| reports what its searcher cannot use, such as a negative cost where costs are modelled \
+| a failed observation, and a warning | `ValueError` |
+"""
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from strategies.observation import Observation, Report, Status, number_of
+from strategies.space import Point, SearchSpace
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Intake:
+    """Turns reports into observations that a searcher accepts.
+
+    **Arguments:**
+
+    - `space`: the space of the searcher.
+    - `demand`: what the searcher demands beyond the space, `Searcher.check`. Default: nothing.
+    - `strict`: raise a `ValueError` for what does not fit. By default it is left out, with one
+      warning for each key: a mistake in the trainable is made by every trial.
+    """
+
+    space: SearchSpace
+    demand: Callable[[Observation], None] | None = None
+    strict: bool = False
+    _warned: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
+
+    def __call__(
+        self,
+        config: Mapping[str, Any] | Point,
+        report: Report,
+        *,
+        number: int | None = None,
+        note: Mapping[str, Any] | None = None,
+        status: Status = "complete",
+        maximise: bool = False,
+        trial: Any = None,
+    ) -> Observation:
+        """The observation of a report.
+
+        **Arguments:**
+
+        - `config`: the configuration that the trial was given; it must be in the space.
+        - `report`: what the trial reported, its gradient and tuned configuration keyed by the paths
+          of the space, nested or flat, possibly partial.
+        - `number`, `note`, `status`: as in `Observation`.
+        - `maximise`: the value is to be maximised: value and gradient change their signs.
+        - `trial`: how warnings name the trial; its number if not given.
+
+        **Raises:** `ValueError` naming the key, what was expected and what was received: always for
+        `config` and for numbers that are none, and in the cases above if `strict`.
+        """
+        trial = number if trial is None else trial
+        point = self.space.point(config)
+        value, gradient = number_of(report.value, "value"), report.gradient
+        if report.config is not None:
+            try:
+                changes = self._paths(report.config, "config")
+                point = self.space.point({**point.flat, **changes})
+            except ValueError as error:
+                self.complain(trial, "config", "the tuned configuration is ignored", error)
+                gradient = None
+        if value is None or not math.isfinite(value):
+            value, status = None, "failed"
+        if status == "failed":
+            gradient = None
+        sign = -1.0 if maximise else 1.0
+        observation = Observation(
+            config=point.config,
+            value=None if value is None else sign * float(value),
+            gradient=None if gradient is None else self._fitting(trial, point, gradient, sign),
+            gradient_error=number_of(report.gradient_error, "gradient_error"),
+            cost=number_of(report.cost, "cost"),
+            resource=number_of(report.resource, "resource"),
+            number=None if number is None else int(number),
+            note=note or {},
+            status=status,
+            point=point,
+        )
+        if self.demand is not None and status != "failed":
+            try:
+                self.demand(observation)
+            except ValueError as error:
+                self.complain(trial, "result", "the result counts as a failure", error)
+                return replace(observation, value=None, gradient=None, status="failed")
+        return observation
+
+    def complain(self, trial: Any, key: str, what: str, why: Any) -> None:
+        """Part of a report is ignored: an error if `strict`, else a warning, once for each key."""
+        if self.strict:
+            raise why if isinstance(why, ValueError) else ValueError(f"{what}: {why}")
+        if key not in self._warned:
+            self._warned.add(key)
+            logger.warning("Trial %s: %s: %s", trial, what, why)
+
+    def _paths(self, tree: Any, name: str, prefix: str = "") -> dict[str, Any]:
+        """Paths to values; what is no path of the space keeps its own name, for the message."""
+        if not isinstance(tree, Mapping):
+            raise ValueError(f"{name!r}: expected a mapping, received {tree!r:.80}")
+        flat: dict[str, Any] = {}
+        for key, value in tree.items():
+            path = f"{prefix}{key}"
+            if isinstance(value, Mapping) and path not in self.space.domains:
+                flat.update(self._paths(value, name, path + "/"))
+            else:
+                flat[path] = value
+        return flat
+
+    def _fitting(
+        self, trial: Any, point: Point, gradient: Any, sign: float
+    ) -> dict[str, Any] | None:
+        """The entries of a gradient that fit and say something, each judged by itself."""
+        kept: dict[str, Any] = {}
+        try:
+            entries = self._paths(gradient, "gradient")
+        except ValueError as error:
+            self.complain(trial, "gradient", "the gradient is ignored", error)
+            return None
+        for path, entry in entries.items():
+            if entry is None:
+                continue
+            try:
+                parts = self.space.flatten_gradient(point, {path: entry})
+            except ValueError as error:
+                self.complain(trial, path, "a gradient entry is ignored", error)
+                continue
+            for name, array in parts.items():
+                if np.isfinite(array).any():
+                    kept[name] = (sign * array).tolist()
+        return kept or None
+
+
+__all__ = ["Intake"]

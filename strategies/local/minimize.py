@@ -1,0 +1,184 @@
+"""The embedded engine: run a search in this process, with no server and no cluster."""
+
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from typing import Any
+
+from strategies.arguments import integer, positive
+from strategies.ledger import Ledger, ledger_of
+from strategies.local.executors import work
+from strategies.local.results import Result, Trial
+from strategies.observation import Report, Suggestion, report
+from strategies.searchers.base import Searcher
+from strategies.space import Config, SearchSpace
+from strategies.space.point import copied
+from strategies.state import alone_with, save_if_there_is_space, state_exists
+
+Objective = Callable[[Config], Any]
+
+
+def minimize(
+    objective: Objective,
+    space: SearchSpace | Mapping[str, Any],
+    *,
+    trials: int,
+    searcher: Searcher | Ledger | None = None,
+    seed: int = 0,
+    workers: int | Executor = 1,
+    timeout: float | None = None,
+    state_path: str | os.PathLike[str] | None = None,
+    callbacks: Iterable[Callable[[Trial], None]] = (),
+    raise_errors: bool = False,
+) -> Result:
+    """Search for the configuration with the smallest objective.
+
+    **Arguments:**
+
+    - `objective`: takes a configuration (nested dict of plain Python values) and returns a number,
+      or a `Report` from `strategies.report(value, gradient, ...)`.
+    - `space`: a `SearchSpace`, or the mapping that makes one.
+    - `trials`: total number of trials to reach, those restored from `state_path` included; points
+      that it was given (`Ledger.warm_start`) are not counted.
+    - `searcher`: decides what to try, or the `Ledger` of one, to go on from what that was told.
+      Default: `HypergradientSearcher(space, seed=seed)`.
+    - `seed`: for the default searcher.
+    - `workers`: trials at a time: a number of threads, or a `concurrent.futures.Executor`.
+      Suggestions then depend on which trials have finished; with 1 they depend on the seed only.
+    - `timeout`: seconds after which a trial is given up: it has failed. Its thread is left alone,
+      since nothing can stop it. Default: never.
+    - `state_path`: file for the state, written after every trial. If it exists the search resumes
+      there: observations are kept, and what was being evaluated is evaluated again. A disk that is
+      full is a warning.
+    - `callbacks`: called with a `Trial` after each, in this thread.
+    - `raise_errors`: re-raise an exception of the objective (after saving the state). By default
+      the trial is recorded as failed, with a warning, and the search goes on.
+
+    **Returns:** A `Result`.
+
+    **Raises:** `ValueError` if a returned value or gradient does not fit the space, naming the
+    key, what was expected and what was received. That is a bug in the objective, not a failed
+    trial; everything told before it is in `state_path`. Also if another run works on `state_path`.
+    """
+    if not isinstance(space, SearchSpace):
+        space = SearchSpace(space)
+    trials = integer("trials", trials, 0)
+    if not isinstance(workers, Executor):
+        workers = integer("workers", workers, 1)
+    if timeout is not None:
+        timeout = positive("timeout", timeout)
+    if not callable(objective):
+        raise ValueError(f"'objective': expected a function, received {objective!r:.80}")
+    if searcher is not None and not isinstance(searcher, Searcher | Ledger):
+        raise ValueError(f"'searcher': expected a searcher, received {searcher!r:.80}")
+    if searcher is None:
+        from strategies.searchers.hypergradient import HypergradientSearcher
+
+        searcher = HypergradientSearcher(space, seed=seed)
+    ledger = ledger_of(searcher)
+    if ledger.space != space:
+        raise ValueError(f"'searcher': expected one on {space}, received one on {ledger.space}")
+    with alone_with(state_path):
+        if state_path is not None and state_exists(state_path):
+            ledger.restore(state_path)
+        return _search(
+            objective, ledger, trials, workers, timeout, state_path, callbacks, raise_errors
+        )
+
+
+def _search(
+    objective: Objective,
+    ledger: Ledger,
+    trials: int,
+    workers: int | Executor,
+    timeout: float | None,
+    state_path: str | os.PathLike[str] | None,
+    callbacks: Iterable[Callable[[Trial], None]],
+    raise_errors: bool,
+) -> Result:
+    finished: list[Trial] = []
+    callbacks = tuple(callbacks)
+
+    def record(suggestion: Suggestion, found: "_Outcome | None") -> None:
+        outcome = _given_up(timeout) if found is None else found
+        made = outcome.report
+        if outcome.error is not None and not raise_errors:
+            warnings.warn(
+                f"trial {suggestion.number} failed: {outcome.error!r} "
+                f"at {suggestion.config!r:.200}",
+                stacklevel=3,
+            )
+        if made.cost is None:
+            made = replace(made, cost=outcome.seconds)
+        told = ledger.record(
+            ledger.intake(
+                suggestion.point or suggestion.config,
+                made,
+                number=suggestion.number,
+                note=suggestion.note,
+            )
+        )
+        if state_path is not None:
+            save_if_there_is_space(ledger.save, state_path)
+        if outcome.error is not None and raise_errors:
+            raise outcome.error
+        trial = Trial(
+            number=suggestion.number,
+            config=dict(told.config),
+            value=told.value,
+            status=told.status,
+            seconds=outcome.seconds,
+            note=suggestion.note,
+            info=made.info,
+            error=outcome.error,
+        )
+        finished.append(trial)
+        for callback in callbacks:
+            callback(trial)
+
+    # What a killed run was evaluating is evaluated again, under the same numbers.
+    again = ledger.pending
+
+    def more(running: int) -> Suggestion | None:
+        if ledger.trials + running >= trials:
+            return None
+        return again.pop(0) if again else ledger.ask()
+
+    work(more, lambda task: (_evaluate, objective, copied(task.config)), record, workers, timeout)
+    best = ledger.best
+    return Result(
+        best_config=None if best is None else dict(best.config),
+        best_value=None if best is None else best.value,
+        history=ledger.history,
+        trials=finished,
+        ledger=ledger,
+    )
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    report: Report
+    seconds: float
+    error: BaseException | None = None
+
+
+def _given_up(timeout: float | None) -> _Outcome:
+    assert timeout is not None
+    return _Outcome(Report(None), timeout, TimeoutError(f"no result after {timeout} seconds"))
+
+
+def _evaluate(objective: Objective, config: Config) -> _Outcome:
+    """Run one trial; module-level, so that a process pool can run it too."""
+    start = time.perf_counter()
+    try:
+        returned = objective(config)
+    except Exception as error:
+        return _Outcome(Report(None), time.perf_counter() - start, error)
+    seconds = time.perf_counter() - start
+    return _Outcome(report(returned), seconds)
+
+
+__all__ = ["Objective", "minimize"]
