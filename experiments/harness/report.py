@@ -22,7 +22,6 @@ DISTRIBUTIONS = (
     "numpy",
     "equinox",
     "optax",
-    "lineax",
     "scikit-learn",
     "optuna",
     "ray",

@@ -57,8 +57,8 @@ class System(eqx.Module):
         system = cls(packed, b, vector.length(b), None, wide, packing)
         if initial is None:
             return system, size
-        start = packing.pack(vector.widen(jax.tree.map(jnp.asarray, initial)))
-        return system.started_at(start), size
+        initial = vector.cast_like(jax.tree.map(jnp.asarray, initial), scaled)
+        return system.started_at(packing.pack(initial)), size
 
     def started_at(self, x: PyTree) -> "System":
         """The same system with a start, of any length; one that is not finite is not used."""
