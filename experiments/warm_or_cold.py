@@ -29,7 +29,7 @@ from experiments.distillation import (
 from experiments.harness import Claim, Context, Curve, Option, experiment
 from hypergrad import ImplicitDifferentiation
 from hypergrad.inner import OptaxSolver
-from hypergrad.linear.base import symmetric_operator
+from hypergrad.linear import symmetric_operator
 from hypergrad.linear.neumann import Neumann
 from hypergrad.outer import Alternating, run
 from hypergrad.unrolled import Unrolled

@@ -43,8 +43,10 @@ from hypergrad.linear import NormalCG as NormalCG
 from hypergrad.linear import Nystrom as Nystrom
 from hypergrad.linear import RecyclingCG as RecyclingCG
 from hypergrad.minibatch import over_batches as over_batches
+from hypergrad.outcome import Outcome as Outcome
 from hypergrad.problem import BilevelProblem as BilevelProblem
 from hypergrad.routed import Routed as Routed
+from hypergrad.tolerance import HasTolerance as HasTolerance
 from hypergrad.unrolled import ForwardUnrolled as ForwardUnrolled
 from hypergrad.unrolled import OnlineUnrolled as OnlineUnrolled
 from hypergrad.unrolled import TruncatedUnrolled as TruncatedUnrolled

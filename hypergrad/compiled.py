@@ -11,6 +11,7 @@ from jaxtyping import Array, PyTree
 
 from hypergrad.estimator import Estimator, Hypergradient
 from hypergrad.implicit import ImplicitDifferentiation
+from hypergrad.outcome import broke_down, met_nonpositive_curvature, text_of, worst
 from hypergrad.problem import BilevelProblem
 
 
@@ -114,19 +115,11 @@ def _trouble(out: Hypergradient) -> _Trouble | None:
     # No numbers in the texts: so Python's own rule of one warning for each place and text applies.
     info = out.info
     error = np.asarray(info.error)
-    if np.any(info.breakdown):
-        return _Trouble(
-            "a number that is not finite was met in the losses or the linear solve "
-            "(info.breakdown); the hypergradient is not usable.",
-            True,
-        )
-    if np.any(info.nonpositive_curvature):
-        return _Trouble(
-            "the inner Hessian is not positive definite here (info.nonpositive_curvature): the "
-            "linear solve stopped early. Solve the inner problem further, add damping, or use "
-            "Gauss-Newton curvature or a linear solver for indefinite systems.",
-            bool(np.any(~(error <= 1))),
-        )
+    outcome = worst(info.outcome)
+    if broke_down(outcome):
+        return _Trouble(text_of(outcome), True)
+    if met_nonpositive_curvature(outcome):
+        return _Trouble(text_of(outcome), bool(np.any(~(error <= 1))))
     if np.any(error > 1):
         return _Trouble(
             "the estimated error of the hypergradient exceeds its norm (info.error > 1). Solve the "
@@ -134,14 +127,15 @@ def _trouble(out: Hypergradient) -> _Trouble | None:
             "further.",
             True,
         )
-    unsolved = (np.asarray(info.inner_residual) > 1e-2) | (np.asarray(info.linear_residual) > 0.1)
+    rough = np.asarray(info.linear_residual) > 0.1
+    unsolved = (np.asarray(info.inner_residual) > 1e-2) | rough
     if np.any(error > 0.1) or np.any(np.isnan(error) & unsolved):
-        return _Trouble(
+        text = (
             "the inner problem or the linear system is not solved well enough: the hypergradient "
             "may be more than 10 % off (see info.error, info.inner_residual, "
-            "info.linear_residual).",
-            False,
+            "info.linear_residual)."
         )
+        return _Trouble(f"{text} And {text_of(outcome)}" if np.any(rough) else text, False)
     return None
 
 

@@ -201,7 +201,7 @@ def _linear_solver(
         keys = iter(jax.random.split(jax.random.key(0), len(jax.tree.leaves(dynamic))))
         noise = jax.tree.map(lambda a: jax.random.normal(next(keys), a.shape, a.dtype), dynamic)
         prober = solver_for(CG(tol=tolerance, max_steps=probe), symmetric=system.symmetric)
-        solution, _ = system.solve_adjoint(prober, noise)
+        solution = system.solve_adjoint(prober, noise)
         state = ImplicitDifferentiation().init(problem, params, hparams, batch, key=key)
         return solution, vector.norm(residual) / state.scale, system.symmetric
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree, Scalar
 
+from hypergrad.outcome import Outcome, broke_down, met_nonpositive_curvature
 from hypergrad.problem import BilevelProblem
 
 
@@ -19,8 +20,7 @@ class HypergradientInfo(eqx.Module):
     - `inner_iterations`: inner iterations spent by the last `fit`.
     - `linear_residual`: `‖g − H q‖ / ‖g‖` of the adjoint system.
     - `iterations`: inverse-Hessian products spent on it (for unrolling: steps differentiated).
-    - `nonpositive_curvature`: a direction of non-positive curvature was met.
-    - `breakdown`: a non-finite number was met and contained.
+    - `outcome`: how it ended; `Outcome[info.outcome]` says it in words, with the remedy.
     - `error`: estimate of `‖estimate − truth‖ / ‖estimate‖`; infinite when it is known to be
       unreliable.
     """
@@ -29,9 +29,18 @@ class HypergradientInfo(eqx.Module):
     inner_iterations: Int[Array, ""]
     linear_residual: Scalar
     iterations: Int[Array, ""]
-    nonpositive_curvature: Bool[Array, ""]
-    breakdown: Bool[Array, ""]
+    outcome: Outcome
     error: Scalar
+
+    @property
+    def nonpositive_curvature(self) -> Bool[Array, "..."]:
+        """Whether a direction of non-positive curvature was met."""
+        return met_nonpositive_curvature(self.outcome)
+
+    @property
+    def breakdown(self) -> Bool[Array, "..."]:
+        """Whether a non-finite number was met and contained, or the linear solver broke down."""
+        return broke_down(self.outcome)
 
     def __str__(self) -> str:
         leaves = jax.tree.leaves(self)

@@ -9,6 +9,7 @@ from jaxtyping import Array, PyTree
 
 from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
 from hypergrad.implicit import ImplicitDifferentiation
+from hypergrad.outcome import Outcome
 from hypergrad.problem import BilevelProblem
 
 
@@ -98,8 +99,7 @@ class Routed(Estimator):
             inner_iterations=one.info.inner_iterations + two.info.inner_iterations,
             linear_residual=one.info.linear_residual,
             iterations=one.info.iterations,
-            nonpositive_curvature=one.info.nonpositive_curvature,
-            breakdown=one.info.breakdown | two.info.breakdown,
+            outcome=Outcome.where(two.info.breakdown, two.info.outcome, one.info.outcome),
             error=jnp.maximum(one.info.error, two.info.error),
         )
         return Hypergradient(one.value, grad, RoutedState(one.state, two.state), info, one.aux)

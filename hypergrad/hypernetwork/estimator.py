@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
 from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
 from hypergrad.linear import vector
+from hypergrad.outcome import Outcome
 from hypergrad.problem import BilevelProblem
 from hypergrad.residual import residual_of, residual_scale
 from hypergrad.self_tuning.perturbation import Perturbation
@@ -404,8 +405,7 @@ class Hypernetwork(Estimator):
             inner_iterations=state.last_steps,
             linear_residual=unknown,
             iterations=jnp.asarray(0),
-            nonpositive_curvature=jnp.asarray(False),
-            breakdown=broken | ~finite,
+            outcome=Outcome.where(broken | ~finite, Outcome.not_finite, Outcome.solved),
             error=jnp.where(unreliable | ~finite, jnp.inf, unknown),
         )
         return Hypergradient(value=value, grad=grad, state=state, info=info, aux=aux)

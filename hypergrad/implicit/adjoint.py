@@ -3,21 +3,18 @@
 from abc import abstractmethod
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, PyTree, Scalar
+from jaxtyping import PyTree, Scalar
 
 from hypergrad.linear import vector
-from hypergrad.linear.base import LinearOperator, LinearSolution, LinearSolver, symmetric_operator
+from hypergrad.linear.base import LinearSolver
+from hypergrad.linear.operator import LinearOperator, symmetric_operator
+from hypergrad.linear.solution import LinearSolution
 from hypergrad.linear.vector import Product
+from hypergrad.outcome import Outcome
 
 
 class LinearSystem(eqx.Module):
-    """A linearised inner problem, to be solved with a `LinearSolver`.
-
-    Right-hand sides are divided by their largest entry before solving: both solves return the
-    solution of the scaled system, and what it has to be multiplied with.
-    """
+    """A linearised inner problem, to be solved with a `LinearSolver` in at least float32."""
 
     @property
     @abstractmethod
@@ -31,13 +28,13 @@ class LinearSystem(eqx.Module):
     @abstractmethod
     def solve(
         self, solver: LinearSolver, rhs: PyTree, initial: PyTree | None = None
-    ) -> tuple[LinearSolution, Scalar]:
+    ) -> LinearSolution:
         """Solve `J x = rhs`."""
 
     @abstractmethod
     def solve_adjoint(
         self, solver: LinearSolver, rhs: PyTree, initial: PyTree | None = None
-    ) -> tuple[LinearSolution, Scalar]:
+    ) -> LinearSolution:
         """Solve `Jᵀ x = rhs`."""
 
 
@@ -57,15 +54,15 @@ class JacobianSystem(LinearSystem):
 
     def solve(
         self, solver: LinearSolver, rhs: PyTree, initial: PyTree | None = None
-    ) -> tuple[LinearSolution, Scalar]:
+    ) -> LinearSolution:
         """See `LinearSystem.solve`."""
-        return solve_scaled(solver, self.operator, rhs, initial)
+        return solver.solve(self.operator, vector.widen(rhs), initial=initial)
 
     def solve_adjoint(
         self, solver: LinearSolver, rhs: PyTree, initial: PyTree | None = None
-    ) -> tuple[LinearSolution, Scalar]:
+    ) -> LinearSolution:
         """See `LinearSystem.solve_adjoint`."""
-        return solve_scaled(solver, self.operator.transposed, rhs, initial)
+        return solver.solve(self.operator.transposed, vector.widen(rhs), initial=initial)
 
 
 class SupportSystem(LinearSystem):
@@ -96,71 +93,37 @@ class SupportSystem(LinearSystem):
             self.project, lambda v: vector.axpy(damping, v, self.hessian(v)), self.step
         )
 
-    def _reduced(
-        self, solver: LinearSolver, rhs: PyTree, initial: PyTree | None
-    ) -> tuple[LinearSolution, Scalar]:
+    def _reduced(self, solver: LinearSolver, rhs: PyTree, initial: PyTree | None) -> LinearSolution:
         def mv(v: PyTree) -> PyTree:
             inside = self.project(v)
             image = self.project(self.hessian(inside))
             return vector.axpy(1, vector.sub(v, inside), image)
 
-        inside = self.project(vector.widen(rhs))
-        twice = self.project(inside)
-        gap, size = vector.norm(vector.sub(twice, inside)), vector.norm(inside)
-        polyhedral = gap <= 1e-3 * size
+        inside = self.project(rhs)
+        gap = vector.norm(vector.sub(self.project(inside), inside))
+        polyhedral = gap <= 1e-3 * vector.norm(inside)
         if initial is not None:
             initial = self.project(initial)
-        solution, size = solve_scaled(solver, symmetric_operator(mv), inside, initial)
-        return _broken_unless(polyhedral, solution), size
+        solution = solver.solve(symmetric_operator(mv), inside, initial=initial)
+        known = polyhedral | solution.breakdown
+        outcome = Outcome.where(known, solution.outcome, Outcome.not_polyhedral)
+        return eqx.tree_at(lambda s: s.outcome, solution, outcome)
 
     def solve(
         self, solver: LinearSolver, rhs: PyTree, initial: PyTree | None = None
-    ) -> tuple[LinearSolution, Scalar]:
+    ) -> LinearSolution:
         """See `LinearSystem.solve`."""
         rhs = vector.widen(rhs)
         moved = vector.scale(self.step, rhs)
-        solution, size = self._reduced(solver, vector.sub(rhs, self.hessian(moved)), initial)
-        value = vector.axpy(1, vector.scale(size, solution.value), moved)
-        return eqx.tree_at(lambda s: s.value, solution, value), jnp.ones_like(size)
+        solution = self._reduced(solver, vector.sub(rhs, self.hessian(moved)), initial)
+        return eqx.tree_at(lambda s: s.value, solution, vector.axpy(1, solution.value, moved))
 
     def solve_adjoint(
         self, solver: LinearSolver, rhs: PyTree, initial: PyTree | None = None
-    ) -> tuple[LinearSolution, Scalar]:
+    ) -> LinearSolution:
         """See `LinearSystem.solve_adjoint`."""
-        level, top = levelled(rhs)
-        solution, inside = self._reduced(solver, level, initial)
-        u = vector.scale(inside, solution.value)
-        value = vector.axpy(self.step, vector.sub(level, self.hessian(u)), u)
-        solution = eqx.tree_at(lambda s: s.value, solution, value)
-        return _broken_unless(jnp.isfinite(top), solution), top
-
-
-def _broken_unless(condition: Array, solution: LinearSolution) -> LinearSolution:
-    return eqx.tree_at(lambda s: s.breakdown, solution, solution.breakdown | ~condition)
-
-
-def levelled(rhs: PyTree) -> tuple[PyTree, Scalar]:
-    """`rhs` in at least float32 and divided by its largest entry, and that; zeros if not finite.
-
-    Its square neither overflows nor underflows, whatever the unit of the outer loss.
-    """
-    rhs = vector.widen(rhs)
-    top = vector.largest(rhs)
-    finite = jnp.isfinite(top)
-    # The inverse of a subnormal number overflows.
-    top = jnp.where(top > 0, jnp.maximum(top, jnp.finfo(top.dtype).tiny), top)
-    inverse = 1 / jnp.where(finite & (top > 0), top, 1)
-    return jax.tree.map(lambda a: jnp.where(finite, a * inverse, 0.0).astype(a.dtype), rhs), top
-
-
-def solve_scaled(
-    solver: LinearSolver, operator: LinearOperator, rhs: PyTree, initial: PyTree | None = None
-) -> tuple[LinearSolution, Scalar]:
-    """Solve for the right-hand side divided by its largest entry.
-
-    **Returns:** the solution of the scaled system, and what it has to be multiplied with. A
-    right-hand side that is not finite is a breakdown: its solution is zero.
-    """
-    level, top = levelled(rhs)
-    solution = solver.solve(operator, level, initial=initial)
-    return _broken_unless(jnp.isfinite(top), solution), top
+        rhs = vector.widen(rhs)
+        solution = self._reduced(solver, rhs, initial)
+        u = solution.value
+        value = vector.axpy(self.step, vector.sub(rhs, self.hessian(u)), u)
+        return eqx.tree_at(lambda s: s.value, solution, value)

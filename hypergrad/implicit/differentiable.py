@@ -11,9 +11,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, PyTree
 
-from hypergrad.implicit.adjoint import solve_scaled
 from hypergrad.inner import as_inner_solver
-from hypergrad.linear import vector
 from hypergrad.linear.base import LinearSolver
 from hypergrad.linear.cg import CG
 from hypergrad.linear.jacobian import jacobian_operator, solver_for
@@ -58,16 +56,15 @@ def implicit_solver(
 
     def linear_solve(product: Callable, rhs: PyTree) -> PyTree:
         operator = jacobian_operator(product, rhs, symmetric=symmetric)
-        solution, size = solve_scaled(chosen, operator, rhs)
-        value = solution.value
-        if strict:
-            value = eqx.error_if(
-                value,
-                solution.breakdown | (solution.residual > 0.1),
-                "implicit_solver: the linear system of the derivative was not solved (singular or "
-                "indefinite inner Hessian, or a number that is not finite).",
-            )
-        return vector.cast_like(vector.scale(size, value), rhs)
+        solution = chosen.solve(operator, rhs)
+        if not strict:
+            return solution.value
+        return eqx.error_if(
+            solution.value,
+            solution.breakdown | (solution.residual > 0.1),
+            "implicit_solver: the linear system of the derivative was not solved (singular or "
+            "indefinite inner Hessian, or a number that is not finite).",
+        )
 
     def tangent_solve(product: Callable, rhs: PyTree) -> PyTree:
         return jax.lax.custom_linear_solve(

@@ -24,6 +24,7 @@ from hypergrad.linear import vector
 from hypergrad.linear.base import LinearSolver
 from hypergrad.linear.cg import CG
 from hypergrad.linear.jacobian import solver_for
+from hypergrad.outcome import Outcome
 from hypergrad.paths import require_effect, trace_paths
 from hypergrad.problem import BilevelProblem
 from hypergrad.residual import residual_of, residual_scale, slope_of
@@ -36,6 +37,7 @@ class ImplicitState(eqx.Module):
     - `adjoint`: solution of the last adjoint system, its cotangent divided by the largest entry, in
       at least float32; zeros before the first.
     - `cotangent_size`: that largest entry, by which `adjoint` is to be multiplied.
+    - `linear_state`: what the linear solver learned, if it does.
     - `scale`: the larger of `‖∂f/∂w‖` and `‖H w‖` at the point given to `init`.
     - `solver_state`: the inner solver's own state.
     - `inner_iterations`: spent by the last `fit`.
@@ -44,7 +46,7 @@ class ImplicitState(eqx.Module):
     params: PyTree
     adjoint: PyTree
     cotangent_size: Scalar
-    recollection: PyTree
+    linear_state: PyTree
     scale: Scalar
     solver_state: PyTree
     inner_iterations: Int[Array, ""]
@@ -139,7 +141,7 @@ class ImplicitDifferentiation(Estimator):
             params=params,
             adjoint=adjoint,
             cotangent_size=jnp.zeros_like(scale),
-            recollection=self.linear_solver.blank(adjoint) if self.warm_start else None,
+            linear_state=self.linear_solver.init_state(adjoint) if self.warm_start else None,
             scale=scale,
             solver_state=None if self.solver is None else self.solver.init(problem, params),
             inner_iterations=jnp.zeros((), jnp.int32),
@@ -166,7 +168,7 @@ class ImplicitDifferentiation(Estimator):
             params=solution.params,
             adjoint=state.adjoint,
             cotangent_size=state.cotangent_size,
-            recollection=state.recollection,
+            linear_state=state.linear_state,
             scale=state.scale,
             solver_state=solution.state,
             inner_iterations=solution.iterations,
@@ -213,8 +215,11 @@ class ImplicitDifferentiation(Estimator):
         initial = None
         if self.warm_start:
             initial = state.adjoint
-            linear_solver = linear_solver.recalling(state.recollection)
-        solution, size = system.solve_adjoint(linear_solver, cotangent, initial)
+            linear_solver = linear_solver.with_state(state.linear_state)
+        # The mixed product is taken in the types of the params: a tiny or huge adjoint would not
+        # survive in them.
+        unit, size = vector.scaled(cotangent)
+        solution = system.solve_adjoint(linear_solver, unit, initial)
 
         # The symmetric part of a fixed point or of KKT conditions need not be definite.
         nonpositive_curvature = solution.nonpositive_curvature & exact.symmetric
@@ -256,21 +261,20 @@ class ImplicitDifferentiation(Estimator):
             ).astype(error.dtype)
             error = jnp.where(nonpositive_curvature, jnp.inf, error)
 
-        breakdown = solution.breakdown | ~vector.all_finite(grad) | ~jnp.isfinite(value)
+        finite = vector.all_finite(grad) & jnp.isfinite(value)
         info = HypergradientInfo(
             inner_residual=vector.norm(residual) / state.scale,
             inner_iterations=state.inner_iterations,
             linear_residual=solution.residual,
             iterations=solution.products,
-            nonpositive_curvature=nonpositive_curvature,
-            breakdown=breakdown,
+            outcome=Outcome.where(finite, solution.outcome, Outcome.not_finite),
             error=error,
         )
         new_state = ImplicitState(
             params=state.params,
             adjoint=solution.value if self.warm_start else state.adjoint,
             cotangent_size=size if self.warm_start else state.cotangent_size,
-            recollection=solution.recollection if self.warm_start else None,
+            linear_state=solution.state if self.warm_start else None,
             scale=state.scale,
             solver_state=state.solver_state,
             inner_iterations=state.inner_iterations,

@@ -27,8 +27,9 @@ import jax.numpy as jnp
 from jaxtyping import PyTree, Scalar
 
 from hypergrad.linear import vector
-from hypergrad.linear.base import LinearSolution, LinearSolver
+from hypergrad.linear.base import LinearSolver
 from hypergrad.linear.cg import CG
+from hypergrad.linear.solution import LinearSolution
 
 
 class ErrorEstimate(eqx.Module):
@@ -64,8 +65,8 @@ def estimate_error(
     options: ErrorEstimate,
     at: Callable[[PyTree], Sensitivity],
     mixed: Callable[[PyTree], PyTree],
-    solve_forward: Callable[[PyTree], tuple[LinearSolution, Scalar]],
-    solve_adjoint: Callable[[PyTree], tuple[LinearSolution, Scalar]],
+    solve_forward: Callable[[PyTree], LinearSolution],
+    solve_adjoint: Callable[[PyTree], LinearSolution],
     origin: PyTree,
     noise: Scalar,
     symmetric: bool,
@@ -77,9 +78,8 @@ def estimate_error(
     - `options`: see `ErrorEstimate`.
     - `at`: displacement `e -> Sensitivity` at `w − e`, with the same `q`.
     - `mixed`: `δ -> Cᵀ δ`.
-    - `solve_forward`, `solve_adjoint`: `b -> (solution, size)` of `H x = b`, `Hᵀ x = b`; the answer
-      is `size * solution.value`.
-    - `origin`: the displacement zero, in the dtypes of these answers.
+    - `solve_forward`, `solve_adjoint`: `b -> solution` of `H x = b`, `Hᵀ x = b`.
+    - `origin`: the displacement zero, in the dtypes of the solutions.
     - `noise`: the rounding error in the norm of the inner residual.
     - `symmetric`: the system has to be positive definite; otherwise curvature means nothing.
 
@@ -89,16 +89,16 @@ def estimate_error(
 
     def newton(displacement: PyTree, _: None) -> tuple[PyTree, tuple]:
         pieces = at(displacement)
-        step, size = solve_forward(pieces.inner)
+        step = solve_forward(pieces.inner)
         failed = (step.nonpositive_curvature & symmetric) | step.breakdown
-        moved = vector.axpy(size, step.value, displacement)
-        return moved, (pieces, size * vector.norm(step.value), failed)
+        moved = vector.axpy(1, step.value, displacement)
+        return moved, (pieces, vector.norm(step.value), failed)
 
     # Both Newton steps in one loop: the program holds their solve once.
     _, (pieces, lengths, failed) = jax.lax.scan(newton, origin, None, length=2)
     here, there = (jax.tree.map(lambda a, i=i: a[i], pieces) for i in range(2))
-    change, amount = solve_adjoint(there.linear)
-    correction = mixed(vector.scale(amount, change.value))
+    change = solve_adjoint(there.linear)
+    correction = mixed(change.value)
     delta = vector.sub(vector.sub(there.gradient, here.gradient), correction)
 
     # Once the inner residual is rounding error no step can reduce it, and none has to.

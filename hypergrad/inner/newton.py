@@ -1,5 +1,7 @@
 """Newton's method, for inner problems that must be solved to rounding error."""
 
+from typing import Self
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,11 +11,10 @@ from hypergrad.inner.base import InnerSolution, InnerSolver
 from hypergrad.linear import vector
 from hypergrad.linear.base import LinearSolver
 from hypergrad.linear.cg import CG
-from hypergrad.linear.gmres import GMRES
 from hypergrad.linear.jacobian import jacobian_operator, solver_for
-from hypergrad.linear.pcg import PCG
 from hypergrad.problem import BilevelProblem
 from hypergrad.residual import residual_of
+from hypergrad.tolerance import HasTolerance
 
 
 class Newton(InnerSolver):
@@ -34,13 +35,16 @@ class Newton(InnerSolver):
     - `tol`: stop at `‖∂f/∂w‖ <= tol` (absolute), or when rounding error lets nothing decrease any
       more.
     - `max_steps`: Newton steps per run.
-    - `linear_solver`: solves for the step. The `tol` of a `CG`, `PCG` or `GMRES` is replaced
-      step by step.
+    - `linear_solver`: solves for the step. Its tolerance, if it has one, is replaced step by step.
     """
 
     tol: float | Scalar = 0.0
     max_steps: int | Int[Array, ""] = 100
     linear_solver: LinearSolver = CG(max_steps=1000)
+
+    def with_tol(self, tol: float | Scalar) -> Self:
+        """See `hypergrad.tolerance.HasTolerance`."""
+        return eqx.tree_at(lambda s: s.tol, self, tol)
 
     def run(
         self,
@@ -73,19 +77,18 @@ class Newton(InnerSolver):
             point, value, gradient, norm, first, shift, step, _ = carry
             _, product = jax.linearize(residual_at, point)
             solver = solver_for(self.linear_solver, symmetric=symmetric)
-            if isinstance(solver, CG | PCG | GMRES):
+            if isinstance(solver, HasTolerance):
                 forcing = jnp.minimum(0.1, jnp.sqrt(norm / first))
                 # The last step need not be better than what is asked for.
                 forcing = jnp.maximum(forcing, 0.5 * jnp.minimum(self.tol / norm, 1))
-                solver = eqx.tree_at(lambda s: s.tol, solver, forcing)
-            unit = vector.scale(1 / norm, gradient)
+                solver = solver.with_tol(forcing)
             operator = jacobian_operator(product, point, symmetric=symmetric).damped(shift)
-            solution = solver.solve(operator, vector.widen(unit))
+            solution = solver.solve(operator, vector.widen(gradient))
             indefinite = solution.nonpositive_curvature
             larger = jnp.maximum(4 * shift, 2 * jnp.abs(solution.curvature_min))
             smaller = jnp.where(shift > 1e-3 * solution.curvature_max, shift / 4, 0)
             shift = jnp.where(indefinite, larger, smaller).astype(norm.dtype)
-            direction = vector.cast_like(vector.scale(norm, solution.value), point)
+            direction = vector.cast_like(solution.value, point)
             # Half the squared residual falls along its own Newton step with slope -‖r‖².
             slope = vector.vdot(gradient, direction) if symmetric else norm**2
             newton = (slope > 0) & vector.all_finite(direction)

@@ -1,5 +1,7 @@
 """Steps of an optax optimizer."""
 
+from typing import Self
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -33,6 +35,10 @@ class OptaxSolver(InnerSolver):
     steps: int | Int[Array, ""] = 1000
     tol: float | Scalar = 0.0
     fresh_noise: bool = eqx.field(static=True, default=True)
+
+    def with_tol(self, tol: float | Scalar) -> Self:
+        """See `hypergrad.tolerance.HasTolerance`."""
+        return eqx.tree_at(lambda s: s.tol, self, tol)
 
     def init(self, problem: BilevelProblem, params: PyTree) -> PyTree:
         """The optimizer's initial state."""

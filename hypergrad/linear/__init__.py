@@ -1,9 +1,7 @@
 """Linear solvers for inverse-Hessian-vector products, one method a file."""
 
-from hypergrad.linear.base import LinearOperator as LinearOperator
-from hypergrad.linear.base import LinearSolution as LinearSolution
+from hypergrad.linear.base import IterativeSolver as IterativeSolver
 from hypergrad.linear.base import LinearSolver as LinearSolver
-from hypergrad.linear.base import symmetric_operator as symmetric_operator
 from hypergrad.linear.bicgstab import BiCGStab as BiCGStab
 from hypergrad.linear.cg import CG as CG
 from hypergrad.linear.dense import Dense as Dense
@@ -16,8 +14,12 @@ from hypergrad.linear.neumann import Neumann as Neumann
 from hypergrad.linear.normal_cg import NormalCG as NormalCG
 from hypergrad.linear.nystrom import Nystrom as Nystrom
 from hypergrad.linear.nystrom import NystromPreconditioner as NystromPreconditioner
+from hypergrad.linear.operator import LinearOperator as LinearOperator
+from hypergrad.linear.operator import symmetric_operator as symmetric_operator
 from hypergrad.linear.pcg import PCG as PCG
 from hypergrad.linear.preconditioner import Diagonal as Diagonal
 from hypergrad.linear.preconditioner import Jacobi as Jacobi
 from hypergrad.linear.preconditioner import Preconditioner as Preconditioner
 from hypergrad.linear.recycling_cg import RecyclingCG as RecyclingCG
+from hypergrad.linear.solution import LinearSolution as LinearSolution
+from hypergrad.linear.system import System as System

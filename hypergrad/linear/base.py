@@ -1,90 +1,41 @@
-"""What a linear solver is given and what it gives back."""
+"""The template of every linear solver, and what those share that iterate to a tolerance."""
 
 from abc import abstractmethod
-from typing import Self
+from typing import ClassVar, Self
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree, Scalar
 
-from hypergrad.linear import vector
-from hypergrad.linear.vector import Product
-
-
-class LinearOperator(eqx.Module):
-    """A linear map of the parameter space to itself, known only by its products.
-
-    **Fields:**
-
-    - `mv`: `v -> A v`.
-    - `transpose_mv`: `v -> Aᵀ v`; the same as `mv` for a symmetric operator.
-    - `symmetric`: whether `A = Aᵀ` (a Hessian is, the Jacobian of a fixed point seldom is).
-    """
-
-    mv: Product
-    transpose_mv: Product
-    symmetric: bool = eqx.field(static=True)
-
-    @property
-    def transposed(self) -> "LinearOperator":
-        """The operator `Aᵀ`."""
-        return LinearOperator(self.transpose_mv, self.mv, self.symmetric)
-
-    def damped(self, damping: Array | float) -> "LinearOperator":
-        """The operator `A + damping I`."""
-        return LinearOperator(
-            lambda v: vector.axpy(damping, v, self.mv(v)),
-            lambda v: vector.axpy(damping, v, self.transpose_mv(v)),
-            self.symmetric,
-        )
-
-
-def symmetric_operator(mv: Product) -> LinearOperator:
-    """The operator of a symmetric product, e.g. of a Hessian."""
-    return LinearOperator(mv, mv, symmetric=True)
-
-
-class LinearSolution(eqx.Module):
-    """An approximate solution of `A x = b` and how far it can be trusted.
-
-    **Fields:**
-
-    - `value`: `x`, a pytree like `b`. Always finite when `b` is.
-    - `residual`: `‖b − A x‖ / ‖b‖` as the method knows it (zero for `b = 0`; NaN where the method
-      gives a truncated answer without ever measuring it, such as `Identity`).
-    - `products`: operator products spent.
-    - `nonpositive_curvature`: a direction with `⟨d, A d⟩ <= 0` was met.
-    - `breakdown`: a product was not finite, or the iteration diverged; `value` is the last good
-      iterate.
-    - `curvature_min`, `curvature_max`: smallest and largest Rayleigh quotient (or Ritz value) seen;
-      NaN when the method sees none.
-    - `recollection`: what the solver wants to be given back at the next solve (see
-      `LinearSolver.recalling`); `None` for those that remember nothing.
-    """
-
-    value: PyTree
-    residual: Scalar
-    products: Int[Array, ""]
-    nonpositive_curvature: Bool[Array, ""]
-    breakdown: Bool[Array, ""]
-    curvature_min: Scalar
-    curvature_max: Scalar
-    recollection: PyTree = None
+from hypergrad.linear.operator import LinearOperator
+from hypergrad.linear.solution import LinearSolution
+from hypergrad.linear.system import System
+from hypergrad.outcome import RUNNING, Outcome
 
 
 class LinearSolver(eqx.Module):
     """Solves `A x = b` for a `LinearOperator` on pytrees.
 
+    `solve` is the same for all: it refuses an operator that the method is not made for, scales the
+    right-hand side, widens and packs the vectors, and takes all of that back from the answer. A
+    method is one `solve_scaled`.
+
     Implementations are immutable, `jit`- and `vmap`-clean, and obey three rules:
 
     - the operator is never applied to a vector of zeros made inside the program (XLA's CPU compiler
-      returns garbage for it, see `tests/hypergrad/test_platform_faults.py`); with no `initial`, the
+      returns garbage for it, see `tests/hypergrad/test_platform_faults.py`); with no start, the
       first residual *is* `b`;
-    - `b = 0` returns zero at no cost, with residual 0;
-    - a non-finite product ends the iteration with `breakdown`, never with a NaN answer.
+    - `b = 0` returns zero, with residual 0;
+    - a non-finite product ends the iteration with a breakdown, never with a NaN answer.
+
+    **Class attributes:**
+
+    - `symmetric_only`: whether `solve` refuses an operator that is not marked symmetric.
     """
 
-    @abstractmethod
+    symmetric_only: ClassVar[bool] = False
+
     def solve(
         self, operator: LinearOperator, rhs: PyTree, *, initial: PyTree | None = None
     ) -> LinearSolution:
@@ -92,24 +43,59 @@ class LinearSolver(eqx.Module):
 
         **Arguments:**
 
-        - `operator`: the map `A`.
+        - `operator`: the map `A`, on vectors of the dtypes of `rhs`.
         - `rhs`: the right-hand side `b`, a pytree of inexact arrays.
-        - `initial`: a start for iterative methods (warm start); ignored by direct ones. A start of
-          zeros is recognised at run time and costs no product.
-        """
+        - `initial`: a start for iterative methods (warm start), of any length: it is scaled before
+          use. A start of zeros is recognised at run time and costs no product.
 
-    def blank(self, like: PyTree) -> PyTree:
+        **Raises:** `ValueError` if the operator is not marked symmetric and has to be.
+        """
+        self.check(operator)
+        rhs = jax.tree.map(jnp.asarray, rhs)
+        system, size = System.of(operator, rhs, initial)
+        return system.restored(self.solve_scaled(system), size, rhs)
+
+    @abstractmethod
+    def solve_scaled(self, system: System) -> LinearSolution:
+        """Solve a system that `solve` has prepared; `System.solution` makes the answer."""
+
+    def check(self, operator: LinearOperator) -> None:
+        """Raise `ValueError` for an operator that this method is not made for."""
+        if self.symmetric_only:
+            operator.require_symmetric(type(self).__name__)
+
+    def init_state(self, like: PyTree) -> PyTree:
         """What a solver that learns from solve to solve knows before the first; else `None`.
 
         `like` is a vector of the space: only shapes and dtypes matter.
         """
         return None
 
-    def recalling(self, recollection: PyTree) -> Self:
-        """This solver with what it learned: `blank(...)`, or `solution.recollection` of a solve."""
+    def with_state(self, state: PyTree) -> Self:
+        """This solver with what it learned: `init_state(...)`, or `solution.state` of a solve."""
         return self
 
 
-def unmeasured(rhs: PyTree) -> Scalar:
-    """NaN in the accumulation dtype: the mark of a quantity that a method does not know."""
-    return jnp.full((), jnp.nan, dtype=vector.vdot(rhs, rhs).dtype)
+class IterativeSolver(LinearSolver):
+    """A linear solver that iterates until `‖b − A x‖ <= tol ‖b‖`, or `max_steps` are taken."""
+
+    tol: float | Scalar = 1e-6
+    max_steps: int | Int[Array, ""] = 1000
+
+    def __check_init__(self) -> None:
+        name = type(self).__name__
+        if isinstance(self.tol, float | int) and not self.tol >= 0:
+            raise ValueError(f"{name}: tol must be >= 0, got {self.tol}.")
+        if isinstance(self.max_steps, int) and self.max_steps < 0:
+            raise ValueError(f"{name}: max_steps must be >= 0, got {self.max_steps}.")
+
+    def with_tol(self, tol: float | Scalar) -> Self:
+        """See `hypergrad.tolerance.HasTolerance`."""
+        return eqx.tree_at(lambda s: s.tol, self, tol)
+
+    def unfinished(
+        self, system: System, step: Array, residual: Scalar, outcome: Outcome
+    ) -> Bool[Array, ""]:
+        """Whether to take one more step."""
+        going = (step < self.max_steps) & (residual > self.tol * system.norm)
+        return going & (outcome == RUNNING)

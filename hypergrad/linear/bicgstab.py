@@ -8,14 +8,16 @@ early in float32 from a few thousand unknowns on.
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PyTree, Scalar
+from jaxtyping import Array, Int, PyTree
 
 from hypergrad.linear import vector
-from hypergrad.linear.base import LinearOperator, LinearSolution, LinearSolver
-from hypergrad.linear.system import Spectrum, check_stop, normalise, nothing_met
+from hypergrad.linear.base import IterativeSolver
+from hypergrad.linear.solution import LinearSolution, Spectrum, nothing_met
+from hypergrad.linear.system import System
+from hypergrad.outcome import RUNNING, Outcome
 
 
-class BiCGStab(LinearSolver):
+class BiCGStab(IterativeSolver):
     """Stabilised bi-conjugate gradient; two products a step, constant memory.
 
     One more product measures the residual in the end, since the recurrence strays from it.
@@ -31,22 +33,17 @@ class BiCGStab(LinearSolver):
     - `max_steps`: most steps. May be traced. Default 500.
     """
 
-    tol: float | Scalar = 1e-6
     max_steps: int | Int[Array, ""] = 500
 
-    def __check_init__(self) -> None:
-        check_stop("BiCGStab", self.tol, self.max_steps)
-
-    def solve(
-        self, operator: LinearOperator, rhs: PyTree, *, initial: PyTree | None = None
-    ) -> LinearSolution:
-        """See `LinearSolver.solve`."""
-        system = normalise(operator, rhs, initial)
+    def solve_scaled(self, system: System) -> LinearSolution:
+        """See `LinearSolver.solve_scaled`."""
         dtype = system.norm.dtype
         eps = jnp.finfo(dtype).eps
+        x0, r0, products = system.begin()
+        target = self.tol * system.norm
 
         def unfinished(c: _Iteration) -> Array:
-            return (c.step < self.max_steps) & (c.best_size > self.tol) & ~c.stop
+            return self.unfinished(system, c.step, c.best_size, c.outcome)
 
         def body(c: _Iteration) -> _Iteration:
             v = system.operator.mv(c.direction)
@@ -58,10 +55,10 @@ class BiCGStab(LinearSolver):
             v = vector.where(finite, v, c.direction)
             s = vector.axpy(-alpha, v, c.residual)
             x = vector.axpy(alpha, c.direction, c.x)
-            half = vector.norm(s)
+            half = vector.length(s)
 
             # The second half divides by A s, which must not be asked for s = 0.
-            again = good & (half > self.tol)
+            again = good & (half > target)
             probe = vector.where(half > 0, s, c.direction)
             t = jax.lax.cond(again, system.operator.mv, lambda u: u, probe)
             t_square = vector.vdot(t, t)
@@ -72,7 +69,7 @@ class BiCGStab(LinearSolver):
             t = vector.where(t_finite, t, s)
             x = vector.axpy(omega, s, x)
             residual = vector.axpy(-omega, t, s)
-            size = vector.norm(residual)
+            size = vector.length(residual)
 
             rho = vector.vdot(c.shadow, residual)
             degenerate = (jnp.abs(rho) <= eps * size * vector.norm(c.shadow)) | (omega == 0)
@@ -81,10 +78,12 @@ class BiCGStab(LinearSolver):
             better = good & (size < c.best_size)
             broken = ~finite | (again & ~t_finite) | ~jnp.isfinite(size)
             # A fresh start that degenerates at once would do so for ever.
-            stuck = ~regular | (degenerate & c.fresh & (size > self.tol))
+            stuck = ~regular | (degenerate & c.fresh & (size > target))
             spectrum = c.spectrum.met(
                 vector.vdot(c.direction, v) / vector.vdot(c.direction, c.direction)
             )
+            solved = better & (size <= target)
+            outcome = Outcome.where(stuck & ~solved, Outcome.breakdown, RUNNING)
             spectrum = vector.where(again, spectrum.met(st / half**2), spectrum)
             return _Iteration(
                 step=c.step + 1,
@@ -98,35 +97,35 @@ class BiCGStab(LinearSolver):
                 best=vector.where(better, x, c.best),
                 best_size=jnp.where(better, size, c.best_size),
                 spectrum=spectrum,
-                stop=broken | stuck,
-                breakdown=broken | (stuck & ~(better & (size <= self.tol))),
+                outcome=Outcome.where(broken, Outcome.not_finite, outcome),
             )
 
-        first = vector.norm(system.residual)
+        first = vector.length(r0)
         start = _Iteration(
             step=jnp.zeros((), jnp.int32),
-            spent=system.products,
-            x=system.start,
-            residual=system.residual,
-            direction=system.residual,
-            shadow=system.residual,
+            spent=products,
+            x=x0,
+            residual=r0,
+            direction=r0,
+            shadow=r0,
             rho=first**2,
             fresh=jnp.asarray(True),
-            best=system.start,
+            best=x0,
             best_size=first,
             spectrum=nothing_met(dtype),
-            stop=first == 0,
-            breakdown=jnp.asarray(False),
+            outcome=RUNNING,
         )
         end = jax.lax.while_loop(unfinished, body, start)
         residual, measuring = system.measured(end.best, end.best_size, end.step)
+        products = end.spent + measuring
         return system.solution(
             end.best,
             residual,
-            end.spent + measuring,
-            nonpositive=end.spectrum.low <= 0,
-            breakdown=end.breakdown,
-            spectrum=end.spectrum,
+            products,
+            end.outcome,
+            end.spectrum,
+            tol=self.tol,
+            reached=end.best_size,
         )
 
 
@@ -142,5 +141,4 @@ class _Iteration(eqx.Module):
     best: PyTree
     best_size: Array
     spectrum: Spectrum
-    stop: Array
-    breakdown: Array
+    outcome: Outcome

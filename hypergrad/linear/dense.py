@@ -11,9 +11,12 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
 
 from hypergrad.linear import vector
-from hypergrad.linear.base import LinearOperator, LinearSolution, LinearSolver
+from hypergrad.linear.base import LinearSolver
+from hypergrad.linear.operator import LinearOperator
 from hypergrad.linear.preconditioner import BuiltPreconditioner, Preconditioner
-from hypergrad.linear.system import Spectrum, normalise
+from hypergrad.linear.solution import LinearSolution, Spectrum
+from hypergrad.linear.system import System
+from hypergrad.outcome import Outcome
 
 
 class Dense(LinearSolver):
@@ -37,42 +40,37 @@ class Dense(LinearSolver):
         if self.chunk < 1:
             raise ValueError(f"Dense: chunk must be >= 1, got {self.chunk}.")
 
-    def solve(
-        self, operator: LinearOperator, rhs: PyTree, *, initial: PyTree | None = None
-    ) -> LinearSolution:
-        """See `LinearSolver.solve`; `initial` is not used.
+    def solve_scaled(self, system: System) -> LinearSolution:
+        """See `LinearSolver.solve_scaled`; a start is not used.
 
         **Raises:** `ValueError` if there are more than `max_size` unknowns.
         """
-        n = vector.size(rhs)
+        n = vector.size(system.rhs)
         _check_size("Dense", n, self.max_size)
-        system = normalise(operator, rhs, None)
-        dtype = system.norm.dtype
-        if n == 0:
-            matrix = jnp.zeros((0, 0), dtype)
-        else:
-            matrix = materialise(system.operator, system.rhs, chunk=self.chunk).astype(dtype)
-        finite = jnp.all(jnp.isfinite(matrix))
-        matrix = jnp.where(finite, matrix, jnp.eye(n, dtype=dtype))
         b, unravel = ravel_pytree(system.rhs)
-        if operator.symmetric:
+        matrix = jnp.zeros((0, 0), b.dtype)
+        if n > 0:
+            matrix = materialise(system.operator, system.rhs, chunk=self.chunk).astype(b.dtype)
+        finite = jnp.all(jnp.isfinite(matrix))
+        matrix = jnp.where(finite, matrix, jnp.eye(n, dtype=b.dtype))
+        indefinite = jnp.asarray(False)
+        if system.operator.symmetric:
             x, low, high, positive = _symmetric(matrix, b)
-            nonpositive = finite & ~positive
+            indefinite = ~positive
         else:
             x, low, high = _general(matrix, b)
-            nonpositive = finite & (low <= 0)
         usable = finite & jnp.all(jnp.isfinite(x))
         x = jnp.where(usable, x, 0)
-        highest = jax.lax.Precision.HIGHEST
-        residual = vector.norm(b - jnp.matmul(matrix, x, precision=highest))
-        empty = system.norm == 0
+        left = vector.norm(b - jnp.matmul(matrix, x, precision=jax.lax.Precision.HIGHEST))
+        regular = left <= jnp.sqrt(jnp.finfo(b.dtype).eps) * system.norm
+        outcome = Outcome.where(regular, Outcome.solved, Outcome.stagnated)
+        outcome = Outcome.where(indefinite, Outcome.indefinite, outcome)
         return system.solution(
             unravel(x),
-            jnp.where(empty, 0, residual),
-            jnp.asarray(n, jnp.int32),
-            nonpositive=nonpositive,
-            breakdown=~usable & ~empty,
-            spectrum=Spectrum(jnp.where(finite, low, jnp.inf), jnp.where(finite, high, -jnp.inf)),
+            left,
+            n,
+            Outcome.where(usable, outcome, Outcome.not_finite),
+            Spectrum(jnp.where(finite, low, jnp.nan), jnp.where(finite, high, jnp.nan)),
         )
 
 
@@ -102,8 +100,7 @@ class DensePreconditioner(Preconditioner):
         """
         n = vector.size(like)
         _check_size("DensePreconditioner", n, self.max_size)
-        if not operator.symmetric:
-            raise ValueError("DensePreconditioner needs a symmetric operator, and this is not one.")
+        operator.require_symmetric("DensePreconditioner")
         matrix = materialise(operator, like, chunk=self.chunk)
         matrix = (matrix + matrix.T) / 2
         factor = jnp.linalg.cholesky(matrix)

@@ -6,19 +6,19 @@ right-hand side shorter than machine epsilon for solved, refuses bfloat16, and l
 residual only once in a whole restart.
 """
 
-from functools import reduce
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PyTree, Scalar
+from jaxtyping import Array, PyTree
 
 from hypergrad.linear import vector
-from hypergrad.linear.base import LinearOperator, LinearSolution, LinearSolver
-from hypergrad.linear.system import Spectrum, check_stop, normalise, nothing_met
+from hypergrad.linear.base import IterativeSolver
+from hypergrad.linear.solution import LinearSolution, Spectrum, nothing_met
+from hypergrad.linear.system import System
+from hypergrad.outcome import RUNNING, Outcome
 
 
-class GMRES(LinearSolver):
+class GMRES(IterativeSolver):
     """Generalised minimal residual; one product a step, memory for `restart + 1` vectors.
 
     **Arguments:**
@@ -31,28 +31,22 @@ class GMRES(LinearSolver):
     stagnates for good where it stagnates once.
     """
 
-    tol: float | Scalar = 1e-6
-    max_steps: int | Int[Array, ""] = 1000
     restart: int = eqx.field(static=True, default=30)
 
     def __check_init__(self) -> None:
-        check_stop("GMRES", self.tol, self.max_steps)
         if self.restart < 1:
             raise ValueError(f"GMRES: restart must be >= 1, got {self.restart}.")
 
-    def solve(
-        self, operator: LinearOperator, rhs: PyTree, *, initial: PyTree | None = None
-    ) -> LinearSolution:
-        """See `LinearSolver.solve`."""
-        system = normalise(operator, rhs, initial)
+    def solve_scaled(self, system: System) -> LinearSolution:
+        """See `LinearSolver.solve_scaled`."""
         dtype = system.norm.dtype
         eps = jnp.finfo(dtype).eps
-        m = max(1, min(self.restart, vector.size(rhs)))
+        m = max(1, min(self.restart, vector.size(system.rhs)))
         columns = jnp.arange(m)
 
         def growing(c: _Arnoldi) -> Array:
             residual = jnp.abs(c.image[c.step])
-            return (c.step < m) & (c.spent < self.max_steps) & (residual > self.tol) & ~c.stop
+            return (c.step < m) & self.unfinished(system, c.spent, residual, c.outcome)
 
         def grow(c: _Arnoldi) -> _Arnoldi:
             j = c.step
@@ -60,10 +54,10 @@ class GMRES(LinearSolver):
             length = vector.norm(image)
             finite = jnp.isfinite(length)
             # Twice is enough (Giraud et al. 2005): classical Gram-Schmidt, orthogonal to rounding.
-            h = _components(c.basis, image)
-            w = vector.sub(image, _combine(c.basis, h))
-            again = _components(c.basis, w)
-            w = vector.sub(w, _combine(c.basis, again))
+            h = vector.dots(c.basis, image)
+            w = vector.sub(image, vector.combine(h, c.basis))
+            again = vector.dots(c.basis, w)
+            w = vector.sub(w, vector.combine(again, c.basis))
             h = h + again
             rest = vector.norm(w)
             ended = rest <= eps * length
@@ -83,6 +77,7 @@ class GMRES(LinearSolver):
             turned = c.image.at[j].set(cosine * value).at[j + 1].set(-sine * value)
             scale = jnp.maximum(jnp.max(jnp.abs(c.triangle)), length)
             good = finite & (size > 30 * eps * scale)
+            outcome = Outcome.where(good & ~ended, RUNNING, Outcome.stagnated)
             new_basis = jax.tree.map(lambda leaf, v: leaf.at[j + 1].set(v), c.basis, unit)
             return _Arnoldi(
                 step=jnp.where(good, j + 1, j),
@@ -92,12 +87,11 @@ class GMRES(LinearSolver):
                 rotation=jnp.where(good, rotation, c.rotation),
                 image=jnp.where(good, turned, c.image),
                 spectrum=c.spectrum.met(h[j]),
-                stop=~good | ended,
-                breakdown=~finite,
+                outcome=Outcome.where(finite, outcome, Outcome.not_finite),
             )
 
         def unfinished(c: _Restart) -> Array:
-            return (c.spent < self.max_steps) & (c.size > self.tol) & ~c.stop
+            return self.unfinished(system, c.spent, c.size, c.outcome)
 
         def cycle(c: _Restart) -> _Restart:
             unit = vector.scale(1 / c.size, c.residual)
@@ -115,62 +109,39 @@ class GMRES(LinearSolver):
                     rotation=jnp.eye(m + 1, dtype=dtype),
                     image=jnp.zeros(m + 1, dtype).at[0].set(c.size),
                     spectrum=c.spectrum,
-                    stop=jnp.asarray(False),
-                    breakdown=jnp.asarray(False),
+                    outcome=RUNNING,
                 ),
             )
             used = columns < inner.step
             triangle = jnp.where(used[:, None] & used, inner.triangle, jnp.eye(m, dtype=dtype))
             y = jax.scipy.linalg.solve_triangular(triangle, jnp.where(used, inner.image[:m], 0))
-            x = vector.axpy(1.0, _combine(inner.basis, jnp.append(y, 0)), c.x)
+            x = vector.axpy(1.0, vector.combine(jnp.append(y, 0), inner.basis), c.x)
             # The residual lies in the space just built: no product is needed to know it.
             rest = inner.image[inner.step]
-            residual = _combine(inner.basis, rest * inner.rotation[inner.step])
+            residual = vector.combine(rest * inner.rotation[inner.step], inner.basis)
             size = jnp.abs(rest)
+            idle = (inner.outcome == RUNNING) & (size > (1 - 1e-4) * c.size)
             return _Restart(
                 spent=inner.spent,
                 x=x,
                 residual=residual,
                 size=size,
                 spectrum=inner.spectrum,
-                stop=inner.stop | (size > (1 - 1e-4) * c.size),
-                breakdown=inner.breakdown,
+                outcome=Outcome.where(idle, Outcome.stagnated, inner.outcome),
             )
 
-        first = vector.norm(system.residual)
+        x0, r0, products = system.begin()
         start = _Restart(
             spent=jnp.zeros((), jnp.int32),
-            x=system.start,
-            residual=system.residual,
-            size=first,
+            x=x0,
+            residual=r0,
+            size=vector.length(r0),
             spectrum=nothing_met(dtype),
-            stop=first == 0,
-            breakdown=jnp.asarray(False),
+            outcome=RUNNING,
         )
         end = jax.lax.while_loop(unfinished, cycle, start)
-        return system.solution(
-            end.x,
-            end.size,
-            system.products + end.spent,
-            nonpositive=end.spectrum.low <= 0,
-            breakdown=end.breakdown,
-            spectrum=end.spectrum,
-        )
-
-
-def _components(basis: PyTree, v: PyTree) -> Array:
-    """`⟨basis_i, v⟩` for all i."""
-    highest = jax.lax.Precision.HIGHEST
-    parts = jax.tree.map(lambda b, a: jnp.tensordot(b, a, axes=a.ndim, precision=highest), basis, v)
-    return reduce(jnp.add, jax.tree.leaves(parts))
-
-
-def _combine(basis: PyTree, weights: Array) -> PyTree:
-    """`Σ weights_i basis_i`."""
-    highest = jax.lax.Precision.HIGHEST
-    return jax.tree.map(
-        lambda b: jnp.tensordot(weights.astype(b.dtype), b, axes=1, precision=highest), basis
-    )
+        products = products + end.spent
+        return system.solution(end.x, end.size, products, end.outcome, end.spectrum, tol=self.tol)
 
 
 class _Arnoldi(eqx.Module):
@@ -181,8 +152,7 @@ class _Arnoldi(eqx.Module):
     rotation: Array
     image: Array
     spectrum: Spectrum
-    stop: Array
-    breakdown: Array
+    outcome: Outcome
 
 
 class _Restart(eqx.Module):
@@ -191,5 +161,4 @@ class _Restart(eqx.Module):
     residual: PyTree
     size: Array
     spectrum: Spectrum
-    stop: Array
-    breakdown: Array
+    outcome: Outcome

@@ -6,10 +6,13 @@ direction and knows nothing of curvature.
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from hypergrad.linear import vector
-from hypergrad.linear.base import LinearOperator, LinearSolution, LinearSolver, unmeasured
+from hypergrad.linear.base import LinearSolver
+from hypergrad.linear.solution import LinearSolution, nothing_met
+from hypergrad.linear.system import System
+from hypergrad.outcome import Outcome
 
 
 class Identity(LinearSolver):
@@ -25,18 +28,9 @@ class Identity(LinearSolver):
 
     scale: Array | float = 1.0
 
-    def solve(
-        self, operator: LinearOperator, rhs: PyTree, *, initial: PyTree | None = None
-    ) -> LinearSolution:
-        """Scale `rhs`; `operator` and `initial` are not used."""
-        unknown = unmeasured(rhs)
-        value = vector.scale(self.scale, rhs)
-        return LinearSolution(
-            value=value,
-            residual=jnp.where(vector.norm(rhs) == 0, 0.0, unknown).astype(unknown.dtype),
-            products=jnp.zeros((), jnp.int32),
-            nonpositive_curvature=jnp.asarray(False),
-            breakdown=~vector.all_finite(value),
-            curvature_min=unknown,
-            curvature_max=unknown,
-        )
+    def solve_scaled(self, system: System) -> LinearSolution:
+        """See `LinearSolver.solve_scaled`; neither operator nor start are used."""
+        x = vector.scale(self.scale, system.rhs)
+        unknown = jnp.full_like(system.norm, jnp.nan)
+        outcome = Outcome.where(vector.all_finite(x), Outcome.approximate, Outcome.not_finite)
+        return system.solution(x, unknown, 0, outcome, nothing_met(system.norm.dtype))

@@ -4,9 +4,10 @@ import jax
 from jaxtyping import PyTree
 
 from hypergrad.linear import vector
-from hypergrad.linear.base import LinearOperator, LinearSolver, symmetric_operator
+from hypergrad.linear.base import LinearSolver
 from hypergrad.linear.cg import CG
 from hypergrad.linear.gmres import GMRES
+from hypergrad.linear.operator import LinearOperator, symmetric_operator
 from hypergrad.linear.vector import Product
 
 

@@ -5,17 +5,21 @@ non-positive curvature is that of Liu & Roosta, "MINRES: from negative curvature
 monotonicity properties" (2022).
 """
 
+from typing import ClassVar
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PyTree, Scalar
+from jaxtyping import Array, PyTree
 
 from hypergrad.linear import vector
-from hypergrad.linear.base import LinearOperator, LinearSolution, LinearSolver
-from hypergrad.linear.system import Spectrum, check_stop, normalise, nothing_met
+from hypergrad.linear.base import IterativeSolver
+from hypergrad.linear.solution import LinearSolution, Spectrum, nothing_met
+from hypergrad.linear.system import System
+from hypergrad.outcome import RUNNING, Outcome
 
 
-class MINRES(LinearSolver):
+class MINRES(IterativeSolver):
     """Minimal residual; one product a step, and one to measure the residual in the end.
 
     The measurement is not a luxury: what the recurrence says strays from the truth by the square of
@@ -31,31 +35,17 @@ class MINRES(LinearSolver):
     - `max_steps`: most steps. May be traced. Default 1000.
     """
 
-    tol: float | Scalar = 1e-6
-    max_steps: int | Int[Array, ""] = 1000
+    symmetric_only: ClassVar[bool] = True
 
-    def __check_init__(self) -> None:
-        check_stop("MINRES", self.tol, self.max_steps)
-
-    def solve(
-        self, operator: LinearOperator, rhs: PyTree, *, initial: PyTree | None = None
-    ) -> LinearSolution:
-        """See `LinearSolver.solve`.
-
-        **Raises:** `ValueError` if the operator is not marked symmetric.
-        """
-        if not operator.symmetric:
-            raise ValueError(
-                "MINRES needs a symmetric operator, and this one is not. "
-                "Use GMRES, BiCGStab or NormalCG."
-            )
-        system = normalise(operator, rhs, initial)
+    def solve_scaled(self, system: System) -> LinearSolution:
+        """See `LinearSolver.solve_scaled`."""
         dtype = system.norm.dtype
         eps = jnp.finfo(dtype).eps
-        first = vector.norm(system.residual)
+        x0, r0, products = system.begin()
+        first = vector.length(r0)
 
         def unfinished(c: _Iteration) -> Array:
-            return (c.step < self.max_steps) & (c.size > self.tol) & ~c.stop
+            return self.unfinished(system, c.step, c.size, c.outcome)
 
         def body(c: _Iteration) -> _Iteration:
             # Lanczos: A v = beta v_old + alpha v + beta_new v_new.
@@ -83,10 +73,9 @@ class MINRES(LinearSolver):
             d = jax.tree.map(
                 lambda v, d1, d2: (v - delta * d1 - c.epsilon * d2) / safe, c.v, c.d, c.d_old
             )
-            spectrum = Spectrum(c.spectrum.low, c.spectrum.high)
-            spectrum = spectrum.met(alpha).met(-c.cosine * gamma_bar)
             # An exhausted Krylov space leaves rounding noise as its next vector.
             ended = beta <= eps * scale
+            outcome = Outcome.where(good & ~ended, RUNNING, Outcome.stagnated)
             return _Iteration(
                 step=c.step + 1,
                 x=vector.where(good, vector.axpy(cosine * c.size, d, c.x), c.x),
@@ -104,18 +93,17 @@ class MINRES(LinearSolver):
                 best_size=jnp.where(closer, c.size, c.best_size),
                 normal=jnp.where(closer, normal, c.normal),
                 scale=scale,
-                spectrum=spectrum,
-                stop=~good | ended,
+                spectrum=c.spectrum.met(alpha).met(-c.cosine * gamma_bar),
                 lost=lost,
-                breakdown=~finite,
+                outcome=Outcome.where(finite, outcome, Outcome.not_finite),
             )
 
         zero = jnp.zeros((), dtype)
         nothing = vector.zeros_like(system.rhs)
         start = _Iteration(
             step=jnp.zeros((), jnp.int32),
-            x=system.start,
-            v=vector.scale(1 / jnp.where(first > 0, first, 1), system.residual),
+            x=x0,
+            v=vector.scale(1 / jnp.where(first > 0, first, 1), r0),
             v_old=nothing,
             d=nothing,
             d_old=nothing,
@@ -125,28 +113,23 @@ class MINRES(LinearSolver):
             delta_next=zero,
             epsilon=zero,
             size=first,
-            best=system.start,
+            best=x0,
             best_size=first,
             normal=jnp.asarray(jnp.inf, dtype),
             scale=zero,
             spectrum=nothing_met(dtype),
-            stop=first == 0,
             lost=jnp.asarray(False),
-            breakdown=jnp.asarray(False),
+            outcome=RUNNING,
         )
         end = jax.lax.while_loop(unfinished, body, start)
-        progress = (end.size <= self.tol) | (end.size < 0.999 * end.best_size)
+        progress = (end.size <= self.tol * system.norm) | (end.size < 0.999 * end.best_size)
         progress = progress & ~end.lost
         x = vector.where(progress, end.x, end.best)
         known = jnp.where(progress, end.size, end.best_size)
         residual, measuring = system.measured(x, known, end.step)
+        products = products + end.step + measuring
         return system.solution(
-            x,
-            residual,
-            system.products + end.step + measuring,
-            nonpositive=end.spectrum.low <= 0,
-            breakdown=end.breakdown,
-            spectrum=end.spectrum,
+            x, residual, products, end.outcome, end.spectrum, tol=self.tol, reached=known
         )
 
 
@@ -168,6 +151,5 @@ class _Iteration(eqx.Module):
     normal: Array
     scale: Array
     spectrum: Spectrum
-    stop: Array
     lost: Array
-    breakdown: Array
+    outcome: Outcome

@@ -11,9 +11,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree, Scalar
 
 from hypergrad.linear import vector
-from hypergrad.linear.base import LinearOperator, LinearSolution, LinearSolver
-from hypergrad.linear.packing import Packing
-from hypergrad.linear.system import Spectrum, nothing_met, unscaled
+from hypergrad.linear.base import LinearSolver
+from hypergrad.linear.operator import LinearOperator
+from hypergrad.linear.preconditioner import random_like
+from hypergrad.linear.solution import LinearSolution, Spectrum, nothing_met
+from hypergrad.linear.system import System
+from hypergrad.outcome import Outcome
 
 # Consecutive growths of the term that are taken for divergence. Terms of a symmetric operator
 # shrink monotonically when the series converges; others may grow for a while first.
@@ -37,9 +40,6 @@ class Neumann(LinearSolver):
     for a converging series of a symmetric operator: the residual of the sum without its last term
     (NaN for `products = 0`).
 
-    The terms are measured by the sum of their squares: in float32, `b` of a length of 1e-18 or 1e18
-    wants scaling first (`ImplicitDifferentiation` does so).
-
     A start (`initial`) is not used: the answer depends on `b` alone, whatever was solved before.
     """
 
@@ -58,19 +58,17 @@ class Neumann(LinearSolver):
                 f"Neumann without a step needs power_iterations >= 1, got {self.power_iterations}."
             )
 
-    def solve(
-        self, operator: LinearOperator, rhs: PyTree, *, initial: PyTree | None = None
-    ) -> LinearSolution:
-        """Sum the series for `rhs`; `initial` is not used."""
-        system = unscaled(operator, rhs)
-        packing = Packing(system.rhs)
-        product, term = packing.around(system.operator.mv), packing.pack(system.rhs)
-        first = vector.vdot(term, term)
-        dtype = first.dtype
+    def solve_scaled(self, system: System) -> LinearSolution:
+        """See `LinearSolver.solve_scaled`; a start is not used."""
+        product, term = system.operator.mv, system.rhs
+        dtype = system.norm.dtype
+        first = system.norm**2
         spent = jnp.zeros((), jnp.int32)
         if self.step is None:
             key = jax.random.key(0) if self.key is None else self.key
-            largest, used = power_iteration(system.operator, system.rhs, self.power_iterations, key)
+            largest, used = power_iteration(
+                system.unpacked, system.packing.like, self.power_iterations, key
+            )
             step = 1 / (1.1 * largest.astype(dtype))
             spent = jnp.where(first > 0, used, 0)
         else:
@@ -115,14 +113,15 @@ class Neumann(LinearSolver):
         end = jax.lax.while_loop(unfinished, body, start)
         diverged = (~end.converging | (end.square > first)) & (first != 0)
         x = vector.scale(jnp.where(usable, step, 0), vector.where(diverged, end.best, end.total))
-        known = jnp.sqrt(jnp.where(diverged, end.best_square, end.square) / first)
+        known = jnp.sqrt(jnp.where(diverged, end.best_square, end.square))
+        finite = usable & jnp.isfinite(end.square)
+        outcome = Outcome.where(finite, Outcome.diverged, Outcome.not_finite)
         return system.solution(
-            packing.unpack(x),
-            jnp.where(first == 0, 0, jnp.where(end.count > 0, known, jnp.nan)),
+            x,
+            jnp.where(end.count > 0, known, jnp.nan),
             spent + end.count,
-            nonpositive=end.spectrum.low <= 0,
-            breakdown=diverged,
-            spectrum=end.spectrum,
+            Outcome.where(diverged, outcome, Outcome.approximate),
+            end.spectrum,
         )
 
 
@@ -154,12 +153,7 @@ def power_iteration(
 
     The estimate (NaN as soon as a product is not finite), and the products spent.
     """
-    leaves, structure = jax.tree.flatten(like)
-    keys = jax.random.split(key, max(len(leaves), 1))
-    draws = [
-        jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=False)
-    ]
-    start = jax.tree.unflatten(structure, draws)
+    drawn = random_like(jax.random.normal, key, like, 1)
 
     def unit(v: PyTree) -> tuple[PyTree, Scalar]:
         size = vector.norm(v)
@@ -170,6 +164,6 @@ def power_iteration(
         v, size = unit(operator.mv(v))
         return v, jnp.maximum(top, size)
 
-    v, size = unit(start)
+    v, size = unit(jax.tree.map(lambda a: a[0], drawn))
     _, top = jax.lax.fori_loop(0, iterations, body, (v, jnp.zeros_like(size)))
     return top, jnp.asarray(iterations, jnp.int32)

@@ -7,14 +7,16 @@ Hestenes & Stiefel (1952), in the form that keeps `b − A x` rather than `Aᵀ(
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PyTree, Scalar
+from jaxtyping import Array, PyTree
 
 from hypergrad.linear import vector
-from hypergrad.linear.base import LinearOperator, LinearSolution, LinearSolver
-from hypergrad.linear.system import Spectrum, check_stop, normalise, nothing_met
+from hypergrad.linear.base import IterativeSolver
+from hypergrad.linear.solution import LinearSolution, Spectrum, nothing_met
+from hypergrad.linear.system import System
+from hypergrad.outcome import RUNNING, Outcome
 
 
-class NormalCG(LinearSolver):
+class NormalCG(IterativeSolver):
     """CG on the normal equations; a product and a transposed product a step.
 
     Never breaks down, whatever the operator, and gives the least-squares solution of least norm
@@ -27,22 +29,14 @@ class NormalCG(LinearSolver):
     - `max_steps`: most steps. May be traced. Default 1000.
     """
 
-    tol: float | Scalar = 1e-6
-    max_steps: int | Int[Array, ""] = 1000
-
-    def __check_init__(self) -> None:
-        check_stop("NormalCG", self.tol, self.max_steps)
-
-    def solve(
-        self, operator: LinearOperator, rhs: PyTree, *, initial: PyTree | None = None
-    ) -> LinearSolution:
-        """See `LinearSolver.solve`."""
-        system = normalise(operator, rhs, initial)
+    def solve_scaled(self, system: System) -> LinearSolution:
+        """See `LinearSolver.solve_scaled`."""
         dtype = system.norm.dtype
         eps = jnp.finfo(dtype).eps
+        x0, r0, products = system.begin()
 
         def unfinished(c: _Iteration) -> Array:
-            return (c.step < self.max_steps) & (c.size > self.tol) & ~c.stop
+            return self.unfinished(system, c.step, c.size, c.outcome)
 
         def body(c: _Iteration) -> _Iteration:
             # The gradient Aᵀ r comes first, so that each product is written (and compiled) once.
@@ -59,7 +53,8 @@ class NormalCG(LinearSolver):
             step = jnp.where(good, square / jnp.where(length > 0, length, 1), 0)
             image = vector.where(finite, image, c.residual)
             residual = vector.axpy(-step, image, c.residual)
-            size = vector.norm(residual)
+            size = vector.length(residual)
+            outcome = Outcome.where(good, RUNNING, Outcome.stagnated)
             own = vector.vdot(direction, direction)
             return _Iteration(
                 step=c.step + 1,
@@ -72,32 +67,23 @@ class NormalCG(LinearSolver):
                 spectrum=vector.where(
                     good, c.spectrum.met(vector.vdot(direction, image) / own), c.spectrum
                 ),
-                stop=~good,
-                breakdown=~finite,
+                outcome=Outcome.where(finite, outcome, Outcome.not_finite),
             )
 
-        first = vector.norm(system.residual)
         start = _Iteration(
             step=jnp.zeros((), jnp.int32),
-            x=system.start,
-            residual=system.residual,
+            x=x0,
+            residual=r0,
             direction=vector.zeros_like(system.rhs),
             square=jnp.ones((), dtype),
-            size=first,
+            size=vector.length(r0),
             scale=jnp.zeros((), dtype),
             spectrum=nothing_met(dtype),
-            stop=first == 0,
-            breakdown=jnp.asarray(False),
+            outcome=RUNNING,
         )
         end = jax.lax.while_loop(unfinished, body, start)
-        return system.solution(
-            end.x,
-            end.size,
-            system.products + 2 * end.step,
-            nonpositive=end.spectrum.low <= 0,
-            breakdown=end.breakdown,
-            spectrum=end.spectrum,
-        )
+        products = products + 2 * end.step
+        return system.solution(end.x, end.size, products, end.outcome, end.spectrum, tol=self.tol)
 
 
 class _Iteration(eqx.Module):
@@ -109,5 +95,4 @@ class _Iteration(eqx.Module):
     size: Array
     scale: Array
     spectrum: Spectrum
-    stop: Array
-    breakdown: Array
+    outcome: Outcome

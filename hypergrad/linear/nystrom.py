@@ -6,8 +6,7 @@ preconditioning" (2023). Both hold the approximation as orthonormal eigenvectors
 Woodbury formula, which squares the condition number.
 """
 
-from functools import reduce
-from typing import Literal
+from typing import ClassVar, Literal
 
 import equinox as eqx
 import jax
@@ -16,9 +15,12 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from hypergrad.linear import vector
-from hypergrad.linear.base import LinearOperator, LinearSolution, LinearSolver
+from hypergrad.linear.base import LinearSolver
+from hypergrad.linear.operator import LinearOperator, symmetric_operator
 from hypergrad.linear.preconditioner import BuiltPreconditioner, Preconditioner, random_like
-from hypergrad.linear.system import normalise, nothing_met
+from hypergrad.linear.solution import LinearSolution, nothing_met
+from hypergrad.linear.system import System
+from hypergrad.outcome import Outcome
 
 Sketch = Literal["gaussian", "columns"]
 
@@ -42,15 +44,7 @@ class LowRank(eqx.Module):
 
     def combine(self, v: PyTree, weights: Float[Array, " rank"]) -> PyTree:
         """`Σ weights_i ⟨basis_i, v⟩ basis_i`."""
-        highest = jax.lax.Precision.HIGHEST
-        parts = jax.tree.map(
-            lambda b, a: jnp.tensordot(b, a, axes=a.ndim, precision=highest), self.basis, v
-        )
-        inner = reduce(jnp.add, jax.tree.leaves(parts))
-        return jax.tree.map(
-            lambda b: jnp.tensordot((weights * inner).astype(b.dtype), b, 1, precision=highest),
-            self.basis,
-        )
+        return vector.combine(weights * vector.dots(self.basis, v), self.basis)
 
 
 def low_rank(
@@ -130,6 +124,8 @@ class Nystrom(LinearSolver):
     - `approximation`: a `LowRank` made before, to be used instead of a new sketch.
     """
 
+    symmetric_only: ClassVar[bool] = True
+
     rank: int = eqx.field(static=True, default=10)
     damping: float | Array = 0.01
     sketch: Sketch = eqx.field(static=True, default="gaussian")
@@ -142,47 +138,33 @@ class Nystrom(LinearSolver):
         if isinstance(self.damping, float | int) and not self.damping > 0:
             raise ValueError(f"Nystrom: damping must be > 0, got {self.damping}.")
 
-    def solve(
-        self, operator: LinearOperator, rhs: PyTree, *, initial: PyTree | None = None
-    ) -> LinearSolution:
-        """See `LinearSolver.solve`; `initial` is not used.
-
-        **Raises:** `ValueError` if the operator is not marked symmetric.
-        """
-        _check_symmetric("Nystrom", operator)
-        system = normalise(operator, rhs, None)
+    def solve_scaled(self, system: System) -> LinearSolution:
+        """See `LinearSolver.solve_scaled`; a start is not used."""
+        operator, like = system.unpacked, system.packing.like
+        b = system.packing.unpack(system.rhs)
         sketched, spent = self.approximation, 0
         if sketched is None:
             sketched = low_rank(
-                system.operator,
-                system.rhs,
-                self.rank,
-                sketch=self.sketch,
-                chunk=self.chunk,
-                key=self.key,
+                operator, like, self.rank, sketch=self.sketch, chunk=self.chunk, key=self.key
             )
-            spent = min(self.rank, vector.size(rhs))
+            spent = min(self.rank, vector.size(like))
         rho = jnp.asarray(self.damping, system.norm.dtype)
         # (A_k + rho)⁻¹ b = b / rho + Σ (1 / (s + rho) − 1 / rho) u ⟨u, b⟩
         shrink = -sketched.values / (rho * (sketched.values + rho))
-        x = vector.axpy(1 / rho, system.rhs, sketched.combine(system.rhs, shrink))
-        x_length = vector.norm(x)
-        usable = jnp.isfinite(x_length)
+        x = vector.axpy(1 / rho, b, sketched.combine(b, shrink))
+        length = vector.norm(x)
+        usable = jnp.isfinite(length)
         x = vector.where(usable, x, vector.zeros_like(x))
-        probe = vector.where(usable & (x_length > 0), x, system.rhs)
-        image = system.operator.mv(probe)
-        left = vector.norm(vector.sub(system.rhs, image))
-        measured = jnp.isfinite(left)
-        empty = system.norm == 0
-        residual = jnp.where(empty, 0, jnp.where(usable, left, 1))
-        spectrum = nothing_met(system.norm.dtype).met(sketched.low).met(sketched.high)
+        probe = vector.where(usable & (length > 0), x, b)
+        left = vector.norm(vector.sub(b, operator.mv(probe)))
+        outcome = Outcome.where(sketched.indefinite, Outcome.indefinite, Outcome.approximate)
+        sound = usable & jnp.isfinite(left)
         return system.solution(
-            x,
-            residual,
-            jnp.where(empty, 0, spent + 1),
-            nonpositive=sketched.indefinite,
-            breakdown=~(usable & measured) & ~empty,
-            spectrum=spectrum,
+            system.packing.pack(x),
+            jnp.where(usable, left, system.norm),
+            jnp.where(system.norm == 0, 0, spent + 1),
+            Outcome.where(sound, outcome, Outcome.not_finite),
+            nothing_met(system.norm.dtype).met(sketched.low).met(sketched.high),
         )
 
 
@@ -213,7 +195,7 @@ class NystromPreconditioner(Preconditioner):
         self, operator: LinearOperator, like: PyTree
     ) -> tuple[BuiltPreconditioner, Int[Array, ""]]:
         """Sketch the (scaled) operator."""
-        _check_symmetric("NystromPreconditioner", operator)
+        operator.require_symmetric("NystromPreconditioner")
         spent = jnp.asarray(min(self.rank, vector.size(like)), jnp.int32)
         root = None
         if self.scaling is not None:
@@ -249,15 +231,7 @@ def _times(x: PyTree, y: PyTree) -> PyTree:
 
 
 def _scaled(operator: LinearOperator, root: PyTree) -> LinearOperator:
-    def mv(v: PyTree) -> PyTree:
-        return _times(root, operator.mv(_times(root, v)))
-
-    return LinearOperator(mv, mv, symmetric=True)
-
-
-def _check_symmetric(method: str, operator: LinearOperator) -> None:
-    if not operator.symmetric:
-        raise ValueError(f"{method} needs a symmetric operator, and this one is not.")
+    return symmetric_operator(lambda v: _times(root, operator.mv(_times(root, v))))
 
 
 def _check_sketch(method: str, rank: int, sketch: str, chunk: int | None) -> None:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
-from hypergrad.linear.base import LinearOperator
+from hypergrad.linear.operator import LinearOperator
 
 
 class Preconditioner(eqx.Module):

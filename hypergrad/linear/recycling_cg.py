@@ -10,7 +10,7 @@ point to the next one: the solve starts at their combination of least energy err
 """
 
 from functools import partial, reduce
-from typing import Self
+from typing import ClassVar, Self
 
 import equinox as eqx
 import jax
@@ -18,20 +18,25 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree, Scalar
 
 from hypergrad.linear import vector
-from hypergrad.linear.base import LinearOperator, LinearSolution, LinearSolver
-from hypergrad.linear.system import Spectrum, System, check_stop, normalise
+from hypergrad.linear.base import IterativeSolver
+from hypergrad.linear.conjugate import Iteration, conjugate_gradient
+from hypergrad.linear.packing import Packing
+from hypergrad.linear.solution import LinearSolution, Spectrum
+from hypergrad.linear.system import System
+from hypergrad.outcome import RUNNING, Outcome
 
 _EARLIER = 3
-_product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+_HIGHEST = jax.lax.Precision.HIGHEST
+_product = partial(jnp.matmul, precision=_HIGHEST)
 
 
-class Recollection(eqx.Module):
+class Memory(eqx.Module):
     """What `RecyclingCG` knows of earlier systems.
 
     **Fields:**
 
-    - `pairs`: unit directions `s` and their images `y = A s`, a pytree with a leaf of shape
-      `(2, memory, entries of the leaf)` for every leaf of the vectors.
+    - `pairs`: unit directions `s` and their images `y = A s`, leaves `(2, memory, ...)` for every
+      leaf of the packed vectors.
     - `recorded`: how many have been written, one row after the other and then over the oldest; once
       all rows are in use it stays between `memory` and `2 memory`.
     - `solutions`: the solutions before the last one, newest first, a pytree with leaves
@@ -57,7 +62,7 @@ class Recollection(eqx.Module):
         row = self.recorded % self._memory
 
         def write(rows: Array, s: Array, y: Array) -> Array:
-            new = factor.astype(rows.dtype) * jnp.stack([s.ravel(), y.ravel()])[:, None]
+            new = factor.astype(rows.dtype) * jnp.stack([s, y])[:, None]
             old = jax.lax.dynamic_slice_in_dim(rows, row, 1, axis=1)
             return jax.lax.dynamic_update_slice_in_dim(rows, jnp.where(good, new, old), row, axis=1)
 
@@ -74,14 +79,14 @@ class Recollection(eqx.Module):
         return jax.tree.leaves(self.pairs)[0].shape[1]
 
 
-class RecyclingCG(LinearSolver):
+class RecyclingCG(IterativeSolver):
     """Conjugate gradient preconditioned and started from the solves before; one product a step.
 
-    Within `ImplicitDifferentiation` (with `warm_start`), which keeps its recollections in the
-    state, it needs about a third of the products of a cold `CG` on a smooth outer search; on the
-    first system, or without recollections, it is plain `CG`. A combination of up to four earlier
-    solutions is the start, at one product for each. Worth its memory where the parameters are
-    thousands rather than millions: `2 memory + 3` vectors.
+    Within `ImplicitDifferentiation` (with `warm_start`), which keeps what it learned in the state,
+    it needs about a third of the products of a cold `CG` on a smooth outer search; on the first
+    system, or without a state, it is plain `CG`. A combination of up to four earlier solutions is
+    the start, at one product for each. Worth its memory where the parameters are thousands rather
+    than millions: `2 memory + 3` vectors.
 
     On a direction of non-positive curvature it stops, returns the iterate before and says so, as
     `CG` does.
@@ -91,139 +96,60 @@ class RecyclingCG(LinearSolver):
     - `tol`: stop at `‖b − A x‖ <= tol ‖b‖`. May be traced. Default 1e-6.
     - `max_steps`: most products spent. May be traced. Default 1000.
     - `memory`: how many directions to remember, at least 4. Default 60.
-    - `recollection`: of earlier solves; the estimator's business.
+    - `state`: of earlier solves; the estimator's business.
     """
 
-    tol: float | Scalar = 1e-6
-    max_steps: int | Int[Array, ""] = 1000
+    symmetric_only: ClassVar[bool] = True
+
     memory: int = eqx.field(static=True, default=60)
-    recollection: Recollection | None = None
+    state: Memory | None = None
 
     def __check_init__(self) -> None:
-        check_stop("RecyclingCG", self.tol, self.max_steps)
         if self.memory < _EARLIER + 1:
             raise ValueError(f"RecyclingCG: memory must be >= {_EARLIER + 1}, got {self.memory}.")
 
-    def blank(self, like: PyTree) -> Recollection:
-        """See `LinearSolver.blank`."""
-        pairs = jax.tree.map(lambda a: jnp.zeros((2, self.memory, a.size), a.dtype), like)
-        solutions = jax.tree.map(lambda a: jnp.zeros((_EARLIER, *a.shape), a.dtype), like)
-        return Recollection(pairs, jnp.zeros((), jnp.int32), solutions)
+    def init_state(self, like: PyTree) -> Memory:
+        """See `LinearSolver.init_state`."""
+        like = vector.widen(like)
+        return self._nothing_known(Packing(like).pack(like))
 
-    def recalling(self, recollection: PyTree) -> Self:
-        """See `LinearSolver.recalling`."""
-        return eqx.tree_at(
-            lambda s: s.recollection, self, recollection, is_leaf=lambda leaf: leaf is None
+    def _nothing_known(self, packed: PyTree) -> Memory:
+        pairs, solutions = (
+            jax.tree.map(lambda a, rows=rows: jnp.zeros((*rows, *a.shape), a.dtype), packed)
+            for rows in ((2, self.memory), (_EARLIER,))
         )
+        return Memory(pairs, jnp.zeros((), jnp.int32), solutions)
 
-    def solve(
-        self, operator: LinearOperator, rhs: PyTree, *, initial: PyTree | None = None
-    ) -> LinearSolution:
-        """See `LinearSolver.solve`.
+    def with_state(self, state: PyTree) -> Self:
+        """See `LinearSolver.with_state`."""
+        return eqx.tree_at(lambda s: s.state, self, state, is_leaf=lambda leaf: leaf is None)
 
-        **Raises:** `ValueError` if the operator is not marked symmetric.
-        """
-        if not operator.symmetric:
-            raise ValueError(
-                "RecyclingCG needs a symmetric operator, and this one is not. "
-                "Use GMRES, BiCGStab or NormalCG."
-            )
-        system = normalise(operator, rhs, None)
-        known = self.blank(system.rhs) if self.recollection is None else self.recollection
-        last = vector.zeros_like(system.rhs) if initial is None else vector.widen(initial)
+    def solve_scaled(self, system: System) -> LinearSolution:
+        """See `LinearSolver.solve_scaled`."""
+        known = self._nothing_known(system.rhs) if self.state is None else self.state
+        last = vector.zeros_like(system.rhs) if system.start is None else system.start
         solutions = jax.tree.map(
             lambda a, b: jnp.concatenate([a[None].astype(b.dtype), b]), last, known.solutions
         )
-        whole = vector.length(system.rhs)
-        affordable = (self.max_steps > _EARLIER) & (whole > 0)
+        affordable = (self.max_steps > _EARLIER) & (system.norm > 0)
         first = _Start.among(solutions, system, affordable)
-        inverse = _Inverse.of(known)
-        eps = jnp.finfo(whole.dtype).eps
-
-        def unfinished(c: _Iteration) -> Array:
-            going = (c.step < self.max_steps) & (c.size > self.tol)
-            return going & ~c.indefinite & ~c.breakdown
-
-        def body(c: _Iteration) -> _Iteration:
-            z = inverse(c.residual)
-            rz = vector.vdot(c.residual, z)
-            # Rounding can cost an ill-conditioned inverse its definiteness. The residual itself
-            # is then the direction, from there on.
-            sound = c.sound & jnp.isfinite(rz) & (rz > 0)
-            z = vector.where(sound, z, c.residual)
-            rz = jnp.where(sound, rz, vector.vdot(c.residual, c.residual))
-            factor = jnp.where(sound == c.sound, rz / c.rz, 0)
-            direction = vector.axpy(factor, c.direction, z)
-            image = system.operator.mv(direction)
-            curvature = vector.vdot(direction, image)
-            square = vector.vdot(direction, direction)
-            quotient = curvature / square
-            finite = jnp.isfinite(curvature)
-            spectrum = vector.where(finite, c.spectrum.met(quotient), c.spectrum)
-            positive = quotient > eps * jnp.maximum(spectrum.high, 0)
-            good = finite & positive
-            alpha = jnp.where(good, rz / curvature, 0)
-            residual = vector.axpy(-alpha, image, c.residual)
-            size = vector.length(residual)
-            overflow = ~jnp.isfinite(size)
-            # What a failed step makes of the residual is not used: the iteration ends with it.
-            good = good & ~overflow
-            return _Iteration(
-                step=c.step + 1,
-                x=vector.where(good, vector.axpy(alpha, direction, c.x), c.x),
-                residual=residual,
-                size=jnp.where(good, size, c.size),
-                direction=direction,
-                rz=rz,
-                sound=sound,
-                learned=c.learned.with_pair(direction, image, good),
-                spectrum=spectrum,
-                indefinite=c.indefinite | (finite & ~positive),
-                breakdown=~finite | overflow,
-            )
-
-        start = _Iteration(
-            step=first.products,
+        met = Outcome.where(first.indefinite, Outcome.nonpositive_curvature, RUNNING)
+        start = Iteration(
+            products=first.products,
             x=first.value,
             residual=first.residual,
-            size=vector.length(first.residual),
-            direction=vector.zeros_like(system.rhs),
-            rz=jnp.ones_like(whole),
+            square=vector.vdot(first.residual, first.residual),
+            direction=system.rhs,
+            along=jnp.full_like(system.norm, jnp.inf),
+            warm=jnp.asarray(False),
             sound=jnp.asarray(True),
-            learned=first.recorded_in(known, jax.tree.map(lambda a: a[:-1], solutions)),
             spectrum=first.spectrum,
-            indefinite=first.indefinite,
-            breakdown=first.breakdown,
+            outcome=Outcome.where(first.finite, met, Outcome.not_finite),
+            memory=first.recorded_in(known, jax.tree.map(lambda a: a[:-1], solutions)),
         )
-        end = jax.lax.while_loop(unfinished, body, start)
-        solution = system.solution(
-            end.x,
-            end.size,
-            end.step,
-            nonpositive=end.indefinite,
-            breakdown=end.breakdown,
-            spectrum=end.spectrum,
+        return conjugate_gradient(
+            self, system, start, _Inverse.of(known), dispensable=True, observe=Memory.with_pair
         )
-        return eqx.tree_at(
-            lambda s: s.recollection,
-            solution,
-            end.learned,
-            is_leaf=lambda leaf: leaf is None,
-        )
-
-
-class _Iteration(eqx.Module):
-    step: Array
-    x: PyTree
-    residual: PyTree
-    size: Array  # of the residual of x
-    direction: PyTree
-    rz: Array
-    sound: Array
-    learned: Recollection
-    spectrum: Spectrum
-    indefinite: Array
-    breakdown: Array
 
 
 class _Start(eqx.Module):
@@ -241,7 +167,7 @@ class _Start(eqx.Module):
     positive: Bool[Array, " rows"]
     spectrum: Spectrum
     indefinite: Bool[Array, ""]
-    breakdown: Bool[Array, ""]
+    finite: Bool[Array, ""]
 
     @classmethod
     def among(
@@ -258,41 +184,42 @@ class _Start(eqx.Module):
         finite = jax.vmap(vector.all_finite)(images)
         known = found & finite & affordable
         basis, images = (
-            jax.tree.map(lambda a: jnp.where(known[:, None], a.reshape(len(a), -1), 0), tree)
+            jax.tree.map(lambda a: jnp.where(_column(known, a), a, 0), tree)
             for tree in (stacked, images)
         )
         gram = _grams(basis, images)
         low_to_high, vectors = jnp.linalg.eigh((gram + gram.T) / 2)
         curvature, rotation = low_to_high[::-1], vectors[:, ::-1].T
         directions, images = (
-            jax.tree.map(lambda rows: _product(rotation, rows), tree) for tree in (basis, images)
+            jax.tree.map(lambda rows: jnp.tensordot(rotation, rows, 1, precision=_HIGHEST), tree)
+            for tree in (basis, images)
         )
         rounding = 10 * jnp.finfo(curvature.dtype).eps * jnp.abs(curvature).max()
         positive = curvature > rounding
         share = jnp.where(
-            positive, _dots(directions, system.rhs) / jnp.where(positive, curvature, 1), 0
+            positive, vector.dots(directions, system.rhs) / jnp.where(positive, curvature, 1), 0
         )
-        highest, lowest = curvature[0], jnp.min(jnp.where(positive, curvature, jnp.inf))
+        lowest = jnp.nanmin(jnp.where(positive, curvature, jnp.nan))
         return cls(
-            value=_combine(share, directions, system.rhs),
-            residual=vector.sub(system.rhs, _combine(share, images, system.rhs)),
+            value=vector.combine(share, directions),
+            residual=vector.sub(system.rhs, vector.combine(share, images)),
             products=jnp.where(affordable, jnp.sum(found, dtype=jnp.int32), 0),
             directions=directions,
             images=images,
             positive=positive,
-            spectrum=Spectrum(lowest, jnp.where(positive[0], highest, -jnp.inf)),
+            spectrum=Spectrum(lowest, jnp.where(positive[0], curvature[0], jnp.nan)),
             indefinite=jnp.any(curvature < -rounding),
-            breakdown=jnp.any(~finite),
+            finite=jnp.all(finite),
         )
 
-    def recorded_in(self, known: Recollection, solutions: PyTree) -> Recollection:
+    def recorded_in(self, known: Memory, solutions: PyTree) -> Memory:
         """What was known, with these solutions, and the directions of positive curvature."""
 
-        def record(i: Array, known: Recollection) -> Recollection:
+        def record(i: Array, known: Memory) -> Memory:
             s, y = (_row(tree, i) for tree in (self.directions, self.images))
             return known.with_pair(s, y, self.positive[i])
 
-        known = Recollection(known.pairs, known.recorded, solutions)
+        known = Memory(known.pairs, known.recorded, solutions)
         return jax.lax.fori_loop(0, len(self.positive), record, known)
 
 
@@ -312,9 +239,9 @@ class _Inverse(eqx.Module):
     gamma: Scalar
 
     @classmethod
-    def of(cls, known: Recollection) -> "_Inverse":
+    def of(cls, known: Memory) -> "_Inverse":
         age, used = known.age(), known.used()
-        pairs = jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), known.pairs)
+        pairs = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), known.pairs)
         images = jax.tree.map(lambda a: a[1], known.pairs)
         products, squares = jnp.split(_grams(pairs, images), 2)
         newest = jnp.argmax(age)
@@ -327,8 +254,8 @@ class _Inverse(eqx.Module):
         return cls(pairs, middle, gamma)
 
     def __call__(self, v: PyTree) -> PyTree:
-        coefficients = _product(self.middle, _dots(self.pairs, v))
-        return vector.axpy(self.gamma, v, _combine(coefficients, self.pairs, v))
+        coefficients = _product(self.middle, vector.dots(self.pairs, v))
+        return vector.axpy(self.gamma, v, vector.combine(coefficients, self.pairs))
 
 
 def _inverted(triangle: Array, last: Int[Array, ""]) -> Array:
@@ -352,16 +279,15 @@ def _orthonormal(vectors: PyTree) -> tuple[PyTree, Bool[Array, " rows"]]:
 
     Gram-Schmidt, twice. In a loop, which compiles faster than the same written out.
     """
-    flat = jax.tree.map(lambda a: a.reshape(len(a), -1), vectors)
-    rows = len(jax.tree.leaves(flat)[0])
+    rows = len(jax.tree.leaves(vectors)[0])
 
     def add(i: Array, carry: tuple[PyTree, Array]) -> tuple[PyTree, Array]:
         basis, found = carry
-        one = _row(flat, i)
+        one = _row(vectors, i)
         length = vector.norm(one)
         rest = vector.scale(1 / jnp.where(length > 0, length, 1), one)
         for _ in range(2):
-            rest = vector.sub(rest, _combine(_dots(basis, rest), basis, rest))
+            rest = vector.sub(rest, vector.combine(vector.dots(basis, rest), basis))
         size = vector.norm(rest)
         # What is left of a solution that did not move is rounding.
         new = jnp.isfinite(length) & (length > 0) & (size > 100 * jnp.finfo(size.dtype).eps)
@@ -369,35 +295,21 @@ def _orthonormal(vectors: PyTree) -> tuple[PyTree, Bool[Array, " rows"]]:
         rest = vector.where(new, rest, vector.zeros_like(rest))
         return jax.tree.map(lambda a, b: a.at[i].set(b), basis, rest), found.at[i].set(new)
 
-    start = (vector.zeros_like(flat), jnp.zeros(rows, bool))
-    basis, found = jax.lax.fori_loop(0, rows, add, start)
-    return jax.tree.map(lambda a, b: a.reshape(b.shape), basis, vectors), found
+    start = (vector.zeros_like(vectors), jnp.zeros(rows, bool))
+    return jax.lax.fori_loop(0, rows, add, start)
 
 
 def _row(tree: PyTree, i: Array) -> PyTree:
     return jax.tree.map(lambda a: a[i], tree)
 
 
-def _sum(terms: PyTree) -> Array:
-    return reduce(jnp.add, jax.tree.leaves(terms))
-
-
 def _column(flags: Array, like: Array) -> Array:
     return flags.reshape(-1, *[1] * (like.ndim - 1))
 
 
-def _dots(rows: PyTree, v: PyTree) -> Array:
-    """Inner products of every row with `v`, shape `(rows,)`."""
-    return _sum(jax.tree.map(lambda a, b: _product(a, b.ravel()), rows, v))
-
-
 def _grams(x: PyTree, y: PyTree) -> Array:
     """Inner products of all rows with all rows, shape `(rows, rows)`."""
-    return _sum(jax.tree.map(lambda a, b: _product(a, b.T), x, y))
-
-
-def _combine(coefficients: Array, rows: PyTree, like: PyTree) -> PyTree:
-    """`Σ cᵢ rowᵢ`, a vector like `like`."""
-    return jax.tree.map(
-        lambda a, b: _product(coefficients.astype(a.dtype), a).reshape(b.shape), rows, like
+    terms = jax.tree.map(
+        lambda a, b: _product(a.reshape(len(a), -1), b.reshape(len(b), -1).T), x, y
     )
+    return reduce(jnp.add, jax.tree.leaves(terms))

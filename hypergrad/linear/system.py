@@ -1,9 +1,9 @@
-"""A linear system brought to the form that every iterative method here starts from.
+"""A linear system in the form that every solver here works on: scaled, wide and packed.
 
-The right-hand side is scaled to unit norm, so that thresholds mean the same for a cotangent of
-1e-12 as for one of 1e6, and iterates are kept in at least float32, so that the recurrences of a
-bfloat16 model do not drown in rounding; only the vectors handed to the operator are rounded to its
-dtypes.
+The right-hand side is divided by its largest entry, so that a cotangent of 1e-30 is solved as one
+of 1e30 is; vectors are kept in at least float32, so that the recurrences of a bfloat16 model do not
+drown in rounding; and small leaves are joined. Only the vectors handed to the operator are in its
+own types and shapes.
 """
 
 import equinox as eqx
@@ -12,28 +12,89 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree, Scalar
 
 from hypergrad.linear import vector
-from hypergrad.linear.base import LinearOperator, LinearSolution
+from hypergrad.linear.operator import LinearOperator
+from hypergrad.linear.packing import Packing
+from hypergrad.linear.solution import LinearSolution, Spectrum
+from hypergrad.outcome import Outcome, broke_down
 
 
 class System(eqx.Module):
-    """`A x = b`, with `‖b‖ = 1` (or `b = 0`) if normalised, and a start whose residual is known.
+    """`A x = b` with the largest entry of `b` equal to one (or `b = 0`).
 
     **Fields:**
 
-    - `operator`: `A` on vectors of accumulation dtype.
-    - `rhs`: `b`, scaled if normalised.
-    - `norm`: `‖b‖` before scaling; 1 if it is not scaled.
-    - `start`, `residual`: `x₀` and `b − A x₀`, never longer than `b`.
-    - `products`: products spent on the start (0 or 1).
+    - `operator`: `A` on packed vectors.
+    - `rhs`: `b`, packed.
+    - `norm`: `‖b‖`.
+    - `start`: a start of unit length, zeros if it is of no use, or `None`.
+    - `unpacked`: `A` on pytrees like the caller's, in at least float32.
+    - `packing`: from the one form to the other.
     """
 
     operator: LinearOperator
     rhs: PyTree
     norm: Scalar
-    start: PyTree
-    residual: PyTree
-    products: Int[Array, ""]
-    target: PyTree = eqx.field(static=True)
+    start: PyTree | None
+    unpacked: LinearOperator
+    packing: Packing
+
+    @classmethod
+    def of(
+        cls, operator: LinearOperator, rhs: PyTree, initial: PyTree | None
+    ) -> tuple["System", Scalar]:
+        """The system of a caller, and the factor by which its solution is to be multiplied."""
+        scaled, size = vector.scaled(rhs)
+        packing = Packing(scaled)
+        wide = LinearOperator(
+            vector.widened(operator.mv, rhs),
+            vector.widened(operator.transpose_mv, rhs),
+            operator.symmetric,
+        )
+        packed = LinearOperator(
+            packing.around(wide.mv), packing.around(wide.transpose_mv), operator.symmetric
+        )
+        b = packing.pack(scaled)
+        system = cls(packed, b, vector.length(b), None, wide, packing)
+        if initial is None:
+            return system, size
+        initial = vector.cast_like(jax.tree.map(jnp.asarray, initial), scaled)
+        return system.started_at(packing.pack(initial)), size
+
+    def started_at(self, x: PyTree) -> "System":
+        """The same system with a start, of any length; one that is not finite is not used."""
+        length = vector.norm(x)
+        usable = jnp.isfinite(length) & (length > 0) & (self.norm > 0)
+        unit = jax.tree.map(
+            lambda a: jnp.where(usable, a / jnp.where(usable, length, 1), 0).astype(a.dtype), x
+        )
+        return System(self.operator, self.rhs, self.norm, unit, self.unpacked, self.packing)
+
+    @property
+    def warm(self) -> Bool[Array, ""]:
+        """Whether there is a start that is not zero."""
+        return jnp.asarray(False) if self.start is None else vector.largest(self.start) > 0
+
+    def begin(self) -> tuple[PyTree, PyTree, Int[Array, ""]]:
+        """The start, scaled so that its residual is the smallest; that, and the products spent.
+
+        It costs nothing beyond the one product that a residual needs, and makes any start at least
+        as good as zero: one left over from a right-hand side of another length, or a useless one.
+        """
+        nothing = vector.zeros_like(self.rhs)
+        if self.start is None:
+            return nothing, self.rhs, jnp.zeros((), jnp.int32)
+        direction = self.start
+
+        def scaled() -> tuple[PyTree, PyTree]:
+            image = self.operator.mv(direction)
+            best = vector.vdot(image, self.rhs) / vector.vdot(image, image)
+            fits = jnp.isfinite(best)
+            start = vector.where(fits, vector.scale(best, direction), nothing)
+            return start, vector.where(fits, vector.axpy(-best, image, self.rhs), self.rhs)
+
+        warm = self.warm
+        start, residual = jax.lax.cond(warm, scaled, lambda: (nothing, self.rhs))
+        return start, residual, warm.astype(jnp.int32)
 
     def measured(self, x: PyTree, known: Scalar, steps: Array) -> tuple[Scalar, Array]:
         """`‖b − A x‖` by one more product, for methods whose recurrence strays from it.
@@ -53,96 +114,46 @@ class System(eqx.Module):
         self,
         x: PyTree,
         residual: Scalar,
-        products: Int[Array, ""],
+        products: Int[Array, ""] | int,
+        outcome: Outcome,
+        spectrum: Spectrum,
         *,
-        nonpositive: Bool[Array, ""],
-        breakdown: Bool[Array, ""],
-        spectrum: "Spectrum",
+        tol: float | Scalar | None = None,
+        reached: Scalar | None = None,
+        state: PyTree = None,
     ) -> LinearSolution:
-        """Undo the scaling of `x` and state the result in the units and dtypes of the caller."""
-        value = jax.tree.map(
-            lambda leaf, like: (self.norm * leaf).astype(like.dtype), x, self.target
-        )
-        seen = spectrum.high >= spectrum.low
+        """The solution `x` of this system.
+
+        **Arguments:**
+
+        - `residual`: `‖b − A x‖`, not divided by `‖b‖`.
+        - `tol`: with a relative residual up to this, and no breakdown, it counts as solved.
+        - `reached`: the residual to be compared with it, where that is another one.
+        """
+        zero = self.norm == 0
+        if tol is not None:
+            fine = (residual if reached is None else reached) <= tol * self.norm
+            outcome = Outcome.where(fine & ~broke_down(outcome), Outcome.solved, outcome)
+        dtype = self.norm.dtype
         return LinearSolution(
-            value=value,
-            residual=jnp.asarray(residual, self.norm.dtype),
+            value=x,
+            residual=jnp.where(zero, 0, residual / jnp.where(zero, 1, self.norm)).astype(dtype),
             products=jnp.asarray(products, jnp.int32),
-            nonpositive_curvature=nonpositive,
-            breakdown=breakdown | ~jnp.isfinite(self.norm),
-            curvature_min=jnp.where(seen, spectrum.low, jnp.nan).astype(self.norm.dtype),
-            curvature_max=jnp.where(seen, spectrum.high, jnp.nan).astype(self.norm.dtype),
+            outcome=Outcome.where(zero, Outcome.solved, outcome),
+            curvature_min=spectrum.low.astype(dtype),
+            curvature_max=spectrum.high.astype(dtype),
+            state=state,
         )
 
-
-def unscaled(operator: LinearOperator, rhs: PyTree) -> System:
-    """`operator x = rhs` as it is, from a start of zero."""
-    rhs = jax.tree.map(jnp.asarray, rhs)
-    target = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), rhs)
-    b = vector.widen(rhs)
-    one, none = jnp.ones_like(vector.length(b)), jnp.zeros((), jnp.int32)
-    wide = LinearOperator(
-        vector.widened(operator.mv, target),
-        vector.widened(operator.transpose_mv, target),
-        operator.symmetric,
-    )
-    return System(wide, b, one, vector.zeros_like(b), b, none, target)
-
-
-def normalise(operator: LinearOperator, rhs: PyTree, initial: PyTree | None) -> System:
-    """Scale `operator x = rhs`, and scale `initial` so that its residual is the smallest.
-
-    The scaled start costs nothing beyond the one product that a residual needs, and it makes any
-    start at least as good as zero: one left over from a cotangent of another length, or a useless
-    one. A start that is zero or not finite costs no product.
-    """
-    whole = unscaled(operator, rhs)
-    norm, lifted = vector.norm(whole.rhs), whole.operator
-    b = vector.scale(1 / jnp.where(norm > 0, norm, 1), whole.rhs)
-    if initial is None:
-        return System(lifted, b, norm, whole.start, b, whole.products, whole.target)
-
-    x0 = vector.widen(jax.tree.map(jnp.asarray, initial))
-    length = vector.norm(x0)
-    usable = jnp.isfinite(length) & (length > 0) & (norm > 0)
-    direction = vector.scale(1 / jnp.where(usable, length, 1), x0)
-
-    def scaled() -> tuple[PyTree, PyTree]:
-        image = lifted.mv(direction)
-        best = vector.vdot(image, b) / vector.vdot(image, image)
-        fits = jnp.isfinite(best)
-        start = vector.where(fits, vector.scale(best, direction), vector.zeros_like(b))
-        residual = vector.where(fits, vector.axpy(-best, image, b), b)
-        return start, residual
-
-    start, residual = jax.lax.cond(usable, scaled, lambda: (vector.zeros_like(b), b))
-    return System(lifted, b, norm, start, residual, usable.astype(jnp.int32), whole.target)
-
-
-def check_stop(method: str, tol: object, max_steps: object) -> None:
-    """Raise `ValueError` for a negative tolerance or step limit given as a Python number."""
-    if isinstance(tol, float | int) and not tol >= 0:
-        raise ValueError(f"{method}: tol must be >= 0, got {tol}.")
-    if isinstance(max_steps, int) and max_steps < 0:
-        raise ValueError(f"{method}: max_steps must be >= 0, got {max_steps}.")
-
-
-class Spectrum(eqx.Module):
-    """Smallest and largest Rayleigh quotient met so far (`inf`, `-inf` before the first)."""
-
-    low: Scalar
-    high: Scalar
-
-    def met(self, quotient: Scalar) -> "Spectrum":
-        """With one more quotient; a non-finite one is ignored."""
-        fine = jnp.isfinite(quotient)
-        return Spectrum(
-            jnp.where(fine, jnp.minimum(self.low, quotient), self.low),
-            jnp.where(fine, jnp.maximum(self.high, quotient), self.high),
-        )
-
-
-def nothing_met(dtype: jnp.dtype) -> Spectrum:
-    """No quotient met yet."""
-    infinity = jnp.asarray(jnp.inf, dtype)
-    return Spectrum(infinity, -infinity)
+    def restored(self, solution: LinearSolution, size: Scalar, rhs: PyTree) -> LinearSolution:
+        """The solution of this system in the units, types and shapes of the caller."""
+        finite = jnp.isfinite(size)
+        factor = jnp.where(finite, size, 1)
+        value = vector.cast_like(vector.scale(factor, self.packing.unpack(solution.value)), rhs)
+        # Solved, or cut short, in spite of what was met on the way.
+        mild = ~broke_down(solution.outcome) & self.operator.symmetric
+        met = mild & (solution.curvature_min <= 0)
+        met = met & (solution.outcome != Outcome.nonpositive_curvature)
+        outcome = Outcome.where(met, Outcome.indefinite, solution.outcome)
+        outcome = Outcome.where(finite, outcome, Outcome.not_finite)
+        return eqx.tree_at(lambda s: (s.value, s.outcome), solution, (value, outcome))

@@ -14,6 +14,8 @@ from jaxtyping import Array, PyTree, Scalar
 
 Product = Callable[[PyTree], PyTree]
 
+_HIGHEST = jax.lax.Precision.HIGHEST
+
 
 def _accumulator(*leaves: Array) -> jnp.dtype:
     # Of dtypes and not of the arrays: a weakly typed float64 scalar must not count as float32.
@@ -40,7 +42,7 @@ def vdot(x: PyTree, y: PyTree) -> Scalar:
 
     def leaf(a: Array, b: Array) -> Scalar:
         dtype = _accumulator(a, b)
-        return jnp.vdot(a.astype(dtype), b.astype(dtype), precision=jax.lax.Precision.HIGHEST)
+        return jnp.vdot(a.astype(dtype), b.astype(dtype), precision=_HIGHEST)
 
     products = jax.tree.leaves(jax.tree.map(leaf, x, y))
     return reduce(jnp.add, products) if products else jnp.zeros(())
@@ -54,6 +56,20 @@ def largest(x: PyTree) -> Scalar:
     dtype = _accumulator(*leaves)
     tops = [jnp.max(jnp.abs(leaf), initial=0).astype(dtype) for leaf in leaves]
     return reduce(jnp.maximum, tops)
+
+
+def scaled(x: PyTree) -> tuple[PyTree, Scalar]:
+    """`x` in at least float32 and divided by its largest entry, and that; zeros if not finite.
+
+    Its square neither overflows nor underflows.
+    """
+    x = widen(x)
+    top = largest(x)
+    finite = jnp.isfinite(top)
+    # The inverse of a subnormal number overflows.
+    top = jnp.where(top > 0, jnp.maximum(top, jnp.finfo(top.dtype).tiny), top)
+    inverse = 1 / jnp.where(finite & (top > 0), top, 1)
+    return jax.tree.map(lambda a: jnp.where(finite, a * inverse, 0).astype(a.dtype), x), top
 
 
 def norm(x: PyTree) -> Scalar:
@@ -106,3 +122,16 @@ def all_finite(x: PyTree) -> Array:
 def size(x: PyTree) -> int:
     """Number of scalar entries (static)."""
     return sum(leaf.size for leaf in jax.tree.leaves(x))
+
+
+def dots(rows: PyTree, v: PyTree) -> Array:
+    """`⟨row_i, v⟩` for vectors stacked along the first axis of each leaf."""
+    parts = jax.tree.map(lambda b, a: jnp.tensordot(b, a, a.ndim, precision=_HIGHEST), rows, v)
+    return reduce(jnp.add, jax.tree.leaves(parts))
+
+
+def combine(weights: Array, rows: PyTree) -> PyTree:
+    """`Σ weights_i row_i`."""
+    return jax.tree.map(
+        lambda b: jnp.tensordot(weights.astype(b.dtype), b, 1, precision=_HIGHEST), rows
+    )

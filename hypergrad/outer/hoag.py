@@ -38,6 +38,7 @@ from hypergrad.outer.base import (
 from hypergrad.outer.constraints import Box, Constraint
 from hypergrad.outer.quasi_newton import Curvature, QuasiNewton
 from hypergrad.problem import BilevelProblem
+from hypergrad.tolerance import HasTolerance
 
 # How exactly the adaptive schedule knows adjoints at least, relative to themselves.
 ROUGH = 0.01
@@ -65,7 +66,14 @@ def with_tolerances(
     - `inner`: the inner solver stops at `‖∂f/∂w‖ <= inner`.
     - `linear`: the linear solver stops at this relative residual.
     """
-    return eqx.tree_at(lambda e: (e.solver.tol, e.linear_solver.tol), estimator, (inner, linear))
+    solver, linear_solver = estimator.solver, estimator.linear_solver
+    assert isinstance(solver, HasTolerance)
+    assert isinstance(linear_solver, HasTolerance)
+    return eqx.tree_at(
+        lambda e: (e.solver, e.linear_solver),
+        estimator,
+        (solver.with_tol(inner), linear_solver.with_tol(linear)),
+    )
 
 
 def require_tolerances(algorithm: OuterAlgorithm, estimator: Any) -> None:
@@ -79,10 +87,10 @@ def require_tolerances(algorithm: OuterAlgorithm, estimator: Any) -> None:
             f"{name} works with ImplicitDifferentiation, got {type(estimator).__name__}."
         )
     for role, solver in (("solver", estimator.solver), ("linear_solver", estimator.linear_solver)):
-        if not hasattr(solver, "tol"):
+        if not isinstance(solver, HasTolerance):
             raise ValueError(
-                f"{name} chooses the accuracy of the estimator's {role}: expected one with a `tol` "
-                f"(`OptaxSolver`, `Newton`; `CG`), received {type(solver).__name__}."
+                f"{name} chooses the accuracy of the estimator's {role}: expected one with a "
+                f"tolerance (`OptaxSolver`, `Newton`; `CG`), received {type(solver).__name__}."
             )
 
 

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Int, PyTree, Scalar
 
 from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
 from hypergrad.linear import vector
+from hypergrad.outcome import Outcome
 from hypergrad.problem import BilevelProblem
 from hypergrad.sampling.langevin import Langevin
 from hypergrad.sampling.problem import SamplingProblem, mean_statistic
@@ -171,8 +172,7 @@ class ImplicitDiffusion(Estimator):
             inner_iterations=state.steps,
             linear_residual=jnp.full_like(residual, jnp.nan),
             iterations=jnp.zeros((), jnp.int32),
-            nonpositive_curvature=jnp.asarray(False),
-            breakdown=broken,
+            outcome=Outcome.where(broken, Outcome.not_finite, Outcome.solved),
             error=jnp.where(broken, jnp.inf, error).astype(residual.dtype),
         )
         return Hypergradient(value, grad, state, info)

@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
 from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
 from hypergrad.linear import vector
+from hypergrad.outcome import Outcome
 from hypergrad.problem import BilevelProblem
 from hypergrad.residual import residual_scale
 from hypergrad.self_tuning.convert import (
@@ -346,8 +347,7 @@ class SelfTuning(Estimator):
             inner_iterations=state.last_steps,
             linear_residual=unknown,
             iterations=jnp.asarray(0),
-            nonpositive_curvature=jnp.asarray(False),
-            breakdown=state.rejected | ~finite,
+            outcome=Outcome.where(state.rejected | ~finite, Outcome.not_finite, Outcome.solved),
             error=jnp.where(unreliable, jnp.inf, unknown),
         )
         return Hypergradient(value=value, grad=grad, state=state, info=info, aux=aux)

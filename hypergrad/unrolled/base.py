@@ -12,6 +12,7 @@ from jaxtyping import Array, Int, PyTree, Scalar
 
 from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
 from hypergrad.linear import vector
+from hypergrad.outcome import Outcome
 from hypergrad.paths import leaf_names
 from hypergrad.problem import BilevelProblem
 from hypergrad.residual import residual_of, residual_scale
@@ -264,8 +265,7 @@ def finish(
         inner_iterations=inner_iterations,
         linear_residual=jnp.full((), jnp.nan, residual.dtype),
         iterations=differentiated,
-        nonpositive_curvature=jnp.asarray(False),
-        breakdown=breakdown,
+        outcome=Outcome.where(breakdown, Outcome.not_finite, Outcome.solved),
         error=error,
     )
     return Hypergradient(value, grad, state, info, aux)

@@ -132,7 +132,7 @@ def estimators() -> dict[str, Any]:
         "GMRES": GMRES(),
         "MINRES": MINRES(),
         "Neumann": Neumann(products=30),
-        "NormalCG": NormalCG(),
+        "NormalCG": NormalCG(tol=1e-10),
         "Nystrom": Nystrom(rank=10),
         "PCG": PCG(),
         "RecyclingCG": RecyclingCG(),

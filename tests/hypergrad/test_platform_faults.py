@@ -13,7 +13,7 @@ import optax
 import pytest
 
 from hypergrad import BilevelProblem, ImplicitDifferentiation, OptaxSolver
-from hypergrad.linear.base import symmetric_operator
+from hypergrad.linear import symmetric_operator
 from hypergrad.linear.cg import CG
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hypergrad.linear.base import LinearOperator, symmetric_operator
+from hypergrad.linear import LinearOperator, symmetric_operator
 from hypergrad.linear.cg import CG
 
 
@@ -92,6 +92,7 @@ def test_singular_but_consistent():
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
 def test_a_product_that_is_not_finite_is_contained(bad):
     a, b = matrix()
+    b = b / jnp.max(jnp.abs(b))  # the solver sees it as it is
 
     def mv(v):
         return jnp.where(jnp.abs(v @ b) < 0.9 * b @ b, bad, a @ v)

@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from hypergrad import BilevelProblem, ImplicitDifferentiation
 from hypergrad.linear import CG, LinearSolution, RecyclingCG, symmetric_operator
-from hypergrad.linear.recycling_cg import Recollection
+from hypergrad.linear.recycling_cg import Memory
 from tests.hypergrad.linear.systems import matrix, solve
 
 SIZE = 200
@@ -40,9 +40,9 @@ def follow(
     now = solver()
     last = None
     for a, b in systems:
-        now = now if last is None else now.recalling(last.recollection)
+        now = now if last is None else now.with_state(last.state)
         if last is None:
-            now = now.recalling(now.blank(b))
+            now = now.with_state(now.init_state(b))
         last = _solve(now, a, b, jnp.zeros_like(b) if last is None else last.value)
         products.append(int(last.products))
         residuals.append(float(jnp.linalg.norm(b - a @ last.value) / jnp.linalg.norm(b)))
@@ -70,7 +70,7 @@ def test_the_same_system_again_costs_only_the_start() -> None:
     assert max(residuals) < 2e-8
 
 
-def test_the_recollection_of_another_operator_does_not_spoil_the_answer() -> None:
+def test_the_memory_of_another_operator_does_not_spoil_the_answer() -> None:
     (a, b), rng = next(drifting(1)), np.random.default_rng(3)
     q = np.linalg.qr(rng.normal(size=(SIZE, SIZE)))[0]
     other = jnp.asarray(q * np.geomspace(1e-3, 1e3, SIZE) @ q.T)
@@ -84,10 +84,11 @@ def test_the_recollection_of_another_operator_does_not_spoil_the_answer() -> Non
 def test_knows_as_many_pairs_as_it_has_memory_for_and_writes_over_the_oldest() -> None:
     a, b = next(drifting(1))
 
-    def pairs(memory: int, steps: int) -> tuple[Recollection, Array]:
+    def pairs(memory: int, steps: int) -> tuple[Memory, Array]:
         solver = RecyclingCG(memory=memory, max_steps=jnp.asarray(steps))
-        known = _solve(solver, a, b, jnp.zeros_like(b)).recollection
-        return known, known.pairs[:, np.argsort(known.age())]
+        known = _solve(solver, a, b, jnp.zeros_like(b)).state
+        (rows,) = known.pairs
+        return known, rows[:, np.argsort(known.age())]
 
     short, rows = pairs(60, 4)
     assert short.used().sum() == 4
@@ -105,15 +106,15 @@ def test_the_order_of_the_ring_does_not_matter() -> None:
     """A ring that begins elsewhere makes the same preconditioner, and so the same iterates."""
     systems = list(drifting(2))
     a, b = systems[0]
-    known = _solve(RecyclingCG(memory=20, max_steps=20), a, b, jnp.zeros_like(b)).recollection
+    known = _solve(RecyclingCG(memory=20, max_steps=20), a, b, jnp.zeros_like(b)).state
     rolled = eqx.tree_at(
         lambda k: (k.pairs, k.recorded),
         known,
-        (jnp.roll(known.pairs, 7, axis=1), known.recorded + 7),
+        ([jnp.roll(rows, 7, axis=1) for rows in known.pairs], known.recorded + 7),
     )
     a, b = systems[1]
     one, two = (
-        _solve(RecyclingCG(memory=20, max_steps=15).recalling(k), a, b, jnp.zeros_like(b)).value
+        _solve(RecyclingCG(memory=20, max_steps=15).with_state(k), a, b, jnp.zeros_like(b)).value
         for k in (known, rolled)
     )
     assert jnp.linalg.norm(b - a @ one) < 0.5 * jnp.linalg.norm(b)
@@ -140,7 +141,7 @@ def test_refuses_what_it_cannot_do() -> None:
         solve(RecyclingCG(), matrix("nonsymmetric"))
 
 
-def test_implicit_differentiation_carries_the_recollection() -> None:
+def test_implicit_differentiation_carries_what_it_learned() -> None:
     rng = np.random.default_rng(1)
     x = jnp.asarray(rng.normal(size=(40, 60)))
     y = jnp.asarray(rng.normal(size=40))
