@@ -5,6 +5,7 @@ subject to              w* in argmin over w of inner(w, hparams; inner batch)
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import equinox as eqx
 import jax
@@ -27,6 +28,11 @@ class BilevelProblem(eqx.Module):
     - `stochastic`: both losses (and `optimality`) take a fourth argument `key`. One key serves a
       whole linear solve, so that the operator stays the same from product to product.
 
+    - `biased`: what to do about a hyperparameter that acts both smoothly and through an operation
+      without derivative (a dropout rate that scales, and is compared with random numbers):
+      `"refuse"` it by name, since its gradient is a part of the truth only, or `"keep"` that part,
+      with a warning and an `info.error` that is not known.
+
     Losses must be scalars: anything else is a `ValueError` that names the loss and its shape.
     Leaves of `params` and `hparams` that are not inexact arrays (step counts, activation functions)
     are carried along and not differentiated.
@@ -37,8 +43,13 @@ class BilevelProblem(eqx.Module):
     optimality: Callable | None = None
     has_aux: bool = eqx.field(static=True, default=False)
     stochastic: bool = eqx.field(static=True, default=False)
+    biased: Literal["refuse", "keep"] = eqx.field(static=True, default="refuse")
 
     def __check_init__(self) -> None:
+        if self.biased not in ("refuse", "keep"):
+            raise ValueError(
+                f'BilevelProblem: biased expected "refuse" or "keep", received {self.biased!r}.'
+            )
         if self.inner is None and self.optimality is None:
             raise ValueError("BilevelProblem needs `inner` or `optimality`; both are None.")
 
@@ -70,6 +81,19 @@ class BilevelProblem(eqx.Module):
                 )
             return value
         return eqx.filter_grad(lambda p: self.inner_loss(p, hparams, batch, key)[0])(params)
+
+    def inner_parts(self) -> list[Callable]:
+        """The functions `(params, hparams, batch, key)` that make the inner problem.
+
+        As the user wrote them, without the derivatives taken of them: the loss; or the functions
+        that the optimality map is made of, if it says which (`parts`), and otherwise the map.
+        """
+        if self.optimality is None:
+            return [lambda *a: self.inner_loss(*a)[0]]
+        parts = getattr(self.optimality, "parts", None)
+        if parts is None:
+            return [self.residual]
+        return [lambda p, h, b, k, part=part: part(p, h, b, *self._key(k)) for part in parts()]
 
     def traced(
         self,

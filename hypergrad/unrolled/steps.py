@@ -31,6 +31,27 @@ class InnerStep(eqx.Module):
     ) -> tuple[PyTree, PyTree]:
         """The next params and state, of the structure, shapes and dtypes of those given."""
 
+    def settings(
+        self,
+        problem: BilevelProblem,
+        params: PyTree,
+        state: PyTree,
+        hparams: PyTree,
+        loss_hparams: PyTree,
+        batch: PyTree,
+        key: Array | None,
+    ) -> tuple[PyTree, PyTree]:
+        """The same step, with `loss_hparams` in place of `hparams` where the inner loss reads them.
+
+        It tells apart what a hyperparameter does within the step from what it does in the loss; a
+        step that does not know the difference takes `hparams` for all.
+        """
+        return self.step(problem, params, state, hparams, batch, key)
+
+    def losses(self, problem: BilevelProblem) -> list[Callable]:
+        """The functions `(params, hparams, batch, key)` that `settings` leaves out."""
+        return []
+
 
 class OptaxStep(InnerStep):
     """A step of an optax optimizer on the problem's inner loss.
@@ -62,16 +83,33 @@ class OptaxStep(InnerStep):
         key: Array | None,
     ) -> tuple[PyTree, PyTree]:
         """See `InnerStep.step`."""
+        return self.settings(problem, params, state, hparams, hparams, batch, key)
+
+    def settings(
+        self,
+        problem: BilevelProblem,
+        params: PyTree,
+        state: PyTree,
+        hparams: PyTree,
+        loss_hparams: PyTree,
+        batch: PyTree,
+        key: Array | None,
+    ) -> tuple[PyTree, PyTree]:
+        """See `InnerStep.settings`."""
         dynamic, static = eqx.partition(params, eqx.is_inexact_array)
 
         def loss(p: PyTree) -> Array:
-            return problem.inner_loss(eqx.combine(p, static), hparams, batch, key)[0]
+            return problem.inner_loss(eqx.combine(p, static), loss_hparams, batch, key)[0]
 
         value, gradient = jax.value_and_grad(loss)(dynamic)
         updates, state = self._build(hparams).update(
             gradient, state, dynamic, value=value, grad=gradient, value_fn=loss
         )
         return eqx.combine(optax.apply_updates(dynamic, updates), static), state
+
+    def losses(self, problem: BilevelProblem) -> list[Callable]:
+        """See `InnerStep.losses`."""
+        return [lambda *arguments: problem.inner_loss(*arguments)[0]]
 
     def _build(self, hparams: PyTree) -> optax.GradientTransformationExtraArgs:
         optimizer = self.optimizer(hparams)
