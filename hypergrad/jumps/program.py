@@ -125,7 +125,6 @@ def _called(eqn: Any) -> Any:
 
 def _loops(jaxpr: Any) -> bool:
     return any(
-        eqn.primitive.name == "while"
-        or any(_loops(part) for part in jaxprs_in_params(eqn.params))
+        eqn.primitive.name == "while" or any(_loops(part) for part in jaxprs_in_params(eqn.params))
         for eqn in jaxpr.eqns
     )
