@@ -5,11 +5,12 @@ subject to              w* in argmin over w of inner(w, hparams; inner batch)
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree, Scalar
 
 
@@ -71,6 +72,7 @@ class BilevelProblem(eqx.Module):
         self, params: PyTree, hparams: PyTree, batch: PyTree, key: Array | None = None
     ) -> PyTree:
         """What vanishes at the inner solution, like `params` (`None` where not differentiable)."""
+        _require_real(params=params, hparams=hparams)
         if self.optimality is not None:
             value = self.optimality(params, hparams, batch, *self._key(key))
             expected = eqx.filter(params, eqx.is_inexact_array)
@@ -109,6 +111,11 @@ class BilevelProblem(eqx.Module):
         for all of them. An optimality map stays as it is.
         """
         extra = self._key(key)
+        arguments = (params, hparams, inner_batch, outer_batch)
+        if any(_explicit(leaf) for leaf in jax.tree.leaves(arguments)):
+            # The type of an array then says how it is sharded, and a program traced for one
+            # sharding takes no other.
+            return self
         outer = _traced(self.outer, params, hparams, outer_batch, *extra)
         if self.inner is None or self.optimality is not None:
             return eqx.tree_at(lambda p: p.outer, self, outer)
@@ -131,6 +138,7 @@ class BilevelProblem(eqx.Module):
         batch: PyTree,
         key: Array | None,
     ) -> tuple[Scalar, PyTree]:
+        _require_real(params=params, hparams=hparams)
         out = function(params, hparams, batch, *self._key(key))
         if self.has_aux:
             if not (isinstance(out, tuple) and len(out) == 2):
@@ -153,6 +161,25 @@ class BilevelProblem(eqx.Module):
                 f"got shape {loss.shape}, dtype {loss.dtype}."
             )
         return loss, aux
+
+
+def _require_real(**trees: PyTree) -> None:
+    """Refuse complex leaves: the inner Hessian of a real loss is not a linear map over them."""
+    for name, tree in trees.items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if eqx.is_array_like(leaf) and jnp.issubdtype(
+                jnp.result_type(leaf), np.complexfloating
+            ):
+                raise ValueError(
+                    f"{name}{jax.tree_util.keystr(path)}: expected real arrays, received "
+                    f"{jnp.result_type(leaf)}. Hold the real and the imaginary part as two real "
+                    "arrays and combine them in the losses: `w = p['re'] + 1j * p['im']`."
+                )
+
+
+def _explicit(leaf: Any) -> bool:
+    """Whether an array lies on a mesh with explicit axes."""
+    return eqx.is_array(leaf) and any(jax.typeof(leaf).sharding.mesh.explicit_axes)
 
 
 def _traced(function: Callable, *args: PyTree) -> Callable:

@@ -268,7 +268,8 @@ def reverse(
     size_at_end = vector.norm(adjoint)
     intact = vector.all_finite((adjoint, direct))
     direct = jax.tree.map(lambda d: jnp.where(jnp.isfinite(d), d, 0), direct)
-    norms = jnp.zeros((steps, 2), norm_dtype)
+    # From a value of this run, so that it lies on the same mesh.
+    norms = jnp.broadcast_to(jnp.zeros_like(size_at_end, norm_dtype), (steps, 2))
     carry = (adjoint, direct, intact, jnp.zeros((), jnp.int32), norms)
     if tail:
         carry = collect(tail, pull_tail, blocks * block, carry)
