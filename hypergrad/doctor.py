@@ -21,6 +21,7 @@ from hypergrad.linear.gmres import GMRES
 from hypergrad.linear.jacobian import solver_for
 from hypergrad.linear.minres import MINRES
 from hypergrad.linear.pcg import PCG
+from hypergrad.mistakes import check_key, check_leaves
 from hypergrad.paths import Reach, leaf_names, trace_paths
 from hypergrad.problem import BilevelProblem
 from hypergrad.routed import Routed
@@ -114,6 +115,8 @@ def recommend(
 
     **Raises:** `ValueError` as `hypergradient` does for losses that make no problem.
     """
+    check_leaves(params=params, hparams=hparams, inner_batch=inner_batch, outer_batch=outer_batch)
+    check_key(key)
     params, hparams, inner_batch, outer_batch = as_arrays(
         (params, hparams, inner_batch, outer_batch)
     )

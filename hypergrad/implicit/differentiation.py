@@ -9,7 +9,7 @@ optimality map `r(w, λ) = 0` in place of the gradient, `H` becomes its Jacobian
 adjoint system, and `C` its derivative in `λ` (Blondel et al. 2022).
 """
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import equinox as eqx
 import jax
@@ -81,6 +81,7 @@ class ImplicitDifferentiation(Estimator):
       fill in (`Routed`) or a searcher to choose.
     """
 
+    state_type: ClassVar[type] = ImplicitState
     solver: InnerSolver | None
     linear_solver: LinearSolver
     damping: float | Scalar

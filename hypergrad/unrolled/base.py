@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import equinox as eqx
 import jax
@@ -60,6 +60,7 @@ class UnrolledEstimator(Estimator):
     `key` itself.
     """
 
+    state_type: ClassVar[type] = UnrolledState
     update: InnerStep
     steps: int = eqx.field(static=True)
     initial: Callable | None

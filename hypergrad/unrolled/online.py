@@ -5,7 +5,7 @@ hyperparameters are changed in between (Franceschi, Donini, Frasconi & Pontil 20
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -59,6 +59,8 @@ class OnlineUnrolled(UnrolledEstimator):
     at different values; the bias is small when they change slowly compared to how fast the run
     forgets, and `info.error` is NaN: not known.
     """
+
+    state_type: ClassVar[type] = OnlineState
 
     def __init__(
         self, update: Any, steps: int, *, initial: Callable | None = None, stacked: bool = False

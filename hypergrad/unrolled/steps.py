@@ -135,6 +135,13 @@ class StepFunction(InnerStep):
     state: Callable | None = None
     stochastic: bool = eqx.field(static=True, default=False)
 
+    def __check_init__(self) -> None:
+        if self.state is not None and not callable(self.state):
+            raise ValueError(
+                "StepFunction: state expected a function state(params, hparams), received a "
+                f"{type(self.state).__name__}; write `lambda params, hparams: ...`."
+            )
+
     def init(self, params: PyTree, hparams: PyTree) -> PyTree:
         """The state at the start of a run."""
         return None if self.state is None else self.state(params, hparams)
@@ -173,12 +180,18 @@ def as_inner_step(update: Any) -> InnerStep:
         return update
     if isinstance(update, optax.GradientTransformation):
         return OptaxStep(_Constant(update))
-    if callable(update):
+    if callable(update) and not isinstance(update, type):
         return OptaxStep(update)
     raise ValueError(
         "The inner step is an optax optimizer, a function hparams -> optax optimizer, or an "
-        f"InnerStep such as StepFunction; got {type(update).__name__}."
+        f"InnerStep such as StepFunction; received {_given(update)}."
     )
+
+
+def _given(update: Any) -> str:
+    if isinstance(update, type):
+        return f"the class {update.__name__} (make one: {update.__name__}(...))"
+    return f"the text {update!r}" if isinstance(update, str) else f"a {type(update).__name__}"
 
 
 class _Constant(eqx.Module):

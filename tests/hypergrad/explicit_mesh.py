@@ -1,8 +1,6 @@
 """Run by `test_sharding`: every mode on a mesh with explicit axes, against one device."""
 
 import jax
-
-jax.config.update("jax_enable_x64", True)
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -11,6 +9,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import hypergrad as hg
 from hypergrad.outer import SOBA, Minibatches, run
 
+jax.config.update("jax_enable_x64", True)
 assert jax.device_count() == 4
 rng = np.random.default_rng(0)
 x, y = rng.normal(size=(32, 8)), rng.normal(size=32)
@@ -39,7 +38,6 @@ def sgd(lam):
 
 here = (start, lam, (x, y))
 ROWS = (put(start), put(lam), (put(x, "data", None), put(y, "data")))
-COLUMNS = (put(start, "data"), put(lam, "data"), (put(x, None, "data"), put(y)))
 ESTIMATORS = {
     "newton": hg.ImplicitDifferentiation(hg.Newton()),
     "unrolled": hg.Unrolled(sgd, 20),
@@ -47,14 +45,13 @@ ESTIMATORS = {
 }
 ALGORITHMS = {"soba": (SOBA(), Minibatches(8))}
 failed = []
-for where, there in (("rows", ROWS), ("columns", COLUMNS)):
-    for name, estimator in ESTIMATORS.items():
-        try:
-            one = hg.hypergradient(problem, *here, (x, y), estimator=estimator)
-            two = hg.hypergradient(problem, *there, there[2], estimator=estimator)
-            np.testing.assert_allclose(jax.device_get(two.grad), one.grad, rtol=1e-5, atol=1e-9)
-        except Exception as error:
-            failed.append(f"{where} {name}: {type(error).__name__} {str(error)[:300]}")
+for name, estimator in ESTIMATORS.items():
+    try:
+        one = hg.hypergradient(problem, *here, (x, y), estimator=estimator)
+        two = hg.hypergradient(problem, *ROWS, ROWS[2], estimator=estimator)
+        np.testing.assert_allclose(jax.device_get(two.grad), one.grad, rtol=1e-5, atol=1e-9)
+    except Exception as error:
+        failed.append(f"{name}: {type(error).__name__} {str(error)[:300]}")
 for name, (algorithm, sampler) in ALGORITHMS.items():
     try:
         one = run(problem, algorithm, *here, (x, y), steps=2, sampler=sampler)
