@@ -4,6 +4,7 @@ from hypergrad.compiled import InaccurateHypergradientError as InaccurateHypergr
 from hypergrad.compiled import InaccurateHypergradientWarning as InaccurateHypergradientWarning
 from hypergrad.compiled import as_arrays as as_arrays
 from hypergrad.compiled import hypergradient as hypergradient
+from hypergrad.cross_validation import cross_validated as cross_validated
 from hypergrad.diagnostics import DirectionCheck as DirectionCheck
 from hypergrad.diagnostics import HypergradientCheck as HypergradientCheck
 from hypergrad.diagnostics import check_hypergradient as check_hypergradient
@@ -44,7 +45,10 @@ from hypergrad.linear import Nystrom as Nystrom
 from hypergrad.linear import RecyclingCG as RecyclingCG
 from hypergrad.minibatch import over_batches as over_batches
 from hypergrad.outcome import Outcome as Outcome
+from hypergrad.over_keys import OverKeys as OverKeys
+from hypergrad.paths import BiasedHypergradientWarning as BiasedHypergradientWarning
 from hypergrad.problem import BilevelProblem as BilevelProblem
+from hypergrad.recompilation import RecompilationWarning as RecompilationWarning
 from hypergrad.routed import Routed as Routed
 from hypergrad.tolerance import HasTolerance as HasTolerance
 from hypergrad.unrolled import ForwardUnrolled as ForwardUnrolled

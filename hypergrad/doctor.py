@@ -6,6 +6,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from hypergrad.compiled import as_arrays
@@ -20,10 +21,15 @@ from hypergrad.linear.gmres import GMRES
 from hypergrad.linear.jacobian import solver_for
 from hypergrad.linear.minres import MINRES
 from hypergrad.linear.pcg import PCG
+from hypergrad.mistakes import check_key, check_leaves
 from hypergrad.paths import Reach, leaf_names, trace_paths
 from hypergrad.problem import BilevelProblem
 from hypergrad.routed import Routed
 from hypergrad.unrolled import Unrolled
+
+# Curvature below this many rounding errors of the largest is zero: the products of a probe add up
+# their own, and those of the vector that it has become.
+_ROUNDING = 100
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,7 @@ class Route:
     """What to do with one hyperparameter.
 
     - `name`: its path.
-    - `family`: `"implicit"`, `"unrolled"` or `"search"`.
+    - `family`: `"implicit"`, `"unrolled"`, `"search"`, or `"unused"`: nothing reads it.
     - `reason`: why, in words.
     """
 
@@ -109,20 +115,29 @@ def recommend(
 
     **Raises:** `ValueError` as `hypergradient` does for losses that make no problem.
     """
+    check_leaves(params=params, hparams=hparams, inner_batch=inner_batch, outer_batch=outer_batch)
+    check_key(key)
     params, hparams, inner_batch, outer_batch = as_arrays(
         (params, hparams, inner_batch, outer_batch)
     )
     if (update is None) != (steps is None):
         raise ValueError("recommend: give `update` and `steps` together.")
     paths = trace_paths(problem, params, hparams, inner_batch, outer_batch, key)
+    trained = unrolled = None
+    if update is not None and steps is not None:
+        unrolled = Unrolled(update, steps)
+        if paths.hparams:
+            trained = unrolled.reaches(problem, params, hparams, inner_batch, outer_batch, key=key)
     routes = [
-        _route(name, paths.hparams.get(name), known=update is not None)
+        _route(name, paths.hparams.get(name), None if trained is None else trained.get(name))
         for name in leaf_names(hparams)
     ]
     families = {route.family for route in routes}
+    # Leaves without a gradient, and those of the other family, get `None`.
+    mixed = any(route.family != "implicit" for route in routes if route.name in paths.hparams)
     notes: list[str] = []
     products = memory = 0
-    implicit = unrolled = None
+    implicit = None
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(eqx.filter(params, eqx.is_inexact_array)))
 
     if "implicit" in families:
@@ -135,11 +150,14 @@ def recommend(
             solver,
             linear_solver,
             damping=damping,
-            unseen="none" if "unrolled" in families else "raise",
+            unseen="none" if mixed else "raise",
         )
-    if "unrolled" in families:
-        if update is not None and steps is not None:
-            unrolled = Unrolled(update, steps)
+    if "unrolled" not in families:
+        unrolled = None
+    else:
+        if unrolled is not None and steps is not None:
+            if families & {"search", "unused"}:
+                unrolled = Unrolled(update, steps, unseen="none")
             # Twice the square root of the steps is kept, each with the params and momenta.
             memory += math.ceil(2 * math.sqrt(steps)) * 2 * size
         else:
@@ -157,9 +175,18 @@ def recommend(
     return Recommendation(tuple(routes), estimator, products, memory, tuple(notes))
 
 
-def _route(name: str, reach: Reach | None, *, known: bool) -> Route:
+def _route(name: str, reach: Reach | None, trained: Reach | None) -> Route:
+    """From what it does in the losses, and in a run of the training step if that is known."""
     if reach is None:
         return Route(name, "search", "not a floating-point array: it has no gradient")
+    hidden = sorted({*reach.hidden, *(trained.hidden if trained is not None else ())})
+    if hidden and (reach.seen or (trained is not None and trained.seen)):
+        return Route(
+            name,
+            "search",
+            f"a gradient would be biased: it acts through {', '.join(hidden)} as well, which no "
+            "derivative sees; relax it, use self-tuning layers, or search",
+        )
     if reach.inner:
         direct = ", and a direct gradient in the outer loss" if reach.outer else ""
         return Route(name, "implicit", f"moves the inner solution through the inner loss{direct}")
@@ -172,7 +199,18 @@ def _route(name: str, reach: Reach | None, *, known: bool) -> Route:
             "read by a loss, but with a derivative that is identically zero (a threshold, a "
             "rounding, a sampled mask): relax it, use self-tuning layers, or search",
         )
-    where = "by the training step" if known else "by neither loss: by the training step if at all"
+    if trained is None:
+        where = "by neither loss: by the training step if at all (or is its name misspelt?)"
+    elif trained.seen:
+        where = "by the training step"
+    elif trained.used:
+        return Route(name, "search", "used by the training step without a derivative")
+    else:
+        return Route(
+            name,
+            "unused",
+            "nothing reads it, neither the losses nor the step: is its name misspelt?",
+        )
     return Route(
         name,
         "unrolled",
@@ -213,13 +251,22 @@ def _linear_solver(
             f"the inner point is not stationary (relative residual {residual:.1e}): solve the "
             "inner problem further, or pass `solver`"
         )
-    if bool(solution.breakdown):
+    low, high = float(solution.curvature_min), float(solution.curvature_max)
+    if bool(solution.breakdown) or not math.isfinite(residual):
         notes.append("a Hessian product was not finite at this point: look at the inner loss first")
+        return CG(tol=tolerance), 0.0, min(size, probe)
     if not bool(symmetric):
         steps = max(1, int(solution.products))
         notes.append("the optimality map has no symmetric Jacobian: GMRES")
         return GMRES(tol=tolerance), 0.0, steps
-    low, high = float(solution.curvature_min), float(solution.curvature_max)
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(eqx.filter(params, eqx.is_inexact_array))}
+    rounding = _ROUNDING * max(float(jnp.finfo(dtype).eps) for dtype in dtypes)
+    if bool(solution.nonpositive_curvature) and abs(low) <= rounding * abs(high):
+        notes.append(
+            "the Hessian is singular to rounding (semidefinite): MINRES, which needs no inverse; a "
+            "direction without curvature has a solution only if the outer loss does not see it"
+        )
+        return MINRES(tol=tolerance), 0.0, min(size, 2 * probe)
     if bool(solution.nonpositive_curvature):
         if residual > 1e-2:
             damping = 2 * abs(low)

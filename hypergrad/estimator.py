@@ -1,7 +1,7 @@
 """The three verbs that every family of hypergradient answers, and what they return."""
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -95,7 +95,11 @@ class Estimator(eqx.Module):
 
     Estimators are immutable; everything that changes is in the state, a pytree. All verbs work
     under `jit`, `vmap` and `scan`. `state.params` is always the current inner solution.
+
+    `state_type` is the class of the states of a family, by which those of another are refused.
     """
+
+    state_type: ClassVar[type] = object
 
     @abstractmethod
     def init(

@@ -6,6 +6,7 @@ exact structural zero (a learning rate, a dropout rate that only thresholds rand
 number that merely happens to be small.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from jax.interpreters import partial_eval
 from jaxtyping import Array, PyTree
 
+from hypergrad.jumps import hidden_reads
 from hypergrad.problem import BilevelProblem
 from hypergrad.residual import residual_of, slope_of
 
@@ -25,11 +27,24 @@ class Reach(NamedTuple):
     - `inner`: it moves the inner solution, i.e. `∂²f/∂w∂λ` is not structurally zero.
     - `outer`: it has a direct derivative in the outer loss.
     - `used`: one of the losses reads it, differentiably or not.
+    - `hidden`: the operations of the losses (a comparison, a rounding, an index, ...) through which
+      it acts and that no derivative sees.
     """
 
     inner: bool
     outer: bool
     used: bool
+    hidden: tuple[str, ...] = ()
+
+    @property
+    def seen(self) -> bool:
+        """There is a derivative."""
+        return self.inner or self.outer
+
+    @property
+    def biased(self) -> bool:
+        """There is a derivative, and it is a part of the truth only."""
+        return self.seen and bool(self.hidden)
 
 
 class Paths(NamedTuple):
@@ -38,11 +53,23 @@ class Paths(NamedTuple):
     - `hparams`: a `Reach` for each leaf, by its path.
     - `inner_params`, `outer_params`: whether the inner gradient, and the outer loss, depend on
       `params` at all.
+    - `kept`: derivatives that are a part of the truth only are wanted all the same.
     """
 
     hparams: dict[str, Reach]
     inner_params: bool
     outer_params: bool
+    kept: bool = False
+
+    @property
+    def differentiated(self) -> list[bool]:
+        """For each leaf of hparams: it gets a gradient."""
+        return [r.seen and (self.kept or not r.biased) for r in self.hparams.values()]
+
+    @property
+    def partial(self) -> bool:
+        """Some gradient that is given is a part of the truth only."""
+        return self.kept and any(r.biased for r in self.hparams.values())
 
 
 def leaf_names(tree: PyTree) -> list[str]:
@@ -105,11 +132,27 @@ def trace_paths(
     used = [a or b for a, b in zip(by_inner[first:], by_outer[first:], strict=True)]
     if not all(used):
         used = [a or b for a, b in zip(read(residual), read(outer), strict=True)]
-    reaches = map(Reach, by_inner[first:], by_outer[first:], used)
+
+    def hidden(function: Callable) -> list[tuple[str, ...]]:
+        return hidden_reads(jax.make_jaxpr(function)(*arguments), range(first, last))
+
+    def training(part: Callable) -> Callable:
+        def at(p: PyTree, lam: PyTree, arrays: tuple) -> PyTree:
+            batch, _, key = eqx.combine(arrays, rest_static)
+            point, lam = eqx.combine(p, w_static), eqx.combine(lam, h_static)
+            return eqx.filter(part(point, lam, batch, key), eqx.is_array)
+
+        return at
+
+    parts = [outer, *(training(part) for part in problem.inner_parts())]
+    by_part = [hidden(part) for part in parts]
+    blind = [tuple(sorted(set().union(*reasons))) for reasons in zip(*by_part, strict=True)]
+    reaches = map(Reach, by_inner[first:], by_outer[first:], used, blind)
     return Paths(
         dict(zip(leaf_names(h), reaches, strict=True)),
         any(by_inner[:first]),
         any(by_outer[:first]),
+        problem.biased == "keep",
     )
 
 
@@ -117,7 +160,8 @@ def require_effect(paths: Paths, estimator: str, *, unseen: bool = False) -> Non
     """Refuse a problem in which a hyperparameter, or `params`, has no effect to differentiate.
 
     A leaf that only the outer loss reads is legitimate: its gradient is the direct one. With
-    `unseen`, leaves without effect are allowed as long as there are others.
+    `unseen`, leaves without effect, or with a part of it that no derivative sees, are allowed as
+    long as there are others.
 
     **Raises:** `ValueError` naming the leaf and the estimators that could see it.
     """
@@ -137,8 +181,12 @@ def require_effect(paths: Paths, estimator: str, *, unseen: bool = False) -> Non
             "The inner loss has no curvature in params: its gradient does not depend on them, so "
             "there is no inner solution to differentiate."
         )
-    dead = [name for name, reach in paths.hparams.items() if not (reach.inner or reach.outer)]
-    if not dead or (unseen and len(dead) < len(paths.hparams)):
+    if unseen and any(paths.differentiated):
+        refuse_biased(paths.hparams, estimator, kept=paths.kept, unseen=True)
+        return
+    dead = [name for name, reach in paths.hparams.items() if not reach.seen]
+    if not dead:
+        refuse_biased(paths.hparams, estimator, kept=paths.kept)
         return
     unread = [name for name in dead if not paths.hparams[name].used]
     names = ", ".join(repr(name) for name in dead)
@@ -155,6 +203,36 @@ def require_effect(paths: Paths, estimator: str, *, unseen: bool = False) -> Non
             "`SelfTuning` layers or a searcher need none"
         )
     raise ValueError(f"{estimator} cannot see hyperparameter {names}: {reason}.")
+
+
+def refuse_biased(
+    reaches: dict[str, Reach], estimator: str, *, kept: bool, unseen: bool = False
+) -> None:
+    """Refuse, or with `kept` warn of, derivatives that are a part of the truth only.
+
+    **Raises:** `ValueError` naming the leaf and what hides a part of its effect.
+    """
+    biased = {name: reach.hidden for name, reach in reaches.items() if reach.biased}
+    if not biased or (unseen and not kept):
+        return
+    named = "; ".join(f"{name!r} through {', '.join(why)}" for name, why in biased.items())
+    if kept:
+        warnings.warn(
+            f"{estimator}: the gradient is biased. It misses what acts by {named}; info.error is "
+            "not known.",
+            BiasedHypergradientWarning,
+            stacklevel=3,
+        )
+        return
+    raise ValueError(
+        f"{estimator} sees only a part of what a hyperparameter does, and its gradient would be "
+        f"biased: {named}. Leave it to a searcher, relax it, or use self-tuning layers; "
+        'BilevelProblem(..., biased="keep") takes the part that is seen.'
+    )
+
+
+class BiasedHypergradientWarning(UserWarning):
+    """A hyperparameter acts through an operation without derivative as well; it was insisted on."""
 
 
 def _abstract(tree: PyTree) -> PyTree:

@@ -5,10 +5,12 @@ subject to              w* in argmin over w of inner(w, hparams; inner batch)
 """
 
 from collections.abc import Callable
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree, Scalar
 
 
@@ -27,6 +29,11 @@ class BilevelProblem(eqx.Module):
     - `stochastic`: both losses (and `optimality`) take a fourth argument `key`. One key serves a
       whole linear solve, so that the operator stays the same from product to product.
 
+    - `biased`: what to do about a hyperparameter that acts both smoothly and through an operation
+      without derivative (a dropout rate that scales, and is compared with random numbers):
+      `"refuse"` it by name, since its gradient is a part of the truth only, or `"keep"` that part,
+      with a warning and an `info.error` that is not known.
+
     Losses must be scalars: anything else is a `ValueError` that names the loss and its shape.
     Leaves of `params` and `hparams` that are not inexact arrays (step counts, activation functions)
     are carried along and not differentiated.
@@ -37,8 +44,13 @@ class BilevelProblem(eqx.Module):
     optimality: Callable | None = None
     has_aux: bool = eqx.field(static=True, default=False)
     stochastic: bool = eqx.field(static=True, default=False)
+    biased: Literal["refuse", "keep"] = eqx.field(static=True, default="refuse")
 
     def __check_init__(self) -> None:
+        if self.biased not in ("refuse", "keep"):
+            raise ValueError(
+                f'BilevelProblem: biased expected "refuse" or "keep", received {self.biased!r}.'
+            )
         if self.inner is None and self.optimality is None:
             raise ValueError("BilevelProblem needs `inner` or `optimality`; both are None.")
 
@@ -60,6 +72,7 @@ class BilevelProblem(eqx.Module):
         self, params: PyTree, hparams: PyTree, batch: PyTree, key: Array | None = None
     ) -> PyTree:
         """What vanishes at the inner solution, like `params` (`None` where not differentiable)."""
+        _require_real(params=params, hparams=hparams)
         if self.optimality is not None:
             value = self.optimality(params, hparams, batch, *self._key(key))
             expected = eqx.filter(params, eqx.is_inexact_array)
@@ -70,6 +83,19 @@ class BilevelProblem(eqx.Module):
                 )
             return value
         return eqx.filter_grad(lambda p: self.inner_loss(p, hparams, batch, key)[0])(params)
+
+    def inner_parts(self) -> list[Callable]:
+        """The functions `(params, hparams, batch, key)` that make the inner problem.
+
+        As the user wrote them, without the derivatives taken of them: the loss; or the functions
+        that the optimality map is made of, if it says which (`parts`), and otherwise the map.
+        """
+        if self.optimality is None:
+            return [lambda *a: self.inner_loss(*a)[0]]
+        parts = getattr(self.optimality, "parts", None)
+        if parts is None:
+            return [self.residual]
+        return [lambda p, h, b, k, part=part: part(p, h, b, *self._key(k)) for part in parts()]
 
     def traced(
         self,
@@ -85,6 +111,11 @@ class BilevelProblem(eqx.Module):
         for all of them. An optimality map stays as it is.
         """
         extra = self._key(key)
+        arguments = (params, hparams, inner_batch, outer_batch)
+        if any(_explicit(leaf) for leaf in jax.tree.leaves(arguments)):
+            # The type of an array then says how it is sharded, and a program traced for one
+            # sharding takes no other.
+            return self
         outer = _traced(self.outer, params, hparams, outer_batch, *extra)
         if self.inner is None or self.optimality is not None:
             return eqx.tree_at(lambda p: p.outer, self, outer)
@@ -107,6 +138,7 @@ class BilevelProblem(eqx.Module):
         batch: PyTree,
         key: Array | None,
     ) -> tuple[Scalar, PyTree]:
+        _require_real(params=params, hparams=hparams)
         out = function(params, hparams, batch, *self._key(key))
         if self.has_aux:
             if not (isinstance(out, tuple) and len(out) == 2):
@@ -129,6 +161,25 @@ class BilevelProblem(eqx.Module):
                 f"got shape {loss.shape}, dtype {loss.dtype}."
             )
         return loss, aux
+
+
+def _require_real(**trees: PyTree) -> None:
+    """Refuse complex leaves: the inner Hessian of a real loss is not a linear map over them."""
+    for name, tree in trees.items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if eqx.is_array_like(leaf) and jnp.issubdtype(
+                jnp.result_type(leaf), np.complexfloating
+            ):
+                raise ValueError(
+                    f"{name}{jax.tree_util.keystr(path)}: expected real arrays, received "
+                    f"{jnp.result_type(leaf)}. Hold the real and the imaginary part as two real "
+                    "arrays and combine them in the losses: `w = p['re'] + 1j * p['im']`."
+                )
+
+
+def _explicit(leaf: Any) -> bool:
+    """Whether an array lies on a mesh with explicit axes."""
+    return eqx.is_array(leaf) and any(jax.typeof(leaf).sharding.mesh.explicit_axes)
 
 
 def _traced(function: Callable, *args: PyTree) -> Callable:

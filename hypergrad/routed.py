@@ -1,6 +1,6 @@
 """Two estimators for one problem: each hyperparameter from the one that sees it."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -41,6 +41,7 @@ class Routed(Estimator):
     - `unrolled`: an estimator that sees the remaining hyperparameters, e.g. `Unrolled`.
     """
 
+    state_type: ClassVar[type] = RoutedState
     implicit: ImplicitDifferentiation
     unrolled: Estimator
 

@@ -178,7 +178,8 @@ class LamarckianTrial:
         params, inner_data, outer_data = as_arrays(training[1:])
         batches = self.sampler(inner_data, outer_data, jnp.zeros((), jnp.int32), key)
         paths = trace_paths(problem, params, dict(units), batches.linear, batches.outer, key)
-        return [path for path in units if any(paths.hparams[path][:2])]
+        seen = dict(zip(paths.hparams, paths.differentiated, strict=True))
+        return [path for path in units if seen[path]]
 
     def _trained(self, training: Training, units: Mapping[str, Array]) -> Report:
         """A configuration in which nothing can be tuned is trained as long as the others are."""

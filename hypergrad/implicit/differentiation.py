@@ -9,7 +9,7 @@ optimality map `r(w, λ) = 0` in place of the gradient, `H` becomes its Jacobian
 adjoint system, and `C` its derivative in `λ` (Blondel et al. 2022).
 """
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import equinox as eqx
 import jax
@@ -78,10 +78,12 @@ class ImplicitDifferentiation(Estimator):
     - `error_estimate`: `True`, `False` (`info.error` is then NaN and costs nothing), or an
       `ErrorEstimate` with its own options. It costs three loose solves and a few gradients of
       the losses.
-    - `unseen`: `"raise"`, or `"none"`: hyperparameters that reach neither loss get the gradient
-      `None`, for another estimator to fill in (`Routed`).
+    - `unseen`: `"raise"`, or `"none"`: hyperparameters that reach neither loss, or whose gradient
+      would be biased (`BilevelProblem.biased`), get the gradient `None`, for another estimator to
+      fill in (`Routed`) or a searcher to choose.
     """
 
+    state_type: ClassVar[type] = ImplicitState
     solver: InnerSolver | None
     linear_solver: LinearSolver
     damping: float | Scalar
@@ -229,9 +231,9 @@ class ImplicitDifferentiation(Estimator):
         mixed = jax.grad(slope, argnums=1)(dynamic, h, q)
         grad = jax.tree.map(lambda d, m: (d - size * m).astype(d.dtype), direct, mixed)
 
-        seen = [reach.inner or reach.outer for reach in paths.hparams.values()]
         leaves, structure = jax.tree.flatten(grad)
-        visible = [leaf if s else None for leaf, s in zip(leaves, seen, strict=True)]
+        given = zip(leaves, paths.differentiated, strict=True)
+        visible = [leaf if wanted else None for leaf, wanted in given]
         error = jnp.full((), jnp.nan, solution.residual.dtype)
         if self.error_estimate is not None:
             # Everything of the estimate is divided by `size`, as the adjoint is.
@@ -260,6 +262,8 @@ class ImplicitDifferentiation(Estimator):
                 symmetric=exact.symmetric,
             ).astype(error.dtype)
             error = jnp.where(nonpositive_curvature, jnp.inf, error)
+        if paths.partial:
+            error = jnp.full_like(error, jnp.nan)
 
         finite = vector.all_finite(grad) & jnp.isfinite(value)
         info = HypergradientInfo(

@@ -55,6 +55,10 @@ class ProximalStep(eqx.Module):
         moved = eqx.filter(moved, eqx.is_inexact_array)
         return vector.scale(1 / self.step, vector.sub(dynamic, moved))
 
+    def parts(self) -> list[Callable]:
+        """The user's functions, each as `(params, hparams, batch[, key])`."""
+        return [self.smooth, lambda point, hparams, *_: self.prox(point, hparams, self.step)]
+
     def forward(self, params: PyTree, hparams: PyTree, batch: PyTree, *key: Array) -> PyTree:
         """The gradient step `w − s ∂smooth/∂w`, before the proximal operator."""
         dynamic, static = eqx.partition(params, eqx.is_inexact_array)
@@ -89,6 +93,13 @@ class KKT(eqx.Module):
 
     objective: Callable
     constraint: Callable
+
+    def parts(self) -> list[Callable]:
+        """The user's functions, each as `(params, hparams, batch[, key])`."""
+        return [
+            lambda params, *rest: self.objective(params[0], *rest),
+            lambda params, *rest: self.constraint(params[0], *rest),
+        ]
 
     def __call__(self, params: PyTree, hparams: PyTree, batch: PyTree, *key: Array) -> PyTree:
         """The residual at `params = (x, y)`."""

@@ -28,9 +28,15 @@ def as_inner_solver(solver: Any) -> InnerSolver:
     # Recognised by name: importing jaxopt only to ask would warn users who do not use it.
     if type(solver).__module__.split(".")[0] == "jaxopt":
         return JaxoptSolver(solver)
-    if callable(solver):
+    if callable(solver) and not isinstance(solver, type):
         return FunctionSolver(solver)
     raise ValueError(
         "An inner solver is an InnerSolver, an optax optimizer, a jaxopt solver or a function "
-        f"fn(params, hparams, batch) -> params; got {type(solver).__name__}."
+        f"fn(params, hparams, batch) -> params; received {_given(solver)}."
     )
+
+
+def _given(solver: Any) -> str:
+    if isinstance(solver, type):
+        return f"the class {solver.__name__} (make one: {solver.__name__}(...))"
+    return f"the text {solver!r}" if isinstance(solver, str) else f"a {type(solver).__name__}"

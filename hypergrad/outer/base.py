@@ -4,6 +4,7 @@ An outer algorithm is an immutable object with two pure functions, `init` and `s
 work under `jit` and `scan`. `hypergrad.outer.run` drives any of them.
 """
 
+import math
 from abc import abstractmethod
 from typing import Any
 
@@ -77,7 +78,19 @@ class Batches(eqx.Module):
 def _rows(data: PyTree, rows: Array | None) -> PyTree:
     if rows is None:
         return data
-    return jax.tree.map(lambda x: x[rows] if hasattr(x, "shape") else x, data)
+    return jax.tree.map(lambda x: _take(x, rows) if hasattr(x, "shape") else x, data)
+
+
+def _take(x: Array, rows: Array) -> Array:
+    """`x[rows]`; on a mesh with explicit axes sharded as `x`, where the rows can be dealt out."""
+    sharding = jax.typeof(x).sharding
+    if not any(sharding.mesh.explicit_axes):
+        return x[rows]
+    first, *rest = sharding.spec
+    axes = (first,) if isinstance(first, str) else first or ()
+    devices = math.prod(sharding.mesh.shape[axis] for axis in axes)
+    spec = jax.sharding.PartitionSpec(first if rows.size % devices == 0 else None, *rest)
+    return x.at[rows].get(out_sharding=jax.sharding.NamedSharding(sharding.mesh, spec))
 
 
 class OuterInfo(eqx.Module):

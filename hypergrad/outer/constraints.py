@@ -64,7 +64,7 @@ class Simplex(Constraint):
     def project(self, hparams: PyTree) -> PyTree:
         """The nearest point of the simplex."""
         flat, unravel = ravel_pytree(hparams)
-        return unravel(_simplex(flat, self.total))
+        return unravel(_simplex(_wide(flat), self.total).astype(flat.dtype))
 
 
 class L1Ball(Constraint):
@@ -80,9 +80,9 @@ class L1Ball(Constraint):
     def project(self, hparams: PyTree) -> PyTree:
         """The nearest point of the ball: a soft threshold."""
         flat, unravel = ravel_pytree(hparams)
-        inside = jnp.sum(jnp.abs(flat)) <= self.radius
-        outside = jnp.sign(flat) * _simplex(jnp.abs(flat), self.radius)
-        return unravel(jnp.where(inside, flat, outside))
+        size = jnp.abs(_wide(flat))
+        outside = jnp.sign(flat) * _simplex(size, self.radius).astype(flat.dtype)
+        return unravel(jnp.where(jnp.sum(size) <= self.radius, flat, outside))
 
 
 class Budget(Constraint):
@@ -103,22 +103,34 @@ class Budget(Constraint):
     def project(self, hparams: PyTree) -> PyTree:
         """`clip(λ − θ, 0, upper)` with the smallest `θ >= 0` that meets the budget."""
         flat, unravel = ravel_pytree(hparams)
+        x = _wide(flat)
+        ordered = jnp.sort(x)[::-1]
 
-        def clipped(shift: Scalar) -> Float[Array, " h"]:
-            return jnp.clip(flat - shift, 0, self.upper)
+        def kept(relative: Float[Array, " h"], shift: Scalar | float) -> Float[Array, " h"]:
+            return jnp.clip(relative - shift, 0, self.upper)
 
-        # The sum falls from above `total` to zero on [0, max λ]; halving that interval once for
-        # each bit of the mantissa (and some) finds θ to rounding error.
+        # θ lies within `upper` below an entry. Relative to that entry it keeps its digits, however
+        # large the entries are. The sum falls with θ, so that both are found by halving.
+        def nearer(_: int, between: tuple[Array, Array]) -> tuple[Array, Array]:
+            fits, over = between
+            middle = (fits + over) // 2
+            good = jnp.sum(kept(x - ordered[middle], 0)) <= self.total
+            return jnp.where(good, middle, fits), jnp.where(good, over, middle)
+
         def halve(_: int, interval: tuple[Scalar, Scalar]) -> tuple[Scalar, Scalar]:
             low, high = interval
             middle = (low + high) / 2
-            over = jnp.sum(clipped(middle)) > self.total
+            over = jnp.sum(kept(relative, middle)) > self.total
             return jnp.where(over, middle, low), jnp.where(over, high, middle)
 
-        start = (jnp.zeros((), flat.dtype), jnp.maximum(jnp.max(flat, initial=0), 0))
-        _, shift = jax.lax.fori_loop(0, jnp.finfo(flat.dtype).nmant + 8, halve, start)
-        free = clipped(jnp.zeros((), flat.dtype))
-        return unravel(jnp.where(jnp.sum(free) <= self.total, free, clipped(shift)))
+        ends = (jnp.zeros((), jnp.int32), jnp.asarray(x.size, jnp.int32))
+        entry, _ = jax.lax.fori_loop(0, x.size.bit_length(), nearer, ends)
+        relative = x - ordered[entry]
+        start = (jnp.asarray(-self.upper, x.dtype), jnp.zeros((), x.dtype))
+        _, shift = jax.lax.fori_loop(0, jnp.finfo(x.dtype).nmant + 8, halve, start)
+        free = kept(x, 0)
+        inside = jnp.sum(free) <= self.total
+        return unravel(jnp.where(inside, free, kept(relative, shift)).astype(flat.dtype))
 
 
 def _each(function: Any, bound: PyTree, hparams: PyTree) -> PyTree:
@@ -130,11 +142,21 @@ def _each(function: Any, bound: PyTree, hparams: PyTree) -> PyTree:
     )
 
 
+def _wide(x: Float[Array, " h"]) -> Float[Array, " h"]:
+    """In at least float32, in which sums are taken."""
+    return x.astype(jnp.result_type(jnp.float32, x.dtype))
+
+
 def _simplex(x: Float[Array, " h"], total: float | Scalar) -> Float[Array, " h"]:
+    # A constant added to all entries changes nothing, and entries further than `total` below the
+    # largest are zero in the end: so no number here is larger than `total`, whatever those of `x`.
+    x = jnp.maximum(x - jnp.max(x), -jnp.asarray(total, x.dtype))
     ordered = jnp.sort(x)[::-1]
     excess = (jnp.cumsum(ordered) - total) / jnp.arange(1, x.size + 1)
     last = jnp.sum(ordered > excess) - 1
-    return jnp.maximum(x - excess[last], 0)
+    nearest = jnp.maximum(x - excess[last], 0)
+    # What the running sum has lost in many entries.
+    return nearest * (total / jnp.sum(nearest))
 
 
 def project(constraint: PyTree, hparams: PyTree) -> PyTree:

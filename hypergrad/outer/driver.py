@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from hypergrad.compiled import as_arrays, strong
+from hypergrad.mistakes import check_leaves
 from hypergrad.outer import checkpoint as files
 from hypergrad.outer.base import RUNNING, STOPS, Batches, OuterAlgorithm, OuterInfo, OuterState
 from hypergrad.outer.batches import FullBatch, Sampler
@@ -197,6 +198,15 @@ def run(
     """
     if steps < 1 or every < 1:
         raise ValueError(f"run: steps and every must be at least 1, got {steps} and {every}.")
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
+        raise ValueError(f"run: seed expected an integer, received {seed!r}; the default is 0.")
+    check_leaves(
+        params=params,
+        hparams=hparams,
+        inner_data=inner_data,
+        outer_data=outer_data,
+        holdout_data=holdout_data,
+    )
     sampler = FullBatch() if sampler is None else sampler
     params, hparams = as_arrays(params), as_arrays(hparams)
     data = as_arrays((inner_data, outer_data, holdout_data))
@@ -273,7 +283,7 @@ def run(
         if taken == kept:  # later looks leave out what the first one took to compile
             measured_from = (now, taken)
         report = Report(number, steps, row, state, spent + now - started, pace * (steps - number))
-        asked = [bool(callback(report)) for callback in callbacks]
+        asked = [_asked(callback(report)) for callback in callbacks]
         if stopped.size:
             status = STOPS[int(stops[stopped[0]])]
         elif tol is not None and row["stationarity"] <= tol:
@@ -298,6 +308,15 @@ def run(
         history=history,
         state=state,
     )
+
+
+def _asked(answer: object) -> bool:
+    if answer is not None and not isinstance(answer, bool | np.bool_):
+        raise ValueError(
+            "run: a callback returns True to stop the run, None or False to go on; received a "
+            f"{type(answer).__name__}."
+        )
+    return bool(answer)
 
 
 @eqx.filter_jit

@@ -48,6 +48,10 @@ class F2SAState(OuterState):
     optimizer_state: PyTree
 
 
+# One object for all: an optimizer made anew is another program to `jit`.
+_DESCENT = optax.sgd(0.1)
+
+
 class F2SA(OuterAlgorithm):
     """Fully first-order stochastic approximation.
 
@@ -66,7 +70,7 @@ class F2SA(OuterAlgorithm):
     The inner residual reported is the absolute norm of the last gradient of `f`.
     """
 
-    optimizer: optax.GradientTransformation = eqx.field(default_factory=lambda: optax.sgd(0.1))
+    optimizer: optax.GradientTransformation = _DESCENT
     inner_steps: int = eqx.field(static=True, default=10)
     step_size: float | Scalar = 0.1
     multiplier: float | Scalar = 10.0

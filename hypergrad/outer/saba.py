@@ -77,6 +77,10 @@ class SABAState(SingleLoopState):
     outer_memory: Memory
 
 
+# One object for all: an optimizer made anew is another program to `jit`.
+_DESCENT = optax.sgd(0.1)
+
+
 class SABA(OuterAlgorithm):
     """Single-loop stochastic bilevel optimization with variance reduction.
 
@@ -95,7 +99,7 @@ class SABA(OuterAlgorithm):
     **Raises:** `ValueError` if the mini-batches are not blocks of a fixed partition.
     """
 
-    optimizer: optax.GradientTransformation = eqx.field(default_factory=lambda: optax.sgd(0.1))
+    optimizer: optax.GradientTransformation = _DESCENT
     step_size: float | Scalar = 0.1
     radius: float | Scalar = 1e3
     constraint: PyTree = None

@@ -107,6 +107,10 @@ class SingleLoopState(OuterState):
     optimizer_state: PyTree
 
 
+# One object for all: an optimizer made anew is another program to `jit`.
+_DESCENT = optax.sgd(lambda step: 0.1 / jnp.sqrt(step + 1.0))
+
+
 class SOBA(OuterAlgorithm):
     """Single-loop stochastic bilevel optimization by plain mini-batch estimates.
 
@@ -128,9 +132,7 @@ class SOBA(OuterAlgorithm):
     is `‖∂²f/∂w² v + ∂F/∂w‖ / ‖∂F/∂w‖` on the mini-batch.
     """
 
-    optimizer: optax.GradientTransformation = eqx.field(
-        default_factory=lambda: optax.sgd(lambda step: 0.1 / jnp.sqrt(step + 1.0))
-    )
+    optimizer: optax.GradientTransformation = _DESCENT
     step_size: float | Scalar = 0.1
     exponent: float | Scalar = 0.5
     radius: float | Scalar = 1e3

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import equinox as eqx
 import jax
@@ -54,16 +54,20 @@ class UnrolledEstimator(Estimator):
     - `warm_start`: each `fit` continues from where the last one ended, with the momenta that it had
       then, and the derivative takes this start as constant. By default (cold start) every run
       starts from the params given to `init` with a new optimizer state.
+    - `unseen`: `"raise"`, or `"none"`: hyperparameters without a derivative, or whose gradient
+      would be biased (`BilevelProblem.biased`), get the gradient `None`.
 
     A stochastic problem, or step, gets the key `fold_in(key, t)` at step `t`; the outer loss gets
     `key` itself.
     """
 
+    state_type: ClassVar[type] = UnrolledState
     update: InnerStep
     steps: int = eqx.field(static=True)
     initial: Callable | None
     stacked: bool = eqx.field(static=True)
     warm_start: bool = eqx.field(static=True)
+    unseen: Literal["raise", "none"] = eqx.field(static=True)
 
     def __init__(
         self,
@@ -73,7 +77,11 @@ class UnrolledEstimator(Estimator):
         initial: Callable | None = None,
         stacked: bool = False,
         warm_start: bool = False,
+        unseen: Literal["raise", "none"] = "raise",
     ) -> None:
+        if unseen not in ("raise", "none"):
+            raise ValueError(f'unseen: expected "raise" or "none", received {unseen!r}.')
+        self.unseen = unseen
         self.steps = positive_int("steps", steps)
         if warm_start and initial is not None:
             raise ValueError("A warm start continues from the last run: it excludes `initial`.")
@@ -246,7 +254,7 @@ def finish(
     value: Scalar,
     aux: PyTree,
     grad: PyTree,
-    like: PyTree,
+    run: Dynamics,
     state: Any,
     *,
     residual: Scalar,
@@ -255,11 +263,11 @@ def finish(
     breakdown: Array,
     error: Scalar,
 ) -> Hypergradient:
-    """A `Hypergradient` in the dtypes of `like`, with what unrolling does not have left unknown."""
-    grad = vector.cast_like(grad, like)
+    """A `Hypergradient` in the user's dtypes, with what unrolling does not have left unknown."""
+    grad = vector.cast_like(grad, run.like(grad))
     breakdown = breakdown | ~jnp.isfinite(value) | ~vector.all_finite(grad)
     grad = jax.tree.map(lambda a: jnp.where(jnp.isfinite(a), a, 0), grad)
-    error = jnp.where(breakdown, jnp.inf, error)
+    error = jnp.where(breakdown, jnp.inf, jnp.nan if run.partial else error)
     info = HypergradientInfo(
         inner_residual=residual,
         inner_iterations=inner_iterations,

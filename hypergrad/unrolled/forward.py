@@ -5,7 +5,6 @@ Donini, Frasconi & Pontil 2017). Nothing of the run is stored; one column of `Z`
 is carried.
 """
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -46,8 +45,8 @@ class ForwardUnrolled(UnrolledEstimator):
         """See `UnrolledEstimator.hypergradient`."""
         run = self._dynamics(problem, state, hparams, inner_batch, key)
         outer = outer_at_end(problem, run, outer_batch, key)
-        name = type(self).__name__
-        require_effect(run, outer, 0, self.steps, estimator=name, forward=True)
+        name, unseen = type(self).__name__, self.unseen == "none"
+        run = require_effect(run, outer, 0, self.steps, estimator=name, forward=True, unseen=unseen)
         x, rest, tangents = advance_tangents(run, start_tangents(run), self.steps)
         (value, aux), (cotangent, direct) = jax.value_and_grad(
             lambda x, h: outer(x, h, aux=True), argnums=(0, 1), has_aux=True
@@ -58,7 +57,7 @@ class ForwardUnrolled(UnrolledEstimator):
             value,
             aux,
             grad,
-            eqx.filter(hparams, eqx.is_inexact_array),
+            run,
             state,
             residual=self._residual(problem, state, hparams, inner_batch, key),
             inner_iterations=state.inner_iterations,

@@ -5,7 +5,7 @@ hyperparameters are changed in between (Franceschi, Donini, Frasconi & Pontil 20
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -59,6 +59,8 @@ class OnlineUnrolled(UnrolledEstimator):
     at different values; the bias is small when they change slowly compared to how fast the run
     forgets, and `info.error` is NaN: not known.
     """
+
+    state_type: ClassVar[type] = OnlineState
 
     def __init__(
         self, update: Any, steps: int, *, initial: Callable | None = None, stacked: bool = False
@@ -136,7 +138,9 @@ class OnlineUnrolled(UnrolledEstimator):
         outer = outer_at_end(problem, run, outer_batch, key)
         # What acts through `initial` only is in the tangents already.
         if self.initial is None:
-            require_effect(run, outer, 0, self.steps, estimator=type(self).__name__, forward=True)
+            run = require_effect(
+                run, outer, 0, self.steps, estimator=type(self).__name__, forward=True
+            )
         (value, aux), (cotangent, direct) = jax.value_and_grad(
             lambda x, h: outer(x, h, aux=True), argnums=(0, 1), has_aux=True
         )(run.x, run.h)
@@ -147,7 +151,7 @@ class OnlineUnrolled(UnrolledEstimator):
             value,
             aux,
             grad,
-            eqx.filter(hparams, eqx.is_inexact_array),
+            run,
             state,
             residual=self._residual(problem, state, hparams, inner_batch, key),
             inner_iterations=state.inner_iterations,

@@ -8,7 +8,7 @@ For steps `w_t = Φ_t(w_{t-1}, λ)`, `A_t = ∂Φ_t/∂w`, `B_t = ∂Φ_t/∂λ`
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -18,10 +18,11 @@ from jaxtyping import Array, Int, PyTree, Scalar
 
 from hypergrad.estimator import Hypergradient
 from hypergrad.linear import vector
+from hypergrad.paths import Reach
 from hypergrad.problem import BilevelProblem
 from hypergrad.unrolled.base import UnrolledEstimator, UnrolledState, finish
 from hypergrad.unrolled.checkpointing import Schedule, schedule
-from hypergrad.unrolled.run import Dynamics, require_effect
+from hypergrad.unrolled.run import Dynamics, reaches, require_effect
 
 
 class Unrolled(UnrolledEstimator):
@@ -57,8 +58,11 @@ class Unrolled(UnrolledEstimator):
         initial: Callable | None = None,
         stacked: bool = False,
         warm_start: bool = False,
+        unseen: Literal["raise", "none"] = "raise",
     ) -> None:
-        super().__init__(update, steps, initial=initial, stacked=stacked, warm_start=warm_start)
+        super().__init__(
+            update, steps, initial=initial, stacked=stacked, warm_start=warm_start, unseen=unseen
+        )
         self.memory = memory
 
     def hypergradient(
@@ -74,7 +78,8 @@ class Unrolled(UnrolledEstimator):
         """See `UnrolledEstimator.hypergradient`."""
         run = self._dynamics(problem, state, hparams, inner_batch, key)
         outer = outer_at_end(problem, run, outer_batch, key)
-        require_effect(run, outer, 0, self.steps, estimator=type(self).__name__)
+        name, unseen = type(self).__name__, self.unseen == "none"
+        run = require_effect(run, outer, 0, self.steps, estimator=name, unseen=unseen)
         x, pull_start = jax.vjp(run.start, run.h)
         result = reverse(run, outer, x, run.rest, 0, self.steps, self.memory)
         (from_start,) = pull_start(result.adjoint)
@@ -85,7 +90,7 @@ class Unrolled(UnrolledEstimator):
             result.value,
             result.aux,
             grad,
-            eqx.filter(hparams, eqx.is_inexact_array),
+            run,
             state,
             residual=self._residual(problem, state, hparams, inner_batch, key),
             inner_iterations=state.inner_iterations,
@@ -95,6 +100,28 @@ class Unrolled(UnrolledEstimator):
                 self.steps, jnp.sum(result.contributions) + vector.norm(from_start), grad
             ),
         )
+
+    def reaches(
+        self,
+        problem: BilevelProblem,
+        params: PyTree,
+        hparams: PyTree,
+        inner_batch: PyTree,
+        outer_batch: PyTree,
+        *,
+        key: Array | None = None,
+    ) -> dict[str, Reach]:
+        """What each hyperparameter does in the losses and in the training step; nothing is run."""
+        out: list[dict[str, Reach]] = []
+
+        def traced(params: PyTree, hparams: PyTree, batches: tuple) -> None:
+            state = self.init(problem, params, hparams, batches[0], key=key)
+            run = self._dynamics(problem, state, hparams, batches[0], key)
+            outer = outer_at_end(problem, run, batches[1], key)
+            out.append(reaches(run, outer, 0, self.steps))
+
+        eqx.filter_eval_shape(traced, params, hparams, (inner_batch, outer_batch))
+        return out[0]
 
     def plan(
         self,
@@ -241,7 +268,8 @@ def reverse(
     size_at_end = vector.norm(adjoint)
     intact = vector.all_finite((adjoint, direct))
     direct = jax.tree.map(lambda d: jnp.where(jnp.isfinite(d), d, 0), direct)
-    norms = jnp.zeros((steps, 2), norm_dtype)
+    # From a value of this run, so that it lies on the same mesh.
+    norms = jnp.broadcast_to(jnp.zeros_like(size_at_end, norm_dtype), (steps, 2))
     carry = (adjoint, direct, intact, jnp.zeros((), jnp.int32), norms)
     if tail:
         carry = collect(tail, pull_tail, blocks * block, carry)

@@ -1,6 +1,7 @@
 """The inner run as a map that can be stepped and differentiated, and what its end depends on."""
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Collection
 from typing import Any
 
 import equinox as eqx
@@ -10,8 +11,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
 
+from hypergrad.jumps import hidden_reads
 from hypergrad.linear import vector
-from hypergrad.paths import inputs_of, leaf_names
+from hypergrad.paths import Reach, inputs_of, leaf_names, refuse_biased
 from hypergrad.problem import BilevelProblem
 from hypergrad.unrolled.steps import InnerStep
 
@@ -34,20 +36,71 @@ class Dynamics:
         key: Array | None,
         stacked: bool,
     ) -> None:
-        h, self._h_static = eqx.partition(hparams, eqx.is_inexact_array)
-        self._h_like = h
-        self.h = vector.widen(h)
+        self._hparams = hparams
+        self.h = vector.widen(eqx.filter(hparams, eqx.is_inexact_array))
         self._step, self._problem, self._start_of = step, problem, start
         self._batch, self._key, self._stacked = batch, key, stacked
         arrays, self._static = eqx.partition(start(hparams), is_array)
         x, rest = eqx.partition(arrays, eqx.is_inexact_array)
         self.x = jax.tree.map(lambda a: _strong(a, a.dtype), x)
         self.rest = jax.tree.map(lambda a: _strong(a, a.dtype), rest)
+        self.partial = False
+
+    @property
+    def keeps_biased(self) -> bool:
+        """See `BilevelProblem.biased`."""
+        return self._problem.biased == "keep"
+
+    def like(self, h: PyTree) -> PyTree:
+        """What these are in the user's dtypes."""
+        return jax.tree.map(
+            lambda a, b: None if a is None else b, h, self._hparams, is_leaf=lambda a: a is None
+        )
+
+    def without(self, names: Collection[str]) -> "Dynamics":
+        """The same run, in which these hyperparameters are constants."""
+        wanted = [name not in names for name in leaf_names(self.h)]
+        other = copy.copy(self)
+        other.h = eqx.filter(self.h, jax.tree.unflatten(jax.tree.structure(self.h), wanted))
+        return other
+
+    def hidden(self, outer: Callable) -> dict[str, tuple[str, ...]]:
+        """For each hyperparameter: through what it acts that no derivative sees.
+
+        See `hypergrad.jumps`. Looked at are the start, one step, the losses in it, and the outer
+        loss, each for what it reads itself: the params of a run depend on all hyperparameters.
+        """
+        names = leaf_names(self.h)
+        t = jnp.zeros((), jnp.int32)
+        key = None if self._key is None else jax.random.fold_in(self._key, t)
+
+        def step(h: PyTree, x: PyTree, rest: PyTree, other: PyTree) -> PyTree:
+            params, state = self.unpack(x, rest)
+            both = self.hparams(h), self.hparams(other)
+            return self._step.settings(self._problem, params, state, *both, self.batch(t), key)
+
+        def of_loss(loss: Callable) -> Callable:
+            def at(h: PyTree, x: PyTree, rest: PyTree) -> PyTree:
+                return loss(self.unpack(x, rest)[0], self.hparams(h), self.batch(t), key)
+
+            return at
+
+        def read(function: Callable, *others: PyTree) -> list[tuple[str, ...]]:
+            arrays = lambda *a: eqx.filter(function(*a), is_array)  # noqa: E731
+            return hidden_reads(jax.make_jaxpr(arrays)(self.h, *others), range(len(names)))
+
+        found = [
+            read(self.start),
+            read(step, self.x, self.rest, self.h),
+            read(lambda h, x: outer(x, h), self.x),
+            *(read(of_loss(f), self.x, self.rest) for f in self._step.losses(self._problem)),
+        ]
+        merged = (tuple(sorted(set().union(*reasons))) for reasons in zip(*found, strict=True))
+        return dict(zip(names, merged, strict=True))
 
     def hparams(self, h: PyTree) -> PyTree:
         """The hyperparameters in full, as the user's functions expect them."""
-        h = vector.cast_like(h, self._h_like)
-        return eqx.combine(h, self._h_static)
+        return eqx.combine(vector.cast_like(h, self.like(h)), self._hparams)
 
     def start(self, h: PyTree) -> PyTree:
         """The differentiable part of the start."""
@@ -87,6 +140,58 @@ class Dynamics:
         return lax.fori_loop(first, last, lambda t, c: self(c[0], c[1], h, t), (x, rest))
 
 
+def reaches(
+    run: Dynamics,
+    outer: Callable,
+    first: int,
+    last: int,
+    *,
+    from_start: bool = True,
+    forward: bool = False,
+) -> dict[str, Reach]:
+    """What each hyperparameter does to the outer loss at the run's end, found by tracing.
+
+    **Arguments:**
+
+    - `run`: the inner run.
+    - `outer`: `outer(x, h) -> loss` at its end.
+    - `first`, `last`: the steps that are differentiated, without `last`.
+    - `from_start`: the start is differentiated, too.
+    - `forward`: trace in forward mode (line searches have no reverse, `jax.custom_vjp` no forward).
+
+    **Returns:** for each a `Reach`, whose `inner` means the whole run.
+    """
+    names = leaf_names(run.h)
+
+    def end(h: PyTree) -> Array:
+        def body(carry: tuple, t: Array) -> tuple:
+            return run(carry[0], carry[1], h, t), None
+
+        carry = (run.start(h) if from_start else run.x, run.rest)
+        if last - first == 1:
+            # Tracing a loop finds what reaches the end after any number of steps.
+            carry = run(carry[0], carry[1], h, jnp.asarray(first))
+        else:
+            carry, _ = lax.scan(body, carry, jnp.arange(first, last))
+        return outer(carry[0], h)
+
+    # Nothing is run. A derivative is structurally zero if, in the traced program, it does not
+    # depend on the tangent (on the cotangent).
+    if forward:
+        pushed = jax.make_jaxpr(lambda h, tangent: jax.jvp(end, (h,), (tangent,))[1])
+        seen = inputs_of(pushed(run.h, run.h).jaxpr, 0)[len(names) :]
+    else:
+        pulled = jax.make_jaxpr(lambda h, cotangent: jax.vjp(end, h)[1](cotangent))
+        jaxpr = pulled(run.h, jax.eval_shape(end, run.h)).jaxpr
+        seen = [inputs_of(jaxpr, i)[-1] for i in range(len(names))]
+    read = seen if all(seen) else inputs_of(jax.make_jaxpr(end)(run.h).jaxpr, 0)
+    hidden = run.hidden(outer)
+    return {
+        name: Reach(inner=ok, outer=False, used=used, hidden=hidden[name])
+        for name, ok, used in zip(names, seen, read, strict=True)
+    }
+
+
 def require_effect(
     run: Dynamics,
     outer: Callable,
@@ -96,54 +201,35 @@ def require_effect(
     estimator: str,
     from_start: bool = True,
     forward: bool = False,
-) -> None:
-    """Refuse hyperparameters that have no effect on the outer loss, found by tracing.
+    unseen: bool = False,
+) -> Dynamics:
+    """Refuse hyperparameters of which there is no derivative, or a part only.
 
-    **Arguments:**
+    **Arguments:** as for `reaches`, and
 
-    - `run`: the inner run.
-    - `outer`: `outer(x, h) -> loss` at its end.
-    - `first`, `last`: the steps that are differentiated, without `last`.
     - `estimator`: its name, for the message.
-    - `from_start`: the start is differentiated, too.
-    - `forward`: trace in forward mode (line searches have no reverse, `jax.custom_vjp` no forward).
+    - `unseen`: hold such hyperparameters constant instead, as long as there are others.
 
-    **Raises:** `ValueError` naming each leaf whose derivative is structurally zero.
+    **Returns:** the run, with the hyperparameters that are to be differentiated.
+
+    **Raises:** `ValueError` naming each leaf whose derivative is structurally zero, or biased
+    (`BilevelProblem.biased`).
     """
-    names = leaf_names(run.h)
-    if not names:
+    if not leaf_names(run.h):
         raise ValueError(
             "There is nothing to differentiate: hparams has no leaf that is a floating-point array."
         )
-
-    def blind(from_start: bool) -> list[str]:
-        def end(h: PyTree) -> Array:
-            def body(carry: tuple, t: Array) -> tuple:
-                return run(carry[0], carry[1], h, t), None
-
-            carry = (run.start(h) if from_start else run.x, run.rest)
-            if last - first == 1:
-                # Tracing a loop finds what reaches the end after any number of steps.
-                carry = run(carry[0], carry[1], h, jnp.asarray(first))
-            else:
-                carry, _ = lax.scan(body, carry, jnp.arange(first, last))
-            return outer(carry[0], h)
-
-        # Nothing is run. A derivative is structurally zero if, in the traced program, it does not
-        # depend on the tangent (on the cotangent).
-        if forward:
-            pushed = jax.make_jaxpr(lambda h, tangent: jax.jvp(end, (h,), (tangent,))[1])
-            seen = inputs_of(pushed(run.h, run.h).jaxpr, 0)[len(names) :]
-        else:
-            pulled = jax.make_jaxpr(lambda h, cotangent: jax.vjp(end, h)[1](cotangent))
-            jaxpr = pulled(run.h, jax.eval_shape(end, run.h)).jaxpr
-            seen = [inputs_of(jaxpr, i)[-1] for i in range(len(names))]
-        return [name for name, ok in zip(names, seen, strict=True) if not ok]
-
-    dead = blind(from_start)
-    if not dead:
-        return
-    if not from_start and not set(dead) & set(blind(from_start=True)):
+    found = reaches(run, outer, first, last, from_start=from_start, forward=forward)
+    dead = [name for name, reach in found.items() if not reach.seen]
+    kept = run.keeps_biased
+    left_out = [name for name, reach in found.items() if reach.biased and not kept] + dead
+    if not dead or (unseen and len(left_out) < len(found)):
+        refuse_biased(found, estimator, kept=kept, unseen=unseen and len(left_out) < len(found))
+        run = run.without(left_out)
+        run.partial = kept and any(reach.biased for reach in found.values())
+        return run
+    whole = {} if from_start else reaches(run, outer, first, last, forward=forward)
+    if not from_start and all(whole[name].seen for name in dead):
         reason = (
             "it acts through the start only, which is held constant here. `Unrolled` from a cold "
             "start can see it"

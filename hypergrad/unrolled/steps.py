@@ -31,6 +31,27 @@ class InnerStep(eqx.Module):
     ) -> tuple[PyTree, PyTree]:
         """The next params and state, of the structure, shapes and dtypes of those given."""
 
+    def settings(
+        self,
+        problem: BilevelProblem,
+        params: PyTree,
+        state: PyTree,
+        hparams: PyTree,
+        loss_hparams: PyTree,
+        batch: PyTree,
+        key: Array | None,
+    ) -> tuple[PyTree, PyTree]:
+        """The same step, with `loss_hparams` in place of `hparams` where the inner loss reads them.
+
+        It tells apart what a hyperparameter does within the step from what it does in the loss; a
+        step that does not know the difference takes `hparams` for all.
+        """
+        return self.step(problem, params, state, hparams, batch, key)
+
+    def losses(self, problem: BilevelProblem) -> list[Callable]:
+        """The functions `(params, hparams, batch, key)` that `settings` leaves out."""
+        return []
+
 
 class OptaxStep(InnerStep):
     """A step of an optax optimizer on the problem's inner loss.
@@ -62,16 +83,33 @@ class OptaxStep(InnerStep):
         key: Array | None,
     ) -> tuple[PyTree, PyTree]:
         """See `InnerStep.step`."""
+        return self.settings(problem, params, state, hparams, hparams, batch, key)
+
+    def settings(
+        self,
+        problem: BilevelProblem,
+        params: PyTree,
+        state: PyTree,
+        hparams: PyTree,
+        loss_hparams: PyTree,
+        batch: PyTree,
+        key: Array | None,
+    ) -> tuple[PyTree, PyTree]:
+        """See `InnerStep.settings`."""
         dynamic, static = eqx.partition(params, eqx.is_inexact_array)
 
         def loss(p: PyTree) -> Array:
-            return problem.inner_loss(eqx.combine(p, static), hparams, batch, key)[0]
+            return problem.inner_loss(eqx.combine(p, static), loss_hparams, batch, key)[0]
 
         value, gradient = jax.value_and_grad(loss)(dynamic)
         updates, state = self._build(hparams).update(
             gradient, state, dynamic, value=value, grad=gradient, value_fn=loss
         )
         return eqx.combine(optax.apply_updates(dynamic, updates), static), state
+
+    def losses(self, problem: BilevelProblem) -> list[Callable]:
+        """See `InnerStep.losses`."""
+        return [lambda *arguments: problem.inner_loss(*arguments)[0]]
 
     def _build(self, hparams: PyTree) -> optax.GradientTransformationExtraArgs:
         optimizer = self.optimizer(hparams)
@@ -96,6 +134,13 @@ class StepFunction(InnerStep):
     fn: Callable
     state: Callable | None = None
     stochastic: bool = eqx.field(static=True, default=False)
+
+    def __check_init__(self) -> None:
+        if self.state is not None and not callable(self.state):
+            raise ValueError(
+                "StepFunction: state expected a function state(params, hparams), received a "
+                f"{type(self.state).__name__}; write `lambda params, hparams: ...`."
+            )
 
     def init(self, params: PyTree, hparams: PyTree) -> PyTree:
         """The state at the start of a run."""
@@ -135,12 +180,18 @@ def as_inner_step(update: Any) -> InnerStep:
         return update
     if isinstance(update, optax.GradientTransformation):
         return OptaxStep(_Constant(update))
-    if callable(update):
+    if callable(update) and not isinstance(update, type):
         return OptaxStep(update)
     raise ValueError(
         "The inner step is an optax optimizer, a function hparams -> optax optimizer, or an "
-        f"InnerStep such as StepFunction; got {type(update).__name__}."
+        f"InnerStep such as StepFunction; received {_given(update)}."
     )
+
+
+def _given(update: Any) -> str:
+    if isinstance(update, type):
+        return f"the class {update.__name__} (make one: {update.__name__}(...))"
+    return f"the text {update!r}" if isinstance(update, str) else f"a {type(update).__name__}"
 
 
 class _Constant(eqx.Module):

@@ -7,7 +7,7 @@ with one Neumann term.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -62,8 +62,11 @@ class TruncatedUnrolled(UnrolledEstimator):
         initial: Callable | None = None,
         stacked: bool = False,
         warm_start: bool = False,
+        unseen: Literal["raise", "none"] = "raise",
     ) -> None:
-        super().__init__(update, steps, initial=initial, stacked=stacked, warm_start=warm_start)
+        super().__init__(
+            update, steps, initial=initial, stacked=stacked, warm_start=warm_start, unseen=unseen
+        )
         self.window = positive_int("window", window)
         if self.window > self.steps:
             raise ValueError(f"window must be at most steps={self.steps}, got {window}.")
@@ -83,8 +86,14 @@ class TruncatedUnrolled(UnrolledEstimator):
         run = self._dynamics(problem, state, hparams, inner_batch, key)
         outer = outer_at_end(problem, run, outer_batch, key)
         edge = self.steps - self.window
-        require_effect(
-            run, outer, edge, self.steps, estimator=type(self).__name__, from_start=False
+        run = require_effect(
+            run,
+            outer,
+            edge,
+            self.steps,
+            estimator=type(self).__name__,
+            from_start=False,
+            unseen=self.unseen == "none",
         )
         x, rest = run.advance(run.x, run.rest, run.h, 0, edge)
         result = reverse(run, outer, x, rest, edge, self.window, self.memory)
@@ -98,7 +107,7 @@ class TruncatedUnrolled(UnrolledEstimator):
             result.value,
             result.aux,
             result.grad,
-            eqx.filter(hparams, eqx.is_inexact_array),
+            run,
             state,
             residual=self._residual(problem, state, hparams, inner_batch, key),
             inner_iterations=state.inner_iterations,

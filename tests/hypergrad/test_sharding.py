@@ -49,6 +49,23 @@ print("same")
 """
 
 
+def test_a_mesh_with_explicit_axes_serves_all_modes():
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_PLATFORMS": "cpu",
+    }
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("explicit_mesh.py"))],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=Path(__file__).parents[2],
+        check=False,
+    )
+    assert done.stdout.strip() == "same", done.stdout + done.stderr
+
+
 def test_four_devices_agree_with_the_closed_form():
     environment = {
         **os.environ,

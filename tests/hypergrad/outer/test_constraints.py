@@ -79,3 +79,50 @@ def test_a_start_outside_is_named(bad):
     with pytest.raises(ValueError, match=r"hparams\['l2'\] starts outside.*received (7.0|nan)"):
         check_start(Box(-1.0, 5.0), hparams)
     check_start(Box(-1.0, 7.0), {"l2": jnp.asarray([0.0, 7.0])})
+
+
+SUMS = {
+    "simplex": (Simplex(), lambda x: (np.min(x, initial=0), abs(np.sum(x) - 1))),
+    "l1": (L1Ball(1.0), lambda x: (0, max(np.sum(np.abs(x)) - 1, 0))),
+    "budget": (
+        Budget(1.0, 0.6),
+        lambda x: (min(np.min(x), 0.6 - np.max(x)), max(np.sum(x) - 1, 0)),
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("name", SUMS)
+@settings(max_examples=30, deadline=None)
+@given(
+    parts=st.lists(st.floats(-1, 1), min_size=7, max_size=7),
+    power=st.floats(-30, 30),
+    common=st.booleans(),
+)
+def test_the_projection_is_feasible_at_any_magnitude(name, dtype, parts, power, common):
+    constraint, violation = SUMS[name]
+    largest = float(jnp.finfo(dtype).max)
+    wide = np.asarray(parts) * min(10.0**power, largest) + (largest / 4 if common else 0)
+    x = jnp.asarray(np.clip(wide, -largest, largest), dtype)
+    near = constraint.project(x)
+    assert near.dtype == x.dtype
+    below, off = violation(np.asarray(near, np.float64))
+    rounding = float(jnp.finfo(dtype).eps)
+    assert below >= -rounding
+    assert off <= 4 * rounding
+
+
+@pytest.mark.parametrize("scale", [1e4, 1e5, 3e7, 1e9, 1e30])
+def test_one_large_entry_takes_all(scale):
+    x = jnp.asarray([1.0, 0.9, -0.5], jnp.float32) * scale
+    assert project(Simplex(), x).tolist() == [1, 0, 0]
+    assert project(L1Ball(1.0), -x).tolist() == [-1, 0, 0]
+    np.testing.assert_allclose(project(Budget(1.0), x), [1, 0, 0], atol=1e-7)
+
+
+def test_many_large_entries_share_the_total():
+    x = jnp.full(100_000, 1e6, jnp.float32)
+    for constraint in (Simplex(), L1Ball(1.0), Budget(1.0)):
+        near = np.asarray(project(constraint, x), np.float64)
+        assert abs(near.sum() - 1) < 1e-4
+        np.testing.assert_allclose(near, 1e-5, rtol=1e-4)

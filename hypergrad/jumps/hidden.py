@@ -1,0 +1,164 @@
+"""Where a function jumps in an input, so that no derivative of it tells the whole change.
+
+A comparison, a rounding, an index or a `stop_gradient` has the derivative zero, whatever it does to
+the value. Of `where(u > rate, x / (1 - rate), 0)` automatic differentiation sees the division and
+not the mask: what it returns is the derivative of something else. Such places are found here in the
+traced program, and followed to its outputs.
+
+A decision between two branches that agree where it flips loses nothing: a hinge, a Huber loss, a
+soft threshold, `jax.nn.elu`, gradient clipping. Whether they agree is tested by evaluating both on
+random points of the boundary.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hypergrad.jumps.boundary import jumps
+from hypergrad.jumps.neighbourhood import Neighbourhood
+from hypergrad.jumps.program import CONTROL, Equation, Program, flat, inner_program
+
+_DECISIONS = dict.fromkeys(("lt", "le", "gt", "ge", "lt_to", "le_to"), "a comparison")
+_DECISIONS["sign"] = "a sign"
+_STEPS = {"floor": "a rounding", "ceil": "a rounding", "round": "a rounding"}
+# Of discrete outputs; without a name here the operation's own is said.
+_DISCRETE = {
+    "argmax": "an argmax",
+    "argmin": "an argmin",
+    "convert_element_type": "a truncation to integers",
+    "sort": "a sorting order",
+    "top_k": "a sorting order",
+}
+# Their discrete outputs change on a set without volume (equality), or the value does not depend on
+# them (the pivots of a factorisation).
+_HARMLESS = frozenset({"eq", "ne", "is_finite", "lu", "lu_pivots_to_permutation"})
+
+
+class Taint(NamedTuple):
+    """What a value owes to the inputs that are followed.
+
+    - `reads`: numbers of the inputs that it depends on, differentiably at least in part.
+    - `blind`: pairs of such a number and the operation that hides a part of the dependence.
+    """
+
+    reads: frozenset[int] = frozenset()
+    blind: frozenset[tuple[int, str]] = frozenset()
+
+    def __or__(self, other: "Taint") -> "Taint":  # type: ignore[override]
+        return Taint(self.reads | other.reads, self.blind | other.blind)
+
+    def hidden(self, reason: str, *, whole: bool = True) -> "Taint":
+        """The taint after an operation without derivative (`whole`), or one that jumps as well."""
+        blind = self.blind | {(number, reason) for number in self.reads}
+        return Taint(frozenset() if whole else self.reads, blind)
+
+
+def hidden_reads(program: jax.extend.core.ClosedJaxpr, inputs: range) -> list[tuple[str, ...]]:
+    """For each of the inputs: the operations that hide a part of what the outputs owe to it."""
+    taints = [
+        Taint(frozenset({i}) if i in inputs else frozenset())
+        for i in range(len(program.jaxpr.invars))
+    ]
+    outputs = _flow(flat(program), taints)
+    blind = frozenset[tuple[int, str]]().union(*(taint.blind for taint in outputs))
+    return [tuple(sorted({why for number, why in blind if number == i})) for i in inputs]
+
+
+def _flow(program: Program, taints: list[Taint]) -> list[Taint]:
+    """The taints of the outputs of a program."""
+    known = dict(zip(program.inputs, taints, strict=True))
+    followed = frozenset(name for name, taint in known.items() if taint.reads)
+    around = Neighbourhood(program, followed)
+
+    def of(atom: object) -> Taint:
+        return known.get(atom, Taint()) if isinstance(atom, int) else Taint()
+
+    for equation in program.equations:
+        entering = [of(atom) for atom in equation.inputs]
+        for name, taint in zip(equation.outputs, _through(equation, entering, around), strict=True):
+            known[name] = taint
+    return [of(atom) for atom in program.outputs]
+
+
+def _through(equation: Equation, entering: list[Taint], around: Neighbourhood) -> list[Taint]:
+    taint = Taint()
+    for one in entering:
+        taint |= one
+    name = equation.name
+    if not (taint.reads or taint.blind):
+        return [taint] * len(equation.outputs)
+    if name in CONTROL:
+        return _control(equation, entering)
+    if name == "custom_linear_solve":
+        # The derivative is that of the product and of the right-hand side, whatever solves it.
+        lengths = equation.params["const_lengths"]
+        others = lengths.vecmat + lengths.solve + lengths.transpose_solve
+        taint = Taint()
+        for one in entering[: lengths.matvec] + entering[lengths.matvec + others :]:
+            taint |= one
+        return [taint] * len(equation.outputs)
+    if name in _DECISIONS:
+        if not taint.reads:
+            return [taint]
+        seen = jumps(equation, around)
+        return [taint.hidden(_DECISIONS[name]) if seen else Taint(blind=taint.blind)]
+    if name in _STEPS:
+        return [taint.hidden(_STEPS[name])]
+    if name == "stop_gradient":
+        harmless = around.shift_by_maximum(equation)
+        return [Taint(blind=taint.blind) if harmless else taint.hidden("a stop_gradient")]
+    if name == "rem":
+        return [taint.hidden("a remainder", whole=False)]
+    reason = _DISCRETE.get(name, f"the operation `{name}`")
+    if name == "dynamic_update_slice" or name.startswith("scatter"):
+        reason = "an index"
+    return [
+        taint
+        if _continuous(aval)
+        else (Taint(blind=taint.blind) if name in _HARMLESS else taint.hidden(reason))
+        for aval in equation.avals
+    ]
+
+
+def _continuous(aval: jax.core.AbstractValue) -> bool:
+    dtype = getattr(aval, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, np.inexact)
+
+
+def _control(equation: Equation, entering: list[Taint]) -> list[Taint]:
+    params = equation.params
+    if equation.name == "cond":
+        outputs = [Taint()] * len(equation.outputs)
+        for branch in params["branches"]:
+            into = _flow(inner_program(branch), entering[1:])
+            outputs = [a | b for a, b in zip(outputs, into, strict=True)]
+        # The number of the branch is discrete: what hides in it is known already.
+        return [Taint(o.reads, o.blind | entering[0].blind) for o in outputs]
+    if equation.name == "scan":
+        body = inner_program(params["jaxpr"])
+        constants, count = params["num_consts"], params["num_carry"]
+        fixed, carry = entering[:constants], entering[constants : constants + count]
+        rest = entering[constants + count :]
+        while True:
+            outputs = _flow(body, [*fixed, *carry, *rest])
+            grown = [a | b for a, b in zip(carry, outputs[:count], strict=True)]
+            if grown == carry:
+                return [*carry, *outputs[count:]]
+            carry = grown
+    first, second = params["cond_nconsts"], params["body_nconsts"]
+    tested, fixed = entering[:first], entering[first : first + second]
+    carry = entering[first + second :]
+    body, test = inner_program(params["body_jaxpr"]), inner_program(params["cond_jaxpr"])
+    while True:
+        outputs = _flow(body, [*fixed, *carry])
+        (decision,) = _flow(test, [*tested, *carry])
+        # How often the body runs is discrete, too.
+        grown = [
+            Taint(a.reads | b.reads, a.blind | b.blind | decision.blind)
+            for a, b in zip(carry, outputs, strict=True)
+        ]
+        if grown == carry:
+            return carry
+        carry = grown

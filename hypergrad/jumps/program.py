@@ -1,0 +1,130 @@
+"""A traced program with every call written out in its place."""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxprs_in_params
+
+# Operations whose traced body is not looked into. Each is continuous, or discontinuous only where
+# a matrix loses rank, but computed by steps that are not.
+_WHOLE = frozenset({"interp", "pinv", "lstsq", "det", "slogdet", "expm", "truncated_normal"})
+CONTROL = frozenset({"scan", "while", "cond"})
+_CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+
+
+class Equation(NamedTuple):
+    """One operation; values are numbered, constants stand for themselves."""
+
+    name: str
+    params: dict[str, Any]
+    inputs: tuple[Any, ...]
+    outputs: tuple[int, ...]
+    avals: tuple[Any, ...]
+
+
+class Program(NamedTuple):
+    """A traced program; `shapes` of all values by their numbers."""
+
+    inputs: tuple[int, ...]
+    equations: list[Equation]
+    outputs: tuple[Any, ...]
+    shapes: dict[int, tuple[int, ...]]
+
+
+class Constant:
+    """A number that is known, of shape `()`; `None` for any other constant."""
+
+    def __init__(self, value: Any) -> None:
+        known = not isinstance(value, jax.core.Tracer) and np.ndim(value) == 0
+        dtype = getattr(value, "dtype", np.dtype(type(value)))
+        known = known and not jax.dtypes.issubdtype(dtype, jax.dtypes.extended)
+        self.value = np.asarray(value) if known else None
+
+
+def inner_program(jaxpr: Any) -> Program:
+    """`flat` for the body of a loop, with or without its constants."""
+    if isinstance(jaxpr, ClosedJaxpr):
+        return flat(jaxpr)
+    return flat(ClosedJaxpr(jaxpr, ()))
+
+
+def flat(closed: ClosedJaxpr) -> Program:
+    """The program with every call (`jit`, custom rules, `checkpoint`) written out in its place."""
+    equations: list[Equation] = []
+    shapes: dict[int, tuple[int, ...]] = {}
+    computed: dict[Any, list[int]] = {}
+
+    def fresh(aval: Any) -> int:
+        number = len(shapes)
+        shapes[number] = getattr(aval, "shape", ())
+        return number
+
+    def write(jaxpr: Any, constants: Any, values: dict[Any, Any]) -> list[Any]:
+        values |= {v: Constant(c) for v, c in zip(jaxpr.constvars, constants, strict=True)}
+
+        def read(atom: Any) -> Any:
+            if isinstance(atom, Literal):
+                return Constant(atom.val)
+            return values[atom]
+
+        for eqn in jaxpr.eqns:
+            inputs = tuple(read(atom) for atom in eqn.invars)
+            called = _called(eqn)
+            if called is not None:
+                inside = dict(zip(called.jaxpr.invars, inputs, strict=True))
+                results = write(called.jaxpr, called.consts, inside)
+            else:
+                # What is computed twice is one value: two calls of one norm, say.
+                same = _identity(eqn, inputs)
+                if same in computed:
+                    results = computed[same]
+                else:
+                    avals = tuple(v.aval for v in eqn.outvars)
+                    results = [fresh(aval) for aval in avals]
+                    computed[same] = results
+                    equations.append(
+                        Equation(eqn.primitive.name, eqn.params, inputs, tuple(results), avals)
+                    )
+            values |= dict(zip(eqn.outvars, results, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    arguments = {v: fresh(v.aval) for v in closed.jaxpr.invars}
+    inputs = tuple(arguments.values())
+    outputs = write(closed.jaxpr, closed.consts, dict(arguments))
+    return Program(inputs, equations, tuple(outputs), shapes)
+
+
+def _identity(eqn: Any, inputs: tuple) -> Any:
+    """Equal for equations that compute the same."""
+    if eqn.primitive.name in CONTROL or eqn.effects:
+        return eqn
+    named = tuple(
+        repr(a.value) if isinstance(a, Constant) and a.value is not None else a for a in inputs
+    )
+    return eqn.primitive.name, named, repr(eqn.params), repr(eqn.outvars[0].aval)
+
+
+def _called(eqn: Any) -> Any:
+    """The program that an equation calls, if it is to be written out."""
+    name = eqn.primitive.name
+    if name in CONTROL or str(eqn.params.get("name")).lstrip("_") in _WHOLE:
+        return None
+    for field in _CALLS:
+        body = eqn.params.get(field)
+        if isinstance(body, Jaxpr):
+            body = ClosedJaxpr(body, ())
+        if not isinstance(body, ClosedJaxpr):
+            continue
+        if len(body.jaxpr.invars) != len(eqn.invars):
+            return None
+        # A solver that iterates to a tolerance, and has its derivative from a rule.
+        return None if name.startswith("custom_") and _loops(body.jaxpr) else body
+    return None
+
+
+def _loops(jaxpr: Any) -> bool:
+    return any(
+        eqn.primitive.name == "while" or any(_loops(part) for part in jaxprs_in_params(eqn.params))
+        for eqn in jaxpr.eqns
+    )

@@ -1,0 +1,106 @@
+"""The commonest mistakes at the front door, answered in one line that says what to do."""
+
+from typing import Any
+
+import jax
+import optax
+from jaxtyping import PyTree
+
+from hypergrad.estimator import Estimator, Hypergradient
+from hypergrad.inner.base import InnerSolver
+from hypergrad.linear.base import LinearSolver
+
+# What holds numbers and is no array, by the package that it comes from; and the way out.
+_FOREIGN = {
+    "pandas": "pass its `.to_numpy()`",
+    "polars": "pass its `.to_numpy()`",
+    "torch": "pass its `.detach().numpy()`",
+    "tensorflow": "pass its `.numpy()`",
+    "flax": "of an nnx module pass `params` of `graphdef, params = nnx.split(model)`, and make the "
+    "model in the losses with `nnx.merge(graphdef, params)`",
+}
+
+
+def received(value: Any) -> str:
+    """What was given, in a few words and without its numbers."""
+    if isinstance(value, type):
+        return f"the class {value.__name__} (make one: {value.__name__}(...))"
+    if isinstance(value, str):
+        return f"the text {value!r}"
+    if isinstance(value, optax.GradientTransformation):
+        return "an optax optimizer"
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def check_estimator(estimator: Any) -> None:
+    """Refuse what is no estimator.
+
+    **Raises:** `ValueError` that says how to make one of what was given.
+    """
+    if isinstance(estimator, Estimator):
+        return
+    way_out = "pass one such as ImplicitDifferentiation() or Unrolled(optimizer, steps)"
+    if isinstance(estimator, optax.GradientTransformation):
+        way_out = "write ImplicitDifferentiation(optimizer) or Unrolled(optimizer, steps)"
+    elif isinstance(estimator, InnerSolver):
+        way_out = f"write ImplicitDifferentiation({type(estimator).__name__}(...))"
+    elif isinstance(estimator, LinearSolver):
+        way_out = f"write ImplicitDifferentiation(linear_solver={type(estimator).__name__}(...))"
+    raise ValueError(
+        f"estimator: expected an Estimator, received {received(estimator)}; {way_out}."
+    )
+
+
+def check_state(estimator: Estimator, state: Any) -> None:
+    """Refuse the state of something else.
+
+    **Raises:** `ValueError` naming both.
+    """
+    if state is None or isinstance(state, estimator.state_type):
+        return
+    way_out = "pass the `.state` of an earlier result of the same estimator, or none"
+    if isinstance(state, Hypergradient):
+        way_out = "pass its `.state`"
+    raise ValueError(
+        f"state: expected the state of {type(estimator).__name__}, received {received(state)}; "
+        f"{way_out}."
+    )
+
+
+def check_key(key: Any) -> None:
+    """Refuse a seed in place of a key.
+
+    **Raises:** `ValueError` with the call that makes the key.
+    """
+    if isinstance(key, int):
+        raise ValueError(
+            f"key: expected a JAX key, received the number {key}; write jax.random.key({key})."
+        )
+
+
+def check_leaves(**trees: PyTree) -> None:
+    """Refuse leaves that hold numbers and are no arrays.
+
+    **Raises:** `ValueError` naming the argument, the leaf and the way out.
+    """
+    for name, tree in trees.items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(
+            tree, is_leaf=lambda leaf: bool(_foreign(leaf))
+        ):
+            way_out = _foreign(leaf)
+            if way_out:
+                raise ValueError(
+                    f"{name}{jax.tree_util.keystr(path)}: expected arrays, received "
+                    f"{received(leaf)} of {type(leaf).__module__.split('.')[0]}; {way_out}."
+                )
+
+
+def _foreign(leaf: Any) -> str | None:
+    """The way out for an object of another package; classes of the user's own inherit from it."""
+    for kind in type(leaf).__mro__:
+        package, _, rest = kind.__module__.partition(".")
+        if package == "flax" and not (rest.startswith("nnx") and kind.__name__ == "Module"):
+            continue
+        if package in _FOREIGN:
+            return _FOREIGN[package]
+    return None

@@ -1,0 +1,155 @@
+"""A stochastic problem over several keys: the mean gradient, and its spread in the error."""
+
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+from scipy import stats
+
+from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
+from hypergrad.linear import vector
+from hypergrad.problem import BilevelProblem
+
+# A standard error from few keys is itself uncertain: Student's quantile takes care of that.
+_CONFIDENCE = 0.95
+
+
+class OverKeysState(eqx.Module):
+    """The state of the estimator at the point from which every key starts, and how it is solved.
+
+    - `one`: the state of the first key.
+    - `all`: those of all keys, stacked; made by `fit`, `None` before.
+    """
+
+    one: Any
+    all: Any
+
+    @property
+    def params(self) -> PyTree:
+        """The inner point of the first key."""
+        return self.one.params
+
+
+class OverKeys(Estimator):
+    """The mean of an estimator's hypergradients over independent keys.
+
+    One key shows one draw of the noise (dropout masks, augmentation, the order of batches): the
+    gradient is right for that draw, and says little of the expectation. Here every key is fitted
+    and differentiated by itself, one after the other: the cost is `keys` times that of one, the
+    memory that of one and a state for each key.
+
+    `info.error` is the root of the sum of squares of the mean estimated error of one key, and of
+    the standard error of the mean over keys times Student's 95 % quantile for `keys - 1`
+    degrees of freedom (12.7 for two keys, 3.2 for four, 2.4 for eight), relative to the mean.
+    `value` is a mean, too; `aux` and `state.params` are those of the first key.
+
+    **Arguments:**
+
+    - `estimator`: for one key.
+    - `keys`: how many, at least 2.
+    """
+
+    state_type: ClassVar[type] = OverKeysState
+    estimator: Estimator
+    keys: int = eqx.field(static=True, default=4)
+
+    def __check_init__(self) -> None:
+        if not isinstance(self.keys, int) or self.keys < 2:
+            raise ValueError(f"OverKeys: keys expected at least 2, received {self.keys!r}.")
+
+    def init(
+        self,
+        problem: BilevelProblem,
+        params: PyTree,
+        hparams: PyTree,
+        inner_batch: PyTree,
+        *,
+        key: Array | None = None,
+    ) -> OverKeysState:
+        """The state at `params`, from which every key starts."""
+        first = self._split(key)[0]
+        one = self.estimator.init(problem, params, hparams, inner_batch, key=first)
+        return OverKeysState(one, None)
+
+    def fit(
+        self,
+        problem: BilevelProblem,
+        state: OverKeysState,
+        hparams: PyTree,
+        inner_batch: PyTree,
+        *,
+        key: Array | None = None,
+    ) -> tuple[OverKeysState, FitInfo]:
+        """Fit every key from the state's point; the info is the worst residual, and all steps."""
+
+        def one(key: Array) -> tuple[Any, FitInfo]:
+            return self.estimator.fit(problem, state.one, hparams, inner_batch, key=key)
+
+        states, infos = _mapped(one, self._split(key))
+        info = FitInfo(jnp.max(infos.residual), jnp.sum(infos.iterations))
+        return OverKeysState(_first(states), states), info
+
+    def hypergradient(
+        self,
+        problem: BilevelProblem,
+        state: OverKeysState,
+        hparams: PyTree,
+        inner_batch: PyTree,
+        outer_batch: PyTree,
+        *,
+        key: Array | None = None,
+    ) -> Hypergradient:
+        """See `Estimator.hypergradient`."""
+        dynamic, static = eqx.partition(state.one if state.all is None else state.all, eqx.is_array)
+
+        def one(numbered: tuple[Array, Any]) -> Hypergradient:
+            key, own = numbered
+            of_key = eqx.combine(own, static)
+            return self.estimator.hypergradient(
+                problem, of_key, hparams, inner_batch, outer_batch, key=key
+            )
+
+        if state.all is None:
+            dynamic = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.keys, *x.shape)), dynamic)
+        out = _mapped(one, (self._split(key), dynamic))
+        mean = jax.tree.map(lambda g: jnp.mean(g, axis=0), out.grad)
+        deviation = jax.tree.map(lambda g, m: g - m, out.grad, mean)
+        standard = vector.norm(deviation) / (self.keys * (self.keys - 1)) ** 0.5
+        spread = float(stats.t.ppf((1 + _CONFIDENCE) / 2, self.keys - 1)) * standard
+        relative = spread / vector.norm(mean)
+        infos = out.info
+        info = HypergradientInfo(
+            inner_residual=jnp.max(infos.inner_residual),
+            inner_iterations=jnp.sum(infos.inner_iterations),
+            linear_residual=jnp.max(infos.linear_residual),
+            iterations=jnp.sum(infos.iterations),
+            nonpositive_curvature=jnp.any(infos.nonpositive_curvature),
+            breakdown=jnp.any(infos.breakdown),
+            error=jnp.hypot(jnp.mean(infos.error), jnp.where(spread > 0, relative, 0)),
+        )
+        state = OverKeysState(_first(out.state), None)
+        return Hypergradient(jnp.mean(out.value), mean, state, info, _first(out.aux))
+
+    def _split(self, key: Array | None) -> Array:
+        if key is None:
+            raise ValueError("OverKeys: pass `key`, from which the keys are made.")
+        return jax.random.split(key, self.keys)
+
+
+def _mapped(function: Any, over: PyTree) -> PyTree:
+    """One after the other; leaves that are not arrays are those of each."""
+    kept: list[PyTree] = []
+
+    def arrays(one: PyTree) -> PyTree:
+        dynamic, static = eqx.partition(function(one), eqx.is_array)
+        kept.append(static)
+        return dynamic
+
+    dynamic = jax.lax.map(arrays, over)
+    return eqx.combine(dynamic, kept[-1])
+
+
+def _first(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: x[0] if eqx.is_array(x) else x, tree)

@@ -1,0 +1,131 @@
+"""The commonest mistakes are answered in one line that says what to do."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from hypergrad import (
+    CG,
+    BilevelProblem,
+    ImplicitDifferentiation,
+    Newton,
+    Unrolled,
+    hypergradient,
+    recommend,
+)
+from hypergrad.outer import SOBA, run
+from hypergrad.unrolled import StepFunction
+from tests.hypergrad.problems import RIDGE, XV, YV, X, Y
+
+W, TRAIN, VALID = jnp.zeros(2), (X, Y), (XV, YV)
+
+
+def refused(match, **options):
+    with pytest.raises(ValueError, match=match) as caught:
+        hypergradient(RIDGE, W, -1.0, TRAIN, VALID, **options)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("estimator", "match"),
+    [
+        (ImplicitDifferentiation, r"the class ImplicitDifferentiation \(make one"),
+        ("implicit", r"the text 'implicit'"),
+        (optax.adam(0.1), r"optax optimizer; write ImplicitDifferentiation\(optimizer\)"),
+        (Newton(), r"write ImplicitDifferentiation\(Newton"),
+        (CG(), r"write ImplicitDifferentiation\(linear_solver=CG"),
+    ],
+)
+def test_what_is_no_estimator(estimator, match):
+    refused(match, estimator=estimator)
+
+
+@pytest.mark.parametrize("solver", [Newton, "newton"])
+def test_a_solver_given_as_a_class_or_text(solver):
+    with pytest.raises(ValueError, match=r"received the (class Newton|text 'newton')"):
+        ImplicitDifferentiation(solver)
+    with pytest.raises(ValueError, match=r"received the (class Newton|text 'newton')"):
+        Unrolled(solver, 3)
+
+
+def test_the_state_of_another_estimator_and_a_result_in_place_of_its_state():
+    out = hypergradient(RIDGE, W, -1.0, TRAIN, VALID, estimator=Unrolled(optax.sgd(0.1), 3))
+    refused("received a UnrolledState", state=out.state)
+    refused("pass its `.state`", state=out, estimator=Unrolled(optax.sgd(0.1), 3))
+
+
+def test_a_seed_is_no_key():
+    refused(r"write jax.random.key\(0\)", key=0)
+
+
+def test_a_step_function_with_a_state_that_is_no_function():
+    with pytest.raises(ValueError, match="expected a function state"):
+        StepFunction(lambda w, s, h, b: (w, s), jnp.zeros(2))
+
+
+def test_objects_of_other_packages_are_named():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(np.ones((3, 2)))
+    with pytest.raises(ValueError, match=r"inner_batch\[0\].*DataFrame of pandas.*to_numpy"):
+        hypergradient(RIDGE, W, -1.0, (frame, Y), VALID)
+    with pytest.raises(ValueError, match=r"outer_batch\[0\].*DataFrame of pandas.*to_numpy"):
+        recommend(RIDGE, W, -1.0, TRAIN, (frame, YV))
+
+
+def test_a_flax_module_is_no_params():
+    nnx = pytest.importorskip("flax.nnx")
+    model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"params: .*Linear.*nnx\.split"):
+        hypergradient(RIDGE, model, -1.0, TRAIN, VALID)
+
+
+def complex_problem():
+    return BilevelProblem(
+        lambda w, h, b: jnp.abs((1 + 2j) * w["z"] - 0.5) ** 2 + h * jnp.abs(w["z"]) ** 2,
+        lambda w, h, b: jnp.real(w["z"]) ** 2,
+    )
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [ImplicitDifferentiation(), ImplicitDifferentiation(Newton()), Unrolled(optax.sgd(0.1), 2)],
+)
+def test_complex_params_are_refused_by_name(estimator):
+    start = {"z": jnp.asarray(0.1 + 0.2j)}
+    with pytest.raises(ValueError, match=r"params\['z'\]: .*received complex128.*imaginary"):
+        hypergradient(complex_problem(), start, 0.7, estimator=estimator)
+    with pytest.raises(ValueError, match=r"params\['z'\]: .*received complex128.*imaginary"):
+        run(complex_problem(), SOBA(), start, 0.7, None, None, steps=1)
+
+
+def test_the_way_out_of_complex_params_gives_the_closed_form():
+    problem = complex_problem()
+
+    def split(loss):
+        return lambda p, h, b: loss({"z": p["re"] + 1j * p["im"]}, h, b)
+
+    real = BilevelProblem(split(problem.inner), split(problem.outer))
+    start = {"re": jnp.asarray(0.0), "im": jnp.asarray(0.0)}
+    out = hypergradient(real, start, 0.7, estimator=ImplicitDifferentiation(Newton()))
+
+    def outer(h):
+        return np.real(np.conj(1 + 2j) * 0.5 / (5 + h)) ** 2
+
+    assert abs(out.grad - (outer(0.7 + 1e-6) - outer(0.7 - 1e-6)) / 2e-6) < 1e-9
+
+
+def test_keys_are_still_keys():
+    assert jnp.isfinite(hypergradient(RIDGE, W, -1.0, TRAIN, VALID, key=jax.random.key(0)).value)
+
+
+def test_the_seed_and_the_callbacks_of_a_run():
+    def call(**options):
+        run(RIDGE, SOBA(), W, -1.0, TRAIN, VALID, steps=1, **options)
+
+    with pytest.raises(ValueError, match="seed expected an integer, received None"):
+        call(seed=None)
+    with pytest.raises(ValueError, match=r"returns True to stop the run.*received a dict"):
+        call(callbacks=[lambda report: {}])

@@ -1,0 +1,67 @@
+"""The spread over keys enters the error estimate."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from hypergrad import BilevelProblem, OverKeys, Unrolled, hypergradient
+
+X = jax.random.normal(jax.random.key(1), (30, 4))
+Y = X @ jnp.arange(4.0)
+
+
+def dropped(w, h, batch, key):
+    keep = jax.random.bernoulli(key, 0.5, X.shape)
+    return jnp.mean((jnp.where(keep, 2 * X, 0) @ w - Y) ** 2)
+
+
+def clean(w, h, batch, key):
+    return jnp.mean((X @ w - Y) ** 2)
+
+
+PROBLEM = BilevelProblem(dropped, clean, stochastic=True)
+ONE = Unrolled(lambda rate: optax.sgd(rate), 6)
+
+
+@jax.jit
+def single(key):
+    return hypergradient(PROBLEM, jnp.zeros(4), jnp.asarray(0.1), estimator=ONE, key=key)
+
+
+def test_the_spread_of_the_keys_covers_the_expectation():
+    truth = jnp.mean(
+        jax.lax.map(lambda k: single(k).grad, jax.random.split(jax.random.key(7), 1000))
+    )
+    call = jax.jit(
+        lambda key: hypergradient(
+            PROBLEM, jnp.zeros(4), jnp.asarray(0.1), estimator=OverKeys(ONE, 4), key=key
+        )
+    )
+    out = jax.lax.map(call, jax.random.split(jax.random.key(3), 100))
+    true_error = np.abs(out.grad - truth) / np.abs(out.grad)
+    ratio = true_error / np.asarray(out.info.error)
+    assert np.mean(ratio < 1) > 0.9
+    assert np.mean(ratio < 3) > 0.97
+    assert np.median(1 / ratio) < 10
+
+
+def test_it_is_the_mean_over_its_keys():
+    key = jax.random.key(0)
+    out = hypergradient(PROBLEM, jnp.zeros(4), 0.1, estimator=OverKeys(ONE, 3), key=key)
+    each = [single(k) for k in jax.random.split(key, 3)]
+    np.testing.assert_allclose(out.grad, np.mean([one.grad for one in each]), rtol=1e-9)
+    np.testing.assert_allclose(out.value, np.mean([one.value for one in each]), rtol=1e-9)
+    np.testing.assert_allclose(out.state.params, each[0].state.params, rtol=1e-9)
+
+
+def test_one_key_does_not_know_the_error_of_the_expectation():
+    assert jnp.isnan(single(jax.random.key(0)).info.error)
+
+
+def test_bad_numbers_of_keys():
+    with pytest.raises(ValueError, match="at least 2, received 1"):
+        OverKeys(ONE, 1)
+    with pytest.raises(ValueError, match="pass `key`"):
+        hypergradient(PROBLEM, jnp.zeros(4), 0.1, estimator=OverKeys(ONE, 2))
