@@ -17,6 +17,7 @@ from hypergrad.linear import vector
 from hypergrad.outer.constraints import project
 from hypergrad.paths import require_effect, trace_paths
 from hypergrad.problem import BilevelProblem
+from hypergrad.restricted import RestrictedProblem
 
 RUNNING = 0
 STATIONARY = 1
@@ -72,6 +73,12 @@ class Batches(eqx.Module):
     def outer(self) -> PyTree:
         """The batch of the outer loss."""
         return _rows(self.outer_data, self.outer_rows)
+
+    def restrict(
+        self, problem: BilevelProblem, params: PyTree, hparams: PyTree, key: Array | None
+    ) -> RestrictedProblem:
+        """The problem at a point, on the batches of the linear system and of the outer loss."""
+        return RestrictedProblem(problem, params, hparams, self.linear, self.outer, key)
 
 
 def _rows(data: PyTree, rows: Array | None) -> PyTree:

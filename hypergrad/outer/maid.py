@@ -267,7 +267,7 @@ class MAID(OuterAlgorithm):
             estimator = with_tolerances(self.estimator, inner * scale, linear)
             args = (problem, estimator_state, lam, batches.linear)
             response, info = estimator.fit(*args, key=key)
-            value, outer = outer_terms(problem, response.params, lam, batches.outer, key)
+            value, outer = outer_terms(batches.restrict(problem, response.params, lam, key))
             cotangent = vector.norm(outer.params)
             return estimator, response, info, value.astype(dtype), cotangent
 
