@@ -42,7 +42,6 @@ __all__ = [
     "Point",
     "Progress",
     "QuasiNewton",
-    "Report",
     "Result",
     "RetrainGap",
     "Sampler",
