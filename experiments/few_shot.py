@@ -46,7 +46,7 @@ class Episodes(Sampler):
         """See `Sampler`; both data are characters, `(characters, drawings, pixels)`."""
         return Batches(*draw(inner_data, self.tasks, jax.random.fold_in(key, step)))
 
-    def look(self, outer_data: PyTree) -> PyTree | None:
+    def evaluation_data(self, outer_data: PyTree) -> PyTree | None:
         """`None`: the classifiers belong to the tasks of the step."""
         return None
 

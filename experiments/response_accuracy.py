@@ -26,7 +26,8 @@ from experiments.data import Part, tabular
 from experiments.harness import Claim, Context, Curve, Option, experiment
 from hypergrad.problem import BilevelProblem
 from hypergrad.self_tuning import Perturbation, SelfTuning, SelfTuningModel, to_self_tuning
-from hypergrad.self_tuning.layers import SelfTuningLinear, gated
+from hypergrad.self_tuning.gating import gated
+from hypergrad.self_tuning.layers import SelfTuningLinear
 
 CENTRE = jnp.array(-1.0)
 

@@ -9,6 +9,7 @@ from jaxtyping import Array, PyTree, Scalar
 
 from hypergrad.linear import vector
 from hypergrad.problem import BilevelProblem
+from hypergrad.restricted import RestrictedProblem
 
 
 def residual_of(
@@ -59,31 +60,6 @@ def slope_of(
     - `dynamic`, `static` and `h`, `h_static`: the parts of params and hparams, as of
       `equinox.partition`; of the first of each only the shapes matter.
     """
-
-    def loss(p: PyTree, lam: PyTree) -> Scalar:
-        point, hparams = eqx.combine(p, static), eqx.combine(lam, h_static)
-        return problem.inner_loss(point, hparams, batch, key)[0]
-
-    if problem.optimality is not None or _reverse_only(jax.make_jaxpr(loss)(dynamic, h).jaxpr):
-
-        def by_residual(p: PyTree, lam: PyTree, q: PyTree) -> Scalar:
-            hparams = eqx.combine(lam, h_static)
-            return vector.vdot(residual_of(problem, static, hparams, batch, key)(p), q)
-
-        return by_residual
-
-    # A directional derivative, which costs no backward pass; of the two orders of differentiation
-    # this makes the mixed product the cheaper.
-    return lambda p, lam, q: jax.jvp(lambda p: loss(p, lam), (p,), (q,))[1]
-
-
-def _reverse_only(program: jax.extend.core.Jaxpr) -> bool:
-    """Whether a traced program has a `jax.custom_vjp` inside, and so no forward derivative."""
-    for eqn in program.eqns:
-        if eqn.primitive.name.startswith("custom_vjp"):
-            return True
-        for part in jax.tree.leaves(list(eqn.params.values())):
-            part = getattr(part, "jaxpr", part)
-            if isinstance(part, jax.extend.core.Jaxpr) and _reverse_only(part):
-                return True
-    return False
+    return RestrictedProblem(
+        problem, eqx.combine(dynamic, static), eqx.combine(h, h_static), batch, key=key
+    ).directional_derivative()

@@ -24,8 +24,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from hypergrad import BilevelProblem, Estimator, as_arrays
-from hypergrad.outer import Box, FullBatch, OuterAlgorithm, Sampler, run
-from hypergrad.outer import Report as Look
+from hypergrad.outer import Box, FullBatch, OuterAlgorithm, Sampler, StepReport, run
 from hypergrad.paths import trace_paths
 from strategies.arguments import integer
 from strategies.observation import Report, report
@@ -199,7 +198,7 @@ class LamarckianTrial:
 
 
 class _Best:
-    """A callback of the driver that keeps the look with the smallest outer loss."""
+    """A callback of the driver that keeps the point with the smallest outer loss."""
 
     def __init__(self) -> None:
         self.value = math.inf
@@ -207,13 +206,13 @@ class _Best:
         self.units: PyTree = None
         self.gradient: PyTree = None
 
-    def __call__(self, look: Look) -> None:
-        value, error = look.row["validation"], look.row["error"]
+    def __call__(self, report: StepReport) -> None:
+        value, error = report.row["validation"], report.row["error"]
         if value < self.value:
             self.value = value
             self.error = None if math.isnan(error) else error
             self.units, self.gradient = jax.device_get(
-                (look.state.visited, look.state.hypergradient)
+                (report.state.visited, report.state.hypergradient)
             )
 
 

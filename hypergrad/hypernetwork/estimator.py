@@ -10,91 +10,36 @@ Algorithms 2 and 3.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import equinox as eqx
 import jax
-import jax.flatten_util
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
 from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
+from hypergrad.hypernetwork.distribution import (
+    REACH,
+    Distribution,
+    Normal,
+    Sampling,
+    Uniform,
+    is_local,
+    sampling,
+)
+from hypergrad.hypernetwork.network import ResponseNetwork, untrained, widths
 from hypergrad.linear import vector
 from hypergrad.outcome import Outcome
 from hypergrad.problem import BilevelProblem
-from hypergrad.residual import residual_of, residual_scale
-from hypergrad.self_tuning.perturbation import Perturbation
+from hypergrad.residual import residual_scale
+from hypergrad.response.inputs import effective, ravel
+from hypergrad.response.perturbation import Perturbation
+from hypergrad.restricted import RestrictedProblem
 
-# A sample of a normal distribution lies within this many standard deviations of its mean in all
-# but 0.3 % of the cases: beyond it, the network has seen next to nothing.
-_REACH = 3.0
 # Consecutive failures after which training is given up.
 _PATIENCE = 10
-
-
-class Normal(eqx.Module):
-    """A fixed normal distribution of the hyperparameters, for a global hypernetwork.
-
-    **Arguments:**
-
-    - `mean`: a number, or a pytree like `hparams`. Default 0.
-    - `std`: standard deviation, a positive number or a pytree like `hparams`. Default 1.5.
-    """
-
-    mean: PyTree = 0.0
-    std: PyTree = 1.5
-
-    def __check_init__(self) -> None:
-        _check_positive("Normal", "std", self.std)
-
-
-class Uniform(eqx.Module):
-    """A fixed uniform distribution of the hyperparameters, for a global hypernetwork.
-
-    **Arguments:**
-
-    - `low`, `high`: bounds with `low < high`, numbers or pytrees like `hparams`.
-    """
-
-    low: PyTree
-    high: PyTree
-
-    def __check_init__(self) -> None:
-        _check_positive("Uniform", "high - low", jax.tree.map(jnp.subtract, self.high, self.low))
-
-
-class ResponseNetwork(eqx.Module):
-    """`w_φ(z) = offset + Σ_k basis_k trunk_k(z)`, with `z` the normalised hyperparameters.
-
-    - `trunk`: weights and biases of the layers before the output; empty for a linear network.
-    - `activations`: one for each layer of the trunk.
-    - `basis`: a pytree like the parameters, each leaf with a leading axis of features.
-    - `offset`: a pytree like the parameters.
-    """
-
-    trunk: list[tuple[Array, Array]]
-    activations: tuple[Callable | None, ...] = eqx.field(static=True)
-    basis: PyTree
-    offset: PyTree
-
-    def features(self, z: Float[Array, " h"]) -> Float[Array, " k"]:
-        """The output of the trunk."""
-        for (weight, bias), activation in zip(self.trunk, self.activations, strict=True):
-            z = weight @ z + bias
-            z = z if activation is None else activation(z)
-        return z
-
-    def change(self, features: Float[Array, " k"]) -> PyTree:
-        """The part of the output that is linear in the features."""
-        return jax.tree.map(
-            lambda b: jnp.tensordot(features.astype(b.dtype), b, axes=1), self.basis
-        )
-
-    def __call__(self, z: Float[Array, " h"]) -> PyTree:
-        """The response at the normalised hyperparameters `z`."""
-        return jax.tree.map(jnp.add, self.offset, self.change(self.features(z)))
 
 
 class HypernetworkState(eqx.Module):
@@ -103,8 +48,8 @@ class HypernetworkState(eqx.Module):
     - `params`: the response at the hyperparameters last seen.
     - `network`: the hypernetwork.
     - `optimizer`: state of its optimizer.
-    - `centre`, `width`: the hyperparameters as a vector are normalised as `(λ − centre) / width`.
-    - `perturbation`: state of the local distribution's scale; `None` for a global one.
+    - `sampling`: the distribution, as a vector.
+    - `effective`: ones for the hyperparameters that the inner loss reads, zeros for the others.
     - `key`: the random key of the next `fit`.
     - `steps`: training steps accepted so far, and `last_steps` by the last `fit`.
     - `failures`: consecutive training steps whose loss or gradient was not finite.
@@ -114,9 +59,8 @@ class HypernetworkState(eqx.Module):
     params: PyTree
     network: ResponseNetwork
     optimizer: Any
-    centre: Float[Array, " h"]
-    width: Float[Array, " h"]
-    perturbation: Any
+    sampling: Sampling
+    effective: Float[Array, " h"]
     key: Array
     steps: Int[Array, ""]
     last_steps: Int[Array, ""]
@@ -144,9 +88,10 @@ class Hypernetwork(Estimator):
     - `max_size`: `init` refuses to make a larger network. Default 50 million weights.
 
     Hyperparameters are used as they are given: take unconstrained ones (log penalties, logits).
-    Before training, the network's output is the `params` given to `init`, everywhere. A linear
-    network with a local distribution is kept centred on the current hyperparameters, which leaves
-    its function unchanged and makes `offset` the response there.
+    Those that the inner loss does not read have no best response: they are no input of the network,
+    and get the direct derivative of the outer loss alone. Before training, the network's output is
+    the `params` given to `init`, everywhere. A network with a local distribution is kept centred on
+    the current hyperparameters, which leaves its function unchanged.
 
     The outer objective is `F(w_φ(λ), λ)`; when the scale of a local distribution is learned,
     `hypergradient` also descends `E[F(w_φ(λ + σε), λ + σε)] − τ H(σ)` in the scale.
@@ -163,7 +108,7 @@ class Hypernetwork(Estimator):
     hyperparameters happen to move.
     """
 
-    distribution: Normal | Uniform | Perturbation = Perturbation(0.1)
+    distribution: Distribution = Perturbation(0.1)
     hidden: tuple[int, ...] = eqx.field(static=True, default=())
     bottleneck: int | None = eqx.field(static=True, default=None)
     optimizer: optax.GradientTransformation = eqx.field(static=True, default=optax.adam(1e-2))
@@ -189,13 +134,13 @@ class Hypernetwork(Estimator):
     @property
     def local(self) -> bool:
         """Whether the network is trained around the current hyperparameters."""
-        return isinstance(self.distribution, Perturbation)
+        return is_local(self.distribution)
 
     def size(self, params: PyTree, hparams: PyTree) -> int:
         """Number of weights of the hypernetwork for these parameters and hyperparameters."""
         inputs, outputs = _size(hparams), _size(params)
         total = 0
-        for width in self._widths():
+        for width in widths(self.hidden, self.bottleneck):
             total += (inputs + 1) * width
             inputs = width
         return total + (inputs + 1) * outputs
@@ -232,55 +177,49 @@ class Hypernetwork(Estimator):
                 f"need a network of {total} weights, more than max_size={self.max_size}. "
                 "Set `bottleneck` (10 is a good start) or raise `max_size`."
             )
-        flat, _ = _ravel(hparams)
         network_key, problem_key, key = jax.random.split(key, 3)
-        centre, width = self._normaliser(hparams, flat)
-        weights, constant = eqx.partition(params, eqx.is_inexact_array)
-        gradient = residual_of(problem, constant, hparams, inner_batch, problem_key)
-        _, scale = residual_scale(gradient, weights)
-        state = HypernetworkState(
+        here = RestrictedProblem(problem, params, hparams, inner_batch, key=problem_key)
+        _, scale = residual_scale(here.residual, here.w)
+        network = untrained(
+            network_key,
+            ravel(hparams)[0],
+            params,
+            self.hidden,
+            self.bottleneck,
+            self.activation,
+        )
+        return HypernetworkState(
             params=params,
-            network=self._network(network_key, flat, params),
-            optimizer=None,
-            centre=centre,
-            width=width,
-            perturbation=(
-                self.distribution.init(flat.size, flat.dtype)
-                if isinstance(self.distribution, Perturbation)
-                else None
-            ),
+            network=network,
+            optimizer=self.optimizer.init(eqx.filter(network, eqx.is_inexact_array)),
+            sampling=sampling(self.distribution, hparams),
+            effective=effective(problem, params, hparams, inner_batch, problem_key),
             key=key,
             steps=jnp.zeros((), jnp.int32),
             last_steps=jnp.zeros((), jnp.int32),
             failures=jnp.zeros((), jnp.int32),
             scale=scale,
         )
-        return eqx.tree_at(
-            lambda s: s.optimizer,
-            state,
-            self.optimizer.init(eqx.filter(state.network, eqx.is_inexact_array)),
-            is_leaf=lambda x: x is None,
-        )
 
     def response(self, state: HypernetworkState, hparams: PyTree) -> PyTree:
         """The network's answer `w_φ(hparams)`, a pytree like `params`."""
-        flat, _ = _ravel(hparams)
+        flat, _ = ravel(hparams)
         return self._respond(state, flat)
 
     def inside(self, state: HypernetworkState, hparams: PyTree) -> Bool[Array, ""]:
         """Whether `hparams` lie where the network was trained."""
-        flat, _ = _ravel(hparams)
+        flat, _ = ravel(hparams)
+        away = state.effective * state.sampling.away(self.distribution, flat)
         if isinstance(self.distribution, Uniform):
-            return jnp.all(jnp.abs(flat - state.centre) <= state.width)
-        sigma = state.width if state.perturbation is None else self._sigma(state)
+            return jnp.all(jnp.abs(away) <= 1)
         # In many dimensions the whole of the distribution lies at the radius sqrt(h): each
-        # coordinate is judged alone, and each direction that a bottleneck looks at.
-        away = (flat - state.centre) / sigma
-        inside = jnp.all(jnp.abs(away) <= _REACH)
+        # coordinate is judged alone, and each direction that a bottleneck sees.
+        inside = jnp.all(jnp.abs(away) <= REACH)
         if self.bottleneck is not None and not self.hidden:
-            directions = state.network.trunk[0][0] * (sigma / state.width)
+            sigma = state.sampling.sigma(self.distribution)
+            directions = state.network.trunk[0][0] * (sigma / state.sampling.width)
             seen = jnp.linalg.norm(directions, axis=1)
-            inside &= jnp.all(jnp.abs(directions @ away) <= _REACH * seen)
+            inside &= jnp.all(jnp.abs(directions @ away) <= REACH * seen)
         return inside
 
     @eqx.filter_jit
@@ -299,15 +238,15 @@ class Hypernetwork(Estimator):
         `FitInfo.residual` is the stationarity of the response at `hparams`, `iterations` the steps
         that were not skipped.
         """
-        flat, unravel = _ravel(hparams)
+        flat, unravel = ravel(hparams)
         key, next_key = jax.random.split(state.key if key is None else key)
-        if self.local and not self.hidden:
-            state = _recentre(state, flat)
+        if self.local:
+            state = _recentred(state, flat)
         spec = eqx.is_inexact_array
 
         def loss(network: ResponseNetwork, key: Array) -> Scalar:
             sample_key, problem_key = jax.random.split(key)
-            draws = self._draw(state, flat, sample_key)
+            draws = state.sampling.draw(self.distribution, flat, self.samples, sample_key)
             current = eqx.tree_at(lambda s: s.network, state, network)
 
             def one(point: Array, key: Array) -> Scalar:
@@ -325,11 +264,7 @@ class Hypernetwork(Estimator):
             finite = jnp.isfinite(value) & vector.all_finite(gradient)
             good = finite & (failures < _PATIENCE)
             new = eqx.apply_updates(network, updates)
-            network, optimizer = jax.tree.map(
-                lambda a, b: jnp.where(good, a, b) if eqx.is_array(a) else a,
-                (new, new_optimizer),
-                (network, optimizer),
-            )
+            network, optimizer = vector.where(good, (new, new_optimizer), (network, optimizer))
             failures = jnp.where(good, 0, jnp.minimum(failures + 1, _PATIENCE))
             return (network, optimizer, failures), good
 
@@ -360,40 +295,38 @@ class Hypernetwork(Estimator):
         key: Array | None = None,
     ) -> Hypergradient:
         """The outer loss at the network's response, and its derivative through the network."""
-        flat, unravel = _ravel(hparams)
+        flat, unravel = ravel(hparams)
         outer_key, inner_key, scale_key, next_key = jax.random.split(
             state.key if key is None else key, 4
         )
 
-        def outer(point: Array, key: Array) -> tuple[Scalar, PyTree]:
-            return problem.outer_loss(self._respond(state, point), unravel(point), outer_batch, key)
+        here = RestrictedProblem(
+            problem, state.params, hparams, outer_batch=outer_batch, key=outer_key
+        )
 
         # Differentiated leaf by leaf, so that each gradient has the dtype of its hyperparameter.
-        differentiable, constant = eqx.partition(hparams, eqx.is_inexact_array)
+        def outer(h: PyTree) -> tuple[Scalar, PyTree]:
+            answer = replace(here, params=self._respond(state, ravel(h)[0]))
+            return answer.outer_loss_and_aux(None, h)
 
-        def by_leaf(leaves: PyTree) -> tuple[Scalar, PyTree]:
-            point = jax.flatten_util.ravel_pytree(leaves)[0]
-            weights = self._respond(state, point)
-            return problem.outer_loss(
-                weights, eqx.combine(leaves, constant), outer_batch, outer_key
-            )
-
-        (value, aux), grad = jax.value_and_grad(by_leaf, has_aux=True)(differentiable)
-        perturbation = state.perturbation
+        (value, aux), grad = jax.value_and_grad(outer, has_aux=True)(here.h)
+        perturbation = state.sampling.scale
         if isinstance(self.distribution, Perturbation) and self.distribution.adaptive:
             distribution = self.distribution
             noise = jax.random.normal(scale_key, (self.samples, flat.size), flat.dtype)
 
             def spread(sigma: Array) -> Scalar:
-                values = jax.vmap(lambda e: outer(flat + sigma * e, outer_key)[0])(noise)
-                return jnp.mean(values) - distribution.bonus(sigma)
+                def at(e: Array) -> Scalar:
+                    return outer(replace(here, hparams=unravel(flat + sigma * e)).h)[0]
+
+                return jnp.mean(jax.vmap(at)(noise)) - distribution.bonus(sigma)
 
             by_sigma = jax.grad(spread)(distribution.value(perturbation))
             perturbation = distribution.step(perturbation, by_sigma)
         broken = state.failures >= _PATIENCE
         unreliable = broken | (state.steps == 0) | ~self.inside(state, hparams)
         state = eqx.tree_at(
-            lambda s: (s.params, s.perturbation, s.key),
+            lambda s: (s.params, s.sampling.scale, s.key),
             state,
             (self._respond(state, flat), perturbation, next_key),
             is_leaf=lambda x: x is None,
@@ -410,70 +343,20 @@ class Hypernetwork(Estimator):
         )
         return Hypergradient(value=value, grad=grad, state=state, info=info, aux=aux)
 
-    def _widths(self) -> tuple[int, ...]:
-        return self.hidden if self.bottleneck is None else (*self.hidden, self.bottleneck)
-
-    def _network(self, key: Array, flat: Array, params: PyTree) -> ResponseNetwork:
-        trunk = []
-        features = flat.size
-        for index, width in enumerate(self._widths()):
-            key, weight_key, bias_key = jax.random.split(key, 3)
-            weight = jax.random.normal(weight_key, (width, features), flat.dtype)
-            # Hidden units need different biases, or tanh of a scalar is odd in all of them.
-            bias = jax.random.normal(bias_key, (width,), flat.dtype)
-            trunk.append((weight / np.sqrt(features), bias * (index < len(self.hidden))))
-            features = width
-        activations: tuple = (self.activation,) * len(self.hidden)
-        offset = eqx.filter(params, eqx.is_inexact_array)
-        return ResponseNetwork(
-            trunk=trunk,
-            activations=activations + (None,) * (self.bottleneck is not None),
-            basis=jax.tree.map(lambda w: jnp.zeros((features, *w.shape), w.dtype), offset),
-            offset=jax.tree.map(jnp.asarray, offset),
-        )
-
-    def _normaliser(self, hparams: PyTree, flat: Array) -> tuple[Array, Array]:
-        match self.distribution:
-            case Perturbation():
-                return flat, self.distribution.value(self.distribution.init(flat.size, flat.dtype))
-            case Normal():
-                return (
-                    _broadcast("mean", self.distribution.mean, hparams),
-                    _broadcast("std", self.distribution.std, hparams),
-                )
-            case Uniform():
-                low = _broadcast("low", self.distribution.low, hparams)
-                high = _broadcast("high", self.distribution.high, hparams)
-                return (low + high) / 2, (high - low) / 2
-
-    def _sigma(self, state: HypernetworkState) -> Array:
-        assert isinstance(self.distribution, Perturbation)
-        return self.distribution.value(state.perturbation)
-
-    def _draw(self, state: HypernetworkState, flat: Array, key: Array) -> Array:
-        shape = (self.samples, flat.size)
-        match self.distribution:
-            case Perturbation():
-                noise = jax.random.normal(key, shape, flat.dtype)
-                return flat + self._sigma(state) * noise
-            case Normal():
-                return state.centre + state.width * jax.random.normal(key, shape, flat.dtype)
-            case Uniform():
-                noise = jax.random.uniform(key, shape, flat.dtype, -1, 1)
-                return state.centre + state.width * noise
-
     def _respond(self, state: HypernetworkState, flat: Array) -> PyTree:
-        weights = state.network((flat - state.centre) / state.width)
+        weights = state.network(_input(state, flat))
         return eqx.combine(weights, eqx.filter(state.params, eqx.is_inexact_array, inverse=True))
 
 
-def _recentre(state: HypernetworkState, flat: Array) -> HypernetworkState:
-    """The same linear network, with its offset at `flat`."""
-    network = state.network
-    origin = network.features(jnp.zeros_like(flat))
-    moved = network.features((flat - state.centre) / state.width)
-    offset = jax.tree.map(jnp.add, network.offset, network.change(moved - origin))
-    return eqx.tree_at(lambda s: (s.network.offset, s.centre), state, (offset, flat))
+def _input(state: HypernetworkState, flat: Array) -> Array:
+    """The hyperparameters as the network's input."""
+    return state.effective * (flat - state.sampling.centre) / state.sampling.width
+
+
+def _recentred(state: HypernetworkState, flat: Array) -> HypernetworkState:
+    """The same function of the hyperparameters, by a network whose input is zero at `flat`."""
+    moved = state.network.shifted(_input(state, flat))
+    return eqx.tree_at(lambda s: (s.network, s.sampling.centre), state, (moved, flat))
 
 
 def _residual(
@@ -482,38 +365,5 @@ def _residual(
     return vector.norm(problem.residual(state.params, hparams, batch, key)) / state.scale
 
 
-def _ravel(hparams: PyTree) -> tuple[Array, Callable[[Array], PyTree]]:
-    differentiable, constant = eqx.partition(hparams, eqx.is_inexact_array)
-    flat, unravel = jax.flatten_util.ravel_pytree(differentiable)
-    return flat, lambda point: eqx.combine(unravel(point), constant)
-
-
 def _size(tree: PyTree) -> int:
     return vector.size(eqx.filter(tree, eqx.is_inexact_array))
-
-
-def _broadcast(name: str, value: PyTree, hparams: PyTree) -> Array:
-    """`value` as a vector with one entry for each hyperparameter."""
-    target = eqx.filter(hparams, eqx.is_inexact_array)
-    if jax.tree_util.all_leaves([value]):
-        value = jax.tree.map(lambda _: value, target)
-    try:
-        full = jax.tree.map(
-            lambda v, t: jnp.broadcast_to(jnp.asarray(v, t.dtype), t.shape), value, target
-        )
-    except ValueError as error:
-        raise ValueError(
-            f"Hypernetwork: `{name}` of the distribution must be a number or fit hparams: "
-            f"expected {jax.tree.map(jnp.shape, target)}, got {jax.tree.map(jnp.shape, value)}."
-        ) from error
-    return jax.flatten_util.ravel_pytree(full)[0]
-
-
-def _check_positive(owner: str, name: str, value: PyTree) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(value):
-        if isinstance(leaf, jax.core.Tracer):
-            continue
-        array = np.asarray(leaf, dtype=float)
-        if not np.all(np.isfinite(array) & (array > 0)):
-            where = jax.tree_util.keystr(path)
-            raise ValueError(f"{owner}: `{name}`{where} must be positive, got {array}.")

@@ -13,7 +13,7 @@ from hypergrad.linear.base import LinearSolver
 from hypergrad.linear.cg import CG
 from hypergrad.linear.jacobian import jacobian_operator, solver_for
 from hypergrad.problem import BilevelProblem
-from hypergrad.residual import residual_of
+from hypergrad.restricted import RestrictedProblem
 from hypergrad.tolerance import HasTolerance
 
 
@@ -57,16 +57,13 @@ class Newton(InnerSolver):
         key: Array | None = None,
     ) -> InnerSolution:
         """See `InnerSolver.run`."""
-        dynamic, static = eqx.partition(params, eqx.is_inexact_array)
+        given = RestrictedProblem(problem, params, hparams, batch, key=key)
         symmetric = problem.optimality is None
-        residual_at = residual_of(problem, static, hparams, batch, key)
 
         def measure(point: PyTree) -> tuple[Scalar, PyTree]:
             if symmetric:
-                return jax.value_and_grad(
-                    lambda p: problem.inner_loss(eqx.combine(p, static), hparams, batch, key)[0]
-                )(point)
-            residual = residual_at(point)
+                return jax.value_and_grad(given.inner_loss)(point)
+            residual = given.residual(point)
             return 0.5 * vector.vdot(residual, residual), residual
 
         def unfinished(carry: tuple) -> Array:
@@ -75,7 +72,7 @@ class Newton(InnerSolver):
 
         def body(carry: tuple) -> tuple:
             point, value, gradient, norm, first, shift, step, _ = carry
-            _, product = jax.linearize(residual_at, point)
+            _, product = jax.linearize(given.residual, point)
             solver = solver_for(self.linear_solver, symmetric=symmetric)
             if isinstance(solver, HasTolerance):
                 forcing = jnp.minimum(0.1, jnp.sqrt(norm / first))
@@ -127,9 +124,9 @@ class Newton(InnerSolver):
             norm = jnp.where(good, new_norm, norm)
             return point, value, gradient, norm, first, shift, step + 1, stuck
 
-        value, gradient = measure(dynamic)
+        value, gradient = measure(given.w)
         norm = vector.norm(gradient)
         shift, steps = jnp.zeros_like(norm), jnp.zeros((), jnp.int32)
-        start = (dynamic, value, gradient, norm, norm, shift, steps, ~jnp.isfinite(norm))
+        start = (given.w, value, gradient, norm, norm, shift, steps, ~jnp.isfinite(norm))
         point, _, _, norm, _, _, steps, _ = jax.lax.while_loop(unfinished, body, start)
-        return InnerSolution(eqx.combine(point, static), None, steps, norm)
+        return InnerSolution(given.params_at(point), None, steps, norm)

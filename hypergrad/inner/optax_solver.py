@@ -1,5 +1,6 @@
 """Steps of an optax optimizer."""
 
+from dataclasses import replace
 from typing import Self
 
 import equinox as eqx
@@ -11,6 +12,7 @@ from jaxtyping import Array, Int, PyTree, Scalar
 from hypergrad.inner.base import InnerSolution, InnerSolver
 from hypergrad.linear import vector
 from hypergrad.problem import BilevelProblem
+from hypergrad.restricted import RestrictedProblem
 
 
 class OptaxSolver(InnerSolver):
@@ -55,7 +57,8 @@ class OptaxSolver(InnerSolver):
         key: Array | None = None,
     ) -> InnerSolution:
         """See `InnerSolver.run`."""
-        dynamic, static = eqx.partition(params, eqx.is_inexact_array)
+        given = RestrictedProblem(problem, params, hparams, batch, key=key)
+        dynamic = given.w
         optimizer = optax.with_extra_args_support(self.optimizer)
         if state is None:
             state = optimizer.init(dynamic)
@@ -66,14 +69,11 @@ class OptaxSolver(InnerSolver):
             return jax.random.fold_in(key, step)
 
         def descent(point: PyTree, key: Array | None) -> tuple[Scalar, PyTree]:
+            here = replace(given, key=key)
             if problem.inner is None:
-                residual = problem.residual(eqx.combine(point, static), hparams, batch, key)
+                residual = here.residual(point)
                 return vector.norm(residual), residual
-
-            def loss(p: PyTree) -> Scalar:
-                return problem.inner_loss(eqx.combine(p, static), hparams, batch, key)[0]
-
-            return jax.value_and_grad(loss)(point)
+            return jax.value_and_grad(here.inner_loss)(point)
 
         def unfinished(carry: tuple) -> Array:
             _, _, step, residual = carry
@@ -100,4 +100,4 @@ class OptaxSolver(InnerSolver):
         dtype = vector.norm(dynamic).dtype
         start = (dynamic, state, jnp.zeros((), jnp.int32), jnp.full((), jnp.inf, dtype))
         point, state, iterations, residual = jax.lax.while_loop(unfinished, body, start)
-        return InnerSolution(eqx.combine(point, static), state, iterations, residual)
+        return InnerSolution(given.params_at(point), state, iterations, residual)

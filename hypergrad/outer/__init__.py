@@ -5,14 +5,20 @@ from hypergrad.outer.base import Batches, OuterAlgorithm, OuterInfo, OuterState
 from hypergrad.outer.batches import FullBatch, Minibatches, Sampler
 from hypergrad.outer.checkpoint import CheckpointError
 from hypergrad.outer.constraints import Box, Budget, Constraint, L1Ball, Simplex, project
-from hypergrad.outer.driver import OverTuningWarning, Point, Progress, Report, Result, run
+from hypergrad.outer.driver import run
 from hypergrad.outer.f2sa import F2SA
+from hypergrad.outer.guards import OverTuningWarning
 from hypergrad.outer.hoag import HOAG
 from hypergrad.outer.maid import MAID, Smoothness
 from hypergrad.outer.quasi_newton import QuasiNewton
+from hypergrad.outer.report import Progress, StepReport
+from hypergrad.outer.result import Point, Result
 from hypergrad.outer.retrain import RetrainGap, retrain_gap
 from hypergrad.outer.saba import SABA
 from hypergrad.outer.soba import SOBA
+
+# The name of version 0.1.0, which `strategies.Report` has as well.
+Report = StepReport
 
 __all__ = [
     "F2SA",
@@ -36,12 +42,12 @@ __all__ = [
     "Point",
     "Progress",
     "QuasiNewton",
-    "Report",
     "Result",
     "RetrainGap",
     "Sampler",
     "Simplex",
     "Smoothness",
+    "StepReport",
     "project",
     "retrain_gap",
     "run",

@@ -17,6 +17,7 @@ from jaxtyping import Array, PyTree
 
 from hypergrad.estimator import Estimator
 from hypergrad.linear import vector
+from hypergrad.outer import loops
 from hypergrad.outer.base import (
     BREAKDOWN,
     RUNNING,
@@ -25,6 +26,7 @@ from hypergrad.outer.base import (
     OuterInfo,
     OuterState,
     differentiable,
+    known_error,
     optimizer_step,
     outer_info,
     select,
@@ -116,21 +118,18 @@ class Alternating(OuterAlgorithm):
             every = 1 if self.start == "cold" else self.start
             response = select(state.step % every == 0, fresh, response)
 
-        dynamic, static = eqx.partition(response, eqx.is_array)
-
-        def fit(dynamic: PyTree, number: Array) -> tuple[PyTree, Array]:
+        def fit(response: PyTree, number: Array) -> tuple[PyTree, Array]:
             noise = None if keys[0] is None else jax.random.fold_in(keys[0], number)
             fitted, info = self.estimator.fit(
-                problem, eqx.combine(dynamic, static), hparams, batches.inner(number), key=noise
+                problem, response, hparams, batches.inner(number), key=noise
             )
-            return eqx.filter(fitted, eqx.is_array), info.iterations
+            return fitted, info.iterations
 
         if self.fits == 1:
-            dynamic, iterations = fit(dynamic, jnp.zeros((), jnp.int32))
+            response, iterations = fit(response, jnp.zeros((), jnp.int32))
         else:
-            dynamic, each = jax.lax.scan(fit, dynamic, jnp.arange(self.fits))
+            response, each = loops.scan(fit, response, jnp.arange(self.fits))
             iterations = jnp.sum(each)
-        response = eqx.combine(dynamic, static)
 
         estimate = self.estimator.hypergradient(
             problem, response, hparams, batches.linear, batches.outer, key=keys[1]
@@ -157,7 +156,7 @@ class Alternating(OuterAlgorithm):
             hparams,
             self.constraint,
             calls=iterations + estimate.info.iterations + 2,
-            error=estimate.info.error,
+            error=known_error(estimate.info),
             inner_residual=estimate.info.inner_residual,
             linear_residual=estimate.info.linear_residual,
             inner_iterations=iterations,

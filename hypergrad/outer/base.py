@@ -14,10 +14,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Int, PyTree, Scalar
 
+from hypergrad.estimator import HypergradientInfo
 from hypergrad.linear import vector
 from hypergrad.outer.constraints import project
 from hypergrad.paths import require_effect, trace_paths
 from hypergrad.problem import BilevelProblem
+from hypergrad.restricted import RestrictedProblem
 
 RUNNING = 0
 STATIONARY = 1
@@ -73,6 +75,12 @@ class Batches(eqx.Module):
     def outer(self) -> PyTree:
         """The batch of the outer loss."""
         return _rows(self.outer_data, self.outer_rows)
+
+    def restrict(
+        self, problem: BilevelProblem, params: PyTree, hparams: PyTree, key: Array | None
+    ) -> RestrictedProblem:
+        """The problem at a point, on the batches of the linear system and of the outer loss."""
+        return RestrictedProblem(problem, params, hparams, self.linear, self.outer, key)
 
 
 def _rows(data: PyTree, rows: Array | None) -> PyTree:
@@ -168,7 +176,7 @@ class OuterState(eqx.Module):
     """What every algorithm's state holds; the algorithms add their own.
 
     - `step`: outer steps taken.
-    - `hparams`: where the next step looks.
+    - `hparams`: where the next step evaluates.
     - `visited`: hyperparameters to which `params` belong.
     - `params`: the inner parameters.
     - `hypergradient`: the last hypergradient, a pytree like the differentiable part of `hparams`.
@@ -243,6 +251,13 @@ def check_reach(
     """
     paths = trace_paths(problem, params, hparams, batches.linear, batches.outer, key)
     require_effect(paths, type(algorithm).__name__)
+
+
+def known_error(info: HypergradientInfo) -> Scalar:
+    """The estimated relative error; infinite where its solve alone shows that nothing is known."""
+    unsolved = info.nonpositive_curvature | (info.linear_residual >= 1)
+    failed = info.breakdown | (unsolved & jnp.isnan(info.error))
+    return jnp.where(failed, jnp.inf, info.error)
 
 
 def differentiable(tree: PyTree) -> PyTree:

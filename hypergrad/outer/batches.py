@@ -31,7 +31,7 @@ class Sampler(eqx.Module):
         - `key`: the same at every step.
         """
 
-    def look(self, outer_data: PyTree) -> PyTree | None:
+    def evaluation_data(self, outer_data: PyTree) -> PyTree | None:
         """The data on which the driver evaluates the outer loss between steps: all of them.
 
         `None` says that the value of the last step will do: it was on all of the data already, or
@@ -49,8 +49,8 @@ class FullBatch(Sampler):
         """See `Sampler`."""
         return Batches(inner_data, outer_data)
 
-    def look(self, outer_data: PyTree) -> PyTree | None:
-        """`None`: see `Sampler.look`."""
+    def evaluation_data(self, outer_data: PyTree) -> PyTree | None:
+        """`None`: see `Sampler.evaluation_data`."""
         return None
 
 

@@ -15,6 +15,8 @@ mixed product is ever formed, at the price of a second copy of the parameters, a
 about 1e3.
 """
 
+from dataclasses import replace
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -119,35 +121,23 @@ class F2SA(OuterAlgorithm):
     ) -> tuple[F2SAState, OuterInfo]:
         """See `OuterAlgorithm.step`."""
         s = jnp.minimum(self.multiplier * (state.step + 1.0) ** self.growth, self.most)
-        _, p_static = eqx.partition(state.params, eqx.is_inexact_array)
-        h, h_static = eqx.partition(state.hparams, eqx.is_inexact_array)
-
-        def inner(p: PyTree, h: PyTree, batch: PyTree, key: Array | None) -> Scalar:
-            args = (eqx.combine(p, p_static), eqx.combine(h, h_static), batch, key)
-            return problem.inner_loss(*args)[0]
-
-        def outer(p: PyTree, h: PyTree) -> Scalar:
-            args = (eqx.combine(p, p_static), eqx.combine(h, h_static), batches.outer, key)
-            return problem.outer_loss(*args)[0]
+        here = batches.restrict(problem, state.params, state.hparams, key)
 
         def descend(carry: tuple, fit: Array) -> tuple[tuple, Scalar]:
             y, z = carry
             noise = None if key is None else jax.random.fold_in(key, fit)
-            batch = batches.inner(fit)
-            by_y = jax.grad(inner)(y, h, batch, noise)
-            by_z = jax.grad(inner)(z, h, batch, noise)
-            pull = jax.grad(outer)(y, h)
+            by_w = jax.grad(replace(here, inner_batch=batches.inner(fit), key=noise).inner_loss)
+            by_y, by_z, pull = by_w(y), by_w(z), jax.grad(here.outer_loss)(y)
             y = vector.axpy(-self.step_size, vector.axpy(1 / s, pull, by_y), y)
             return (y, vector.axpy(-self.step_size, by_z, z)), vector.norm(by_z)
 
-        start = (differentiable(state.penalised), differentiable(state.params))
+        start = (differentiable(state.penalised), here.w)
         (y, z), residuals = jax.lax.scan(descend, start, jnp.arange(self.inner_steps))
 
-        direct = jax.grad(outer, argnums=1)(y, h)
-        at_y = jax.grad(inner, argnums=1)(y, h, batches.linear, key)
-        at_z = jax.grad(inner, argnums=1)(z, h, batches.linear, key)
-        hypergradient = vector.axpy(s, vector.sub(at_y, at_z), direct)
-        value = outer(z, h)
+        direct = jax.grad(here.outer_loss, argnums=1)(y, here.h)
+        by_h = jax.grad(here.inner_loss, argnums=1)
+        hypergradient = vector.axpy(s, vector.sub(by_h(y, here.h), by_h(z, here.h)), direct)
+        value = here.outer_loss(z)
 
         hparams, optimizer_state, good = optimizer_step(
             self.optimizer, state.optimizer_state, state.hparams, hypergradient, self.constraint
@@ -157,9 +147,9 @@ class F2SA(OuterAlgorithm):
             step=state.step,
             hparams=hparams,
             visited=state.hparams,
-            params=eqx.combine(z, p_static),
+            params=here.params_at(z),
             hypergradient=hypergradient,
-            penalised=eqx.combine(y, p_static),
+            penalised=here.params_at(y),
             optimizer_state=optimizer_state,
         )
         new = eqx.tree_at(lambda x: x.step, select(good, new, state), state.step + 1)

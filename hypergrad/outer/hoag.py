@@ -18,10 +18,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree, Scalar
+from jaxtyping import Array, Int, PyTree, Scalar
 
 from hypergrad.implicit import ImplicitDifferentiation, ImplicitState
 from hypergrad.linear import vector
+from hypergrad.outer import loops
 from hypergrad.outer.base import (
     BREAKDOWN,
     RUNNING,
@@ -31,23 +32,31 @@ from hypergrad.outer.base import (
     OuterState,
     check_reach,
     differentiable,
+    known_error,
     move,
     outer_info,
     select,
 )
 from hypergrad.outer.constraints import Box, Constraint
-from hypergrad.outer.quasi_newton import Curvature, QuasiNewton
+from hypergrad.outer.inexact import (
+    adjoint_of,
+    corrected_loss,
+    require_fixed_data,
+    require_tolerances,
+    with_tolerances,
+)
+from hypergrad.outer.quasi_newton import LimitedMemory, QuasiNewton
 from hypergrad.problem import BilevelProblem
-from hypergrad.tolerance import HasTolerance
 
-# How exactly the adaptive schedule knows adjoints at least, relative to themselves.
-ROUGH = 0.01
-# Its largest tolerance: what is left of the losses after the correction is of its square, and a
-# metric is learnt from differences of hypergradients.
-ROUGHEST = 1e-3
-
+# Relative error of adjoints under the adaptive schedule: the largest tolerance of its linear solve.
+ADJOINT_ERROR = 0.01
+# Its largest tolerance of the inner solve: what is left of the losses after the correction is of
+# its square, and a metric is learnt from differences of hypergradients.
+LARGEST_TOLERANCE = 1e-3
+# Of the decrease expected of a step, what the adjoint's error may leave open at each of its ends.
+SLACK_SHARE = 0.05
 # What of the decrease that the slope promises a quasi-Newton step must bring.
-SUFFICIENT = 0.01
+SUFFICIENT_DECREASE = 0.01
 
 SCHEDULES: dict[str, Callable[[Array], Array]] = {
     "quadratic": lambda k: 0.1 / (k + 1.0) ** 2,
@@ -56,51 +65,14 @@ SCHEDULES: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def with_tolerances(
-    estimator: ImplicitDifferentiation, inner: Array | float, linear: Array | float
-) -> ImplicitDifferentiation:
-    """The estimator with other tolerances.
-
-    **Arguments:**
-
-    - `inner`: the inner solver stops at `‖∂f/∂w‖ <= inner`.
-    - `linear`: the linear solver stops at this relative residual.
-    """
-    solver, linear_solver = estimator.solver, estimator.linear_solver
-    assert isinstance(solver, HasTolerance)
-    assert isinstance(linear_solver, HasTolerance)
-    return eqx.tree_at(
-        lambda e: (e.solver, e.linear_solver),
-        estimator,
-        (solver.with_tol(inner), linear_solver.with_tol(linear)),
-    )
-
-
-def require_tolerances(algorithm: OuterAlgorithm, estimator: Any) -> None:
-    """Refuse an estimator whose accuracy cannot be chosen.
-
-    **Raises:** `ValueError` saying what lacks a tolerance.
-    """
-    name = type(algorithm).__name__
-    if not isinstance(estimator, ImplicitDifferentiation):
-        raise ValueError(
-            f"{name} works with ImplicitDifferentiation, got {type(estimator).__name__}."
-        )
-    for role, solver in (("solver", estimator.solver), ("linear_solver", estimator.linear_solver)):
-        if not isinstance(solver, HasTolerance):
-            raise ValueError(
-                f"{name} chooses the accuracy of the estimator's {role}: expected one with a "
-                f"tolerance (`OptaxSolver`, `Newton`; `CG`), received {type(solver).__name__}."
-            )
-
-
 class HOAGState(OuterState):
     """The common state, in which all but `hparams` belongs to the last point kept, and more.
 
     - `estimator_state`: at the last point kept.
     - `value`: outer loss there.
+    - `error`: estimated relative error of the hypergradient there.
     - `level`, `slack`: the loss by which steps are judged, and its uncertainty.
-    - `curvature`: of the outer loss, if there is a `metric`.
+    - `pairs`: what the `metric` has learnt, if there is one.
     - `lipschitz`: `L`, the inverse step size.
     - `tolerance`: what the adaptive schedule asks for next, relative.
     - `tighten`: by how much failures have tightened the schedule.
@@ -108,12 +80,25 @@ class HOAGState(OuterState):
 
     estimator_state: Any
     value: Scalar
+    error: Scalar
     level: Scalar
     slack: Scalar
-    curvature: Curvature | None
+    pairs: LimitedMemory | None
     lipschitz: Scalar
     tolerance: Scalar
     tighten: Scalar
+
+
+class _Kept(eqx.Module):
+    """The point that the next step starts from, with the loss by which it is judged."""
+
+    estimator_state: ImplicitState
+    gradient: PyTree
+    level: Scalar
+    slack: Scalar
+    error: Scalar
+    linear_residual: Scalar
+    products: Int[Array, ""]
 
 
 class HOAG(OuterAlgorithm):
@@ -188,6 +173,7 @@ class HOAG(OuterAlgorithm):
         key: Array | None = None,
     ) -> HOAGState:
         """See `OuterAlgorithm.init`."""
+        require_fixed_data(self, batches)
         check_reach(self, problem, params, hparams, batches, key)
         state = self.estimator.init(problem, params, hparams, batches.linear, key=key)
         dtype = jax.eval_shape(
@@ -201,11 +187,12 @@ class HOAG(OuterAlgorithm):
             hypergradient=jax.tree.map(jnp.zeros_like, differentiable(hparams)),
             estimator_state=state,
             value=jnp.full((), jnp.inf, dtype),
+            error=jnp.full((), jnp.nan, dtype),
             level=jnp.full((), jnp.inf, dtype),
             slack=jnp.zeros((), dtype),
-            curvature=None if self.metric is None else self.metric.init(differentiable(hparams)),
+            pairs=None if self.metric is None else self.metric.init(differentiable(hparams)),
             lipschitz=jnp.ones((), dtype),
-            tolerance=jnp.full((), ROUGHEST, dtype),
+            tolerance=jnp.full((), LARGEST_TOLERANCE, dtype),
             tighten=jnp.ones((), dtype),
         )
 
@@ -217,116 +204,73 @@ class HOAG(OuterAlgorithm):
         key: Array | None = None,
     ) -> tuple[HOAGState, OuterInfo]:
         """See `OuterAlgorithm.step`."""
-        dtype = state.value.dtype
-        if self.tolerance == "adaptive":
-            asked = state.tolerance
-        else:
-            rule = SCHEDULES[self.tolerance] if isinstance(self.tolerance, str) else self.tolerance
-            asked = jnp.asarray(rule(state.step), dtype)
-        tolerance = jnp.maximum(asked * state.tighten, self.floor).astype(dtype)
-        adaptive = self.tolerance == "adaptive"
-        # A direction need not be as exact as the losses that a step is judged by.
-        linear = jnp.minimum(jnp.sqrt(tolerance), ROUGH) if adaptive else tolerance
+        tolerance, linear = self._tolerances(state)
         estimator = with_tolerances(self.estimator, tolerance * state.estimator_state.scale, linear)
-
         candidate = state.hparams
         response, fit = estimator.fit(
             problem, state.estimator_state, candidate, batches.linear, key=key
         )
-        value, _ = problem.outer_loss(response.params, candidate, batches.outer, key)
-        gradient = problem.residual(response.params, candidate, batches.linear, key)
+        here = batches.restrict(problem, response.params, candidate, key)
+        value, residual = here.outer_loss(), here.residual()
+        level, doubt = self._judged(value, residual, state.estimator_state)
 
-        def judged(at: ImplicitState) -> tuple[Scalar, Scalar]:
-            """The loss that counts, and its uncertainty."""
-            bound = at.cotangent_size * vector.norm(at.adjoint) * vector.norm(gradient)
-            if not adaptive:
-                return value, bound
-            effect = at.cotangent_size * vector.vdot(at.adjoint, gradient)
-            return value - effect, ROUGH * bound + jnp.abs(effect) / 2
-
-        level, doubt = judged(state.estimator_state)
         first = jnp.isinf(state.value)
         jump = vector.sub(differentiable(candidate), differentiable(state.visited))
-        slope = vector.vdot(state.hypergradient, jump)
-        if self.metric is None:
-            model = state.level + slope + state.lipschitz / 2 * vector.vdot(jump, jump)
-        else:
-            model = state.level + SUFFICIENT * slope
         slack = state.slack + doubt
+        model = self._model(state, jump)
         finite = jnp.isfinite(level)
         success = finite & (first | (level <= model + slack))
         # What only the slack excuses is no evidence that longer steps would do.
         bolder = finite & (level <= model)
         keep = finite & (success | (level <= state.level + slack))
 
-        def at_candidate() -> tuple:
+        def at_candidate() -> _Kept:
             estimate = estimator.hypergradient(
-                problem, response, candidate, batches.linear, batches.outer, key=key
+                problem, response, candidate, here.inner_batch, here.outer_batch, key=key
             )
-            found = (
-                *judged(estimate.state),
-                estimate.info.error,
-                estimate.info.linear_residual,
+            info = estimate.info
+            level, doubt = self._judged(value, residual, estimate.state)
+            measures = (level, doubt, known_error(info), info.linear_residual)
+            level, doubt, error, unsolved = (jnp.asarray(x, value.dtype) for x in measures)
+            return _Kept(
+                estimate.state, estimate.grad, level, doubt, error, unsolved, info.iterations
             )
-            measures = tuple(jnp.asarray(x, dtype) for x in found)
-            return estimate.state, estimate.grad, measures, estimate.info.iterations
 
-        def at_last() -> tuple:
-            unknown = jnp.full((), jnp.nan, dtype)
-            # A level that nothing comes up to is itself in doubt.
-            measures = (state.level, 2 * state.slack, unknown, unknown)
-            none = jnp.zeros((), jnp.int32)
-            return state.estimator_state, state.hypergradient, measures, none
-
-        estimator_state, grad, measures, products = _branch(keep, at_candidate, at_last)
-        level, slack, error, linear_residual = measures
-        grad_norm = vector.norm(grad)
+        point = loops.cond(keep, at_candidate, lambda: _last(state))
+        grad_norm = vector.norm(point.gradient)
         good = jnp.isfinite(grad_norm) & (finite | ~first)
 
-        size = sum(leaf.size for leaf in jax.tree.leaves(grad))
-        if self.step_size is not None:
-            start = jnp.asarray(1 / self.step_size, dtype)
-        elif self.metric is not None:
-            start = jnp.ones((), dtype)
-        else:
-            start = jnp.where(grad_norm > 0, grad_norm / jnp.sqrt(size), 1).astype(dtype)
         factor = jnp.where(bolder, self.growth, jnp.where(success, 1.0, 2.0))
-        lipschitz = jnp.where(first, start, state.lipschitz * factor).astype(dtype)
-
+        start = self._first_lipschitz(point.gradient)
+        lipschitz = jnp.where(first, start, state.lipschitz * factor)
         visited = select(keep, candidate, state.visited)
-        curvature = state.curvature
-        downhill = vector.scale(-1, grad)
-        if self.metric is not None and curvature is not None:
+        pairs, direction = state.pairs, vector.scale(-1, point.gradient)
+        if self.metric is not None and pairs is not None:
             # A whole step of the quasi-Newton method is what is to be tried first.
             lipschitz = jnp.maximum(lipschitz, 1)
-            change = vector.sub(grad, state.hypergradient)
-            learnt = self.metric.learn(
-                curvature, select(first, vector.zeros_like(jump), jump), change, grad
-            )
-            curvature = select(keep, learnt, curvature)
-            nudged = differentiable(move(visited, downhill, self.constraint))
+            step = select(first, vector.zeros_like(jump), jump)
+            change = vector.sub(point.gradient, state.hypergradient)
+            pairs = select(keep, self.metric.learn(pairs, step, change, point.gradient), pairs)
+            nudged = differentiable(move(visited, direction, self.constraint))
             free = jax.tree.map(jnp.not_equal, nudged, differentiable(visited))
-            downhill = self.metric.direction(curvature, grad, free)
-        moved = move(visited, vector.scale(1 / lipschitz, downhill), self.constraint)
-        ahead = vector.sub(differentiable(moved), differentiable(visited))
-        decrease = jnp.abs(vector.vdot(grad, ahead)) / 2
-        # Two points share the slack of the next comparison.
-        length = estimator_state.cotangent_size * vector.norm(estimator_state.adjoint)
-        share = 0.05 * decrease / (ROUGH * length * estimator_state.scale)
+            direction = self.metric.direction(pairs, point.gradient, free)
+        moved = move(visited, vector.scale(1 / lipschitz, direction), self.constraint)
+
         new = HOAGState(
             step=state.step,
             hparams=moved,
             visited=visited,
-            params=estimator_state.params,
-            hypergradient=grad,
-            estimator_state=estimator_state,
+            params=point.estimator_state.params,
+            hypergradient=point.gradient,
+            estimator_state=point.estimator_state,
             value=jnp.where(keep, value, state.value),
-            level=level,
-            slack=slack,
-            curvature=curvature,
-            lipschitz=lipschitz,
-            tolerance=jnp.clip(share, 0, ROUGHEST).astype(dtype),
-            tighten=(state.tighten * jnp.where(keep, 1, 0.5)).astype(dtype),
+            error=point.error,
+            level=point.level,
+            slack=point.slack,
+            pairs=pairs,
+            lipschitz=lipschitz.astype(value.dtype),
+            tolerance=_affordable(point, visited, moved).astype(value.dtype),
+            tighten=(state.tighten * jnp.where(keep, 1, 0.5)).astype(value.dtype),
         )
         kept = eqx.tree_at(lambda s: s.step, select(good, new, state), state.step + 1)
         info = outer_info(
@@ -334,10 +278,10 @@ class HOAG(OuterAlgorithm):
             kept.hypergradient,
             kept.visited,
             self.constraint,
-            calls=fit.iterations + 1 + jnp.where(keep, products + 2, 0),
-            error=error,
+            calls=fit.iterations + 1 + jnp.where(keep, point.products + 2, 0),
+            error=point.error,
             inner_residual=fit.residual,
-            linear_residual=linear_residual,
+            linear_residual=point.linear_residual,
             inner_iterations=fit.iterations,
             step_size=1 / lipschitz,
             tolerance=tolerance,
@@ -346,13 +290,62 @@ class HOAG(OuterAlgorithm):
         )
         return kept, info
 
+    def _tolerances(self, state: HOAGState) -> tuple[Scalar, Scalar]:
+        """`ε_k` of the inner solve, and that of the linear one."""
+        dtype = state.value.dtype
+        if self.tolerance == "adaptive":
+            asked = state.tolerance
+        else:
+            rule = SCHEDULES[self.tolerance] if isinstance(self.tolerance, str) else self.tolerance
+            asked = jnp.asarray(rule(state.step), dtype)
+        tolerance = jnp.maximum(asked * state.tighten, self.floor).astype(dtype)
+        if self.tolerance != "adaptive":
+            return tolerance, tolerance
+        # A direction need not be as exact as the losses that a step is judged by.
+        return tolerance, jnp.minimum(jnp.sqrt(tolerance), ADJOINT_ERROR)
 
-def _branch(condition: Array, yes: Callable[[], tuple], no: Callable[[], tuple]) -> tuple:
-    """`yes()` or `no()`, computing only that one; leaves that are not arrays are `no`'s."""
-    static = eqx.filter(no(), eqx.is_array, inverse=True)
-    chosen = jax.lax.cond(
-        condition,
-        lambda: eqx.filter(yes(), eqx.is_array),
-        lambda: eqx.filter(no(), eqx.is_array),
+    def _judged(self, value: Scalar, residual: PyTree, at: ImplicitState) -> tuple[Scalar, Scalar]:
+        """The loss by which a step is judged, and its uncertainty."""
+        adjoint = adjoint_of(at)
+        if self.tolerance == "adaptive":
+            return corrected_loss(value, adjoint, residual, ADJOINT_ERROR)
+        return value, vector.norm(adjoint) * vector.norm(residual)
+
+    def _model(self, state: HOAGState, jump: PyTree) -> Scalar:
+        """The loss that a step must come down to for `L` to be large enough."""
+        slope = vector.vdot(state.hypergradient, jump)
+        if self.metric is not None:
+            return state.level + SUFFICIENT_DECREASE * slope
+        return state.level + slope + state.lipschitz / 2 * vector.vdot(jump, jump)
+
+    def _first_lipschitz(self, gradient: PyTree) -> Scalar:
+        norm = vector.norm(gradient)
+        if self.step_size is not None:
+            return jnp.asarray(1 / self.step_size, norm.dtype)
+        if self.metric is not None:
+            return jnp.ones_like(norm)
+        return jnp.where(norm > 0, norm / jnp.sqrt(vector.size(gradient)), 1)
+
+
+def _last(state: HOAGState) -> _Kept:
+    """The point before, to which a rejected step returns."""
+    unknown = jnp.full((), jnp.nan, state.value.dtype)
+    return _Kept(
+        state.estimator_state,
+        state.hypergradient,
+        state.level,
+        2 * state.slack,  # a level that nothing comes up to is itself in doubt
+        state.error,
+        unknown,
+        jnp.zeros((), jnp.int32),
     )
-    return eqx.combine(chosen, static)
+
+
+def _affordable(point: _Kept, visited: PyTree, moved: PyTree) -> Scalar:
+    """The inner tolerance that the decrease expected of the next step allows."""
+    ahead = vector.sub(differentiable(moved), differentiable(visited))
+    decrease = jnp.abs(vector.vdot(point.gradient, ahead)) / 2
+    sensitivity = vector.norm(adjoint_of(point.estimator_state)) * point.estimator_state.scale
+    # Without an adjoint, as where its solve has failed, there is nothing to go by.
+    share = jnp.where(sensitivity > 0, SLACK_SHARE * decrease / (ADJOINT_ERROR * sensitivity), 1)
+    return jnp.clip(share, 0, LARGEST_TOLERANCE)

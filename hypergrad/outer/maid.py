@@ -17,7 +17,6 @@ two step sizes of Barzilai & Borwein, "Two-point step size gradient methods" (19
 find the scale as well, but then pay for a rejected one at every other step.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +27,7 @@ from jaxtyping import Array, Int, PyTree, Scalar
 
 from hypergrad.implicit import ImplicitDifferentiation
 from hypergrad.linear import vector
+from hypergrad.outer import loops
 from hypergrad.outer.base import (
     ACCURACY_LIMIT,
     BREAKDOWN,
@@ -42,71 +42,14 @@ from hypergrad.outer.base import (
     outer_info,
     select,
 )
-from hypergrad.outer.hoag import require_tolerances, with_tolerances
-from hypergrad.outer.soba import outer_terms
+from hypergrad.outer.certified import Accuracy, CertifiedPoint, Certifier
+from hypergrad.outer.inexact import require_fixed_data, require_tolerances
+from hypergrad.outer.line_search import LineSearch, backtrack, not_searched
+from hypergrad.outer.smoothness import Smoothness
 from hypergrad.problem import BilevelProblem
 
-# Share of `‖q‖ ‖∂f/∂w‖` that stays uncertain once the first-order effect is subtracted.
-ROUGH = 0.1
 # The step size that two points suggest is trusted within this factor of the published one.
-REACH = 10.0
-
-
-class Smoothness(eqx.Module):
-    """Constants of a strongly convex inner problem, for bounds that hold without exception.
-
-    With `ε = ‖∂f/∂w‖ / μ >= ‖w − w*‖` and `δ` the absolute residual of the linear system,
-
-        ‖z − dF/dλ‖ <= c ε + (|C| / μ) δ + (L_g L_C / μ) ε²
-        c = L_g |C| / μ + L_H |g| |C| / μ² + L_C |g| / μ + L_d
-
-    **Arguments:**
-
-    - `strong_convexity`: `μ`, smallest eigenvalue of `∂²f/∂w²` over all `w`; positive.
-    - `mixed`: `|C|`, operator norm of `∂²f/∂w∂λ` at the computed point.
-    - `outer`: `L_g`, Lipschitz constant of `∂F/∂w` in `w`.
-    - `mixed_change`: `L_C`, Lipschitz constant of `∂²f/∂w∂λ` in `w`. Default 0.
-    - `hessian_change`: `L_H`, Lipschitz constant of `∂²f/∂w²` in `w`. Default 0 (quadratic).
-    - `direct_change`: `L_d`, Lipschitz constant of `∂F/∂λ` in `w`. Default 0.
-
-    **Raises:** `ValueError` naming the first constant that is negative or not finite (for `μ`: not
-    positive).
-    """
-
-    strong_convexity: float | Scalar
-    mixed: float | Scalar
-    outer: float | Scalar
-    mixed_change: float | Scalar = 0.0
-    hessian_change: float | Scalar = 0.0
-    direct_change: float | Scalar = 0.0
-
-    def __check_init__(self) -> None:
-        for name in self.__dataclass_fields__:
-            value = getattr(self, name)
-            if not isinstance(value, float | int):
-                continue
-            low = value > 0 if name == "strong_convexity" else value >= 0
-            if not (low and math.isfinite(value)):
-                kind = "positive" if name == "strong_convexity" else "non-negative"
-                raise ValueError(f"Smoothness: {name} must be {kind} and finite, got {value}.")
-
-    def hypergradient_error(self, residual: Scalar, linear: Scalar, cotangent: Scalar) -> Scalar:
-        """The bound `ω`, from `‖∂f/∂w‖`, the absolute linear residual and `‖∂F/∂w‖`."""
-        mu, mixed = self.strong_convexity, self.mixed
-        distance = residual / mu
-        slope = (
-            self.outer * mixed / mu
-            + self.hessian_change * cotangent * mixed / mu**2
-            + self.mixed_change * cotangent / mu
-            + self.direct_change
-        )
-        curved = self.outer * self.mixed_change / mu * distance**2
-        return slope * distance + mixed / mu * linear + curved
-
-    def value_error(self, residual: Scalar, cotangent: Scalar) -> Scalar:
-        """Bound of the error of the outer loss, from `‖∂f/∂w‖` and `‖∂F/∂w‖`."""
-        distance = residual / self.strong_convexity
-        return cotangent * distance + self.outer / 2 * distance**2
+SECANT_REACH = 10.0
 
 
 class MAIDState(OuterState):
@@ -114,55 +57,33 @@ class MAIDState(OuterState):
 
     - `estimator_state`: at `hparams`.
     - `before`: where the last move began; `hypergradient` is the one there.
-    - `inner_tolerance`: bound of `‖∂f/∂w‖`, relative to the scale at the start.
-    - `linear_tolerance`: bound of the relative residual of the linear system.
+    - `accuracy`: of the next solves.
     - `step_size`: what the next line search tries first, unless `secant`.
     """
 
     estimator_state: Any
     before: PyTree
-    inner_tolerance: Scalar
-    linear_tolerance: Scalar
+    accuracy: Accuracy
     step_size: Scalar
 
 
-class _Point(eqx.Module):
-    """A computed hypergradient and what is known of its error."""
+class _Progress(eqx.Module):
+    """One step of the algorithm while its accuracy is being found.
 
-    estimator_state: Any
-    gradient: PyTree
-    value: Scalar
-    lower: Scalar
-    upper: Scalar
-    error: Scalar
-    adjoint: PyTree
-    inner_residual: Scalar
-    linear_residual: Scalar
-    good: Array
-
-
-class _Effort(eqx.Module):
-    calls: Int[Array, ""]
-    iterations: Int[Array, ""]
-
-
-class _Search(eqx.Module):
-    """A line search.
-
-    - `size`: the step size to try next, or found.
-    - `first`: the largest one that has not been refuted.
-    - `attempts`, `open`: how many were tried, and how many of them left undecided.
-    - `value`, `estimator_state`: the last point tried.
+    - `refinements`: how often the accuracy was raised.
+    - `accuracy`: of the next attempt.
+    - `point`, `search`: the last hypergradient, and the last line search along it.
+    - `calls`, `iterations`: gradient-like evaluations and inner iterations spent.
+    - `done`: a step was accepted, or no accuracy can be bought any more.
     """
 
-    size: Scalar
-    first: Scalar
-    attempts: Int[Array, ""]
-    open: Int[Array, ""]
-    accepted: Array
-    value: Scalar
-    estimator_state: Any
-    effort: _Effort
+    refinements: Int[Array, ""]
+    accuracy: Accuracy
+    point: CertifiedPoint
+    search: LineSearch
+    calls: Int[Array, ""]
+    iterations: Int[Array, ""]
+    done: Array
 
 
 class MAID(OuterAlgorithm):
@@ -221,6 +142,11 @@ class MAID(OuterAlgorithm):
             value = getattr(self, name)
             if isinstance(value, float | int) and not 0 < value < 1:
                 raise ValueError(f"MAID: {name} must lie between 0 and 1, got {value}.")
+        if self.smoothness is None and self.estimator.error_estimate is None:
+            raise ValueError(
+                "MAID needs to know the error of its hypergradients: expected `smoothness`, or an "
+                "estimator with an error estimate, received error_estimate=False."
+            )
 
     def init(
         self,
@@ -231,9 +157,12 @@ class MAID(OuterAlgorithm):
         key: Array | None = None,
     ) -> MAIDState:
         """See `OuterAlgorithm.init`."""
+        require_fixed_data(self, batches)
         check_reach(self, problem, params, hparams, batches, key)
         state = self.estimator.init(problem, params, hparams, batches.linear, key=key)
         dtype = state.scale.dtype
+        first = (self.inner_tolerance, self.linear_tolerance, self.step_size)
+        inner, linear, step_size = (jnp.asarray(x, dtype) for x in first)
         return MAIDState(
             step=jnp.zeros((), jnp.int32),
             hparams=hparams,
@@ -242,9 +171,8 @@ class MAID(OuterAlgorithm):
             hypergradient=jax.tree.map(jnp.zeros_like, differentiable(hparams)),
             estimator_state=state,
             before=differentiable(hparams),
-            inner_tolerance=jnp.asarray(self.inner_tolerance, dtype),
-            linear_tolerance=jnp.asarray(self.linear_tolerance, dtype),
-            step_size=jnp.asarray(self.step_size, dtype),
+            accuracy=Accuracy(inner, linear),
+            step_size=step_size,
         )
 
     def step(
@@ -255,216 +183,91 @@ class MAID(OuterAlgorithm):
         key: Array | None = None,
     ) -> tuple[MAIDState, OuterInfo]:
         """See `OuterAlgorithm.step`."""
-        dtype = state.step_size.dtype
-        scale = state.estimator_state.scale
-        hparams = state.hparams
-        static = eqx.filter(state.estimator_state, eqx.is_array, inverse=True)
-        eps = jnp.finfo(dtype).eps
-        # One more gradient of the inner loss at each point.
-        correction = 1 if self.smoothness is None else 0
-
-        def fit(estimator_state: Any, lam: PyTree, inner: Scalar, linear: Scalar) -> tuple:
-            estimator = with_tolerances(self.estimator, inner * scale, linear)
-            args = (problem, estimator_state, lam, batches.linear)
-            response, info = estimator.fit(*args, key=key)
-            value, outer = outer_terms(problem, response.params, lam, batches.outer, key)
-            cotangent = vector.norm(outer.params)
-            return estimator, response, info, value.astype(dtype), cotangent
-
-        def bounds(
-            response: Any,
-            lam: PyTree,
-            value: Scalar,
-            residual: Scalar,
-            cotangent: Scalar,
-            adjoint: PyTree,
-        ) -> tuple[Scalar, Scalar]:
-            """Between them lies the outer loss at the best response."""
-            constants = self._constants(response.params, lam)
-            if constants is None:
-                gradient = problem.residual(response.params, lam, batches.linear, key)
-                effect = vector.vdot(adjoint, gradient)
-                value = value - effect
-                error = ROUGH * vector.norm(adjoint) * residual + jnp.abs(effect) / 2
-            else:
-                error = constants.value_error(residual, cotangent)
-            return (value - error).astype(dtype), (value + error).astype(dtype)
-
-        def compute(estimator_state: Any, inner: Scalar, linear: Scalar) -> tuple:
-            estimator, response, info, value, cotangent = fit(
-                estimator_state, hparams, inner, linear
-            )
-            estimate = estimator.hypergradient(
-                problem, response, hparams, batches.linear, batches.outer, key=key
-            )
-            residual = info.residual * scale
-            norm = vector.norm(estimate.grad)
-            adjoint = vector.scale(estimate.state.cotangent_size, estimate.state.adjoint)
-            constants = self._constants(response.params, hparams)
-            if constants is None:
-                error = estimate.info.error * norm
-            else:
-                linear_residual = estimate.info.linear_residual * cotangent
-                error = constants.hypergradient_error(residual, linear_residual, cotangent)
-            point = _Point(
-                eqx.filter(estimate.state, eqx.is_array),
-                estimate.grad,
-                value,
-                *bounds(response, hparams, value, residual, cotangent, adjoint),
-                error.astype(dtype),
-                adjoint,
-                info.residual.astype(dtype),
-                estimate.info.linear_residual.astype(dtype),
-                error <= (1 - self.eta) * norm,
-            )
-            effort = _Effort(
-                (info.iterations + estimate.info.iterations + 3 + correction).astype(jnp.int32),
-                jnp.asarray(info.iterations, jnp.int32),
-            )
-            return point, effort
-
-        def search(point: _Point, start: Scalar, inner: Scalar, linear: Scalar) -> _Search:
-            """Backtrack until a decrease is certain."""
-            best = eqx.combine(point.estimator_state, static)
-
-            def attempt(c: _Search) -> _Search:
-                candidate = move(hparams, vector.scale(-c.size, point.gradient), self.constraint)
-                jump = vector.norm(vector.sub(differentiable(candidate), differentiable(hparams)))
-                _, response, info, value, cotangent = fit(
-                    eqx.combine(c.estimator_state, static), candidate, inner, linear
-                )
-                residual = info.residual * scale
-                lower, upper = bounds(
-                    response, candidate, value, residual, cotangent, point.adjoint
-                )
-                needed = self.decrease * jump**2 / c.size
-                accepted = upper <= point.lower - needed
-                refuted = ~(lower <= point.upper - needed)
-                smaller = (c.size * self.backtrack).astype(dtype)
-                # A diverged trial must not be where the next one starts.
-                sound = vector.all_finite(differentiable(response.params))
-                response = select(sound, response, best)
-                return _Search(
-                    size=jnp.where(accepted, c.size, smaller),
-                    first=jnp.where(refuted, smaller, c.first),
-                    attempts=c.attempts + 1,
-                    open=c.open + jnp.where(refuted, 0, 1),
-                    accepted=accepted,
-                    value=value,
-                    estimator_state=eqx.filter(response, eqx.is_array),
-                    effort=_Effort(
-                        c.effort.calls + info.iterations + 1 + correction,
-                        c.effort.iterations + info.iterations,
-                    ),
-                )
-
-            return jax.lax.while_loop(
-                lambda c: ~c.accepted & (c.open < self.backtracks) & (c.attempts < 100),
-                attempt,
-                _no_search(start, point),
-            )
-
-        def unfinished(carry: tuple) -> Array:
-            done, tries, *_ = carry
-            return ~done & (tries <= self.refinements)
-
-        def body(carry: tuple) -> tuple:
-            _, tries, inner, linear, point, found, effort = carry
-            estimator_state = eqx.combine(point.estimator_state, static)
-            point, spent = compute(estimator_state, inner, linear)
-            effort = jax.tree.map(jnp.add, effort, spent)
-            size = found.first
-            if self.secant:
-                size = jnp.where(tries == 0, _secant_size(state, point.gradient), size)
-            found = jax.lax.cond(
-                point.good,
-                lambda: search(point, size, inner, linear),
-                lambda: _no_search(size, point),
-            )
-            effort = jax.tree.map(jnp.add, effort, found.effort)
-            accepted = found.accepted
-            factor = jnp.where(accepted, self.relax, self.tighten)
-            # Beyond rounding error no accuracy can be bought.
-            exhausted = (inner < eps) & (linear < eps)
-            exhausted |= point.upper - point.lower <= eps * jnp.abs(point.value)
-            return (
-                accepted | exhausted | ~jnp.isfinite(point.value),
-                tries + 1,
-                jnp.clip(inner * factor, eps / 4, 1.0).astype(dtype),
-                jnp.clip(linear * factor, eps / 4, 0.5).astype(dtype),
-                point,
-                found,
-                effort,
-            )
-
-        unknown = jnp.full((), jnp.nan, dtype)
-        nowhere = _Point(
-            eqx.filter(state.estimator_state, eqx.is_array),
-            state.hypergradient,
-            *(unknown,) * 4,
-            vector.zeros_like(state.estimator_state.adjoint),
-            *(unknown,) * 2,
-            jnp.asarray(False),
+        certifier = Certifier(
+            self.estimator, self.smoothness, problem, batches, key, state.estimator_state.scale
         )
-        nothing = _no_search(state.step_size, nowhere)
-        start = (
-            jnp.asarray(False),
-            jnp.zeros((), jnp.int32),
-            state.inner_tolerance,
-            state.linear_tolerance,
-            nowhere,
-            nothing,
-            nothing.effort,
+        end = loops.while_loop(
+            lambda now: ~now.done & (now.refinements <= self.refinements),
+            lambda now: self._attempt(certifier, state, now),
+            self._start(state),
         )
-        _, _, inner, linear, point, found, effort = jax.lax.while_loop(unfinished, body, start)
-        accepted = found.accepted
-
-        gradient = point.gradient
-        moved = move(hparams, vector.scale(-found.size, gradient), self.constraint)
-        there = eqx.combine(found.estimator_state, static)
-        here = eqx.combine(point.estimator_state, static)
-        estimator_state = select(accepted, there, here)
-        reached = select(accepted, moved, hparams)
-        finite = jnp.isfinite(point.value) & vector.all_finite(gradient)
+        point, search, accepted = end.point, end.search, end.search.accepted
+        moved = self._move(state.hparams, search.size, point.gradient)
+        estimator_state = select(accepted, search.estimator_state, point.estimator_state)
+        reached = select(accepted, moved, state.hparams)
+        finite = jnp.isfinite(point.value) & vector.all_finite(point.gradient)
+        grown = search.size * jnp.where(search.attempts == 1, self.growth, 1.0)
         new = MAIDState(
             step=state.step + 1,
             hparams=reached,
             visited=reached,
             params=estimator_state.params,
-            hypergradient=gradient,
+            hypergradient=point.gradient,
             estimator_state=estimator_state,
-            before=differentiable(hparams),
-            inner_tolerance=inner,
-            linear_tolerance=linear,
-            step_size=jnp.where(
-                accepted,
-                found.size * jnp.where(found.attempts == 1, self.growth, 1.0),
-                state.step_size,
-            ).astype(dtype),
+            before=differentiable(state.hparams),
+            accuracy=end.accuracy,
+            step_size=jnp.where(accepted, grown, state.step_size).astype(state.step_size.dtype),
         )
         kept = eqx.tree_at(lambda s: s.step, state, state.step + 1)
-        norm = vector.norm(gradient)
         info = outer_info(
-            jnp.where(accepted, found.value, point.value),
-            gradient,
-            hparams,
+            jnp.where(accepted, search.value, point.value),
+            point.gradient,
+            state.hparams,
             self.constraint,
-            calls=effort.calls,
-            error=point.error / jnp.where(norm > 0, norm, 1),
+            calls=end.calls,
+            error=point.relative_error,
             inner_residual=point.inner_residual,
             linear_residual=point.linear_residual,
-            inner_iterations=effort.iterations,
-            step_size=found.size,
-            tolerance=inner,
+            inner_iterations=end.iterations,
+            step_size=search.size,
+            tolerance=end.accuracy.inner,
             accepted=accepted,
             stop=jnp.where(finite, jnp.where(accepted, RUNNING, ACCURACY_LIMIT), BREAKDOWN),
         )
         return select(finite, new, kept), info
 
-    def _constants(self, params: PyTree, hparams: PyTree) -> Smoothness | None:
-        if self.smoothness is None or isinstance(self.smoothness, Smoothness):
-            return self.smoothness
-        return self.smoothness(params, hparams)
+    def _start(self, state: MAIDState) -> _Progress:
+        zero = jnp.zeros((), jnp.int32)
+        point = CertifiedPoint.unknown(state.estimator_state, state.hypergradient)
+        search = not_searched(state.step_size, point)
+        return _Progress(zero, state.accuracy, point, search, zero, zero, jnp.asarray(False))
+
+    def _attempt(self, certifier: Certifier, state: MAIDState, now: _Progress) -> _Progress:
+        """A hypergradient, a line search if its error is small enough, and the next accuracy."""
+        point = certifier.hypergradient(now.point.estimator_state, state.hparams, now.accuracy)
+        size = now.search.first
+        if self.secant:
+            size = jnp.where(now.refinements == 0, _secant_size(state, point.gradient), size)
+        search = loops.cond(
+            point.error <= (1 - self.eta) * vector.norm(point.gradient),
+            lambda: backtrack(
+                certifier,
+                point,
+                state.hparams,
+                lambda size: self._move(state.hparams, size, point.gradient),
+                size,
+                now.accuracy,
+                decrease=self.decrease,
+                factor=self.backtrack,
+                undecided=self.backtracks,
+            ),
+            lambda: not_searched(size, point),
+        )
+        # Beyond rounding error no accuracy can be bought.
+        eps = jnp.finfo(size.dtype).eps
+        exhausted = now.accuracy.exhausted | (point.upper - point.lower <= eps * abs(point.value))
+        return _Progress(
+            refinements=now.refinements + 1,
+            accuracy=now.accuracy.scaled(jnp.where(search.accepted, self.relax, self.tighten)),
+            point=point,
+            search=search,
+            calls=now.calls + point.calls + search.calls,
+            iterations=now.iterations + point.iterations + search.iterations,
+            done=search.accepted | exhausted | ~jnp.isfinite(point.value),
+        )
+
+    def _move(self, hparams: PyTree, size: Scalar, gradient: PyTree) -> PyTree:
+        return move(hparams, vector.scale(-size, gradient), self.constraint)
 
 
 def _secant_size(state: MAIDState, gradient: PyTree) -> Scalar:
@@ -472,21 +275,7 @@ def _secant_size(state: MAIDState, gradient: PyTree) -> Scalar:
     jump = vector.sub(differentiable(state.hparams), state.before)
     change = vector.sub(gradient, state.hypergradient)
     size = vector.norm(jump) / vector.norm(change)
-    size = jnp.clip(size, state.step_size / REACH, state.step_size * REACH)
+    size = jnp.clip(size, state.step_size / SECANT_REACH, state.step_size * SECANT_REACH)
     return jnp.where(vector.vdot(jump, change) > 0, size, state.step_size).astype(
         state.step_size.dtype
-    )
-
-
-def _no_search(size: Scalar, point: _Point) -> _Search:
-    zero = jnp.zeros((), jnp.int32)
-    return _Search(
-        size=size,
-        first=size,
-        attempts=zero,
-        open=zero,
-        accepted=jnp.asarray(False),
-        value=point.value,
-        estimator_state=point.estimator_state,
-        effort=_Effort(zero, zero),
     )

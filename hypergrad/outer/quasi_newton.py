@@ -20,8 +20,8 @@ from jaxtyping import Array, Bool, Float, PyTree
 KEPT = 0.5
 
 
-class Curvature(eqx.Module):
-    """What is known of the outer loss's curvature; `n` hyperparameters, `m` pairs.
+class LimitedMemory(eqx.Module):
+    """What L-BFGS remembers of the outer loss; `n` hyperparameters, `m` pairs.
 
     - `squares`: `(n,)`, running mean of the squared hypergradients.
     - `steps`, `changes`: `(m, n)`, the last steps and what they changed the hypergradient by, the
@@ -51,7 +51,7 @@ class QuasiNewton(eqx.Module):
         if self.memory < 0:
             raise ValueError(f"QuasiNewton: memory must be >= 0, got {self.memory}.")
 
-    def init(self, hparams: PyTree) -> Curvature:
+    def init(self, hparams: PyTree) -> LimitedMemory:
         """Nothing known.
 
         **Arguments:**
@@ -60,9 +60,11 @@ class QuasiNewton(eqx.Module):
         """
         flat, _ = ravel_pytree(hparams)
         pairs = jnp.zeros((self.memory, flat.size), flat.dtype)
-        return Curvature(jnp.zeros_like(flat), pairs, pairs)
+        return LimitedMemory(jnp.zeros_like(flat), pairs, pairs)
 
-    def learn(self, known: Curvature, step: PyTree, change: PyTree, gradient: PyTree) -> Curvature:
+    def learn(
+        self, known: LimitedMemory, step: PyTree, change: PyTree, gradient: PyTree
+    ) -> LimitedMemory:
         """With one more step.
 
         **Arguments:**
@@ -75,14 +77,16 @@ class QuasiNewton(eqx.Module):
         share = jnp.where(jnp.any(known.squares > 0), 1 - KEPT, 1)
         squares = known.squares + share * (p**2 - known.squares)
         if not self.memory:
-            return Curvature(squares, known.steps, known.changes)
-        return Curvature(
+            return LimitedMemory(squares, known.steps, known.changes)
+        return LimitedMemory(
             squares,
             jnp.concatenate([known.steps[1:], s[None]]),
             jnp.concatenate([known.changes[1:], y[None]]),
         )
 
-    def direction(self, known: Curvature, gradient: PyTree, free: Bool[PyTree, " ..."]) -> PyTree:
+    def direction(
+        self, known: LimitedMemory, gradient: PyTree, free: Bool[PyTree, " ..."]
+    ) -> PyTree:
         """Where to go, a pytree like the hyperparameters: a descent direction.
 
         **Arguments:**

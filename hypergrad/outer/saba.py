@@ -119,7 +119,7 @@ class SABA(OuterAlgorithm):
                 "fixed partition (`Minibatches(size, blocks=True)`), received independent draws."
             )
         check_reach(self, problem, params, hparams, batches, key)
-        _, outer = outer_terms(problem, params, hparams, batches.outer, key)
+        _, outer = outer_terms(batches.restrict(problem, params, hparams, key))
         start = start_single_loop(self.optimizer, self.step_size, params, hparams, outer)
         h = start.hypergradient
         p = start.adjoint
@@ -137,9 +137,9 @@ class SABA(OuterAlgorithm):
         key: Array | None = None,
     ) -> tuple[SABAState, OuterInfo]:
         """See `OuterAlgorithm.step`."""
-        args = (state.params, state.adjoint, state.hparams)
-        inner = inner_terms(problem, *args, batches.linear, key)
-        value, outer = outer_terms(problem, state.params, state.hparams, batches.outer, key)
+        here = batches.restrict(problem, state.params, state.hparams, key)
+        inner = inner_terms(here, state.adjoint)
+        value, outer = outer_terms(here)
         inner, inner_memory = refresh(state.inner_memory, batches.inner_number, inner)
         outer, outer_memory = refresh(state.outer_memory, batches.outer_number, outer)
         rate = jnp.asarray(self.step_size, value.dtype)

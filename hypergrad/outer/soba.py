@@ -33,6 +33,7 @@ from hypergrad.outer.base import (
     select,
 )
 from hypergrad.problem import BilevelProblem
+from hypergrad.restricted import RestrictedProblem
 
 
 class InnerTerms(eqx.Module):
@@ -50,42 +51,20 @@ class OuterTerms(eqx.Module):
     hparams: PyTree
 
 
-def inner_terms(
-    problem: BilevelProblem,
-    params: PyTree,
-    adjoint: PyTree,
-    hparams: PyTree,
-    batch: PyTree,
-    key: Array | None,
-) -> InnerTerms:
+def inner_terms(here: RestrictedProblem, adjoint: PyTree) -> InnerTerms:
     """All three terms from one linearisation of the residual.
 
     For an optimality map that is not a gradient its transposed Jacobian is used, which is what the
     adjoint equation holds.
     """
-    p, p_static = eqx.partition(params, eqx.is_inexact_array)
-    h, h_static = eqx.partition(hparams, eqx.is_inexact_array)
-
-    def residual(p: PyTree, h: PyTree) -> PyTree:
-        return problem.residual(eqx.combine(p, p_static), eqx.combine(h, h_static), batch, key)
-
-    gradient, pull = jax.vjp(residual, p, h)
-    curvature, mixed = pull(adjoint)
-    return InnerTerms(gradient, curvature, mixed)
+    gradient, pull = jax.vjp(here.residual, here.w, here.h)
+    return InnerTerms(gradient, *pull(adjoint))
 
 
-def outer_terms(
-    problem: BilevelProblem, params: PyTree, hparams: PyTree, batch: PyTree, key: Array | None
-) -> tuple[Scalar, OuterTerms]:
+def outer_terms(here: RestrictedProblem) -> tuple[Scalar, OuterTerms]:
     """The outer loss and its two partial derivatives."""
-    p, p_static = eqx.partition(params, eqx.is_inexact_array)
-    h, h_static = eqx.partition(hparams, eqx.is_inexact_array)
-
-    def loss(p: PyTree, h: PyTree) -> Scalar:
-        return problem.outer_loss(eqx.combine(p, p_static), eqx.combine(h, h_static), batch, key)[0]
-
-    value, (by_params, by_hparams) = jax.value_and_grad(loss, argnums=(0, 1))(p, h)
-    return value, OuterTerms(by_params, by_hparams)
+    value, partials = jax.value_and_grad(here.outer_loss, argnums=(0, 1))(here.w, here.h)
+    return value, OuterTerms(*partials)
 
 
 def polynomial_decay(step_size: Array | float, exponent: Array | float, step: Array) -> Array:
@@ -148,7 +127,7 @@ class SOBA(OuterAlgorithm):
     ) -> SingleLoopState:
         """See `OuterAlgorithm.init`."""
         check_reach(self, problem, params, hparams, batches, key)
-        _, outer = outer_terms(problem, params, hparams, batches.outer, key)
+        _, outer = outer_terms(batches.restrict(problem, params, hparams, key))
         return start_single_loop(self.optimizer, self.step_size, params, hparams, outer)
 
     def step(
@@ -159,9 +138,9 @@ class SOBA(OuterAlgorithm):
         key: Array | None = None,
     ) -> tuple[SingleLoopState, OuterInfo]:
         """See `OuterAlgorithm.step`."""
-        args = (state.params, state.adjoint, state.hparams)
-        inner = inner_terms(problem, *args, batches.linear, key)
-        value, outer = outer_terms(problem, state.params, state.hparams, batches.outer, key)
+        here = batches.restrict(problem, state.params, state.hparams, key)
+        inner = inner_terms(here, state.adjoint)
+        value, outer = outer_terms(here)
         rate = polynomial_decay(self.step_size, self.exponent, state.step)
         return single_loop_step(
             state, value, inner, outer, rate, self.radius, self.optimizer, self.constraint

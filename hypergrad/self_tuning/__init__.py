@@ -1,18 +1,18 @@
 """Self-tuning networks: hyperparameters tuned while the weights are trained."""
 
+from hypergrad.response.perturbation import Perturbation
 from hypergrad.self_tuning.convert import SelfTuningModel, respond, to_self_tuning
 from hypergrad.self_tuning.estimator import SelfTuning, SelfTuningState
+from hypergrad.self_tuning.gating import SelfTuningLayer
 from hypergrad.self_tuning.hyperparameters import Bounded, Discrete, Hyperparameters, Positive
 from hypergrad.self_tuning.layers import (
     SelfTuningConv,
     SelfTuningEmbedding,
-    SelfTuningLayer,
     SelfTuningLinear,
     SelfTuningLSTMCell,
     SelfTuningNorm,
     squared_norm,
 )
-from hypergrad.self_tuning.perturbation import Perturbation
 from hypergrad.self_tuning.pytree import function_to_self_tuning
 from hypergrad.self_tuning.schedule import Schedule
 from hypergrad.self_tuning.training import Tuner, TuningState

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree, Scalar
 
-from hypergrad.self_tuning import layers
+from hypergrad.self_tuning import gating, layers
 
 _FORMS: dict[type, type] = {
     eqx.nn.Linear: layers.SelfTuningLinear,
@@ -54,8 +54,8 @@ class SelfTuningModel(eqx.Module):
     @property
     def size(self) -> int:
         """Number of entries of the response input."""
-        nodes = jax.tree.leaves(self.model, is_leaf=layers.is_self_tuning)
-        return next(node.gate.shape[1] for node in nodes if layers.is_self_tuning(node))
+        nodes = jax.tree.leaves(self.model, is_leaf=gating.is_self_tuning)
+        return next(node.gate.shape[1] for node in nodes if gating.is_self_tuning(node))
 
     def at(
         self, displacement: Float[Array, " h"] | None, *, linearised: bool = False
@@ -66,14 +66,14 @@ class SelfTuningModel(eqx.Module):
     @property
     def gated(self) -> PyTree:
         """The model with its gates set; its output is not linearised."""
-        return layers.gated(self.model, self.displacement, False)
+        return gating.gated(self.model, self.displacement, False)
 
     def fold(self) -> PyTree:
         """An ordinary equinox model, with the weights `W(e)` at the current response input."""
         return jax.tree.map(
-            lambda node: node.fold() if layers.is_self_tuning(node) else node,
+            lambda node: node.fold() if gating.is_self_tuning(node) else node,
             self.gated,
-            is_leaf=layers.is_self_tuning,
+            is_leaf=gating.is_self_tuning,
         )
 
     def squared_norm(self) -> Scalar:
@@ -87,8 +87,8 @@ class SelfTuningModel(eqx.Module):
         """
         gates = [
             jnp.sqrt(jnp.square(node.gate) @ jnp.square(sigma).astype(node.gate.dtype)).ravel()
-            for node in jax.tree.leaves(self.model, is_leaf=layers.is_self_tuning)
-            if layers.is_self_tuning(node) and node.response is not None
+            for node in jax.tree.leaves(self.model, is_leaf=gating.is_self_tuning)
+            if gating.is_self_tuning(node) and node.response is not None
         ]
         if not gates:
             return jnp.zeros(())
@@ -102,7 +102,7 @@ class SelfTuningModel(eqx.Module):
             return self.gated(*args, **kwargs)
 
         def output(displacement: Array) -> Any:
-            return layers.gated(self.model, displacement, True)(*args, **kwargs)
+            return gating.gated(self.model, displacement, True)(*args, **kwargs)
 
         origin = jnp.zeros_like(self.displacement)
         value, change = eqx.filter_jvp(output, (origin,), (self.displacement,))
@@ -171,7 +171,7 @@ def to_self_tuning(
             f"`fixed` has entries that match nothing in the model: {sorted(map(str, unused))}. "
             f"Its layers are {['/'.join(map(_key, path)) for path, _ in nodes]}."
         )
-    if not any(map(layers.is_self_tuning, new)):
+    if not any(map(gating.is_self_tuning, new)):
         raise ValueError("The model has no layer that could respond to the hyperparameters.")
     return SelfTuningModel(jax.tree.unflatten(structure, new))
 
@@ -210,7 +210,7 @@ def response_spec(model: PyTree) -> PyTree:
     """A pytree of booleans like `model`: true for the response weights `W'`, `b'` and `V`."""
 
     def mark(node: Any) -> Any:
-        if not layers.is_self_tuning(node):
+        if not gating.is_self_tuning(node):
             return False
 
         def where(node: Any) -> Any:
@@ -219,7 +219,7 @@ def response_spec(model: PyTree) -> PyTree:
         spec = jax.tree.map(lambda _: False, node)
         return eqx.tree_at(where, spec, jax.tree.map(eqx.is_inexact_array, where(node)))
 
-    return jax.tree.map(mark, model, is_leaf=layers.is_self_tuning)
+    return jax.tree.map(mark, model, is_leaf=gating.is_self_tuning)
 
 
 def _is_model(node: Any) -> bool:

@@ -12,6 +12,7 @@ differ in what the response input is and in what is trained on what:
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import equinox as eqx
@@ -26,14 +27,16 @@ from hypergrad.linear import vector
 from hypergrad.outcome import Outcome
 from hypergrad.problem import BilevelProblem
 from hypergrad.residual import residual_scale
+from hypergrad.response.inputs import effective, ravel
+from hypergrad.response.perturbation import Perturbation, PerturbationState
+from hypergrad.restricted import RestrictedProblem
 from hypergrad.self_tuning.convert import (
     SelfTuningModel,
     respond,
     response_size,
     response_spec,
 )
-from hypergrad.self_tuning.layers import is_self_tuning
-from hypergrad.self_tuning.perturbation import Perturbation, PerturbationState
+from hypergrad.self_tuning.gating import is_self_tuning
 
 # Response inputs further from the centre than this many standard deviations are extrapolation, as
 # are gates that exceed 1 in more than this fraction of the units.
@@ -48,6 +51,7 @@ class SelfTuningState(eqx.Module):
     - `optimizer`, `response_optimizer`: optimizer states of base and response weights.
     - `perturbation`: state of the scale.
     - `centre`: the hyperparameters of the last `fit`, as a vector.
+    - `effective`: ones for the hyperparameters that the inner loss reads, zeros for the others.
     - `key`: the random key of the next call.
     - `loss`: the training loss of the last `fit`, at the unperturbed hyperparameters for Delta-STN
       and at the perturbed ones for STN.
@@ -61,6 +65,7 @@ class SelfTuningState(eqx.Module):
     response_optimizer: Any
     perturbation: PerturbationState
     centre: Float[Array, " h"]
+    effective: Float[Array, " h"]
     key: Array
     loss: Scalar
     steps: Int[Array, ""]
@@ -106,8 +111,9 @@ class SelfTuning(Estimator):
     gates exceed 1 within one standard deviation, or when the last `fit` met a loss that was not
     finite (that step is rejected and the scale halved). Otherwise it is NaN, for not known.
 
-    The hyperparameters must act on the training loss: learning rates, batch sizes and initial
-    values have no best response and get a zero gradient.
+    The hyperparameters must act on the training loss. Those that it does not read (learning rates,
+    batch sizes, initial values) have no best response: they get the direct derivative of the outer
+    loss, which is zero where that does not read them either.
     """
 
     optimizer: optax.GradientTransformation = eqx.field(static=True, default=optax.adam(1e-3))
@@ -164,15 +170,17 @@ class SelfTuning(Estimator):
                 )
         key = jax.random.key(0) if key is None else key
         key, problem_key = jax.random.split(key)
-        flat, _ = _ravel(hparams)
+        flat, _ = ravel(hparams)
         base, response, _ = _partition(params)
         gradient, scale = _stationarity(problem, params, hparams, inner_batch, problem_key)
+        active = effective(problem, params, hparams, inner_batch, problem_key)
         return SelfTuningState(
-            params=self._place(params, flat),
+            params=self._place(params, active * flat),
             optimizer=self.optimizer.init(base),
             response_optimizer=(self.response_optimizer or self.optimizer).init(response),
             perturbation=self.perturbation.init(size, flat.dtype),
             centre=flat,
+            effective=active,
             key=key,
             loss=jnp.full((), jnp.nan, flat.dtype),
             steps=jnp.zeros((), jnp.int32),
@@ -199,25 +207,27 @@ class SelfTuning(Estimator):
 
         Raises `ValueError` when the batch cannot be split into `groups`.
         """
-        flat, unravel = _ravel(hparams)
-        groups = self._groups(inner_batch)
+        flat, _ = ravel(hparams)
         key, next_key = jax.random.split(state.key if key is None else key)
+        state = eqx.tree_at(lambda s: s.centre, state, flat)
 
         def loss(weights: tuple[PyTree, PyTree], sigma: Array, key: Array) -> Any:
             base, response = weights
             base_key, response_key = jax.random.split(key)
+            fixed = jax.lax.stop_gradient(base) if self.centred else base
+            nearby = self._perturbed(
+                problem,
+                state,
+                eqx.combine(fixed, response, rest),
+                hparams,
+                sigma,
+                inner_batch,
+                response_key,
+            )
             if not self.centred:
-                params = eqx.combine(base, response, rest)
-                value = self._perturbed(
-                    problem, params, flat, unravel, sigma, inner_batch, groups, response_key
-                )
-                return value, value
+                return nearby, nearby
             params = eqx.combine(base, response, rest)
             at_centre = problem.inner_loss(params, hparams, inner_batch, base_key)[0]
-            params = eqx.combine(jax.lax.stop_gradient(base), response, rest)
-            nearby = self._perturbed(
-                problem, params, flat, unravel, sigma, inner_batch, groups, response_key
-            )
             # Disjoint weights: the sum has the gradient of each by its own.
             return at_centre + nearby, at_centre
 
@@ -265,11 +275,12 @@ class SelfTuning(Estimator):
             value, gradient = values[-1], gradients[-1]
         base, response, optimizer, response_optimizer, perturbation = carry
         state = SelfTuningState(
-            params=self._place(eqx.combine(base, response, rest), flat),
+            params=self._place(eqx.combine(base, response, rest), state.effective * flat),
             optimizer=optimizer,
             response_optimizer=response_optimizer,
             perturbation=perturbation,
             centre=flat,
+            effective=state.effective,
             key=next_key,
             loss=value.astype(state.loss.dtype),
             steps=state.steps + accepted,
@@ -295,7 +306,7 @@ class SelfTuning(Estimator):
 
         `inner_batch` is not used: the response has been trained by `fit`.
         """
-        flat, _ = _ravel(hparams)
+        flat, _ = ravel(hparams)
         differentiable, constant = eqx.partition(hparams, eqx.is_inexact_array)
         params = respond(state.params, None)
         noise_key, problem_key, next_key = jax.random.split(state.key if key is None else key, 3)
@@ -303,7 +314,7 @@ class SelfTuning(Estimator):
         def outer(leaves: PyTree, shift: PyTree, batch: PyTree, key: Array) -> tuple[Scalar, Any]:
             point = jax.tree.map(jnp.add, leaves, shift)
             vector_point = jax.flatten_util.ravel_pytree(point)[0]
-            model = self._at(params, vector_point, state.centre)
+            model = self._at(params, vector_point, state)
             return problem.outer_loss(model, eqx.combine(point, constant), batch, key)
 
         sigma = self.perturbation.value(state.perturbation)
@@ -332,14 +343,14 @@ class SelfTuning(Estimator):
                 differentiable, nowhere, outer_batch, problem_key
             )
         finite = jnp.isfinite(value) & vector.all_finite(grad)
-        far = jnp.any(jnp.abs(flat - state.centre) > _REACH * sigma)
+        far = jnp.any(state.effective * jnp.abs(flat - state.centre) > _REACH * sigma)
         unreliable = (
             ~finite | far | state.rejected | (state.steps == 0) | self._saturated(params, sigma)
         )
         state = eqx.tree_at(
             lambda s: (s.params, s.perturbation, s.key),
             state,
-            (self._place(params, flat), perturbation, next_key),
+            (self._place(params, state.effective * flat), perturbation, next_key),
         )
         unknown = jnp.full((), jnp.nan, value.dtype)
         info = HypergradientInfo(
@@ -352,28 +363,29 @@ class SelfTuning(Estimator):
         )
         return Hypergradient(value=value, grad=grad, state=state, info=info, aux=aux)
 
-    def _at(self, params: PyTree, point: Array, centre: Array) -> PyTree:
+    def _at(self, params: PyTree, point: Array, state: SelfTuningState) -> PyTree:
         """The model's response to the hyperparameters `point`."""
         if self.centred:
-            return respond(params, point - centre, linearised=True)
-        return respond(params, point)
+            return respond(params, state.effective * (point - state.centre), linearised=True)
+        return respond(params, state.effective * point)
 
-    def _place(self, params: PyTree, flat: Array) -> PyTree:
+    def _place(self, params: PyTree, point: Array) -> PyTree:
         """The model as it is at the centre: what `state.params` holds."""
-        return respond(params, None if self.centred else flat)
+        return respond(params, None if self.centred else point)
 
     def _perturbed(
         self,
         problem: BilevelProblem,
+        state: SelfTuningState,
         params: PyTree,
-        flat: Array,
-        unravel: Any,
+        hparams: PyTree,
         sigma: Array,
         batch: PyTree,
-        groups: int,
         key: Array,
     ) -> Scalar:
-        """The mean inner loss at hyperparameters perturbed by group."""
+        """The mean inner loss at hyperparameters perturbed by group, around the state's centre."""
+        flat, unravel = ravel(hparams)
+        groups = self._groups(batch)
         slices = _split(batch, groups)
         if self.centred:
             groups = math.ceil(self.response_part * groups)
@@ -382,7 +394,7 @@ class SelfTuning(Estimator):
         noise = sigma * jax.random.normal(noise_key, (groups, flat.size), flat.dtype)
 
         def one(shift: Array, batch: PyTree, key: Array) -> Scalar:
-            model = self._at(params, flat + shift, flat)
+            model = self._at(params, flat + shift, state)
             return problem.inner_loss(model, unravel(flat + shift), batch, key)[0]
 
         keys = jax.random.split(problem_key, groups)
@@ -422,12 +434,6 @@ def _is_model(node: Any) -> bool:
     return isinstance(node, SelfTuningModel)
 
 
-def _ravel(hparams: PyTree) -> tuple[Array, Any]:
-    differentiable, constant = eqx.partition(hparams, eqx.is_inexact_array)
-    flat, unravel = jax.flatten_util.ravel_pytree(differentiable)
-    return flat, lambda point: eqx.combine(unravel(point), constant)
-
-
 def _partition(params: PyTree) -> tuple[PyTree, PyTree, PyTree]:
     """Base weights, response weights, and the rest, of the model at no response input."""
     params = respond(params, None)
@@ -451,11 +457,9 @@ def _stationarity(
 ) -> tuple[Scalar, Scalar]:
     """Norm of the gradient by the base weights, and the scale it is compared with."""
     base, response, rest = _partition(params)
+    here = RestrictedProblem(problem, params, hparams, batch, key=key)
 
-    def gradient(base: PyTree) -> PyTree:
-        def loss(base: PyTree) -> Scalar:
-            return problem.inner_loss(eqx.combine(base, response, rest), hparams, batch, key)[0]
+    def loss(base: PyTree) -> Scalar:
+        return replace(here, params=eqx.combine(base, response, rest)).inner_loss()
 
-        return jax.grad(loss)(base)
-
-    return residual_scale(gradient, base)
+    return residual_scale(jax.grad(loss), base)

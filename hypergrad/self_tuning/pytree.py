@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree, Scalar
 
-from hypergrad.self_tuning import layers
+from hypergrad.self_tuning import gating
 from hypergrad.self_tuning.convert import SelfTuningModel, response_size
 
 
-class SelfTuningArray(layers.SelfTuningLayer):
+class SelfTuningArray(gating.SelfTuningLayer):
     """One array of weights that responds; `fold` gives the array at the current gates."""
 
     axis: int = eqx.field(static=True)
@@ -46,7 +46,7 @@ class SelfTuningArray(layers.SelfTuningLayer):
             shape, response = [1] * self.layer.ndim, self.response
             shape[self.axis] = -1
         gates = self.gates[0].reshape(shape)
-        return self.layer + layers.scale(gates, response, self.linearised)
+        return self.layer + gating.scale(gates, response, self.linearised)
 
     def squared_norm(self) -> Scalar:
         """`‖W(e)‖²` of a matrix or kernel; zero for a vector."""
@@ -54,7 +54,7 @@ class SelfTuningArray(layers.SelfTuningLayer):
             return jnp.zeros((), self.gate.dtype)
         weight = jnp.moveaxis(self.layer, self.axis, 0)
         response = jnp.moveaxis(self.response, self.axis, 0)
-        return layers.gated_norm(weight, response, None if self.gates is None else self.gates[0])
+        return gating.gated_norm(weight, response, None if self.gates is None else self.gates[0])
 
 
 class PytreeModel(eqx.Module):
@@ -66,9 +66,9 @@ class PytreeModel(eqx.Module):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The function at the current weights."""
         params = jax.tree.map(
-            lambda node: node.fold() if layers.is_self_tuning(node) else node,
+            lambda node: node.fold() if gating.is_self_tuning(node) else node,
             self.params,
-            is_leaf=layers.is_self_tuning,
+            is_leaf=gating.is_self_tuning,
         )
         return self.function(params, *args, **kwargs)
 
@@ -114,6 +114,6 @@ def function_to_self_tuning(
             )
         node = SelfTuningArray(leaf, size, output_axis, key=jax.random.fold_in(key, index))
         new.append(node)
-    if not any(map(layers.is_self_tuning, new)):
+    if not any(map(gating.is_self_tuning, new)):
         raise ValueError("No array of `params` is left to respond to the hyperparameters.")
     return SelfTuningModel(PytreeModel(function, jax.tree.unflatten(structure, new)))

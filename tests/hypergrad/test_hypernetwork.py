@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 
 from hypergrad.hypernetwork import Hypernetwork, Normal, Uniform
 from hypergrad.problem import BilevelProblem
-from hypergrad.self_tuning.perturbation import Perturbation
+from hypergrad.response.perturbation import Perturbation
 
 # min over w of ½‖w − s ⊙ λ‖² has the response s ⊙ λ, which a linear hypernetwork can represent.
 SLOPE = jnp.array([1.0, -2.0, 0.5])
@@ -186,16 +186,71 @@ def test_local_descends_from_two_starts_to_one_place():
     assert abs(ends[0] - GRID[int(np.argmin(true))]) < 1.0
 
 
-def test_recentring_leaves_the_function_unchanged(key):
-    hypernetwork = Hypernetwork(Perturbation(0.5), steps=20, bottleneck=2)
+def test_a_local_network_with_hidden_layers_follows_the_hyperparameters(key):
+    """It starts five standard deviations from the optimum, where the response is not linear."""
+    problem = BilevelProblem(
+        inner=lambda w, lam, b: 0.5 * jnp.sum((w - jnp.sin(lam)) ** 2),
+        outer=lambda w, lam, b: 0.5 * (w[0] - 0.2) ** 2,
+    )
+    hypernetwork = Hypernetwork(Perturbation(0.2), hidden=(8,), steps=30, samples=4)
+
+    @jax.jit
+    def descend(lam):
+        state = hypernetwork.init(problem, jnp.zeros(1), lam, None, key=key)
+
+        def step(carry, _):
+            lam, state = carry
+            state, _ = hypernetwork.fit(problem, state, lam, None)
+            out = hypernetwork.hypergradient(problem, state, lam, None, None)
+            return (lam - 0.3 * out.grad, out.state), (out.info.error, out.grad, lam)
+
+        return jax.lax.scan(step, (lam, state), None, length=60)
+
+    (lam, state), (errors, grads, path) = descend(jnp.array([1.2]))
+    assert not jnp.any(jnp.isinf(errors))
+    np.testing.assert_allclose(lam, jnp.arcsin(0.2), atol=0.03)
+    np.testing.assert_allclose(state.sampling.centre, path[-1])
+    truth = (jnp.sin(path) - 0.2) * jnp.cos(path)
+    np.testing.assert_allclose(grads[20:], truth[20:], atol=0.05)
+
+
+@pytest.mark.parametrize("shape", [{}, {"hidden": (6,)}])
+@pytest.mark.parametrize("distribution", [Perturbation(0.3), Normal()])
+def test_what_the_inner_loss_does_not_read_gets_the_direct_derivative_alone(
+    key, distribution, shape
+):
+    hparams = {"a": jnp.ones(2), "direct": jnp.ones(()), "typo": jnp.zeros(3)}
+    problem = BilevelProblem(
+        inner=lambda w, h, b: jnp.sum((w - h["a"]) ** 2),
+        outer=lambda w, h, b: jnp.sum(w**2) + 3 * h["direct"],
+    )
+    hypernetwork = Hypernetwork(distribution, steps=50, **shape)
+    state, _ = train(hypernetwork, problem, jnp.zeros(2), hparams, None, 1, key)
+    far = {**hparams, "typo": jnp.full(3, 100.0)}
+    for point in (hparams, far):
+        out = hypernetwork.hypergradient(problem, state, point, None, None)
+        np.testing.assert_array_equal(out.grad["typo"], 0.0)
+        assert out.grad["direct"] == 3.0
+        assert jnp.all(out.grad["a"] != 0)
+        assert jnp.isnan(out.info.error)
+
+
+SHAPES = [{}, {"bottleneck": 2}, {"hidden": (6,)}, {"hidden": (6, 4), "bottleneck": 2}]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_recentring_leaves_the_function_unchanged(key, shape):
+    hypernetwork = Hypernetwork(Perturbation(0.5), steps=20, **shape)
     state, _ = train(hypernetwork, LINEAR, START, POINT, None, 3, key)
     moved = {"l": POINT["l"] + 2.0}
-    frozen = Hypernetwork(Perturbation(0.5), steps=1, bottleneck=2, optimizer=optax.sgd(0.0))
+    frozen = Hypernetwork(Perturbation(0.5), steps=1, optimizer=optax.sgd(0.0), **shape)
     state = eqx.tree_at(
         lambda s: s.optimizer, state, frozen.optimizer.init(eqx.filter(state.network, eqx.is_array))
     )
     after, _ = frozen.fit(LINEAR, state, moved, None)
-    np.testing.assert_allclose(after.centre, moved["l"])
+    np.testing.assert_allclose(after.sampling.centre, moved["l"])
+    assert frozen.inside(after, moved)
+    assert not frozen.inside(state, moved)
     for where in (POINT, moved):
         np.testing.assert_allclose(
             frozen.response(state, where)["w"], frozen.response(after, where)["w"], rtol=1e-12
@@ -284,7 +339,7 @@ def test_learned_scale_grows_with_entropy_and_shrinks_without():
         for _ in range(20):
             state, _ = hypernetwork.fit(LINEAR, state, POINT, None)
             state = hypernetwork.hypergradient(LINEAR, state, POINT, None, None).state
-        ends.append(perturbation.value(state.perturbation))
+        ends.append(perturbation.value(state.sampling.scale))
     assert jnp.all(ends[0] < 0.25)
     assert jnp.all(ends[1] > 0.4)
 

@@ -26,7 +26,7 @@ class KilledError(Exception):
     """Stands for the death of the process."""
 
 
-def drive(ridge, path=None, *, steps=9, kill_at=None, **options):
+def drive(ridge, path=None, *, steps=9, kill_at=None, callbacks=(), **options):
     def kill(report):
         if report.step == kill_at:
             raise KilledError
@@ -44,7 +44,7 @@ def drive(ridge, path=None, *, steps=9, kill_at=None, **options):
         ridge.inner,
         ridge.outer,
         steps=steps,
-        callbacks=[kill],
+        callbacks=[kill, *callbacks],
         checkpoint=path,
         checkpoint_seconds=0.0,
         **options,
@@ -88,6 +88,21 @@ def test_it_stays_stopped(ridge, tmp_path):
     again = drive(ridge, tmp_path / "run", tol=1e9)
     assert (first.status, len(first.history)) == ("stationary", 1)
     assert (again.status, len(again.history)) == ("stationary", 1)
+
+
+@pytest.mark.parametrize(
+    "ended",
+    [
+        {"callbacks": [lambda report: report.step >= 3]},
+        {"tol": 1e9},
+        {"patience": 1, "min_delta": 9.0},
+    ],
+)
+def test_what_ended_without_being_finished_can_be_continued(ridge, uninterrupted, tmp_path, ended):
+    first = drive(ridge, tmp_path / "run", **ended)
+    assert first.status != "steps"
+    assert len(first.history) < 9
+    assert_identical(drive(ridge, tmp_path / "run"), uninterrupted)
 
 
 def test_a_damaged_file_is_replaced_by_its_backup(ridge, uninterrupted, tmp_path):
@@ -146,6 +161,63 @@ def test_another_loss_is_refused_even_if_only_a_constant_differs(ridge, tmp_path
     drive(ridge, tmp_path / "run", steps=2, problem=problem(0.1))
     with pytest.raises(CheckpointError, match="differs in inner_loss"):
         drive(ridge, tmp_path / "run", problem=problem(0.2))
+
+
+class Rate:
+    def __init__(self, rate):
+        self.rate = rate
+
+    def at(self, step):
+        return self.rate
+
+
+@pytest.mark.parametrize("make", [lambda r: lambda step: r, lambda r: Rate(r).at])
+def test_another_function_of_the_same_name_is_refused(ridge, tmp_path, make):
+    def algorithm(rate):
+        return SOBA(optax.sgd(make(rate)), step_size=0.3)
+
+    path = tmp_path / "run"
+    drive(ridge, path, steps=1, algorithm=algorithm(0.1))
+    with pytest.raises(CheckpointError, match=r"differs in algorithm\. Choose"):
+        drive(ridge, path, steps=2, algorithm=algorithm(0.5))
+    assert len(drive(ridge, path, steps=2, algorithm=algorithm(0.1)).history) == 2
+
+
+def test_every_flipped_bit_is_noticed_and_the_backup_serves(tmp_path):
+    path = tmp_path / "state"
+    files.save(path, jnp.arange(3.0), {"a": "1"}, {"n": 1})
+    files.save(path, jnp.arange(1.0, 4.0), {"a": "1"}, {"n": 2})
+    good = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for place in rng.integers(len(good), size=300):
+        bad = bytearray(good)
+        bad[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(bad)
+        with pytest.warns(UserWarning, match="continuing from the backup"):
+            tree, extra = files.load(path, jnp.zeros(3), {"a": "1"})
+        np.testing.assert_array_equal(tree, [0.0, 1.0, 2.0])
+        assert extra == {"n": 1}
+    (tmp_path / "state.bak").unlink()
+    with pytest.raises(CheckpointError, match="it is damaged"):
+        files.load(path, jnp.zeros(3), {"a": "1"})
+
+
+def test_the_format_of_the_first_version_is_named(tmp_path):
+    np.savez(tmp_path / "old.npz", header=np.zeros(3))
+    with pytest.raises(CheckpointError, match="expected format 2, received 1"):
+        files.load(tmp_path / "old.npz", jnp.zeros(3), {})
+
+
+def test_links_are_followed_and_orphans_overwritten(tmp_path):
+    (tmp_path / "disk").mkdir()
+    path, link = tmp_path / "disk" / "state", tmp_path / "link"
+    link.symlink_to(path)
+    (tmp_path / "disk" / ".state.tmp").write_bytes(b"of a process that was killed")
+    files.save(link, jnp.zeros(3), {}, {})
+    files.save(link, jnp.ones(3), {}, {})
+    assert link.is_symlink()
+    assert sorted(file.name for file in path.parent.iterdir()) == ["state", "state.bak"]
+    np.testing.assert_array_equal(files.load(path, jnp.zeros(3), {})[0], 1.0)
 
 
 def test_a_failed_save_leaves_the_last_one(tmp_path, monkeypatch):

@@ -11,8 +11,9 @@ import optax
 import pytest
 
 from hypergrad import outer
+from hypergrad.compiled import InaccurateHypergradientWarning
 from hypergrad.implicit import ImplicitDifferentiation
-from hypergrad.inner import OptaxSolver
+from hypergrad.inner import Newton, OptaxSolver
 from hypergrad.linear.cg import CG
 from hypergrad.outer import (
     HOAG,
@@ -135,6 +136,59 @@ def test_a_breakdown_ends_the_run_at_the_last_good_point(ridge):
     assert result.status == "breakdown"
     assert len(result.history) < 400
     assert np.all(np.isfinite(result.params))
+
+
+# The inner loss has a saddle at w = 0 for λ = 0: the hypergradient computed there is zero, although
+# the outer loss falls with λ on either side.
+SADDLE = BilevelProblem(lambda w, h, _: (w**2 - 1) ** 2 / 4 - h * w, lambda w, h, _: (w - 1.2) ** 2)
+
+
+@pytest.mark.parametrize("estimate", [True, False])
+@pytest.mark.parametrize("name", ["Alternating", "HOAG"])
+def test_a_saddle_of_the_inner_problem_is_not_stationary(name, estimate):
+    estimator = ImplicitDifferentiation(Newton(), error_estimate=estimate)
+    algorithm = HOAG(estimator) if name == "HOAG" else Alternating(estimator, optax.sgd(0.02))
+    zero = jnp.asarray(0.0)
+    with pytest.warns(InaccurateHypergradientWarning, match="error inf") as warned:
+        result = run(SADDLE, algorithm, zero, zero, None, None, steps=12, tol=1e-6)
+    assert result.status == "steps"
+    assert len(warned) == 1
+    assert result.history[-1]["stationarity"] <= 1e-6
+
+
+def test_parameters_that_are_never_trained_do_not_pass_without_a_word(ridge):
+    algorithm = Alternating(ImplicitDifferentiation(), optax.sgd(0.1))
+    start = (jnp.ones(4) * 2, ridge.hparams, ridge.inner, ridge.outer)
+    with pytest.warns(InaccurateHypergradientWarning, match="does the estimator have a solver"):
+        run(ridge.problem, algorithm, *start, steps=3)
+
+
+def test_what_converges_is_stationary_without_a_word(recwarn):
+    # Solved roughly: at the end the error of the hypergradient is as large as the hypergradient.
+    solver = OptaxSolver(optax.sgd(0.7), steps=200, tol=1e-5)
+    problem = BilevelProblem(
+        lambda w, h, _: 0.5 * jnp.sum((w - jnp.sin(h)) ** 2),
+        lambda w, h, _: 0.5 * jnp.sum((w - 0.3) ** 2),
+    )
+    algorithm = Alternating(ImplicitDifferentiation(solver), optax.sgd(0.5))
+    start = (jnp.zeros(2), jnp.ones(2), None, None)
+    result = run(problem, algorithm, *start, steps=200, tol=1e-4)
+    assert result.status == "stationary"
+    drifting = run(problem, algorithm, *start, steps=200)
+    assert max(row["error"] for row in drifting.history) > 1
+    assert not any(issubclass(w.category, InaccurateHypergradientWarning) for w in recwarn)
+
+
+@pytest.mark.parametrize("make", [HOAG, MAID])
+def test_what_needs_fixed_data_refuses_minibatches(ridge, make):
+    algorithm = make(ImplicitDifferentiation(Newton()))
+    with pytest.raises(ValueError, match=r"expected all of the data .* received mini-batches"):
+        drive(ridge, algorithm, sampler=Minibatches(6))
+
+
+def test_the_best_point_is_the_smallest_whatever_counts_as_progress(ridge):
+    plain, coarse = drive(ridge), drive(ridge, patience=50, min_delta=1.0)
+    assert float(coarse.best.value) == float(plain.best.value)
 
 
 def test_the_guard_warns_when_hyperparameters_fit_the_validation_set():

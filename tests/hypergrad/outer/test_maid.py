@@ -11,6 +11,7 @@ from hypergrad.implicit import ImplicitDifferentiation
 from hypergrad.inner import OptaxSolver
 from hypergrad.linear.cg import CG
 from hypergrad.outer import MAID, Batches, Box, Smoothness
+from hypergrad.outer.certified import Accuracy, Certifier
 from hypergrad.problem import BilevelProblem
 
 # A quadratic bilevel problem with known constants: f = ½ wᵀAw − wᵀBλ, F = ½‖w − t‖² + ½ 0.1 ‖λ‖².
@@ -137,10 +138,33 @@ def test_without_constants_it_trusts_the_estimators_own_estimate(ridge):
     )
 
 
+def test_losses_are_corrected_by_the_adjoint_itself():
+    """From rough solves: a wrong factor leaves as much of the error as there was, or more."""
+    estimator = ImplicitDifferentiation(OptaxSolver(optax.sgd(1 / 20), steps=5000), CG())
+    none = Batches(None, None)
+    state = estimator.init(PROBLEM, jnp.zeros(INNER), START, None)
+    certifier = Certifier(estimator, None, PROBLEM, none, None, state.scale)
+    rough = Accuracy(jnp.asarray(0.03), jnp.asarray(1e-3))
+    here = eqx.filter_jit(certifier.hypergradient)(state, START, rough)
+    nearby = START - 0.01 * here.gradient
+    there = eqx.filter_jit(certifier.loss)(state, nearby, rough, here.adjoint)
+    for loss, hparams in ((here, START), (there, nearby)):
+        truth = value(hparams)
+        corrected = (loss.lower + loss.upper) / 2
+        assert abs(corrected - truth) < 0.15 * abs(loss.value - truth)
+        assert loss.lower <= truth <= loss.upper
+    truth = jax.grad(value)(START)
+    assert jnp.linalg.norm(here.gradient - truth) <= here.error
+    exact = jnp.linalg.solve(A, jnp.linalg.solve(A, B @ START) - TARGET)
+    assert jnp.linalg.norm(here.adjoint - exact) < 0.3 * jnp.linalg.norm(exact)
+
+
 def test_the_constants_are_checked():
     with pytest.raises(ValueError, match=r"strong_convexity must be positive and finite, got 0.0"):
         Smoothness(0.0, 1.0, 1.0)
     with pytest.raises(ValueError, match=r"mixed must be non-negative and finite, got nan"):
         Smoothness(1.0, float("nan"), 1.0)
+    with pytest.raises(ValueError, match=r"expected `smoothness`.*received error_estimate=False"):
+        MAID(ESTIMATOR)
     with pytest.raises(ValueError, match=r"eta must lie between 0 and 1, got 1.5"):
         MAID(ESTIMATOR, eta=1.5)

@@ -9,6 +9,7 @@ from hypergrad.outer import F2SA, SABA, SOBA, Batches, Box, Minibatches
 from hypergrad.outer.saba import empty_memory, refresh
 from hypergrad.outer.soba import inner_terms, into_ball, outer_terms
 from hypergrad.problem import BilevelProblem
+from hypergrad.restricted import RestrictedProblem
 
 BOX = Box(-3.0, 1.0)
 
@@ -45,13 +46,13 @@ def test_the_terms_against_dense_derivatives(ridge):
     rng = np.random.default_rng(0)
     w, v, h = (jnp.asarray(rng.normal(size=4)) for _ in range(3))
     f = ridge.problem.inner
-    terms = inner_terms(ridge.problem, w, v, h, ridge.inner, None)
+    terms = inner_terms(RestrictedProblem(ridge.problem, w, h, ridge.inner), v)
     hessian = jax.hessian(f)(w, h, ridge.inner)
     mixed = jax.jacobian(jax.grad(f), argnums=1)(w, h, ridge.inner)
     np.testing.assert_allclose(terms.gradient, jax.grad(f)(w, h, ridge.inner), rtol=1e-10)
     np.testing.assert_allclose(terms.curvature, hessian @ v, rtol=1e-10)
     np.testing.assert_allclose(terms.mixed, mixed.T @ v, rtol=1e-10)
-    value, outer = outer_terms(ridge.problem, w, h, ridge.outer, None)
+    value, outer = outer_terms(RestrictedProblem(ridge.problem, w, h, outer_batch=ridge.outer))
     np.testing.assert_allclose(value, ridge.problem.outer(w, h, ridge.outer), rtol=1e-12)
     np.testing.assert_allclose(
         outer.params, jax.grad(ridge.problem.outer)(w, h, ridge.outer), rtol=1e-10
@@ -64,7 +65,7 @@ def test_an_optimality_map_uses_the_transposed_jacobian():
         None, lambda w, h, b: jnp.sum(w), optimality=lambda w, h, b: matrix @ w - h
     )
     v = jnp.asarray([1.0, -1.0])
-    terms = inner_terms(problem, jnp.zeros(2), v, jnp.ones(2), None, None)
+    terms = inner_terms(RestrictedProblem(problem, jnp.zeros(2), jnp.ones(2)), v)
     np.testing.assert_allclose(terms.curvature, matrix.T @ v)
     np.testing.assert_allclose(terms.mixed, -v)
 

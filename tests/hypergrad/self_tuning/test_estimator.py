@@ -13,6 +13,7 @@ from hypergrad.self_tuning import (
     Perturbation,
     SelfTuning,
     function_to_self_tuning,
+    gating,
     layers,
     squared_norm,
     to_self_tuning,
@@ -129,12 +130,12 @@ def test_linear_network_with_penalised_jacobian_is_exact(key):
     slope = jax.jacobian(rows)(lam)[:, None]
     node = eqx.tree_at(lambda n: (n.response[0].weight, n.gate), node, (axes, slope))
     # To first order the structured response is the closed form's derivative ...
-    change = layers.gated(node, jnp.ones(1), False).fold().weight - hidden.weight
+    change = gating.gated(node, jnp.ones(1), False).fold().weight - hidden.weight
     np.testing.assert_allclose(top @ change, jax.jacobian(ridge)(lam), rtol=1e-10)
     # ... and with the gates of the theorem it is the retrained network, however far.
     gates = rows(lam + step) - rows(lam)
     node = eqx.tree_at(lambda n: n.gate, node, gates[:, None])
-    far = layers.gated(node, jnp.ones(1), False)
+    far = gating.gated(node, jnp.ones(1), False)
     np.testing.assert_allclose(jax.vmap(far)(x) @ top, x @ ridge(lam + step), rtol=1e-10)
 
 
@@ -263,3 +264,30 @@ def test_layers_share_one_penalty_definition(key):
     network = Small(key)
     expected = jnp.sum(network.first.weight**2) + jnp.sum(network.second.weight**2)
     np.testing.assert_allclose(squared_norm(network), expected)
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_what_the_inner_loss_does_not_read_gets_the_direct_derivative_alone(key, centred):
+    x = jax.random.normal(key, (12, 3))
+    batch = (x, x @ jnp.arange(3.0))
+
+    def loss(model, h, batch):
+        return jnp.mean((jax.vmap(model)(batch[0])[:, 0] - batch[1]) ** 2)
+
+    problem = BilevelProblem(
+        lambda m, h, b: loss(m, h, b) + jnp.exp(h["l2"]) * m.squared_norm(),
+        lambda m, h, b: loss(m, h, b) + 2 * h["direct"],
+    )
+    hparams = {"direct": jnp.ones(()), "l2": jnp.array(-1.0), "typo": jnp.ones(3)}
+    estimator = SelfTuning(
+        optimizer=optax.adam(1e-2), perturbation=Perturbation(0.3), centred=centred, steps=40
+    )
+    model = to_self_tuning(eqx.nn.Linear(3, 1, key=key), hparams, key=key)
+    state = estimator.init(problem, model, hparams, batch, key=key)
+    state, _ = estimator.fit(problem, state, hparams, batch)
+    for point in (hparams, {**hparams, "typo": jnp.full(3, 50.0)}):
+        out = estimator.hypergradient(problem, state, point, batch, batch)
+        np.testing.assert_array_equal(out.grad["typo"], 0.0)
+        assert out.grad["direct"] == 2.0
+        assert out.grad["l2"] != 0
+        assert jnp.isnan(out.info.error)

@@ -17,7 +17,7 @@ from hypergrad.self_tuning import (
     function_to_self_tuning,
 )
 from hypergrad.self_tuning.convert import response_spec
-from hypergrad.self_tuning.layers import is_self_tuning
+from hypergrad.self_tuning.gating import is_self_tuning
 from hypergrad.self_tuning.regularisers import input_noise
 
 linen = pytest.importorskip("flax.linen")

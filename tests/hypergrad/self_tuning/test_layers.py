@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hypergrad.self_tuning import layers
+from hypergrad.self_tuning import gating, layers
 from hypergrad.self_tuning.pytree import SelfTuningArray
 
 SIZE = 3
@@ -69,12 +69,12 @@ def close(a, b, rtol=1e-12):
 def test_gating_is_the_layer_with_affine_weights(kind, key):
     node, inputs = build(kind, key)
     close(node(*inputs), node.layer(*inputs))
-    gated = layers.gated(node, E, False)
+    gated = gating.gated(node, E, False)
     folded = gated.fold()
     assert type(folded) is type(node.layer)
     close(gated(*inputs), folded(*inputs))
     # Affine in e: the weights at E and -E average to the base weights.
-    opposite = layers.gated(node, -E, False).fold()
+    opposite = gating.gated(node, -E, False).fold()
     base, here, there = (eqx.filter(m, eqx.is_array) for m in (node.layer, folded, opposite))
     close(jax.tree.map(lambda a, b: (a + b) / 2, here, there), base)
     assert not eqx.tree_equal(here, base)
@@ -85,7 +85,7 @@ def test_linearised_derivative_is_the_jacobian_product_of_the_weights(kind, key)
     node, inputs = build(kind, key)
 
     def by_gates(e, x):
-        return layers.gated(node, e, True)(x, *inputs[1:])
+        return gating.gated(node, e, True)(x, *inputs[1:])
 
     # Input and response both move: the derivative of the gated form at e = 0 has both parts.
     moved = jax.random.normal(key, inputs[0].shape)
@@ -93,7 +93,7 @@ def test_linearised_derivative_is_the_jacobian_product_of_the_weights(kind, key)
 
     def by_weights(t):
         base, constant = eqx.partition(node.layer, eqx.is_array)
-        there = eqx.filter(layers.gated(node, E, False).fold(), eqx.is_array)
+        there = eqx.filter(gating.gated(node, E, False).fold(), eqx.is_array)
         weights = jax.tree.map(lambda a, b: a + t * (b - a), base, there)
         return eqx.combine(weights, constant)(inputs[0] + t * moved, *inputs[1:])
 
@@ -105,7 +105,7 @@ def test_embedding(key):
     layer = eqx.nn.Embedding(6, 4, key=key)
     node = layers.SelfTuningEmbedding(layer, SIZE, key=key)
     node = eqx.tree_at(lambda n: n.gate, node, jax.random.normal(key, node.gate.shape))
-    gated = layers.gated(node, E, False)
+    gated = gating.gated(node, E, False)
     index = jnp.array(2)
     close(node(index), layer(index))
     close(gated(index), gated.fold()(index))
@@ -116,11 +116,11 @@ def test_embedding(key):
 @pytest.mark.parametrize("kind", ["linear", "conv2d", "lstm", "layer norm"])
 def test_squared_norm_is_that_of_the_folded_layer(kind, key):
     node, _ = build(kind, key)
-    for layer in (node, layers.gated(node, E, False)):
+    for layer in (node, gating.gated(node, E, False)):
         np.testing.assert_allclose(
             layers.squared_norm({"a": [layer]}), layers.squared_norm(layer.fold()), rtol=1e-12
         )
-    folded = layers.gated(node, E, False).fold()
+    folded = gating.gated(node, E, False).fold()
     named = [n for n in ("weight", "weight_ih", "weight_hh") if hasattr(folded, n)]
     expected = 0 if kind == "layer norm" else sum(jnp.sum(getattr(folded, n) ** 2) for n in named)
     np.testing.assert_allclose(layers.squared_norm(folded), expected, rtol=1e-12)
@@ -130,14 +130,14 @@ def test_array_gates_its_output_axis(key):
     for axis, shape in ((-1, (2, 3, 4)), (0, (4, 2, 3))):
         node = SelfTuningArray(jax.random.normal(key, shape), SIZE, axis, key=key)
         node = eqx.tree_at(lambda n: n.gate, node, jax.random.normal(key, (4, SIZE)))
-        gated = layers.gated(node, E, False)
+        gated = gating.gated(node, E, False)
         rows = (-1, 1, 1) if axis == 0 else (1, 1, -1)
         expected = node.layer + (node.gate @ E).reshape(rows) * node.response
         np.testing.assert_allclose(gated.fold(), expected, rtol=1e-12)
         np.testing.assert_allclose(gated.squared_norm(), jnp.sum(expected**2), rtol=1e-12)
     bias = SelfTuningArray(jnp.arange(4.0), SIZE, -1, key=key)
     bias = eqx.tree_at(lambda n: n.gate, bias, node.gate)
-    np.testing.assert_allclose(layers.gated(bias, E, False).fold(), jnp.arange(4.0) + node.gate @ E)
+    np.testing.assert_allclose(gating.gated(bias, E, False).fold(), jnp.arange(4.0) + node.gate @ E)
 
 
 def test_examples_share_the_weights(key):
@@ -146,7 +146,7 @@ def test_examples_share_the_weights(key):
     layer = layers.SelfTuningLinear(eqx.nn.Linear(width, width, key=key), SIZE, key=key)
 
     def outputs(layer, x, e):
-        return jax.vmap(lambda x, e: layers.gated(layer, e, False)(x))(x, e)
+        return jax.vmap(lambda x, e: gating.gated(layer, e, False)(x))(x, e)
 
     jaxpr = jax.make_jaxpr(lambda x, e: outputs(layer, x, e))(
         jnp.ones((batch, width)), jnp.ones((batch, SIZE))

@@ -1,0 +1,1 @@
+"""What hypernetworks and self-tuning networks share: learning a response around hyperparameters."""
