@@ -4,7 +4,7 @@ from typing import cast
 
 import equinox as eqx
 import jax
-import numpy as np
+import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 
@@ -77,8 +77,8 @@ def met_nonpositive_curvature(outcome: Outcome) -> Bool[Array, "..."]:
 
 
 def worst(outcome: Outcome) -> Outcome:
-    """The worst of a batch of concrete outcomes."""
-    return jax.tree.map(lambda code: np.asarray(np.max(code)), outcome)
+    """The worst of a batch of outcomes."""
+    return jax.tree.map(jnp.max, outcome)
 
 
 def text_of(outcome: Outcome) -> str:

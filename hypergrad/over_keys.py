@@ -10,6 +10,7 @@ from scipy import stats
 
 from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
 from hypergrad.linear import vector
+from hypergrad.outcome import worst
 from hypergrad.problem import BilevelProblem
 
 # A standard error from few keys is itself uncertain: Student's quantile takes care of that.
@@ -125,8 +126,7 @@ class OverKeys(Estimator):
             inner_iterations=jnp.sum(infos.inner_iterations),
             linear_residual=jnp.max(infos.linear_residual),
             iterations=jnp.sum(infos.iterations),
-            nonpositive_curvature=jnp.any(infos.nonpositive_curvature),
-            breakdown=jnp.any(infos.breakdown),
+            outcome=worst(infos.outcome),
             error=jnp.hypot(jnp.mean(infos.error), jnp.where(spread > 0, relative, 0)),
         )
         state = OverKeysState(_first(out.state), None)
