@@ -212,7 +212,7 @@ class BayesSearcher(Searcher):
         mean, _ = process.predict(_extended(tried, at))
         anchors = tried[np.argsort(mean, kind="stable")[:_ANCHORS]]
         if pending or stopped:
-            configs = [item.config for item in (*pending, *stopped)]
+            configs = [*(one.config for one in pending), *(one.config for one in stopped)]
             waiting = np.stack([self.space.encode(config) for config in configs]) * self._stretch
             guess, _ = process.predict(_extended(waiting, through))
             # What was stopped early is not known at this resource, but no better than most.
