@@ -65,7 +65,9 @@ def test_states_of_version_1_are_read(name):
     searcher.restore(cases.HERE / f"state-{name}.json")
     assert len(searcher.history) == cases.TRIALS
     configs = [dict(item.config) for item in searcher.history]
-    same(configs, golden("searches")[name], rtol=0)
+    # The hypergradient searcher chooses otherwise by now; its old notes are read all the same.
+    saved = golden("searches")
+    same(configs, saved.get(f"{name}, 0.1.0", saved[name]), rtol=0)
     assert searcher.ask().number == cases.TRIALS
 
 

@@ -140,7 +140,7 @@ class BayesSearcher(Searcher):
             self.space,
             lambda units: belief.score(units * self._stretch),
             belief.anchors / self._stretch,
-            belief.tried / self._stretch,
+            self._tried(history, pending),
             rng,
             None
             if len(belief.at)
@@ -149,6 +149,11 @@ class BayesSearcher(Searcher):
         )
         config = self.space.sample(rng) if point is None else self.space.decode(point)
         return Suggestion(number, config, {"origin": "model"})
+
+    def _tried(self, history: Sequence[Observation], pending: Sequence[Suggestion]) -> Matrix:
+        """Everything that need not be tried again, at whatever resource it was."""
+        units, _ = self._encoded(history)
+        return np.stack([*units, *(self.space.encode(item.config) for item in pending)])
 
     # The model
 
@@ -160,6 +165,7 @@ class BayesSearcher(Searcher):
     ) -> _Belief:
         groups = self._groups
         joint = paired(history)
+        stopped: list[Observation] = []
         if joint:
             data = aligned(history)
             places, target, slope = data.place[:, None], data.target, data.slope
@@ -172,7 +178,9 @@ class BayesSearcher(Searcher):
             order = np.r_[near, rng.permutation(rest)]
         else:
             fit_room, room = _FIT_ROWS, _POSTERIOR_ROWS
-            history = _highest_resource(history)
+            everything, history = history, _highest_resource(history)
+            modelled = {id(item) for item in history}
+            stopped = [item for item in everything if id(item) not in modelled][-room:]
             values = np.array([np.nan if item.value is None else item.value for item in history])
             values[[item.status == "failed" for item in history]] = np.nan
             target, slope = logarithmic(imputed(values))
@@ -203,9 +211,13 @@ class BayesSearcher(Searcher):
             tried = np.unique(tried, axis=0)
         mean, _ = process.predict(_extended(tried, at))
         anchors = tried[np.argsort(mean, kind="stable")[:_ANCHORS]]
-        if pending:
-            waiting = np.stack([self.space.encode(item.config) for item in pending]) * self._stretch
+        if pending or stopped:
+            configs = [*(one.config for one in pending), *(one.config for one in stopped)]
+            waiting = np.stack([self.space.encode(config) for config in configs]) * self._stretch
             guess, _ = process.predict(_extended(waiting, through))
+            # What was stopped early is not known at this resource, but no better than most.
+            known = target if len(target) else np.zeros(1)
+            guess[len(pending) :] = np.maximum(guess[len(pending) :], np.median(known))
             more = Rows.values(_extended(waiting, through))
             process = process.condition(rows.join(more), np.r_[y, guess])
             tried = np.r_[tried, waiting]

@@ -165,7 +165,8 @@ class Domain(ABC):
         """The encoding of the nearest value for each row of unit coordinates, shape `(n, size)`."""
         if self.differentiable:
             return np.clip(units, 0.0, 1.0)
-        return np.stack([self.encode(self.decode(row)) for row in units])
+        rows = [self.encode(self.decode(row)) for row in units]
+        return np.reshape(rows, (len(units), self.size))
 
     def draw(self, uniform: np.ndarray) -> Any:
         """The value at a quantile: uniform variates in, a value of the prior out."""
@@ -326,13 +327,26 @@ class Float(Domain):
     def decode(self, unit: np.ndarray) -> Any:
         """See the base class."""
         unit = np.clip(np.asarray(unit, float), 0.0, 1.0).reshape(self.shape)
+        return self._canonical(self._natural(unit)).tolist()
+
+    def _natural(self, unit: np.ndarray) -> np.ndarray:
         if self.log:
             low, high = math.log(self.low), math.log(self.high)
-            values = np.exp(low + unit * (high - low))
-        else:
-            # Exact at both ends, unlike low + unit * (high - low).
-            values = self.low * (1.0 - unit) + self.high * unit
-        return self._canonical(values).tolist()
+            return np.exp(low + unit * (high - low))
+        # Exact at both ends, unlike low + unit * (high - low).
+        return self.low * (1.0 - unit) + self.high * unit
+
+    def snap(self, units: np.ndarray) -> np.ndarray:
+        """See the base class."""
+        units = np.clip(units, 0.0, 1.0)
+        if self.step is None:
+            return units
+        index = np.clip(np.rint((self._natural(units) - self.low) / self.step), 0, self._last)
+        # Rounding to canonical digits is slow, and the same for every entry at the same value.
+        distinct, which = np.unique(index, return_inverse=True)
+        return self.encode(self._canonical(self.low + distinct * self.step))[which].reshape(
+            units.shape
+        )
 
     def draw(self, uniform: np.ndarray) -> Any:
         """Uniform in the coordinate, or normal around the default; a linear grid has equal odds."""
@@ -462,8 +476,18 @@ def _check_choices(choices: Any, name: str) -> tuple[Any, ...]:
     listed = tuple(item.item() if isinstance(item, np.generic) else item for item in choices)
     if not listed:
         raise _fail(name, "at least one choice", list(choices))
-    for i, choice in enumerate(listed):
-        if any(same(choice, other) for other in listed[:i]):
+    # Numbers and strings differ if their types or values do; what is nested is compared one by one.
+    plain = {str, int, bool, type(None)}
+    seen: set[Any] = set()
+    others: list[Any] = []
+    for choice in listed:
+        if type(choice) in plain:
+            known = (type(choice), choice) in seen
+            seen.add((type(choice), choice))
+        else:
+            known = any(same(choice, other) for other in others)
+            others.append(choice)
+        if known:
             raise _fail(name, "choices that differ", choice)
         if isinstance(choice, Domain):
             raise _fail(name, "plain values (strategies.space.Choice nests domains)", choice)

@@ -461,7 +461,7 @@ class SearchSpace:
                 seen, row = np.unique(units[:, self.slices[parent]], axis=0, return_inverse=True)
                 values = [self.domains[parent].decode(unit) for unit in seen]
                 meets = [any(same(value, one) for one in allowed) for value in values]
-                exists &= active[parent] & np.array(meets)[row.ravel()]
+                exists &= active[parent] & np.array(meets, bool)[row.ravel()]
             active[path] = exists
             if domain.size:
                 units[exists, where] = domain.snap(units[exists, where])

@@ -37,7 +37,7 @@ def _hopeless(z: Array) -> _Hopeless:
     far = z < -50.0
     return _Hopeless(
         mills=np.where(far, (1.0 - series) / np.maximum(-z, 1.0), mills),
-        shrink=np.where(far, series, np.maximum(1.0 + low * mills, 1e-300)),
+        shrink=np.where(far, np.maximum(series, 1e-300), np.maximum(1.0 + low * mills, 1e-300)),
     )
 
 
@@ -51,6 +51,12 @@ def _log_h(z: Array) -> Array:
 def log_expected_improvement(mean: Array, deviation: Array, best: float) -> Array:
     """Logarithm of the expected improvement below `best`, elementwise."""
     return np.log(deviation) + _log_h((best - mean) / deviation)
+
+
+def expected_improvement(mean: Array, deviation: Array, best: Array | float) -> Array:
+    """The expected improvement below `best` itself, elementwise; it underflows to zero."""
+    with np.errstate(over="ignore"):  # beliefs about chaotic functions have no bounds
+        return np.asarray(np.exp(np.log(deviation) + _log_h((best - mean) / deviation)))
 
 
 def log_expected_improvement_slopes(

@@ -21,6 +21,10 @@ _RANDOM = 1500
 _CLIMBS = 4
 _ROUNDS = 8
 _STEPS = 100
+# Bounds for categoricals of hundreds of choices, each of which is a coordinate: entries of the
+# random points, and choices that a neighbourhood looks at.
+_ENTRIES = 600_000
+_CHOICES = 100
 
 
 def maximise(
@@ -53,7 +57,8 @@ def maximise(
     def around(point: Vector) -> Matrix:
         return np.clip(neighbours(space, point, rng), low, high)
 
-    pool = space.snap(low + (high - low) * rng.random((_RANDOM, space.dimension)))
+    count = min(_RANDOM, _ENTRIES // max(space.dimension, 1) + 1)
+    pool = space.snap(low + (high - low) * rng.random((count, space.dimension)))
     points, scores = untried(np.concatenate([pool, *(around(anchor) for anchor in anchors)]))
     # What follows the slope in every coordinate needs no steps at random.
     rounds = 0 if refine is not None and space.differentiable.all() else _ROUNDS
@@ -81,6 +86,8 @@ def neighbours(space: SearchSpace, point: Vector, rng: np.random.Generator) -> M
             continue
         if isinstance(domain, Categorical):
             options = np.eye(domain.size)
+            if domain.size > _CHOICES:
+                options = options[rng.choice(domain.size, _CHOICES, replace=False)]
         else:
             near = point[where] + 0.05 * rng.standard_normal((4, domain.size))
             far = np.repeat(np.linspace(0, 1, 21)[:, None], domain.size, 1)

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
+from strategies.surrogates.acquisition import expected_improvement as below
+
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 
@@ -68,10 +70,8 @@ def expected_improvement(
 
 def _expected_below(mean: Matrix, deviation: Matrix, level: Vector) -> Matrix:
     """`E (level - y)₊`, zero for a level of minus infinity."""
-    finite = np.where(np.isfinite(level), level, 0.0)
-    z = (finite - mean) / deviation
-    density = np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
-    return np.where(np.isfinite(level), deviation * (z * ndtr(z) + density), 0.0)
+    known = np.isfinite(level)
+    return np.where(known, below(mean, deviation, np.where(known, level, 0.0)), 0.0)
 
 
 def _expected_below_log(mean: Matrix, deviation: Matrix, level: Vector) -> Matrix:

@@ -236,3 +236,19 @@ def test_values_at_different_resources_are_not_mixed(cube):
 def test_startup_must_be_positive(cube):
     with pytest.raises(ValueError, match=r"'startup': expected an integer >= 1, received 0"):
         BayesSearcher(cube, startup=0)
+
+
+def test_what_was_stopped_early_is_not_suggested_again():
+    """Each trial is known at one resource only; the better half goes on to the higher one."""
+    space = SearchSpace({"x": Float(0, 1), "y": Float(0, 1)})
+    searcher, places = BayesSearcher(space), []
+    for number in range(24):
+        asked = searcher.ask()
+        x, y = asked.config["x"], asked.config["y"]
+        # What looks good to a model of the long trainings alone is stopped each time.
+        resource = 9.0 if number < 6 else 1.0
+        value = (x - 0.3) ** 2 + (y - 0.6) ** 2
+        places.append([x, y])
+        searcher.tell(Observation(asked.config, value, number=number, resource=resource))
+    apart = np.linalg.norm(np.array(places)[:, None] - np.array(places), axis=2)
+    assert np.sort(apart[np.triu_indices(24, 1)])[5] > 1e-3

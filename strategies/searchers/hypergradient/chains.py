@@ -1,0 +1,121 @@
+"""Chains: the points that descended from one start, and the step that comes next."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from strategies.searchers.hypergradient.constants import CONSTANTS
+from strategies.searchers.hypergradient.points import Point
+from strategies.surrogates.quasi_newton import RULES, Outcome, Pair, Region, Step, pair, step
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """A chain.
+
+    - `points`: by number.
+    - `where`: mask of the coordinates that it descends in.
+    - `pairs`: curvature seen on it, oldest first.
+    - `region`: where the model is believed.
+    """
+
+    name: int
+    points: Sequence[Point]
+    best: Point
+    where: np.ndarray
+    pairs: Sequence[Pair]
+    region: Region
+
+    def step(self, length: float = 1.0) -> tuple[Step, float]:
+        """The next step, in all coordinates, so much longer, and what cut it.
+
+        It is cut until it does not end where an earlier one was worse than where this one begins.
+        """
+        where, length = self.where, length * max(1.0 - self.best.error, RULES.shortest)
+        cut = self.region.cut * length
+        found = np.zeros_like(self.best.unit)
+        if not where.any():
+            return Step(found, 0.0), cut
+        worse = np.array([point.unit for point in self.points if point is not self.best])
+        while True:
+            region = Region(self.region.radius, cut)
+            inner = step(self.best.unit[where], self.best.gradient[where], self.pairs, region)
+            found[where] = inner.s
+            near = RULES.shortest * float(np.max(np.abs(found), initial=0.0))
+            away = np.abs(worse - self.best.unit - found).max(axis=1) if len(worse) else [np.inf]
+            if np.min(away) > near or cut < CONSTANTS.rounding or not near:
+                return Step(found, inner.decrease), cut
+            cut *= RULES.longest
+
+
+def chains(points: Sequence[Point], graded: np.ndarray, radius: float, memory: int) -> list[Chain]:
+    """The best chains, best first.
+
+    **Arguments:**
+
+    - `graded`: mask of the coordinates to descend in.
+    - `radius`: first radius of the region.
+    - `memory`: pairs kept of each.
+    """
+    groups: dict[tuple[int, bytes], list[Point]] = {}
+    for point in points:
+        fixed = np.where(graded, -1.0, point.unit).tobytes()
+        groups.setdefault((point.chain, fixed), []).append(point)
+    bests = [
+        (min(members, key=lambda point: point.value), name, members)
+        for (name, _), members in groups.items()
+    ]
+    finite = [found for found in bests if np.isfinite(found[0].value)]
+    finite.sort(key=lambda found: (found[0].value, found[1]))
+    known: dict[int, Chain] = {}
+    # A chain of one point takes the curvature of the chain that it was changed from.
+    for best, name, members in sorted(finite[: CONSTANTS.chains], key=lambda found: found[1]):
+        chain = _chain(name, best, members, graded, radius, memory)
+        parent = best.move and best.move.parent is not None and known.get(best.move.parent)
+        if parent and not chain.pairs and np.array_equal(parent.where, chain.where):
+            chain = Chain(name, chain.points, best, chain.where, parent.pairs, parent.region)
+        known.setdefault(name, chain)
+        if known[name] is not chain and best.value < known[name].best.value:
+            known[name] = chain
+    return sorted(known.values(), key=lambda chain: (chain.best.value, chain.name))
+
+
+def _chain(
+    name: int, best: Point, members: list[Point], graded: np.ndarray, radius: float, memory: int
+) -> Chain:
+    where = np.isfinite(best.gradient) & graded
+    by_name = {point.name: point for point in members}
+    region = Region(radius)
+    failed: list[tuple[float, Outcome]] = []
+    for point in members:
+        move = point.move
+        base = None if move is None or move.move != "step" else by_name.get(move.base or 0)
+        if move is None or base is None:
+            continue
+        slope = float(np.nan_to_num(base.gradient[where]) @ (point.unit - base.unit)[where])
+        outcome = Outcome(move.length, move.decrease, base.value - point.value, slope)
+        region = region.after(outcome)
+        if base is best:
+            failed.append((move.cut, outcome))
+    cuts = [Region(radius, cut).shortened(outcome).cut for cut, outcome in failed]
+    region = Region(region.radius, min(cuts, default=1.0))
+    return Chain(name, members, best, where, _pairs(members, where)[-memory:], region)
+
+
+def _pairs(points: Sequence[Point], where: np.ndarray) -> list[Pair]:
+    """Differences over the steps, also over those that failed."""
+    by_name = {point.name: point for point in points}
+    found: list[Pair] = []
+    for point in points if where.any() else ():
+        move = point.move
+        base = None if move is None or move.move != "step" else by_name.get(move.base or 0)
+        if move is None or base is None:
+            continue
+        ends = base.gradient[where], point.gradient[where]
+        if not np.isfinite(ends).all():
+            continue
+        noise = max(base.error, point.error) * max(float(np.linalg.norm(one)) for one in ends)
+        one = pair((point.unit - base.unit)[where], ends[1] - ends[0], noise)
+        found += [] if one is None else [one]
+    return found

@@ -1,0 +1,63 @@
+"""The mover that follows gradients: the next step of each chain."""
+
+from functools import partial
+
+import numpy as np
+
+from strategies.searchers.hypergradient.chains import Chain
+from strategies.searchers.hypergradient.constants import CONSTANTS
+from strategies.searchers.hypergradient.move import Move
+from strategies.searchers.hypergradient.view import Offer, View
+
+
+def descent(view: View, least: float) -> list[Offer]:
+    """A step of the best chain gains what the model predicts.
+
+    A chain that is not the best has to get below it first: what it may gain in several steps, for
+    as many evaluations, and no more than the search has gained lately, as no function falls for
+    ever. A step that is being evaluated takes its gain from the next one.
+    """
+    offers = []
+    for position, chain in enumerate(view.chains):
+        better = view.chains[:position]
+        count = sum(move.move == "step" and move.chain == chain.name for move in view.waiting)
+        if count >= len(CONSTANTS.lengths) or any(_joined(chain, one) for one in better):
+            continue
+        step, cut = chain.step(CONSTANTS.lengths[count])
+        if step.decrease <= CONSTANTS.rounding * abs(chain.best.value):
+            continue
+        config = view.space.decode(np.clip(chain.best.unit + step.s, 0.0, 1.0))
+        if view.space.encode(config).tobytes() in view.tried:
+            continue
+        steps = CONSTANTS.horizon if better else 1.0
+        # Half of what a waiting step has left is there for the next.
+        gain = steps * step.decrease * CONSTANTS.unsure**count
+        way = "descent, behind" if better else "descent, another" if count else "descent"
+        move = Move(
+            "step",
+            chain.name,
+            way=way,
+            level=view.level,
+            base=chain.best.name,
+            length=float(np.max(np.abs(step.s))),
+            decrease=step.decrease,
+            cut=cut,
+        )
+        offers.append(
+            Offer(
+                move,
+                gain - (chain.best.value - view.level),
+                CONSTANTS.unsure * gain,
+                partial(dict, config),
+                steps,
+                view.record(way),
+                view.spread if better else np.inf,
+            )
+        )
+    return offers
+
+
+def _joined(chain: Chain, better: Chain) -> bool:
+    """Whether a chain has come so near to a better one that it would only follow it."""
+    away = np.abs(chain.best.unit - better.best.unit)
+    return len(chain.points) > 1 and float(away.max()) < CONSTANTS.near

@@ -1,0 +1,204 @@
+"""A quasi-Newton model of a function, the region in which it is believed, and its minimiser there.
+
+The model is `g·s + s·Bs/2` with the limited-memory BFGS matrix of some pairs (Byrd, Lu, Nocedal and
+Zhu, SIAM J. Sci. Comput. 16, 1995). A step minimises it over the box of the unit cube, within a
+`Region` of two numbers: the radius, twice the longest step that has been worth taking, and the cut,
+by which steps from the same point are shortened until one succeeds. A cut divides the steps by
+multiplying `B`: the region is the ellipsoid of a bound on `s·Bs` (Conn, Gould and Toint,
+Trust-Region Methods, 2000, section 6.7), a line search along the model's own step, whatever the
+scales of the coordinates. A failure takes nothing from the steps that come after the next success.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vector = NDArray[np.float64]
+
+
+class Pair(NamedTuple):
+    """A difference of two points, and that of their gradients, of positive curvature `s·y`."""
+
+    s: Vector
+    y: Vector
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The constants of the steps.
+
+    - `curvature`: least cosine of the angle between `s` and `y`; below it rounding decides.
+    - `good`: from this ratio of actual to predicted decrease on, a step at the edge of the region
+      widens it (Conn, Gould and Toint 2000, section 6.1, between their two thresholds).
+    - `edge`: a step of this share of the radius is one at the edge, as the conjugate gradients may
+      stop before it.
+    - `widening`: of the radius (the same section).
+    - `shortest`, `longest`: bounds of what interpolation leaves of a step that failed (Dennis and
+      Schnabel, Numerical Methods for Unconstrained Optimization, 1983, section 6.3.2).
+    - `decided`: share of the squared gradient that the conjugate gradients may leave, and `settled`
+      the share of the decrease: a millionth of a step is less than its model knows.
+    """
+
+    curvature: float = 1e-6
+    good: float = 0.5
+    edge: float = 0.8
+    widening: float = 2.0
+    shortest: float = 0.1
+    longest: float = 0.5
+    decided: float = 1e-12
+    settled: float = 1e-6
+
+
+RULES = Rules()
+
+
+def pair(s: Vector, y: Vector, noise: float = 0.0) -> Pair | None:
+    """The pair, or `None` if its curvature is negative or not to be told from rounding.
+
+    **Arguments:**
+
+    - `noise`: norm of what may be wrong in `y`.
+    """
+    size = float(np.linalg.norm(s)) * max(float(np.linalg.norm(y)), noise)
+    return Pair(s, y) if float(s @ y) > RULES.curvature * size else None
+
+
+class Model:
+    """The matrix `B` of some pairs, oldest first, as an operator.
+
+    With no pair it is a multiple of the identity, for which the step goes to the edge of the
+    region. Of the first matrices in use, `s·y / s·s`, the curvature along the last step, is the
+    least: directions that no step has explored yet get long steps rather than tiny ones.
+    """
+
+    def __init__(self, gradient: Vector, pairs: Sequence[Pair], radius: float):
+        if pairs:
+            s, y = pairs[-1]
+            self.first = float(s @ y) / float(s @ s)
+        else:
+            self.first = float(np.max(np.abs(gradient), initial=0.0)) / radius
+        # Rank-two updates, one after the other: `B v = first v + Pᵀ P v - Mᵀ M v`.
+        self.plus = self.minus = np.empty((0, len(gradient)))
+        plus, minus = (np.empty((len(pairs), len(gradient))) for _ in range(2))
+        count = 0
+        for s, y in pairs:
+            bs = self(s)
+            if not (curvature := float(s @ bs)) > 0:
+                continue
+            plus[count], minus[count] = y / np.sqrt(s @ y), bs / np.sqrt(curvature)
+            count += 1
+            self.plus, self.minus = plus[:count], minus[:count]
+
+    def __call__(self, v: Vector) -> Vector:
+        """`B v`."""
+        return self.first * v + (self.plus @ v) @ self.plus - (self.minus @ v) @ self.minus
+
+
+class Outcome(NamedTuple):
+    """What became of a step.
+
+    - `length`: its largest entry.
+    - `predicted`, `actual`: decreases; the actual one is minus infinity where the trial failed.
+    - `slope`: along the step at its beginning, negative; NaN if not known.
+    """
+
+    length: float
+    predicted: float
+    actual: float
+    slope: float = np.nan
+
+    def shortened(self) -> float:
+        """The share of a step that failed after which the parabola through it is lowest."""
+        curved = 2.0 * (-self.actual - self.slope)
+        share = -self.slope / curved if np.isfinite(curved) and curved > 0 else RULES.shortest
+        return float(np.clip(share, RULES.shortest, RULES.longest))
+
+
+@dataclass(frozen=True)
+class Region:
+    """Where the model is believed: steps of at most `radius` in any entry, shortened by `cut`."""
+
+    radius: float
+    cut: float = 1.0
+
+    def after(self, outcome: Outcome) -> "Region":
+        """The region for the next step from where this one ended: a whole one, perhaps a wider."""
+        good = outcome.actual > RULES.good * outcome.predicted
+        if not good or outcome.length < RULES.edge * self.radius:
+            return Region(self.radius)
+        return Region(max(self.radius, min(RULES.widening * outcome.length, 1.0)))
+
+    def shortened(self, outcome: Outcome) -> "Region":
+        """The region for another step from where this one failed."""
+        return replace(self, cut=self.cut * outcome.shortened())
+
+
+class Step(NamedTuple):
+    """A step and the decrease that the model predicts for it."""
+
+    s: Vector
+    decrease: float
+
+
+def step(unit: Vector, gradient: Vector, pairs: Sequence[Pair], region: Region) -> Step:
+    """The minimiser of the model within the unit cube and the region.
+
+    **Arguments:**
+
+    - `unit`: `(d,)`, where the step begins.
+    - `gradient`: `(d,)`, there.
+    """
+    if not gradient.any():
+        return Step(np.zeros_like(unit), 0.0)
+    model = Model(gradient, pairs, region.radius)
+    bound = region.radius * region.cut
+    low, high = np.maximum(-bound, -unit), np.minimum(bound, 1.0 - unit)
+    return box_minimum(gradient, model, region.cut, low, high)
+
+
+def box_minimum(gradient: Vector, model: Model, cut: float, low: Vector, high: Vector) -> Step:
+    """Minimise `g·s + s·Bs / (2 cut)` for `low <= s <= high`: conjugate gradients, free variables.
+
+    Whenever a conjugate-gradient path leaves the box, its end is projected and the variables on a
+    bound that want to stay there are held; the loop ends when no variable changes its side.
+    """
+    size_of_gradient = float(gradient @ gradient)
+    s, predicted = np.zeros_like(gradient), 0.0
+    for _ in range(20):
+        slope = gradient + model(s) / cut
+        held = ((s <= low) & (slope >= 0)) | ((s >= high) & (slope <= 0))
+        free = ~held
+        residual = np.where(free, -slope, 0.0)
+        size = float(residual @ residual)
+        if size <= RULES.decided**2 * size_of_gradient:
+            break
+        start = s
+        d, p = np.zeros_like(s), residual
+        for _ in range(2 * len(model.plus) + 10):
+            curved = np.where(free, model(p) / cut, 0.0)
+            length = size / float(p @ curved)
+            d = d + length * p
+            residual = residual - length * curved
+            new = float(residual @ residual)
+            outside = np.any((start + d < low) | (start + d > high))
+            if new <= RULES.decided * size_of_gradient or outside:
+                break
+            p = residual + new / size * p
+            size = new
+        # Project; halve the path until the model decreases (projection may bend it upwards).
+        length = 1.0
+        for _ in range(20):
+            trial = np.clip(start + length * d, low, high)
+            after = float(gradient @ trial + 0.5 * (trial @ model(trial)) / cut)
+            if after < predicted:
+                break
+            length *= 0.5
+        else:
+            break
+        gained, s, predicted = predicted - after, trial, after
+        if gained <= RULES.settled * abs(after):
+            break
+    return Step(s, -predicted)
