@@ -10,6 +10,8 @@ from jaxtyping import Array, PyTree, Scalar
 from hypergrad.linear import vector
 from hypergrad.problem import BilevelProblem
 
+Slope = Callable[[PyTree, PyTree, PyTree], Scalar]
+
 
 def residual_of(
     problem: BilevelProblem, static: PyTree, hparams: PyTree, batch: PyTree, key: Array | None
@@ -51,7 +53,7 @@ def slope_of(
     h_static: PyTree,
     batch: PyTree,
     key: Array | None,
-) -> Callable[[PyTree, PyTree, PyTree], Scalar]:
+) -> Slope:
     """`(w, λ, q) -> ⟨∂f/∂w, q⟩`, whose gradients are `H q`, `Cᵀ q` and the inner residual.
 
     **Arguments:**
