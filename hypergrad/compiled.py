@@ -1,7 +1,7 @@
 """The one-call front door: compiled once, checked before it is handed over."""
 
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from hypergrad.estimator import Estimator, Hypergradient
+from hypergrad.estimator import Estimator, Hypergradient, HypergradientInfo
 from hypergrad.implicit import ImplicitDifferentiation
 from hypergrad.problem import BilevelProblem
 
@@ -52,7 +52,8 @@ def hypergradient(
     - `state`: the state of an earlier result, for a warm start. Then `params`, if given, replaces
       the inner point of that state.
     - `key`: for stochastic problems, one key for everything in this call.
-    - `strict`: raise instead of returning a gradient whose estimated error exceeds its norm.
+    - `strict`: raise instead of returning a gradient whose estimated error exceeds its norm;
+      without an estimate, one whose inner or linear residual is not small, or not known.
 
     **Returns:** a `Hypergradient` with `value`, `grad`, `state`, `info` and `aux`.
 
@@ -60,7 +61,7 @@ def hypergradient(
 
     - `ValueError` for a hyperparameter without effect (named), a loss that is not a real scalar, an
       outer loss that ignores `params`.
-    - `InaccurateHypergradientError` with `strict=True`; inside `jit` an `equinox` runtime error.
+    - `InaccurateHypergradientError` with `strict=True`; inside `jit` a runtime error with its text.
 
     In eager use a result that is not to be trusted comes with an `InaccurateHypergradientWarning`,
     once for each place it is called from.
@@ -73,11 +74,14 @@ def hypergradient(
     out = _compiled(problem, estimator, state, arguments, key)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(out)):
         return _refuse_traced(out) if strict else out
-    trouble = _trouble(out)
-    if strict and trouble is not None and trouble.refuse:
-        raise InaccurateHypergradientError(f"strict: {trouble.text}")
-    if trouble is not None:
-        warnings.warn(trouble.text, InaccurateHypergradientWarning, stacklevel=2)
+    doubts = [doubt for doubt in _doubts(out.info) if bool(np.any(doubt.holds))]
+    refusal = next((doubt for doubt in doubts if doubt.refuse), None)
+    if strict and refusal is not None:
+        raise InaccurateHypergradientError(f"strict: {refusal.text}")
+    # What is merely not known is strict's affair: who switches the estimate off knows it.
+    told = next((doubt for doubt in doubts if doubt.warn), None)
+    if told is not None:
+        warnings.warn(told.text, InaccurateHypergradientWarning, stacklevel=2)
     return out
 
 
@@ -104,56 +108,69 @@ def _compiled(
     return estimator.hypergradient(problem, state, hparams, inner_batch, outer_batch, key=key)
 
 
-class _Trouble(eqx.Module):
+class _Doubt(NamedTuple):
+    """A reason not to trust a result, and what to do."""
+
+    holds: Array
     text: str
     refuse: bool
+    warn: bool = True
 
 
-def _trouble(out: Hypergradient) -> _Trouble | None:
-    """What is wrong with a result, worst first."""
+# Without an estimate, residuals below these are taken for solved.
+_INNER_SOLVED, _LINEAR_SOLVED = 1e-2, 0.1
+
+
+def _doubts(info: HypergradientInfo) -> tuple[_Doubt, ...]:
+    """What may be wrong with a result, worst first; traced or not."""
     # No numbers in the texts: so Python's own rule of one warning for each place and text applies.
-    info = out.info
-    error = np.asarray(info.error)
-    if np.any(info.breakdown):
-        return _Trouble(
+    known = ~jnp.isnan(info.error)
+    # A residual that is not known does not count as small.
+    solved = (info.inner_residual <= _INNER_SOLVED) & (info.linear_residual <= _LINEAR_SOLVED)
+    # What was measured and is not small.
+    unsolved = (info.inner_residual > _INNER_SOLVED) | (info.linear_residual > _LINEAR_SOLVED)
+    curvature = (
+        "the inner Hessian is not positive definite here (info.nonpositive_curvature): the inner "
+        "point is no minimum, or the linear solve stopped early. Solve the inner problem further, "
+        "add damping, or use Gauss-Newton curvature or a linear solver for indefinite systems."
+    )
+    inaccurate = (
+        "the inner problem or the linear system is not solved well enough: the hypergradient "
+        "may be more than 10 % off (see info.error, info.inner_residual, info.linear_residual)."
+    )
+    return (
+        _Doubt(
+            info.breakdown,
             "a number that is not finite was met in the losses or the linear solve "
             "(info.breakdown); the hypergradient is not usable.",
             True,
-        )
-    if np.any(info.nonpositive_curvature):
-        return _Trouble(
-            "the inner Hessian is not positive definite here (info.nonpositive_curvature): the "
-            "linear solve stopped early. Solve the inner problem further, add damping, or use "
-            "Gauss-Newton curvature or a linear solver for indefinite systems.",
-            bool(np.any(~(error <= 1))),
-        )
-    if np.any(error > 1):
-        return _Trouble(
+        ),
+        _Doubt(info.nonpositive_curvature & ~(info.error <= 1), curvature, True),
+        _Doubt(
+            info.error > 1,
             "the estimated error of the hypergradient exceeds its norm (info.error > 1). Solve the "
             "inner problem (info.inner_residual) or the linear system (info.linear_residual) "
             "further.",
             True,
-        )
-    unsolved = (np.asarray(info.inner_residual) > 1e-2) | (np.asarray(info.linear_residual) > 0.1)
-    if np.any(error > 0.1) or np.any(np.isnan(error) & unsolved):
-        return _Trouble(
-            "the inner problem or the linear system is not solved well enough: the hypergradient "
-            "may be more than 10 % off (see info.error, info.inner_residual, "
-            "info.linear_residual).",
-            False,
-        )
-    return None
+        ),
+        _Doubt(~known & unsolved, inaccurate, True),
+        _Doubt(info.nonpositive_curvature, curvature, False),
+        _Doubt(info.error > 0.1, inaccurate, False),
+        _Doubt(
+            ~known & ~solved,
+            "nothing is known about the error of the hypergradient (info.error is NaN, and so is a "
+            "residual). Take an estimator that estimates its error.",
+            refuse=True,
+            warn=False,
+        ),
+    )
 
 
 def _refuse_traced(out: Hypergradient) -> Hypergradient:
-    info = out.info
-    indefinite = info.nonpositive_curvature & ~(info.error <= 1)
-    grad = eqx.error_if(
-        out.grad,
-        info.breakdown | indefinite | (info.error > 1),
-        "strict: the estimated error of the hypergradient exceeds its norm, or its linear solve "
-        "broke down.",
-    )
+    refusals = [doubt for doubt in _doubts(out.info) if doubt.refuse]
+    holds = jnp.stack([doubt.holds for doubt in refusals])
+    texts = [f"strict: {doubt.text}" for doubt in refusals]
+    grad = eqx.branched_error_if(out.grad, jnp.any(holds), jnp.argmax(holds), texts)
     return eqx.tree_at(lambda o: o.grad, out, grad, is_leaf=lambda x: x is None)
 
 

@@ -25,6 +25,47 @@ def residual_of(
     return residual
 
 
+class _Signed(eqx.Module):
+    """An optimality map times a sign."""
+
+    optimality: Callable
+    sign: Scalar
+
+    def __call__(self, *arguments: PyTree) -> PyTree:
+        return vector.scale(self.sign, self.optimality(*arguments))
+
+
+def oriented(
+    problem: BilevelProblem, params: PyTree, hparams: PyTree, batch: PyTree, key: Array | None
+) -> BilevelProblem:
+    """The same problem, the Jacobian of its optimality map of positive trace, if it has a map.
+
+    A residual and its negative vanish at the same point and have the same hypergradient. But a
+    series or a shift of the Jacobian wants `w − T(w)`, near the identity, and not `T(w) − w`. The
+    trace shows which it is, from one product with random signs; of a contraction `T` for certain.
+    """
+    if problem.optimality is None:
+        return problem
+    dynamic, static = eqx.partition(params, eqx.is_inexact_array)
+    residual = residual_of(problem, static, hparams, batch, key)
+    signs = random_signs(dynamic)
+    _, image = jax.jvp(residual, (dynamic,), (signs,))
+    trace = vector.vdot(signs, image)
+    signed = _Signed(problem.optimality, jnp.where(trace < 0, -1, 1))
+    return eqx.tree_at(lambda p: p.optimality, problem, signed)
+
+
+def random_signs(tree: PyTree) -> PyTree:
+    """A vector of independent random signs, the same at every call."""
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(jax.random.key(0), max(len(leaves), 1))
+    signs = [
+        jax.random.rademacher(k, leaf.shape).astype(leaf.dtype)
+        for k, leaf in zip(keys, leaves, strict=False)
+    ]
+    return jax.tree.unflatten(structure, signs)
+
+
 def residual_scale(residual: Callable[[PyTree], PyTree], start: PyTree) -> tuple[Scalar, Scalar]:
     """What a residual is relative to, at the price of one inner gradient and one product.
 

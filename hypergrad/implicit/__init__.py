@@ -8,4 +8,5 @@ from hypergrad.implicit.differentiation import ImplicitDifferentiation as Implic
 from hypergrad.implicit.differentiation import ImplicitState as ImplicitState
 from hypergrad.implicit.estimate import ErrorEstimate as ErrorEstimate
 from hypergrad.implicit.optimality import KKT as KKT
+from hypergrad.implicit.optimality import FixedPoint as FixedPoint
 from hypergrad.implicit.optimality import ProximalStep as ProximalStep

@@ -27,7 +27,7 @@ from hypergrad.linear.cg import CG
 from hypergrad.linear.jacobian import solver_for
 from hypergrad.paths import require_effect, trace_paths
 from hypergrad.problem import BilevelProblem
-from hypergrad.residual import residual_of, residual_scale
+from hypergrad.residual import oriented, residual_of, residual_scale
 
 
 class ImplicitState(eqx.Module):
@@ -185,6 +185,7 @@ class ImplicitDifferentiation(Estimator):
         key: Array | None = None,
     ) -> Hypergradient:
         """See `Estimator.hypergradient`. A stochastic problem gets `key` in both losses."""
+        problem = oriented(problem, state.params, hparams, inner_batch, key)
         untraced = problem
         problem = problem.traced(state.params, hparams, inner_batch, outer_batch, key)
         paths = trace_paths(problem, state.params, hparams, inner_batch, outer_batch, key)

@@ -31,6 +31,7 @@ from jaxtyping import Array, PyTree, Scalar
 
 from hypergrad.implicit.inverse import Inverse
 from hypergrad.linear import vector
+from hypergrad.residual import random_signs
 
 # A part of the cotangent above this that no solve reaches: the adjoint system has no solution.
 _UNREACHED = 0.5
@@ -162,14 +163,3 @@ def _contraction(seen: dict[str, Array], measured: Measured, change: Scalar) -> 
 
 def _ratio(part: Scalar, whole: Scalar) -> Scalar:
     return jnp.where(part > 0, part / whole, 0)
-
-
-def random_signs(tree: PyTree) -> PyTree:
-    """Independent random signs, the same at every call."""
-    leaves, structure = jax.tree.flatten(tree)
-    keys = jax.random.split(jax.random.key(0), max(len(leaves), 1))
-    signs = [
-        jax.random.rademacher(k, leaf.shape).astype(leaf.dtype)
-        for k, leaf in zip(keys, leaves, strict=False)
-    ]
-    return jax.tree.unflatten(structure, signs)

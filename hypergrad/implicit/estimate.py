@@ -7,7 +7,7 @@ from jaxtyping import Array, PyTree, Scalar
 
 from hypergrad.implicit.adjoint import LinearSystem
 from hypergrad.implicit.curvature import Curvature
-from hypergrad.implicit.error import Measured, Sensitivity, estimate_error, random_signs
+from hypergrad.implicit.error import Measured, Sensitivity, estimate_error
 from hypergrad.implicit.inverse import Inverse, KrylovInverse, dense_inverse
 from hypergrad.implicit.linearisation import Arguments, Linearisation, linearised
 from hypergrad.linear import vector
@@ -15,6 +15,7 @@ from hypergrad.linear.base import LinearSolver
 from hypergrad.linear.gmres import GMRES
 from hypergrad.linear.minres import MINRES
 from hypergrad.problem import BilevelProblem
+from hypergrad.residual import random_signs
 
 # Steps of the Krylov solves at least, and their tolerance.
 _STEPS, _TOL = 50, 1e-3

@@ -70,6 +70,28 @@ class ProximalStep(eqx.Module):
         )
 
 
+class FixedPoint(eqx.Module):
+    """The fixed point `w = T(w, λ)` of a map, such as a deep equilibrium layer or a training step.
+
+    The residual is `w − T(w, λ)`: of a contraction its Jacobian is near the identity, which is what
+    `Neumann` and `Identity` are made for.
+
+    **Arguments:**
+
+    - `step`: `step(params, hparams, batch) -> params`, the map `T`.
+
+    For a stochastic problem `step` gets a fourth argument `key`.
+    """
+
+    step: Callable
+
+    def __call__(self, params: PyTree, hparams: PyTree, batch: PyTree, *key: Array) -> PyTree:
+        """The residual at `params`."""
+        moved = self.step(params, hparams, batch, *key)
+        dynamic, moved = (eqx.filter(t, eqx.is_inexact_array) for t in (params, moved))
+        return vector.sub(dynamic, moved)
+
+
 class KKT(eqx.Module):
     """The Karush-Kuhn-Tucker conditions of an equality-constrained inner problem.
 

@@ -13,7 +13,7 @@ from hypergrad.linear.gmres import GMRES
 from hypergrad.linear.jacobian import jacobian_operator, solver_for
 from hypergrad.linear.pcg import PCG
 from hypergrad.problem import BilevelProblem
-from hypergrad.residual import residual_of
+from hypergrad.residual import oriented, residual_of
 
 
 class Newton(InnerSolver):
@@ -55,6 +55,7 @@ class Newton(InnerSolver):
         """See `InnerSolver.run`."""
         dynamic, static = eqx.partition(params, eqx.is_inexact_array)
         symmetric = problem.optimality is None
+        problem = oriented(problem, params, hparams, batch, key)
         residual_at = residual_of(problem, static, hparams, batch, key)
 
         def measure(point: PyTree) -> tuple[Scalar, PyTree]:
