@@ -74,12 +74,12 @@ def hypergradient(
     out = _compiled(problem, estimator, state, arguments, key)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(out)):
         return _refuse_traced(out) if strict else out
-    doubts = [doubt for doubt in _doubts(out.info) if bool(np.any(doubt.holds))]
-    refusal = next((doubt for doubt in doubts if doubt.refuse), None)
+    present = [doubt for doubt in doubts(out.info) if bool(np.any(doubt.holds))]
+    refusal = next((doubt for doubt in present if doubt.refuse), None)
     if strict and refusal is not None:
         raise InaccurateHypergradientError(f"strict: {refusal.text}")
     # What is merely not known is strict's affair: who switches the estimate off knows it.
-    told = next((doubt for doubt in doubts if doubt.warn), None)
+    told = next((doubt for doubt in present if doubt.warn), None)
     if told is not None:
         warnings.warn(told.text, InaccurateHypergradientWarning, stacklevel=2)
     return out
@@ -108,7 +108,7 @@ def _compiled(
     return estimator.hypergradient(problem, state, hparams, inner_batch, outer_batch, key=key)
 
 
-class _Doubt(NamedTuple):
+class Doubt(NamedTuple):
     """A reason not to trust a result, and what to do."""
 
     holds: Array
@@ -121,7 +121,7 @@ class _Doubt(NamedTuple):
 _INNER_SOLVED, _LINEAR_SOLVED = 1e-2, 0.1
 
 
-def _doubts(info: HypergradientInfo) -> tuple[_Doubt, ...]:
+def doubts(info: HypergradientInfo) -> tuple[Doubt, ...]:
     """What may be wrong with a result, worst first; traced or not."""
     # No numbers in the texts: so Python's own rule of one warning for each place and text applies.
     known = ~jnp.isnan(info.error)
@@ -139,24 +139,24 @@ def _doubts(info: HypergradientInfo) -> tuple[_Doubt, ...]:
         "may be more than 10 % off (see info.error, info.inner_residual, info.linear_residual)."
     )
     return (
-        _Doubt(
+        Doubt(
             info.breakdown,
             "a number that is not finite was met in the losses or the linear solve "
             "(info.breakdown); the hypergradient is not usable.",
             True,
         ),
-        _Doubt(info.nonpositive_curvature & ~(info.error <= 1), curvature, True),
-        _Doubt(
+        Doubt(info.nonpositive_curvature & ~(info.error <= 1), curvature, True),
+        Doubt(
             info.error > 1,
             "the estimated error of the hypergradient exceeds its norm (info.error > 1). Solve the "
             "inner problem (info.inner_residual) or the linear system (info.linear_residual) "
             "further.",
             True,
         ),
-        _Doubt(~known & unsolved, inaccurate, True),
-        _Doubt(info.nonpositive_curvature, curvature, False),
-        _Doubt(info.error > 0.1, inaccurate, False),
-        _Doubt(
+        Doubt(~known & unsolved, inaccurate, True),
+        Doubt(info.nonpositive_curvature, curvature, False),
+        Doubt(info.error > 0.1, inaccurate, False),
+        Doubt(
             ~known & ~solved,
             "nothing is known about the error of the hypergradient (info.error is NaN, and so is a "
             "residual). Take an estimator that estimates its error.",
@@ -167,7 +167,7 @@ def _doubts(info: HypergradientInfo) -> tuple[_Doubt, ...]:
 
 
 def _refuse_traced(out: Hypergradient) -> Hypergradient:
-    refusals = [doubt for doubt in _doubts(out.info) if doubt.refuse]
+    refusals = [doubt for doubt in doubts(out.info) if doubt.refuse]
     holds = jnp.stack([doubt.holds for doubt in refusals])
     texts = [f"strict: {doubt.text}" for doubt in refusals]
     grad = eqx.branched_error_if(out.grad, jnp.any(holds), jnp.argmax(holds), texts)
