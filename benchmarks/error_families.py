@@ -18,7 +18,9 @@ class Case(NamedTuple):
     """A problem, a point near its solution, and what else its truth needs.
 
     - `levels`: how far from the solution it is tried, relative to the solution's norm.
+    - `solved`: the start is the solution itself.
     - `truth`: the hypergradient, where it is known in closed form.
+    - `dtype`: of everything that the estimator gets.
     """
 
     problem: BilevelProblem
@@ -27,6 +29,7 @@ class Case(NamedTuple):
     train: Any = None
     valid: Any = None
     levels: tuple[float, ...] = (0.0, 1e-8, 1e-4, 1e-2, 0.1)
+    solved: bool = False
     truth: Any = None
     dtype: Any = jnp.float64
     key: Any = None
@@ -34,12 +37,8 @@ class Case(NamedTuple):
 
 def _halves(*arrays: np.ndarray) -> tuple:
     half = len(arrays[0]) // 2
-    first, second = (tuple(jnp.asarray(a[part]) for a in arrays) for part in _parts(half))
-    return first, second
-
-
-def _parts(half: int) -> tuple[slice, slice]:
-    return slice(None, half), slice(half, 2 * half)
+    first = tuple(jnp.asarray(a[:half]) for a in arrays)
+    return first, tuple(jnp.asarray(a[half : 2 * half]) for a in arrays)
 
 
 def _penalised(loss: Callable) -> Callable:
@@ -211,7 +210,10 @@ def deficient(rng: np.random.Generator) -> Case:
     train = jnp.asarray(a), jnp.asarray(b)
     valid = jnp.asarray(a), jnp.asarray(rng.normal(size=(5, 6))), jnp.asarray(rng.normal(size=5))
     truth = _line(lambda h: jnp.exp(h) * jnp.linalg.pinv(train[0]) @ train[1], valid)
-    return Case(DEFICIENT, jnp.zeros(12), jnp.asarray(0.3), train, valid, truth=truth)
+    start = jnp.exp(0.3) * jnp.linalg.pinv(train[0]) @ train[1]
+    return Case(
+        DEFICIENT, start, jnp.asarray(0.3), train, valid, solved=True, truth=truth, levels=(0.0,)
+    )
 
 
 def _line(path: Callable, valid: Any) -> Any:
@@ -229,7 +231,9 @@ def saddle(rng: np.random.Generator) -> Case:
     values = rng.normal(size=12) + np.sign(rng.normal(size=12))
     train = jnp.asarray(values), jnp.asarray(rng.normal(size=12))
     lam = jnp.asarray(0.3 * rng.normal(size=12))
-    return Case(SADDLE, jnp.zeros(12), lam, train, jnp.asarray(rng.normal(size=12)), levels=(0.0,))
+    start = -jnp.exp(lam) * train[1] / train[0]
+    valid = jnp.asarray(rng.normal(size=12))
+    return Case(SADDLE, start, lam, train, valid, levels=(0.0,), solved=True)
 
 
 def _spectrum(w: Any, lam: Any, b: Any) -> Any:
@@ -252,7 +256,13 @@ def spectrum(rng: np.random.Generator, size: int = 60, dtype: Any = jnp.float64)
     train = tuple(jnp.asarray(a, dtype) for a in (q, values, (q * values) @ (q.T @ w), tilt))
     c = jnp.asarray(c, dtype)
     levels = (0.0, 1e-10, 1e-4) if dtype == jnp.float64 else (0.0, 1e-3)
-    return Case(SPECTRUM, jnp.zeros(size), jnp.asarray(0.0), train, c, levels=levels, dtype=dtype)
+    lam = jnp.asarray(0.0)
+    if dtype != jnp.float64:
+        return Case(SPECTRUM, jnp.zeros(size), lam, train, c, levels=levels, dtype=dtype)
+    # The condition of the Hessian cancels in the closed form.
+    truth = -jnp.sum((q.T @ c) * tilt * (q.T @ w))
+    start = jnp.asarray(w)
+    return Case(SPECTRUM, start, lam, train, c, levels=levels, solved=True, truth=truth)
 
 
 def spectrum_large(rng: np.random.Generator) -> Case:
@@ -278,8 +288,10 @@ def weak(rng: np.random.Generator, size: int = 20) -> Case:
     values = np.append(rng.uniform(0.5, 1.5, size=size), free)
     push = np.append(rng.normal(size=size), 10.0 ** rng.uniform(-1, 2))
     c = np.append(rng.normal(size=size), free * 10.0 ** rng.uniform(-1, 2))
-    train = jnp.asarray(values), jnp.asarray(push)
-    return Case(WEAK, jnp.zeros(size + 1), jnp.asarray(0.3), train, jnp.asarray(c), levels=(0.0,))
+    data = jnp.asarray(values), jnp.asarray(push)
+    start, truth = jnp.asarray(0.3 * push / values), jnp.sum(c * push / values)
+    lam, c = jnp.asarray(0.3), jnp.asarray(c)
+    return Case(WEAK, start, lam, data, c, levels=(0.0,), solved=True, truth=truth)
 
 
 def weak_large(rng: np.random.Generator) -> Case:
@@ -296,7 +308,7 @@ QUARTIC = BilevelProblem(
 def singular_root(rng: np.random.Generator) -> Case:
     """A root at which the Hessian vanishes in three of four directions: `w* = λ`."""
     c, lam = jnp.asarray(rng.normal(size=4)), jnp.asarray(rng.normal(size=4))
-    return Case(QUARTIC, lam, lam, None, c, levels=(0.0, 1e-4, 1e-2), truth=c)
+    return Case(QUARTIC, lam, lam, None, c, levels=(0.0, 1e-4, 1e-2), solved=True, truth=c)
 
 
 def half(rng: np.random.Generator) -> Case:
@@ -304,9 +316,7 @@ def half(rng: np.random.Generator) -> Case:
     x = rng.normal(size=(60, 5))
     y = x @ rng.normal(size=5) + 0.3 * rng.normal(size=60)
     lam = jnp.asarray(rng.normal(size=5) - 1)
-    return Case(
-        RIDGE, jnp.zeros(5), lam, *_halves(x, y), levels=(0.0, 3e-2), dtype=jnp.bfloat16
-    )
+    return Case(RIDGE, jnp.zeros(5), lam, *_halves(x, y), levels=(0.0, 3e-2), dtype=jnp.bfloat16)
 
 
 def half_inside(rng: np.random.Generator) -> Case:
