@@ -25,7 +25,11 @@ def residual_of(
     return residual
 
 
-class _Signed(eqx.Module):
+class Oriented(eqx.Module):
+    """An optimality map of the sign that solvers expect: near a minimum it is like a gradient."""
+
+
+class _Signed(Oriented):
     """An optimality map times a sign."""
 
     optimality: Callable
@@ -38,13 +42,13 @@ class _Signed(eqx.Module):
 def oriented(
     problem: BilevelProblem, params: PyTree, hparams: PyTree, batch: PyTree, key: Array | None
 ) -> BilevelProblem:
-    """The same problem, the Jacobian of its optimality map of positive trace, if it has a map.
+    """The same problem, the Jacobian of a plain optimality map brought to a positive trace.
 
     A residual and its negative vanish at the same point and have the same hypergradient. But a
     series or a shift of the Jacobian wants `w − T(w)`, near the identity, and not `T(w) − w`. The
     trace shows which it is, from one product with random signs; of a contraction `T` for certain.
     """
-    if problem.optimality is None:
+    if problem.optimality is None or isinstance(problem.optimality, Oriented):
         return problem
     dynamic, static = eqx.partition(params, eqx.is_inexact_array)
     residual = residual_of(problem, static, hparams, batch, key)

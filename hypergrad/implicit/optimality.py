@@ -11,9 +11,10 @@ import jax
 from jaxtyping import Array, PyTree, Scalar
 
 from hypergrad.linear import vector
+from hypergrad.residual import Oriented
 
 
-class ProximalStep(eqx.Module):
+class ProximalStep(Oriented):
     """The fixed point of a proximal (or projected) gradient step.
 
         r(w, λ) = (w − prox(w − s ∂smooth/∂w, λ, s)) / s
@@ -70,7 +71,7 @@ class ProximalStep(eqx.Module):
         )
 
 
-class FixedPoint(eqx.Module):
+class FixedPoint(Oriented):
     """The fixed point `w = T(w, λ)` of a map, such as a deep equilibrium layer or a training step.
 
     The residual is `w − T(w, λ)`: of a contraction its Jacobian is near the identity, which is what
@@ -92,7 +93,7 @@ class FixedPoint(eqx.Module):
         return vector.sub(dynamic, moved)
 
 
-class KKT(eqx.Module):
+class KKT(Oriented):
     """The Karush-Kuhn-Tucker conditions of an equality-constrained inner problem.
 
     For `minimise objective(x, λ) subject to constraint(x, λ) = 0` the inner parameters are the pair
