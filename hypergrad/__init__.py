@@ -21,8 +21,9 @@ from hypergrad.implicit.curvature import Curvature as Curvature
 from hypergrad.implicit.curvature import GaussNewton as GaussNewton
 from hypergrad.implicit.curvature import Hessian as Hessian
 from hypergrad.implicit.differentiable import implicit_solver as implicit_solver
-from hypergrad.implicit.error import ErrorEstimate as ErrorEstimate
+from hypergrad.implicit.estimate import ErrorEstimate as ErrorEstimate
 from hypergrad.implicit.optimality import KKT as KKT
+from hypergrad.implicit.optimality import FixedPoint as FixedPoint
 from hypergrad.implicit.optimality import ProximalStep as ProximalStep
 from hypergrad.inner import FunctionSolver as FunctionSolver
 from hypergrad.inner import InnerSolution as InnerSolution

@@ -1,7 +1,7 @@
 """The one-call front door: compiled once, checked before it is handed over."""
 
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from hypergrad.estimator import Estimator, Hypergradient
+from hypergrad.estimator import Estimator, Hypergradient, HypergradientInfo
 from hypergrad.implicit import ImplicitDifferentiation
 from hypergrad.mistakes import check_estimator, check_key, check_leaves, check_state
-from hypergrad.outcome import broke_down, met_nonpositive_curvature, text_of, worst
+from hypergrad.outcome import Outcome, text_of
 from hypergrad.over_keys import OverKeys
 from hypergrad.problem import BilevelProblem
 from hypergrad.recompilation import note_compilation, numbers_traced
@@ -60,7 +60,8 @@ def hypergradient(
     - `key`: for stochastic problems, one key for everything in this call. How far the gradient for
       one key is from the expectation is not known: `info.error` is NaN, unless it is large for
       another reason. `OverKeys(estimator, keys)` takes several and estimates it.
-    - `strict`: raise instead of returning a gradient whose estimated error exceeds its norm.
+    - `strict`: raise instead of returning a gradient whose estimated error exceeds its norm;
+      without an estimate, one whose inner or linear residual is not small, or not known.
 
     **Returns:** a `Hypergradient` with `value`, `grad`, `state`, `info` and `aux`.
 
@@ -69,7 +70,8 @@ def hypergradient(
     - `ValueError` for a hyperparameter without effect, or with a part of it that no derivative
       sees (named; `BilevelProblem.biased`), for complex arrays, a loss that is not a real scalar,
       an outer loss that ignores `params`.
-    - `InaccurateHypergradientError` with `strict=True`; inside `jit` an `equinox` runtime error.
+    - `InaccurateHypergradientError` with `strict=True`; inside `jit` a runtime error
+      with its text.
 
     In eager use a result that is not to be trusted comes with an `InaccurateHypergradientWarning`,
     once for each place it is called from.
@@ -86,11 +88,14 @@ def hypergradient(
     out = _compiled(problem, numbers_traced(estimator), state, arguments, key)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(out)):
         return _refuse_traced(out) if strict else out
-    trouble = _trouble(out)
-    if strict and trouble is not None and trouble.refuse:
-        raise InaccurateHypergradientError(f"strict: {trouble.text}")
-    if trouble is not None:
-        warnings.warn(trouble.text, InaccurateHypergradientWarning, stacklevel=2)
+    present = [doubt for doubt in doubts(out.info) if bool(np.any(doubt.holds))]
+    refusal = next((doubt for doubt in present if doubt.refuse), None)
+    if strict and refusal is not None:
+        raise InaccurateHypergradientError(f"strict: {refusal.text}")
+    # What is merely not known is strict's affair: who switches the estimate off knows it.
+    told = next((doubt for doubt in present if doubt.warn), None)
+    if told is not None:
+        warnings.warn(told.text, InaccurateHypergradientWarning, stacklevel=2)
     return out
 
 
@@ -123,49 +128,65 @@ def _compiled(
     return eqx.tree_at(lambda o: o.info.error, out, error)
 
 
-class _Trouble(eqx.Module):
+class Doubt(NamedTuple):
+    """A reason not to trust a result, and what to do."""
+
+    holds: Array
     text: str
     refuse: bool
+    warn: bool = True
 
 
-def _trouble(out: Hypergradient) -> _Trouble | None:
-    """What is wrong with a result, worst first."""
+# Without an estimate, inner residuals below this are taken for solved.
+_INNER_SOLVED = 1e-2
+_BROKEN = (Outcome.breakdown, Outcome.diverged, Outcome.not_polyhedral, Outcome.not_finite)
+_CURVED = (Outcome.indefinite, Outcome.nonpositive_curvature)
+_CUT_SHORT = (Outcome.max_steps_reached, Outcome.stagnated)
+_ERROR_ABOVE_NORM = (
+    "the estimated error of the hypergradient exceeds its norm (info.error > 1). Solve the inner "
+    "problem (info.inner_residual) or the linear system (info.linear_residual) further."
+)
+_INACCURATE = (
+    "the inner problem or the linear system is not solved well enough: the hypergradient may be "
+    "more than 10 % off (see info.error, info.inner_residual, info.linear_residual)."
+)
+_UNKNOWN = (
+    "nothing is known about the error of the hypergradient (info.error is NaN, and so is a "
+    "residual). Take an estimator that estimates its error."
+)
+
+
+def doubts(info: HypergradientInfo) -> list[Doubt]:
+    """What may be wrong with a result, worst first; traced or not."""
     # No numbers in the texts: so Python's own rule of one warning for each place and text applies.
-    info = out.info
-    error = np.asarray(info.error)
-    outcome = worst(info.outcome)
-    if broke_down(outcome):
-        return _Trouble(text_of(outcome), True)
-    if met_nonpositive_curvature(outcome):
-        return _Trouble(text_of(outcome), bool(np.any(~(error <= 1))))
-    if np.any(error > 1):
-        return _Trouble(
-            "the estimated error of the hypergradient exceeds its norm (info.error > 1). Solve the "
-            "inner problem (info.inner_residual) or the linear system (info.linear_residual) "
-            "further.",
-            True,
-        )
-    rough = np.asarray(info.linear_residual) > _LARGE
-    unsolved = (np.asarray(info.inner_residual) > 1e-2) | rough
-    if np.any(error > _LARGE) or np.any(np.isnan(error) & unsolved):
-        text = (
-            "the inner problem or the linear system is not solved well enough: the hypergradient "
-            "may be more than 10 % off (see info.error, info.inner_residual, "
-            "info.linear_residual)."
-        )
-        return _Trouble(f"{text} And {text_of(outcome)}" if np.any(rough) else text, False)
-    return None
+    error, outcome = info.error, info.outcome
+    known = ~jnp.isnan(error)
+    rough = info.linear_residual > _LARGE
+    # A residual that is not known does not count as small, nor as large.
+    solved = (info.inner_residual <= _INNER_SOLVED) & (info.linear_residual <= _LARGE)
+    unsolved = ~known & ((info.inner_residual > _INNER_SOLVED) | rough)
+    curved = [(outcome == each, text_of(each)) for each in _CURVED]
+    cut_short = [
+        (rough & (outcome == each), f"{_INACCURATE} And {text_of(each)}") for each in _CUT_SHORT
+    ]
+    return [
+        *(Doubt(outcome == each, text_of(each), True) for each in _BROKEN),
+        *(Doubt(holds & ~(error <= 1), text, True) for holds, text in curved),
+        Doubt(error > 1, _ERROR_ABOVE_NORM, True),
+        *(Doubt(holds & unsolved, text, True) for holds, text in cut_short),
+        Doubt(unsolved, _INACCURATE, True),
+        *(Doubt(holds, text, False) for holds, text in curved),
+        *(Doubt(holds & (error > _LARGE), text, False) for holds, text in cut_short),
+        Doubt(error > _LARGE, _INACCURATE, False),
+        Doubt(~known & ~solved, _UNKNOWN, refuse=True, warn=False),
+    ]
 
 
 def _refuse_traced(out: Hypergradient) -> Hypergradient:
-    info = out.info
-    indefinite = info.nonpositive_curvature & ~(info.error <= 1)
-    grad = eqx.error_if(
-        out.grad,
-        info.breakdown | indefinite | (info.error > 1),
-        "strict: the estimated error of the hypergradient exceeds its norm, or its linear solve "
-        "broke down.",
-    )
+    refusals = [doubt for doubt in doubts(out.info) if doubt.refuse]
+    holds = jnp.stack([doubt.holds for doubt in refusals])
+    texts = [f"strict: {doubt.text}" for doubt in refusals]
+    grad = eqx.branched_error_if(out.grad, jnp.any(holds), jnp.argmax(holds, axis=0), texts)
     return eqx.tree_at(lambda o: o.grad, out, grad, is_leaf=lambda x: x is None)
 
 

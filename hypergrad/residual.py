@@ -11,6 +11,8 @@ from hypergrad.linear import vector
 from hypergrad.problem import BilevelProblem
 from hypergrad.restricted import RestrictedProblem
 
+Slope = Callable[[PyTree, PyTree, PyTree], Scalar]
+
 
 def residual_of(
     problem: BilevelProblem, static: PyTree, hparams: PyTree, batch: PyTree, key: Array | None
@@ -22,6 +24,51 @@ def residual_of(
         return eqx.filter(value, eqx.is_inexact_array)
 
     return residual
+
+
+class Oriented(eqx.Module):
+    """An optimality map of the sign that solvers expect: near a minimum it is like a gradient."""
+
+
+class _Signed(Oriented):
+    """An optimality map times a sign."""
+
+    optimality: Callable
+    sign: Scalar
+
+    def __call__(self, *arguments: PyTree) -> PyTree:
+        return vector.scale(self.sign, self.optimality(*arguments))
+
+
+def oriented(
+    problem: BilevelProblem, params: PyTree, hparams: PyTree, batch: PyTree, key: Array | None
+) -> BilevelProblem:
+    """The same problem, the Jacobian of a plain optimality map brought to a positive trace.
+
+    A residual and its negative vanish at the same point and have the same hypergradient. But a
+    series or a shift of the Jacobian wants `w − T(w)`, near the identity, and not `T(w) − w`. The
+    trace shows which it is, from one product with random signs; of a contraction `T` for certain.
+    """
+    if problem.optimality is None or isinstance(problem.optimality, Oriented):
+        return problem
+    dynamic, static = eqx.partition(params, eqx.is_inexact_array)
+    residual = residual_of(problem, static, hparams, batch, key)
+    signs = random_signs(dynamic)
+    _, image = jax.jvp(residual, (dynamic,), (signs,))
+    trace = vector.vdot(signs, image)
+    signed = _Signed(problem.optimality, jnp.where(trace < 0, -1, 1))
+    return eqx.tree_at(lambda p: p.optimality, problem, signed)
+
+
+def random_signs(tree: PyTree) -> PyTree:
+    """A vector of independent random signs, the same at every call."""
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(jax.random.key(0), max(len(leaves), 1))
+    signs = [
+        jax.random.rademacher(k, leaf.shape).astype(leaf.dtype)
+        for k, leaf in zip(keys, leaves, strict=False)
+    ]
+    return jax.tree.unflatten(structure, signs)
 
 
 def residual_scale(residual: Callable[[PyTree], PyTree], start: PyTree) -> tuple[Scalar, Scalar]:
@@ -52,7 +99,7 @@ def slope_of(
     h_static: PyTree,
     batch: PyTree,
     key: Array | None,
-) -> Callable[[PyTree, PyTree, PyTree], Scalar]:
+) -> Slope:
     """`(w, λ, q) -> ⟨∂f/∂w, q⟩`, whose gradients are `H q`, `Cᵀ q` and the inner residual.
 
     **Arguments:**

@@ -22,6 +22,10 @@ class LinearSystem(eqx.Module):
         """Whether the system to be solved is symmetric."""
 
     @abstractmethod
+    def jacobian(self) -> LinearOperator:
+        """`J` itself, not reduced."""
+
+    @abstractmethod
     def damped(self, damping: float | Scalar) -> "LinearSystem":
         """The system of `J + damping I`."""
 
@@ -47,6 +51,10 @@ class JacobianSystem(LinearSystem):
     def symmetric(self) -> bool:
         """Whether `J = Jᵀ`."""
         return self.operator.symmetric
+
+    def jacobian(self) -> LinearOperator:
+        """See `LinearSystem.jacobian`."""
+        return self.operator
 
     def damped(self, damping: float | Scalar) -> "JacobianSystem":
         """See `LinearSystem.damped`."""
@@ -86,6 +94,20 @@ class SupportSystem(LinearSystem):
     def symmetric(self) -> bool:
         """The reduced system is symmetric."""
         return True
+
+    def jacobian(self) -> LinearOperator:
+        """See `LinearSystem.jacobian`."""
+
+        def mv(v: PyTree) -> PyTree:
+            forward = vector.axpy(-self.step, self.hessian(v), v)
+            return vector.scale(1 / self.step, vector.sub(v, self.project(forward)))
+
+        def transpose_mv(v: PyTree) -> PyTree:
+            inside = self.project(v)
+            outside = vector.scale(1 / self.step, vector.sub(v, inside))
+            return vector.axpy(1, self.hessian(inside), outside)
+
+        return LinearOperator(mv, transpose_mv, symmetric=False)
 
     def damped(self, damping: float | Scalar) -> "SupportSystem":
         """Damps the Hessian of the smooth part."""

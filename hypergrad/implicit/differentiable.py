@@ -16,7 +16,7 @@ from hypergrad.linear.base import LinearSolver
 from hypergrad.linear.cg import CG
 from hypergrad.linear.jacobian import jacobian_operator, solver_for
 from hypergrad.problem import BilevelProblem
-from hypergrad.residual import residual_of
+from hypergrad.residual import oriented, residual_of
 
 
 def implicit_solver(
@@ -81,7 +81,8 @@ def implicit_solver(
             solution = inner.run(problem, point, hparams, batch, key=key)
             return eqx.filter(solution.params, eqx.is_inexact_array)
 
-        residual = residual_of(problem, static, hparams, batch, key)
+        facing = oriented(problem, params, hparams, batch, key)
+        residual = residual_of(facing, static, hparams, batch, key)
         return eqx.combine(jax.lax.custom_root(residual, start, run, tangent_solve), static)
 
     return solve

@@ -18,7 +18,8 @@ from jaxtyping import Array, Int, PyTree, Scalar
 
 from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
 from hypergrad.implicit.curvature import Curvature, Hessian
-from hypergrad.implicit.error import ErrorEstimate, Sensitivity, estimate_error
+from hypergrad.implicit.estimate import ErrorEstimate, Result
+from hypergrad.implicit.linearisation import Arguments, linearised
 from hypergrad.inner import InnerSolver, as_inner_solver
 from hypergrad.linear import vector
 from hypergrad.linear.base import LinearSolver
@@ -27,7 +28,7 @@ from hypergrad.linear.jacobian import solver_for
 from hypergrad.outcome import Outcome
 from hypergrad.paths import require_effect, trace_paths
 from hypergrad.problem import BilevelProblem
-from hypergrad.residual import residual_of, residual_scale, slope_of
+from hypergrad.residual import oriented, residual_of, residual_scale
 
 
 class ImplicitState(eqx.Module):
@@ -84,6 +85,7 @@ class ImplicitDifferentiation(Estimator):
     """
 
     state_type: ClassVar[type] = ImplicitState
+
     solver: InnerSolver | None
     linear_solver: LinearSolver
     damping: float | Scalar
@@ -188,32 +190,27 @@ class ImplicitDifferentiation(Estimator):
         key: Array | None = None,
     ) -> Hypergradient:
         """See `Estimator.hypergradient`. A stochastic problem gets `key` in both losses."""
+        problem = oriented(problem, state.params, hparams, inner_batch, key)
+        untraced = problem
         problem = problem.traced(state.params, hparams, inner_batch, outer_batch, key)
         paths = trace_paths(problem, state.params, hparams, inner_batch, outer_batch, key)
         require_effect(paths, type(self).__name__, unseen=self.unseen == "none")
-        dynamic, static = eqx.partition(state.params, eqx.is_inexact_array)
+        dynamic = eqx.filter(state.params, eqx.is_inexact_array)
         expected, received = (jax.tree.map(jnp.shape, t) for t in (state.adjoint, dynamic))
         if expected != received:
             raise ValueError(
                 "The state belongs to params of another structure: expected "
                 f"{expected}, got {received}. Make a new state with init."
             )
-        h, h_static = eqx.partition(hparams, eqx.is_inexact_array)
+        arguments = Arguments(state.params, hparams, inner_batch, outer_batch, key)
+        here = linearised(problem, self.curvature, arguments)
+        (value, aux), (cotangent, direct) = jax.value_and_grad(
+            here.outer, argnums=(0, 1), has_aux=True
+        )(dynamic, here.h)
 
-        def outer(p: PyTree, lam: PyTree) -> tuple[Scalar, PyTree]:
-            point, lam = eqx.combine(p, static), eqx.combine(lam, h_static)
-            return problem.outer_loss(point, lam, outer_batch, key)
-
-        (value, aux), (cotangent, direct) = jax.value_and_grad(outer, argnums=(0, 1), has_aux=True)(
-            dynamic, h
-        )
-
-        residual, exact = self.curvature.linearize(
-            problem, dynamic, static, hparams, inner_batch, key
-        )
         undamped = isinstance(self.damping, float | int) and self.damping == 0
-        system = exact if undamped else exact.damped(self.damping)
-        linear_solver = solver_for(self.linear_solver, symmetric=exact.symmetric)
+        system = here.system if undamped else here.system.damped(self.damping)
+        linear_solver = solver_for(self.linear_solver, symmetric=system.symmetric)
         initial = None
         if self.warm_start:
             initial = state.adjoint
@@ -223,12 +220,7 @@ class ImplicitDifferentiation(Estimator):
         unit, size = vector.scaled(cotangent)
         solution = system.solve_adjoint(linear_solver, unit, initial)
 
-        # The symmetric part of a fixed point or of KKT conditions need not be definite.
-        nonpositive_curvature = solution.nonpositive_curvature & exact.symmetric
-
-        q = vector.cast_like(solution.value, dynamic)
-        slope = slope_of(problem, dynamic, static, h, h_static, inner_batch, key)
-        mixed = jax.grad(slope, argnums=1)(dynamic, h, q)
+        mixed = here.mixed(vector.cast_like(solution.value, dynamic))
         grad = jax.tree.map(lambda d, m: (d - size * m).astype(d.dtype), direct, mixed)
 
         leaves, structure = jax.tree.flatten(grad)
@@ -236,38 +228,16 @@ class ImplicitDifferentiation(Estimator):
         visible = [leaf if wanted else None for leaf, wanted in given]
         error = jnp.full((), jnp.nan, solution.residual.dtype)
         if self.error_estimate is not None:
-            # Everything of the estimate is divided by `size`, as the adjoint is.
-            inverse = 1 / jnp.where(jnp.isfinite(size) & (size > 0), size, 1)
-
-            def lagrangian(p: PyTree, lam: PyTree, q: PyTree) -> Scalar:
-                loss = (inverse * outer(p, lam)[0]).astype(value.dtype)
-                return loss - slope(p, lam, q)
-
-            def sensitivity(displacement: PyTree) -> Sensitivity:
-                point = vector.axpy(-1, displacement, dynamic)
-                linear, gradient, inner = jax.grad(lagrangian, argnums=(0, 1, 2))(point, h, q)
-                return Sensitivity(gradient, linear, vector.scale(-1, inner))
-
-            loose = self.error_estimate.chosen(linear_solver, symmetric=exact.symmetric)
-            error = estimate_error(
-                self.error_estimate,
-                sensitivity,
-                lambda delta: jax.grad(slope, argnums=1)(
-                    dynamic, h, vector.cast_like(delta, dynamic)
-                ),
-                lambda b: exact.solve(loose, b),
-                lambda b: exact.solve_adjoint(loose, b),
-                origin=vector.zeros_like(vector.widen(dynamic)),
-                noise=30 * jnp.finfo(_narrowest(dynamic)).eps * state.scale,
-                symmetric=exact.symmetric,
+            result = Result(cotangent, solution.value, size, solution.products, direct, mixed)
+            error = self.error_estimate(
+                untraced, self.curvature, arguments, here, result, state.scale
             ).astype(error.dtype)
-            error = jnp.where(nonpositive_curvature, jnp.inf, error)
         if paths.partial:
             error = jnp.full_like(error, jnp.nan)
 
         finite = vector.all_finite(grad) & jnp.isfinite(value)
         info = HypergradientInfo(
-            inner_residual=vector.norm(residual) / state.scale,
+            inner_residual=vector.norm(here.residual) / state.scale,
             inner_iterations=state.inner_iterations,
             linear_residual=solution.residual,
             iterations=solution.products,
@@ -284,8 +254,3 @@ class ImplicitDifferentiation(Estimator):
             inner_iterations=state.inner_iterations,
         )
         return Hypergradient(value, jax.tree.unflatten(structure, visible), new_state, info, aux)
-
-
-def _narrowest(tree: PyTree) -> jnp.dtype:
-    dtypes = [leaf.dtype for leaf in jax.tree.leaves(tree)]
-    return max(dtypes, key=lambda dtype: float(jnp.finfo(dtype).eps))

@@ -1,22 +1,25 @@
 """A-posteriori estimate of the error of an implicit hypergradient.
 
-With the Lagrangian `L(w, λ, q) = g(w, λ) − ⟨∂f/∂w(w, λ), q⟩` all pieces are gradients of a scalar:
+With the Lagrangian `L(w, λ, q) = g(w, λ) − ⟨r(w, λ), q⟩`, `r = ∂f/∂w`, all pieces are gradients of
+a scalar:
 
-    ∂L/∂λ = the hypergradient at (w, q)       ∂L/∂w = ∂g/∂w − H q, the linear residual
-    ∂L/∂q = −∂f/∂w, the inner residual
+    ∂L/∂λ = the hypergradient at (w, q)       ∂L/∂w = ∂g/∂w − Jᵀ q, the linear residual ρ
+    ∂L/∂q = −r, the inner residual
 
-and at the exact `(w*, q*)` the last two vanish. So take one Newton step for both: `e = H⁻¹ ∂f/∂w`
-moves `w` to the solution; there the linear residual `ρ` shows by how much `q` has to change,
-`δ = H⁻¹ ρ`; the hypergradient then changes by
-
-    Δ = ∂L/∂λ(w − e, q) − ∂L/∂λ(w, q) − Cᵀ δ.
-
-`‖Δ‖` estimates the error, inflated by `1 / (1 − θ)`: a second Newton step `e₁` from `w − e` shows
-the contraction `θ = ‖e₁‖ / ‖e‖` that the first one really achieved. (The ratio of steps, not of
-residuals: it does not change with the conditioning; Deuflhard, *Newton Methods for Nonlinear
+and at the exact `(w*, q*)` the last two vanish. So two Newton steps are taken for the pair,
+`w ← w − J⁻¹ r` and `q ← q + J⁻ᵀ ρ`, and the distance between `∂L/∂λ` there and the hypergradient
+that is returned estimates its error. It is inflated by `1 / (1 − θ)`, where `θ` is the ratio of the
+lengths of the two steps in `w`: the contraction that was really achieved. (The ratio of steps, not
+of residuals: it does not change with the conditioning; Deuflhard, *Newton Methods for Nonlinear
 Problems*, section 2.1.) In the words of inexact bilevel methods this is the computable counterpart
 of the bounds of Pedregosa (2016, theorem 2) and Salehi et al. (2024), which need Lipschitz
-constants; it takes three loose solves and two evaluations of `∂L`.
+constants.
+
+What the solves do not reach is bounded from the other side. For a random direction `s` of
+hyperparameters let `v = C s`, `C = ∂r/∂λ`, and `J z = v`. Then `⟨z, ρ⟩` is what a remaining `ρ`
+still contributes along `s`: a weak direction shows in `z` if the hyperparameters act on it at all.
+What neither solve reached, `ρ` and `v − J z`, contributes at most the product of their lengths
+and of the largest factor by which `J⁻¹` lengthens.
 """
 
 from collections.abc import Callable
@@ -24,33 +27,19 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree, Scalar
+from jaxtyping import Array, PyTree, Scalar
 
+from hypergrad.implicit.inverse import Inverse
 from hypergrad.linear import vector
-from hypergrad.linear.base import LinearSolver
-from hypergrad.linear.cg import CG
-from hypergrad.linear.solution import LinearSolution
+from hypergrad.residual import random_signs
 
-
-class ErrorEstimate(eqx.Module):
-    """How `ImplicitDifferentiation` estimates its error.
-
-    **Arguments:**
-
-    - `solver`: for the three loose solves. `None` takes CG to a relative residual of 1e-2 within 50
-      products, or for a system that is not symmetric the estimator's own solver.
-    - `safety`: factor on the estimate. The default makes it cover the true error in at least 95 %
-      of the cases of `benchmarks/error_coverage.py`.
-    """
-
-    solver: LinearSolver | None = None
-    safety: float | Scalar = 2.0
-
-    def chosen(self, own: LinearSolver, *, symmetric: bool) -> LinearSolver:
-        """The solver for the loose solves."""
-        if self.solver is not None:
-            return self.solver
-        return CG(tol=1e-2, max_steps=50) if symmetric else own
+# A part of the cotangent above this that no solve reaches: the adjoint system has no solution.
+_UNREACHED = 0.5
+# Newton steps that do not contract are taken for rounding where they are no longer than the root
+# of the rounding unit, or change the hypergradient by less than `_SMALL`. They then count with
+# at most these contractions.
+_SMALL = 1e-2
+_CLOSE_CONTRACTION, _SMALL_CONTRACTION = 0.5, 0.9
 
 
 class Sensitivity(eqx.Module):
@@ -61,61 +50,116 @@ class Sensitivity(eqx.Module):
     inner: PyTree
 
 
+class Measured(eqx.Module):
+    """What the estimate is to judge, everything divided by the size of the cotangent.
+
+    - `point`, `adjoint`: `w` and `q`.
+    - `gradient`: the hypergradient that is returned.
+    - `magnitude`: the sum of the norms of its two parts.
+    - `cotangent`: `‖∂g/∂w‖`.
+    - `noise`: the rounding error in the norm of the inner residual.
+    - `unit`: the rounding unit of the losses.
+    - `minimum`: the inner point is to be a minimum, so that curvature means something.
+    """
+
+    point: PyTree
+    adjoint: PyTree
+    gradient: PyTree
+    magnitude: Scalar
+    cotangent: Scalar
+    noise: Scalar
+    unit: Scalar | float
+    minimum: bool = eqx.field(static=True)
+
+
 def estimate_error(
-    options: ErrorEstimate,
-    at: Callable[[PyTree], Sensitivity],
-    mixed: Callable[[PyTree], PyTree],
-    solve_forward: Callable[[PyTree], LinearSolution],
-    solve_adjoint: Callable[[PyTree], LinearSolution],
-    origin: PyTree,
-    noise: Scalar,
-    symmetric: bool,
+    safety: float | Scalar,
+    at: Callable[[PyTree, PyTree], Sensitivity],
+    probe: PyTree,
+    inverse: Inverse,
+    measured: Measured,
 ) -> Scalar:
     """Estimate `‖gradient − truth‖ / ‖gradient‖`.
 
     **Arguments:**
 
-    - `options`: see `ErrorEstimate`.
-    - `at`: displacement `e -> Sensitivity` at `w − e`, with the same `q`.
-    - `mixed`: `δ -> Cᵀ δ`.
-    - `solve_forward`, `solve_adjoint`: `b -> solution` of `H x = b`, `Hᵀ x = b`.
-    - `origin`: the displacement zero, in the dtypes of the solutions.
-    - `noise`: the rounding error in the norm of the inner residual.
-    - `symmetric`: the system has to be positive definite; otherwise curvature means nothing.
+    - `safety`: see `ErrorEstimate`.
+    - `at`: `(w, q) -> Sensitivity`.
+    - `probe`: `C s` for a random direction `s` of independent signs.
+    - `inverse`: of the linearisation `J`.
+    - `measured`: what is judged.
 
-    **Returns:** the estimate, infinite where the Newton step does not contract or the curvature is
-    not positive.
+    **Returns:** the estimate, infinite where the Newton steps do not contract, the cotangent is not
+    in the range of `Jᵀ`, or the point is not near a minimum.
     """
+    count = max(vector.size(measured.point), 1)
+    # Rounding hides a residual of this length; along a random direction it joins the second step.
+    hidden = vector.scale(measured.noise / count**0.5, random_signs(probe))
 
-    def newton(displacement: PyTree, _: None) -> tuple[PyTree, tuple]:
-        pieces = at(displacement)
-        step = solve_forward(pieces.inner)
-        failed = (step.nonpositive_curvature & symmetric) | step.breakdown
-        moved = vector.axpy(1, step.value, displacement)
-        return moved, (pieces, vector.norm(step.value), failed)
+    def step(carry: tuple, stage: Array) -> tuple[tuple, dict[str, Array]]:
+        point, adjoint, _ = carry
+        pieces = at(point, adjoint)
+        blurred = vector.axpy(jnp.where(stage == 1, 1, 0), hidden, pieces.inner)
+        last = stage == 2
+        forward = inverse.solve(vector.where(last, probe, blurred))
+        zero = vector.zeros_like(pieces.linear)
+        adjoint_step = inverse.solve_adjoint(vector.where(last, zero, pieces.linear))
+        seen = {
+            "inner": vector.norm(pieces.inner),
+            "linear": vector.norm(pieces.linear),
+            "length": vector.norm(forward.value),
+            "left": forward.left,
+            "indefinite": forward.indefinite,
+            "adjoint": vector.norm(adjoint_step.value),
+            "paired": jnp.abs(vector.vdot(forward.value, pieces.linear)),
+        }
+        moved = vector.axpy(jnp.where(last, 0, -1), forward.value, point)
+        return (moved, vector.axpy(1, adjoint_step.value, adjoint), pieces.gradient), seen
 
-    # Both Newton steps in one loop: the program holds their solve once.
-    _, (pieces, lengths, failed) = jax.lax.scan(newton, origin, None, length=2)
-    here, there = (jax.tree.map(lambda a, i=i: a[i], pieces) for i in range(2))
-    change = solve_adjoint(there.linear)
-    correction = mixed(change.value)
-    delta = vector.sub(vector.sub(there.gradient, here.gradient), correction)
+    # All steps and the probe in one loop: the program holds each solve once.
+    start = (measured.point, measured.adjoint, vector.widen(measured.gradient))
+    (_, _, gradient), seen = jax.lax.scan(step, start, jnp.arange(3))
 
+    norm = vector.norm(measured.gradient)
+    nonzero = jnp.where(norm > 0, norm, 1)
+    distance = vector.norm(vector.sub(gradient, vector.widen(measured.gradient)))
+    contraction = _contraction(seen, measured, distance / nonzero)
+    inflation = jnp.where(contraction < 1, safety / (1 - contraction), jnp.inf)
+
+    # What the two adjoint steps did not reach, along the probe and beyond it.
+    width = vector.norm(probe)
+    missed, reach = seen["linear"][2], seen["length"][2]
+    factors = jnp.stack([_ratio(reach, width), _ratio(seen["adjoint"][0], seen["linear"][0])])
+    gain = inverse.gain(jnp.max(factors))
+    # A rest without a direction meets the probe by chance only.
+    crossing = seen["paired"][2] + missed * reach / count**0.5
+    unseen = missed * gain * seen["left"][2] * width
+    unreached = _ratio(missed, measured.cotangent)
+
+    absolute = jnp.where(distance > 0, inflation * distance, 0)
+    absolute = absolute + safety * (crossing + unseen) + 4 * measured.unit * measured.magnitude
+    error = jnp.where(absolute > 0, absolute / norm, 0) + unreached
+    known = (unreached <= _UNREACHED) & ~jnp.isnan(error)
+    return jnp.where(known, error, jnp.inf)
+
+
+def _contraction(seen: dict[str, Array], measured: Measured, change: Scalar) -> Scalar:
+    """The contraction of the Newton steps in `w`, infinite where they lead nowhere."""
+    first, second = seen["length"][0], seen["length"][1]
+    ratio = jnp.where(first > 0, second / jnp.where(first > 0, first, 1), 0)
     # Once the inner residual is rounding error no step can reduce it, and none has to.
-    rounded = vector.norm(there.inner) <= noise
-    contraction = jnp.where(rounded | (lengths[0] == 0), 0, lengths[1] / lengths[0])
-    inflation = jnp.where(contraction < 1, options.safety / (1 - contraction), jnp.inf)
+    rounded = seen["inner"][1] <= 30 * measured.noise
+    # A part of the residual out of the Jacobian's range: there is no solution nearby.
+    ratio = jnp.where(rounded, 0, jnp.maximum(ratio, seen["left"][0]))
+    precision = jnp.sqrt(jnp.asarray(measured.unit, first.dtype))
+    close = first <= precision * vector.norm(measured.point)
+    small = change <= _SMALL
+    ratio = jnp.where(small, jnp.minimum(ratio, _SMALL_CONTRACTION), ratio)
+    ratio = jnp.where(close, jnp.minimum(ratio, _CLOSE_CONTRACTION), ratio)
+    # Newton's method is drawn to saddle points as well.
+    astray = measured.minimum & seen["indefinite"][0] & ~(rounded | close | small)
+    return jnp.where(astray, jnp.inf, ratio)
 
-    norm = vector.norm(here.gradient)
-    rounding = 10 * jnp.finfo(norm.dtype).eps
-    distance = vector.norm(delta)
-    error = jnp.where(distance > 0, inflation * distance / norm, 0) + rounding
-    error = jnp.where((norm == 0) & (distance == 0), 0, error)
-    unreliable = (
-        failed[0]
-        | (failed[1] & ~rounded)
-        | (change.nonpositive_curvature & symmetric)
-        | change.breakdown
-        | ~jnp.isfinite(error)
-    )
-    return jnp.where(unreliable, jnp.inf, error)
+
+def _ratio(part: Scalar, whole: Scalar) -> Scalar:
+    return jnp.where(part > 0, part / whole, 0)

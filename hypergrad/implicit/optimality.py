@@ -11,9 +11,10 @@ import jax
 from jaxtyping import Array, PyTree, Scalar
 
 from hypergrad.linear import vector
+from hypergrad.residual import Oriented
 
 
-class ProximalStep(eqx.Module):
+class ProximalStep(Oriented):
     """The fixed point of a proximal (or projected) gradient step.
 
         r(w, λ) = (w − prox(w − s ∂smooth/∂w, λ, s)) / s
@@ -74,7 +75,29 @@ class ProximalStep(eqx.Module):
         )
 
 
-class KKT(eqx.Module):
+class FixedPoint(Oriented):
+    """The fixed point `w = T(w, λ)` of a map, such as a deep equilibrium layer or a training step.
+
+    The residual is `w − T(w, λ)`: of a contraction its Jacobian is near the identity, which is what
+    `Neumann` and `Identity` are made for.
+
+    **Arguments:**
+
+    - `step`: `step(params, hparams, batch) -> params`, the map `T`.
+
+    For a stochastic problem `step` gets a fourth argument `key`.
+    """
+
+    step: Callable
+
+    def __call__(self, params: PyTree, hparams: PyTree, batch: PyTree, *key: Array) -> PyTree:
+        """The residual at `params`."""
+        moved = self.step(params, hparams, batch, *key)
+        dynamic, moved = (eqx.filter(t, eqx.is_inexact_array) for t in (params, moved))
+        return vector.sub(dynamic, moved)
+
+
+class KKT(Oriented):
     """The Karush-Kuhn-Tucker conditions of an equality-constrained inner problem.
 
     For `minimise objective(x, λ) subject to constraint(x, λ) = 0` the inner parameters are the pair

@@ -13,6 +13,7 @@ from hypergrad.linear.base import LinearSolver
 from hypergrad.linear.cg import CG
 from hypergrad.linear.jacobian import jacobian_operator, solver_for
 from hypergrad.problem import BilevelProblem
+from hypergrad.residual import oriented
 from hypergrad.restricted import RestrictedProblem
 from hypergrad.tolerance import HasTolerance
 
@@ -57,6 +58,7 @@ class Newton(InnerSolver):
         key: Array | None = None,
     ) -> InnerSolution:
         """See `InnerSolver.run`."""
+        problem = oriented(problem, params, hparams, batch, key)
         given = RestrictedProblem(problem, params, hparams, batch, key=key)
         symmetric = problem.optimality is None
 

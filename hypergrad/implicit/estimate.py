@@ -1,0 +1,136 @@
+"""The option `error_estimate`: how a hypergradient is judged, and at what cost."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree, Scalar
+
+from hypergrad.implicit.adjoint import LinearSystem
+from hypergrad.implicit.curvature import Curvature
+from hypergrad.implicit.error import Measured, Sensitivity, estimate_error
+from hypergrad.implicit.inverse import Inverse, KrylovInverse, dense_inverse
+from hypergrad.implicit.linearisation import Arguments, Linearisation, linearised
+from hypergrad.linear import vector
+from hypergrad.linear.base import LinearSolver
+from hypergrad.linear.gmres import GMRES
+from hypergrad.linear.minres import MINRES
+from hypergrad.problem import BilevelProblem
+from hypergrad.residual import random_signs
+
+# Steps of the Krylov solves at least, and their tolerance.
+_STEPS, _TOL = 50, 1e-3
+
+
+class Result(eqx.Module):
+    """A hypergradient `direct − size · mixed`, and the adjoint solution that it comes from.
+
+    **Fields:**
+
+    - `cotangent`: `∂g/∂w`.
+    - `adjoint`, `size`: the solution of the scaled adjoint system, and its scale.
+    - `products`: spent on it.
+    - `direct`, `mixed`: `∂g/∂λ`, and `Cᵀ` times `adjoint`.
+    """
+
+    cotangent: PyTree
+    adjoint: PyTree
+    size: Scalar
+    products: Array
+    direct: PyTree
+    mixed: PyTree
+
+
+class ErrorEstimate(eqx.Module):
+    """How `ImplicitDifferentiation` estimates its error.
+
+    The estimate is computed in at least float32: of params, data and hyperparameters in half
+    precision it sees the digits that they lack.
+
+    **Arguments:**
+
+    - `solver`: for the solves of the estimate. `None` forms the matrix of up to `dense` parameters;
+      above it takes MINRES, or for a system that is not symmetric GMRES, to a relative residual
+      of 1e-3 within the number of products that the hypergradient itself took, or 50 if it took
+      fewer.
+    - `safety`: factor on the estimate. With the default it covers the true error in at least 99 %
+      of the cases of `benchmarks/error_coverage.py`.
+    - `dense`: largest number of parameters for which the matrix is formed.
+    """
+
+    solver: LinearSolver | None = None
+    safety: float | Scalar = 2.0
+    dense: int = eqx.field(static=True, default=256)
+
+    def __call__(
+        self,
+        problem: BilevelProblem,
+        curvature: Curvature,
+        arguments: Arguments,
+        here: Linearisation,
+        result: Result,
+        scale: Scalar,
+    ) -> Scalar:
+        """The estimated relative error of `result`.
+
+        **Arguments:**
+
+        - `problem`: the problem as the user gave it.
+        - `here`: its linearisation at the `arguments`.
+        - `scale`: what the inner residual is relative to.
+        """
+        here = _widened(problem, curvature, arguments, here)
+        unit = here.unit()
+        # Everything is divided by the size of the cotangent, as the adjoint is.
+        size = result.size
+        inverse_size = 1 / jnp.where(jnp.isfinite(size) & (size > 0), size, 1)
+
+        def lagrangian(p: PyTree, lam: PyTree, q: PyTree) -> Scalar:
+            loss = here.outer(p, lam)[0]
+            return (inverse_size * loss).astype(loss.dtype) - here.slope(p, lam, q)
+
+        def at(point: PyTree, adjoint: PyTree) -> Sensitivity:
+            point, adjoint = (vector.cast_like(t, here.dynamic) for t in (point, adjoint))
+            pieces = jax.grad(lagrangian, argnums=(1, 0, 2))(point, here.h, adjoint)
+            gradient, linear, inner = (vector.widen(piece) for piece in pieces)
+            return Sensitivity(gradient, linear, vector.scale(-1, inner))
+
+        direct = vector.scale(inverse_size, result.direct)
+        return estimate_error(
+            self.safety,
+            at,
+            vector.widen(here.moved(random_signs(here.h))),
+            self._inverse(here.system, result, unit),
+            Measured(
+                point=vector.widen(here.dynamic),
+                adjoint=result.adjoint,
+                gradient=vector.sub(direct, result.mixed),
+                magnitude=vector.norm(direct) + vector.norm(result.mixed),
+                cotangent=inverse_size * vector.norm(result.cotangent),
+                noise=unit * scale,
+                unit=unit,
+                minimum=problem.optimality is None,
+            ),
+        )
+
+    def _inverse(self, system: LinearSystem, result: Result, unit: float) -> Inverse:
+        if self.solver is not None:
+            return KrylovInverse(system, self.solver)
+        if vector.size(result.adjoint) <= self.dense:
+            return dense_inverse(system, result.adjoint, unit)
+        method = MINRES if system.symmetric else GMRES
+        return KrylovInverse(system, method(_TOL, jnp.maximum(result.products, _STEPS)))
+
+
+def _widened(
+    problem: BilevelProblem, curvature: Curvature, arguments: Arguments, here: Linearisation
+) -> Linearisation:
+    """`here` in at least float32, if it is not and the losses allow it."""
+    if not arguments.narrow:
+        return here
+    wide = arguments.widened()
+    a = (wide.params, wide.hparams, wide.inner_batch, wide.outer_batch, wide.key)
+    try:
+        return linearised(problem.traced(*a), curvature, wide)
+    except TypeError:
+        # Losses that insist on their types are judged in them.
+        return here

@@ -1,0 +1,139 @@
+"""The inverse of the linearised inner problem, as the error estimate uses it.
+
+An estimate is as good as what its solves reach. Where the matrix is small it is formed and
+decomposed, so that nothing is out of reach; above, a Krylov method goes as far as its budget, and
+says what it left.
+"""
+
+from abc import abstractmethod
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float, PyTree, Scalar
+
+from hypergrad.implicit.adjoint import LinearSystem
+from hypergrad.linear import vector
+from hypergrad.linear.base import LinearSolver
+from hypergrad.linear.dense import materialise
+from hypergrad.linear.solution import LinearSolution
+
+
+class Answer(eqx.Module):
+    """An approximate `x = J⁻¹ b`.
+
+    **Fields:**
+
+    - `value`: `x`.
+    - `left`: `‖b − J x‖ / ‖b‖`, what was not reached of `b`; zero for `b = 0`.
+    - `indefinite`: a direction of negative curvature was met.
+    """
+
+    value: PyTree
+    left: Scalar
+    indefinite: Bool[Array, ""]
+
+
+class Inverse(eqx.Module):
+    """Solves `J x = b` and `Jᵀ x = b`."""
+
+    @abstractmethod
+    def solve(self, rhs: PyTree) -> Answer:
+        """Solve `J x = rhs`."""
+
+    @abstractmethod
+    def solve_adjoint(self, rhs: PyTree) -> Answer:
+        """Solve `Jᵀ x = rhs`."""
+
+    @abstractmethod
+    def gain(self, observed: Scalar) -> Scalar:
+        """How much `J⁻¹` may lengthen a vector that it did not reach.
+
+        **Arguments:**
+
+        - `observed`: the largest such factor of the solves made.
+        """
+
+
+class KrylovInverse(Inverse):
+    """By a Krylov method, within its tolerance and number of steps."""
+
+    system: LinearSystem
+    solver: LinearSolver
+
+    def solve(self, rhs: PyTree) -> Answer:
+        """See `Inverse.solve`."""
+        return _answer(self.system.solve(self.solver, rhs))
+
+    def solve_adjoint(self, rhs: PyTree) -> Answer:
+        """See `Inverse.solve_adjoint`."""
+        return _answer(self.system.solve_adjoint(self.solver, rhs))
+
+    def gain(self, observed: Scalar) -> Scalar:
+        """See `Inverse.gain`: no more than was seen is known."""
+        return observed
+
+
+def _answer(solution: LinearSolution) -> Answer:
+    left = jnp.where(solution.breakdown, jnp.inf, solution.residual)
+    return Answer(solution.value, left, solution.nonpositive_curvature)
+
+
+class DenseInverse(Inverse):
+    """By all singular values, without those that rounding cannot tell from zero.
+
+    **Fields:** `J = left · diag(values) · rightᵀ`; the values are signed for a symmetric `J`.
+    """
+
+    left: Float[Array, "n n"]
+    values: Float[Array, " n"]
+    right: Float[Array, "n n"]
+    smallest: Scalar
+
+    def solve(self, rhs: PyTree) -> Answer:
+        """See `Inverse.solve`."""
+        return self._through(self.left, self.right, rhs)
+
+    def solve_adjoint(self, rhs: PyTree) -> Answer:
+        """See `Inverse.solve_adjoint`."""
+        return self._through(self.right, self.left, rhs)
+
+    def gain(self, observed: Scalar) -> Scalar:
+        """See `Inverse.gain`: the inverse of the smallest value that was kept apart from zero."""
+        return jnp.maximum(observed, 1 / self.smallest)
+
+    def _through(self, outof: Array, into: Array, rhs: PyTree) -> Answer:
+        flat, unravel = ravel_pytree(rhs)
+        highest = jax.lax.Precision.HIGHEST
+        size = vector.norm(flat)
+        coefficients = jnp.matmul(outof.T, flat / jnp.where(size > 0, size, 1), precision=highest)
+        kept = jnp.abs(self.values) > self.smallest
+        scaled = jnp.where(kept, coefficients / jnp.where(kept, self.values, 1), 0)
+        value = unravel(size * jnp.matmul(into, scaled, precision=highest))
+        left = vector.norm(jnp.where(kept, 0, coefficients))
+        return Answer(value, left, jnp.any(self.values < -self.smallest))
+
+
+def dense_inverse(system: LinearSystem, like: PyTree, unit: Scalar | float) -> DenseInverse:
+    """Form and decompose the matrix of `system`: one product a parameter, side by side.
+
+    **Arguments:**
+
+    - `like`: a vector of the space, in the dtypes of the solve.
+    - `unit`: the rounding unit of the products.
+    """
+    operator = system.jacobian()
+    matrix = materialise(operator, like)
+    finite = jnp.all(jnp.isfinite(matrix))
+    matrix = jnp.where(finite, matrix, 0)
+    if operator.symmetric:
+        values, left = jnp.linalg.eigh((matrix + matrix.T) / 2)
+        right = left
+    else:
+        left, values, transposed = jnp.linalg.svd(matrix)
+        right = transposed.T
+    # Rounding moves a singular value by about the unit times the largest, and more with the size.
+    noise = unit * (4 + jnp.sqrt(matrix.shape[0])) * jnp.max(jnp.abs(values), initial=0)
+    tiny = jnp.finfo(values.dtype).tiny
+    return DenseInverse(left, values, right, jnp.maximum(noise, tiny).astype(values.dtype))
