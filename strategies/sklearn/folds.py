@@ -61,9 +61,9 @@ class Table:
             missing = np.setdiff1d(np.arange(len(self.classes)), codes[train])
             if missing.size:
                 raise ValueError(
-                    f"cv: expected every class in every training part, received none of class "
-                    f"{self.classes[missing[0]]!r} in that of split {number}; use a stratified "
-                    "splitter or fewer splits"
+                    "cv: expected every class in every training part, received none of class "
+                    f"{self.classes[missing[0]].item()!r} in that of split {number}; use a "
+                    "stratified splitter or fewer splits"
                 )
 
     def weights(self, number: int, estimator: Any) -> tuple[np.ndarray, np.ndarray]:

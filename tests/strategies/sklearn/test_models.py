@@ -112,7 +112,11 @@ def test_value_is_the_score_of_scikit_learns_fits_and_gradient_that_of_retrainin
     expected = 1.0 - scores if scoring in RATIOS else -scores
     np.testing.assert_allclose(found.folds, expected, rtol=1e-5)
     for name, value in params.items():
-        difference = slope(lambda s: function({**params, name: value + s}).value, 1e-3 * value)
+
+        def along(shift, name=name, value=value):
+            return function({**params, name: value + shift}).value
+
+        difference = slope(along, 1e-3 * value)
         assert found.gradient[name] == pytest.approx(difference, rel=1e-4)
 
 
@@ -122,7 +126,7 @@ def test_penalties_of_groups_are_those_of_scaled_columns(estimator):
     x, y = data
     groups = [np.arange(2), np.arange(2, x.shape[1])]
     name = "C" if isinstance(estimator, LogisticRegression) else "alpha"
-    splits, function = objective(estimator, data, [name], groups=groups)
+    _, function = objective(estimator, data, [name], groups=groups)
     value = np.array([0.2, 0.9])
     found = function({name: value})
     reference, factors = function.split(value)

@@ -71,8 +71,8 @@ def test_the_spaces_of_scikit_learn_and_ours():
         1e-3,
     )
     # A grid of what no gradient exists for is searched entry by entry.
+    tree = HypergradSearchCV(DecisionTreeRegressor(random_state=0), {"max_depth": [1, 2, 3]})
     with pytest.warns(UserWarning, match="DecisionTreeRegressor is not among"):
-        tree = HypergradSearchCV(DecisionTreeRegressor(random_state=0), {"max_depth": [1, 2, 3]})
         tree.fit(X, Y)
     assert sorted(tree.cv_results_["param_max_depth"]) == [1, 2, 3]
     grid = GridSearchCV(DecisionTreeRegressor(random_state=0), {"max_depth": [1, 2, 3]}).fit(X, Y)
@@ -81,14 +81,13 @@ def test_the_spaces_of_scikit_learn_and_ours():
 
 
 def test_penalties_per_feature_and_per_group():
-    with pytest.warns(OvertunedWarning) if False else _nothing():
-        search = HypergradSearchCV(
-            Lasso(),
-            {"alpha": loguniform(0.01, 10.0)},
-            penalty="per_feature",
-            n_trials=12,
-            generalization=None,
-        ).fit(X * 20, Y)
+    search = HypergradSearchCV(
+        Lasso(),
+        {"alpha": loguniform(0.01, 10.0)},
+        penalty="per_feature",
+        n_trials=12,
+        generalization=None,
+    ).fit(X * 20, Y)
     assert list(search.penalties_) == list(X.columns)
     assert isinstance(search.best_estimator_.named_steps["penalties"], FeaturePenalties)
     assert isinstance(search.best_estimator_.named_steps["lasso"], Lasso)
@@ -114,11 +113,6 @@ def test_penalties_per_feature_and_per_group():
     groups.plot_convergence()
     groups.plot_path(X, Y)
     groups.plot_overtuning(X[:60], Y[:60], X[60:], Y[60:])
-
-
-class _nothing:  # noqa: N801
-    def __enter__(self): ...
-    def __exit__(self, *_): ...
 
 
 def test_a_pipeline_whose_first_steps_are_fitted_per_fold():
@@ -164,7 +158,10 @@ def test_weights_groups_and_several_scores():
     np.testing.assert_allclose(search.best_estimator_.coef_, expected.coef_)
     with config_context(enable_metadata_routing=True):
         routed = HypergradSearchCV(
-            Ridge().set_fit_request(sample_weight=True), SPACE, cv=3, n_trials=4
+            Ridge().set_fit_request(sample_weight=True).set_score_request(sample_weight=True),
+            SPACE,
+            cv=3,
+            n_trials=4,
         ).fit(X, Y, sample_weight=weight)
         expected = Ridge(**routed.best_params_).fit(X, Y, sample_weight=weight)
         np.testing.assert_allclose(routed.best_estimator_.coef_, expected.coef_)
@@ -225,7 +222,7 @@ BAD = {
         {"C": [0.1, 1.0]},
         {"cv": KFold(2)},
         {},
-        "none of class 1 in that of split 1",
+        "none of class 1 in that of split 0",
     ),
 }
 
@@ -236,6 +233,15 @@ def test_bad_input_is_named(case):
     y = Y if case != "a fold without a class" else (np.arange(120) < 60).astype(int)
     with pytest.raises(ValueError, match=message):
         HypergradSearchCV(estimator, space, **options).fit(X, y, **fit)
+
+
+def test_penalties_that_fit_the_folds_are_told():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(40, 60)), rng.normal(size=40)
+    search = HypergradSearchCV(Ridge(), {"alpha": [1e-2, 1e4]}, penalty="per_feature", n_trials=20)
+    with pytest.warns(OvertunedWarning, match="generalization_score_"):
+        search.fit(x, y)
+    assert search.best_score_ > search.generalization_score_
 
 
 def test_constant_features_are_harmless():
@@ -276,7 +282,8 @@ class Slow(Ridge):
 
 X, y = load_diabetes(return_X_y=True)
 model = Slow() if sys.argv[2] == "scores" else Ridge()
-search = HypergradSearchCV(model, {"alpha": [0.001, 0.01, 0.1, 1.0]}, n_trials=4, resume=sys.argv[1])
+space = {"alpha": [0.001, 0.01, 0.1, 1.0]}
+search = HypergradSearchCV(model, space, n_trials=4, resume=sys.argv[1])
 search.fit(X[:100], y[:100])
 print(search.best_params_["alpha"], search.best_score_, len(search.trials_))
 """
