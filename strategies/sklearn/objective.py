@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Scalar
+from scipy import sparse
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 
@@ -79,6 +80,8 @@ class CrossValidation:
         self.groups, self.width = groups, width
         self.index = None if groups is None else _index(groups, width)
         self.model = self._model({})
+        if self.model.dense_only and sparse.issparse(table.X):
+            raise NotDifferentiableError("sparse features with a kernel")
         self.criterion = self._criterion(criterion, scorer)
         self._programs: OrderedDict[str, tuple[Stacked, Callable]] = OrderedDict()
 
@@ -178,16 +181,17 @@ class CrossValidation:
                 for name, inner in names.items()
                 if inner in model_names
             }
-            folds = stacked.folds(values)
             wide = self.index is not None and np.ndim(values.get(_bare(stacked.model), 0.0)) > 0
             index = jnp.asarray(self.index) if wide else None
+            each = {_bare(stacked.model): values[_bare(stacked.model)][self.index]} if wide else {}
+            folds = stacked.folds({**values, **each})
             response = program(jax.tree.map(jnp.asarray, values), folds, index)
-            each = np.asarray(response.value)
+            scores = np.asarray(response.value)
         back = {inner: name for name, inner in names.items()}
         return Evaluation(
-            value=float(each.mean()),
+            value=float(scores.mean()),
             gradient={back[n]: np.asarray(part) for n, part in response.gradient.items()},
-            folds=each,
+            folds=scores,
             residual=float(response.residual),
             seconds=time.perf_counter() - began,
         )

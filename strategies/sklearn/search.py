@@ -25,8 +25,8 @@ class HypergradSearchCV(Reports, BaseSearchCV):
     """Cross-validated search along hypergradients, in the place of `GridSearchCV`.
 
     Where the estimator, or a pipeline's last step, has a differentiable model (Ridge, Lasso,
-    ElasticNet, LogisticRegression, LinearSVC, KernelRidge, Poisson-, Gamma- and TweedieRegressor)
-    a *trial* trains all folds in one compiled program and gives a smooth criterion with its
+    ElasticNet, LogisticRegression, LinearSVC, SVC with two classes, SVR, KernelRidge, Poisson-,
+    Gamma- and TweedieRegressor) a *trial* trains all folds in one compiled program and gives a smooth criterion with its
     derivative in every penalty; the searcher is `HypergradientSearcher`. The best trials are then
     fitted and scored by scikit-learn itself, fold by fold: these are the rows of `cv_results_`, and
     the best one is refitted. For anything else every trial is such a row, and `BayesSearcher`

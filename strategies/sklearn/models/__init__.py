@@ -9,6 +9,7 @@ from strategies.sklearn.models import (
     linear_svm,
     logistic,
     ridge,
+    svm,
 )
 from strategies.sklearn.models.base import Fold, Model, NotDifferentiableError, Task
 
@@ -20,6 +21,7 @@ MODELS: dict[type, Any] = {
     **linear_svm.MODELS,
     **glm.MODELS,
     **kernel_ridge.MODELS,
+    **svm.MODELS,
 }
 
 

@@ -103,6 +103,9 @@ class Model(ABC):
         """The trained parameters in closed form, through which automatic differentiation goes."""
         raise NotImplementedError
 
+    #: Sparse features have no model.
+    dense_only: ClassVar[bool] = False
+
     @abstractmethod
     def output(self, params: PyTree, h: Hyperparameters, fold: Fold) -> Float[Array, "n m"]:
         """Predicted means, logits or margins of all samples."""

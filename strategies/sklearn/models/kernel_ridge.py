@@ -1,6 +1,6 @@
 """Kernel ridge regression."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,8 @@ from strategies.sklearn.models.kernels import KERNELS, kernel_matrix
 
 class KernelRidgeModel(Model):
     """`KernelRidge`: a linear system in the kernel matrix of the training samples."""
+
+    dense_only: ClassVar[bool] = True
 
     def __init__(self, estimator: KernelRidge, task: Task):
         super().__init__(estimator)

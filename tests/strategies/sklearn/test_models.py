@@ -15,7 +15,7 @@ from sklearn.linear_model import (
 )
 from sklearn.metrics import check_scoring
 from sklearn.model_selection import KFold, StratifiedKFold, cross_val_score
-from sklearn.svm import LinearSVC
+from sklearn.svm import SVC, SVR, LinearSVC
 
 from strategies.sklearn.folds import Table
 from strategies.sklearn.objective import CrossValidation
@@ -88,6 +88,12 @@ CASES = {
         "r",
         {"alpha": 0.3},
         "neg_mean_absolute_error",
+    ),
+    "support vectors": (
+        SVR(tol=1e-8, kernel="rbf"),
+        "s",
+        {"C": 30.0, "epsilon": 4.0, "gamma": 0.03},
+        "r2",
     ),
     "kernel ridge": (KernelRidge(kernel="rbf"), "s", {"alpha": 0.3, "gamma": 0.02}, "r2"),
 }
@@ -163,3 +169,26 @@ def test_linear_svc_minimises_the_squared_hinge():
     np.testing.assert_allclose(found.folds, losses, rtol=1e-5)
     difference = slope(lambda s: function({"C": 0.05 + s}).value, 1e-4)
     assert found.gradient["C"] == pytest.approx(difference, rel=1e-3)
+
+
+def test_svc_with_a_length_scale_per_feature():
+    x, y = TWO
+    splits, function = objective(
+        SVC(class_weight="balanced"), TWO, ["C", "gamma"], groups=[np.arange(3), np.arange(3, 6)]
+    )
+    params = {"C": 0.7, "gamma": np.array([0.3, 0.05])}
+    found = function(params)
+    level, factors = function.split(params["gamma"])
+    losses = []
+    for train, test in splits:
+        machine = SVC(C=0.7, gamma=level, class_weight="balanced", tol=1e-8)
+        margins = machine.fit(x[train] / factors, y[train]).decision_function(x[test] / factors)
+        losses.append(np.mean(np.maximum(1.0 - (2 * y[test] - 1) * margins, 0.0) ** 2))
+    np.testing.assert_allclose(found.folds, losses, rtol=1e-5)
+    direction = np.array([0.2, -0.03])
+    difference = slope(
+        lambda s: function({"C": 0.7, "gamma": params["gamma"] + s * direction}).value, 1e-4
+    )
+    assert found.gradient["gamma"] @ direction == pytest.approx(difference, rel=1e-4)
+    difference = slope(lambda s: function({"C": 0.7 + s, "gamma": params["gamma"]}).value, 1e-4)
+    assert found.gradient["C"] == pytest.approx(difference, rel=1e-4)
