@@ -26,11 +26,11 @@ class HypergradSearchCV(Reports, BaseSearchCV):
 
     Where the estimator, or a pipeline's last step, has a differentiable model (Ridge, Lasso,
     ElasticNet, LogisticRegression, LinearSVC, SVC with two classes, SVR, KernelRidge, Poisson-,
-    Gamma- and TweedieRegressor) a *trial* trains all folds in one compiled program and gives a smooth criterion with its
-    derivative in every penalty; the searcher is `HypergradientSearcher`. The best trials are then
-    fitted and scored by scikit-learn itself, fold by fold: these are the rows of `cv_results_`, and
-    the best one is refitted. For anything else every trial is such a row, and `BayesSearcher`
-    decides; a `UserWarning` and `explanation_` say why.
+    Gamma- and TweedieRegressor) a *trial* trains all folds in one compiled program and gives a
+    smooth criterion with its derivative in every penalty; the searcher is `HypergradientSearcher`.
+    The best trials are then fitted and scored by scikit-learn itself, fold by fold: these are the
+    rows of `cv_results_`, and the best one is refitted. For anything else every trial is such a
+    row, and `BayesSearcher` decides; a `UserWarning` and `explanation_` say why.
 
     Parameters:
         estimator: An estimator or a pipeline. A pipeline's first steps are fitted per fold.
