@@ -27,6 +27,7 @@ PUBLIC = [
     "strategies.optuna",
     "strategies.ray",
     "strategies.schedulers",
+    "strategies.sklearn",
     "strategies.space.configspace",
     "strategies.space.sklearn",
 ]
