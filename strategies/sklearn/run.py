@@ -18,7 +18,7 @@ from strategies.sklearn.candidates import Candidates, Evaluation
 from strategies.sklearn.folds import Table
 from strategies.sklearn.objective import CrossValidation, NotDifferentiableError, head_of
 from strategies.sklearn.penalties import STEP, groups_of, step_name
-from strategies.sklearn.spaces import names_of, params_of, space_of, tuned
+from strategies.sklearn.spaces import names_of, params_of, space_of, tuned, without_objects
 from strategies.sklearn.stages import Budget, follow_gradients, shared_limit
 from strategies.sklearn.trials import Journal, Stage, Trial, journal
 from strategies.space import SearchSpace
@@ -32,7 +32,8 @@ class Run:
 
     def __init__(self, search: Any, X: Any, y: Any, params: Mapping[str, Any]):
         self.search, self.X, self.y, self.params = search, X, y, params
-        self.space = space_of(search.param_space)
+        plain, self.objects = without_objects(search.param_space)
+        self.space = space_of(plain)
         known = search.estimator.get_params()
         for name in sorted(names_of(self.space)):
             if name.split("__")[0] not in known:
@@ -96,6 +97,8 @@ class Run:
         if isinstance(scorer, _MultimetricScorer):
             chosen = search.refit if isinstance(search.refit, str) else None
             scorer = scorer._scorers.get(chosen, next(iter(scorer._scorers.values())))
+        if isinstance(estimator, Pipeline) and estimator.steps[-1][0] in names_of(self.space):
+            raise NotDifferentiableError("the last step itself is searched")
         # What has no model should not be read as a table either.
         CrossValidation.require_model(estimator)
         classifier = is_classifier(estimator)
@@ -148,7 +151,7 @@ class Run:
 
     def _candidate(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """What the worker's estimator's `set_params` takes."""
-        params = params_of(config)
+        params = params_of(config, self.objects)
         if not self.groups:
             return params
         assert self.objective is not None
@@ -169,18 +172,18 @@ class Run:
         narrow = tuned(self.space, objective.differentiable)
         if not self.groups:
             stages = [Stage(_TUNED, HypergradientSearcher(narrow, seed=seed), kept)]
-            follow_gradients(objective, stages[0], budget, budget.trials, strict)
+            follow_gradients(objective, stages[0], budget, budget.trials, self.objects, strict)
         else:
             # The best penalty that all share is where the others start.
             shared = Stage(_SHARED, HypergradientSearcher(narrow, seed=seed), kept)
             limit = shared_limit(budget.trials)
-            follow_gradients(objective, shared, budget, limit, strict)
+            follow_gradients(objective, shared, budget, limit, self.objects, strict)
             wide = tuned(
                 self.space, objective.differentiable, objective.penalised, (len(self.groups),)
             )
             first = [_widened(shared.best.config, wide)] if shared.best is not None else []
             free = Stage(_TUNED, HypergradientSearcher(wide, seed=seed, first=first), kept)
-            follow_gradients(objective, free, budget, budget.trials, strict)
+            follow_gradients(objective, free, budget, budget.trials, self.objects, strict)
             stages = [shared, free]
         trials = [trial for stage in stages for trial in stage.trials if trial.value is not None]
         if not trials:
@@ -247,7 +250,8 @@ class Run:
         worker.penalties_ = {}
         if objective is None or not hasattr(worker, "best_index_"):
             return
-        best = params_of(self.row_trials(worker)[worker.best_index_].config)
+        trial = self.row_trials(worker)[worker.best_index_]
+        best = params_of(trial.config, self.objects)
         value = best.get(objective.penalised or "")
         if self.groups:
             values = np.broadcast_to(np.asarray(value, float), (len(self.groups),))

@@ -23,6 +23,37 @@ def space_of(params: Any) -> SearchSpace:
     return space_from_sklearn(params)
 
 
+Objects = dict[str, dict[str, Any]]
+
+
+def without_objects(params: Any) -> tuple[Any, Objects]:
+    """A grid, or list of grids, whose estimators and functions are replaced by labels.
+
+    **Returns:** the grid, and by the parameter's name what each label stands for.
+    """
+    if isinstance(params, Sequence) and not isinstance(params, str):
+        parts = [without_objects(grid) for grid in params]
+        objects: Objects = {}
+        for _, found in parts:
+            for name, labels in found.items():
+                objects.setdefault(name, {}).update(labels)
+        return [grid for grid, _ in parts], objects
+    if not isinstance(params, Mapping):
+        return params, {}
+    plain, objects = dict(params), {}
+    for name, values in params.items():
+        if isinstance(values, list | tuple) and not all(_is_plain(value) for value in values):
+            labels = {f"{number}: {value!r}": value for number, value in enumerate(values)}
+            plain[name], objects[name] = list(labels), labels
+    return plain, objects
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, bool | int | float | str | np.generic)
+
+
 def names_of(space: SearchSpace) -> frozenset[str]:
     """Names of the parameters that appear in some configuration, as `set_params` has them."""
     return frozenset(name_of(path) for path in space.domains if not _is_kind(path, space))
@@ -90,9 +121,12 @@ def _range(domain: Domain) -> Domain:
     return Float(low, high, log=log, when=domain.when)
 
 
-def params_of(config: Mapping[str, Any]) -> dict[str, Any]:
+def params_of(config: Mapping[str, Any], objects: Objects) -> dict[str, Any]:
     """What `set_params` takes, from a configuration of the space."""
-    return sklearn_params(dict(config))
+    return {
+        name: objects[name].get(value, value) if name in objects else value
+        for name, value in sklearn_params(dict(config)).items()
+    }
 
 
-__all__ = ["name_of", "names_of", "params_of", "space_of", "tuned"]
+__all__ = ["Objects", "name_of", "names_of", "params_of", "space_of", "tuned", "without_objects"]

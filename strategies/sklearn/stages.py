@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from strategies.sklearn.objective import CrossValidation
-from strategies.sklearn.spaces import name_of, params_of
+from strategies.sklearn.spaces import Objects, name_of, params_of
 from strategies.sklearn.trials import Journal, Stage, Trial
 from strategies.space import SearchSpace
 
@@ -58,12 +58,14 @@ def follow_gradients(
     stage: Stage,
     budget: Budget,
     limit: int,
+    objects: Objects,
     strict: bool,
 ) -> None:
     """Trials of a stage until its limit, the budget's end, or nothing improves any more.
 
     **Arguments:**
 
+    - `objects`: what labels in configurations stand for.
     - `strict`: a trial that fails is an error. Otherwise only a first one is.
     """
     while (
@@ -75,7 +77,7 @@ def follow_gradients(
         began = time.perf_counter()
         outcome: dict[str, Any] = {"value": None}
         try:
-            found = objective(params_of(suggestion.config))
+            found = objective(params_of(suggestion.config, objects))
         except Exception as error:
             if strict or not stage.trials:
                 raise

@@ -80,6 +80,20 @@ def test_the_spaces_of_scikit_learn_and_ours():
     assert tree.best_score_ == grid.best_score_
 
 
+def test_estimators_in_a_grid():
+    steps = make_pipeline(StandardScaler(), Ridge())
+    scaler = {"standardscaler": [StandardScaler(), PolynomialFeatures(), "passthrough"]}
+    search = HypergradSearchCV(steps, {**scaler, "ridge__alpha": [0.1, 10.0]}, n_trials=6)
+    results = search.fit(X, Y).cv_results_
+    np.testing.assert_allclose(1 - results["hypergrad_criterion"], results["mean_test_score"])
+    last = HypergradSearchCV(steps, {"ridge": [Ridge(), Lasso(), Ridge(alpha=10.0)]})
+    with pytest.warns(UserWarning, match="the last step itself"):
+        last.fit(X, Y)
+    grid = GridSearchCV(steps, {"ridge": [Ridge(), Lasso(), Ridge(alpha=10.0)]}).fit(X, Y)
+    assert last.best_score_ == grid.best_score_
+    assert repr(last.best_params_) == repr(grid.best_params_)
+
+
 def test_penalties_per_feature_and_per_group():
     search = HypergradSearchCV(
         Lasso(),
