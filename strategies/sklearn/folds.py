@@ -12,6 +12,7 @@ from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 from sklearn.utils import _safe_indexing, check_array
 from sklearn.utils.class_weight import compute_class_weight
+from sklearn.utils.multiclass import check_classification_targets
 
 from strategies.sklearn.models import Fold, Model
 
@@ -51,6 +52,7 @@ class Table:
             self.y = y.reshape(size, -1)
             return
         labels = check_array(y, ensure_2d=False, dtype=None, input_name="y").ravel()
+        check_classification_targets(labels)
         self.classes, codes = np.unique(labels, return_inverse=True)
         if len(self.classes) < 2:
             raise ValueError(f"y: expected at least 2 classes, received one class: {self.classes}")

@@ -3,6 +3,7 @@
 import time
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import joblib
@@ -18,7 +19,14 @@ from strategies.sklearn.candidates import Candidates, Evaluation
 from strategies.sklearn.folds import Table
 from strategies.sklearn.objective import CrossValidation, NotDifferentiableError, head_of
 from strategies.sklearn.penalties import STEP, groups_of, step_name
-from strategies.sklearn.spaces import names_of, params_of, space_of, tuned, without_objects
+from strategies.sklearn.spaces import (
+    is_single,
+    names_of,
+    params_of,
+    space_of,
+    tuned,
+    without_objects,
+)
 from strategies.sklearn.stages import Budget, follow_gradients, shared_limit
 from strategies.sklearn.trials import Journal, Stage, Trial, journal
 from strategies.space import SearchSpace
@@ -33,9 +41,13 @@ class Run:
     def __init__(self, search: Any, X: Any, y: Any, params: Mapping[str, Any]):
         self.search, self.X, self.y, self.params = search, X, y, params
         plain, self.objects = without_objects(search.param_space)
-        self.space = space_of(plain)
+        # One candidate is a grid as well, yet nothing to search.
+        single = search.penalty == "single" and is_single(plain)
+        self.only = {name: values[0] for name, values in plain.items()} if single else None
+        self.space: Any = None if single else space_of(plain)
+        self.searched = frozenset(plain) if single else names_of(self.space)
         known = search.estimator.get_params()
-        for name in sorted(names_of(self.space)):
+        for name in sorted(self.searched):
             if name.split("__")[0] not in known:
                 raise ValueError(
                     f"{name!r}: expected a parameter of {type(search.estimator).__name__}, one of "
@@ -54,6 +66,8 @@ class Run:
         splits = list(worker.cv.split(self.X, self.y, **routed.splitter.split))
         self.scorers, self.metric = worker._get_scorers()
         try:
+            if self.only is not None:
+                raise NotDifferentiableError("there is a single candidate")
             self.objective = self._objective(routed, splits)
         except NotDifferentiableError as reason:
             if search.penalty != "single":
@@ -62,7 +76,7 @@ class Run:
                     f"{search.penalty!r}; there is no hypergradient: {reason}"
                 ) from None
             self.explanation = f"BayesSearcher on scores, without gradients: {reason}"
-            if search.criterion is not None:
+            if search.criterion is not None and self.only is None:
                 warnings.warn(self.explanation, UserWarning, stacklevel=4)
         deadline = None if search.timeout is None else time.monotonic() + search.timeout
         budget = Budget(search.n_trials, search.patience, deadline)
@@ -97,7 +111,7 @@ class Run:
         if isinstance(scorer, _MultimetricScorer):
             chosen = search.refit if isinstance(search.refit, str) else None
             scorer = scorer._scorers.get(chosen, next(iter(scorer._scorers.values())))
-        if isinstance(estimator, Pipeline) and estimator.steps[-1][0] in names_of(self.space):
+        if isinstance(estimator, Pipeline) and estimator.steps[-1][0] in self.searched:
             raise NotDifferentiableError("the last step itself is searched")
         # What has no model should not be read as a table either.
         CrossValidation.require_model(estimator)
@@ -115,19 +129,19 @@ class Run:
             table,
             criterion=search.criterion,
             scorer=scorer,
-            searched=names_of(self.space),
+            searched=self.searched,
             groups=groups,
             width=width,
         )
-        found = sorted(names_of(self.space) & set(objective.differentiable))
+        found = sorted(self.searched & set(objective.differentiable))
         if not found:
             raise NotDifferentiableError(
-                f"none of {sorted(names_of(self.space))} is among {objective.differentiable}"
+                f"none of {sorted(self.searched)} is among {objective.differentiable}"
             )
         if groups is not None and objective.penalised not in found:
             raise ValueError(
                 f"'param_space': expected {objective.penalised!r}, to have one per feature or "
-                f"group, received {sorted(names_of(self.space))}"
+                f"group, received {sorted(self.searched)}"
             )
         self.explanation = (
             f"HypergradientSearcher on the criterion {_shown(objective.criterion)}, with gradients "
@@ -139,7 +153,7 @@ class Run:
         search = self.search
         described = [
             repr(search.estimator),
-            self.space.describe(),
+            self.only or self.space.describe(),
             search.penalty if isinstance(search.penalty, str) else dict(search.penalty),
             _shown(search.criterion),
             _shown(search.scoring),
@@ -196,6 +210,12 @@ class Run:
                 self.evaluate(trial)
 
     def _by_scores(self, kept: Journal, budget: Budget) -> None:
+        if self.only is not None:
+            trial = Trial(_SCORES, 0, self.only, None)
+            if not kept.trials:
+                scores = self.evaluate(trial)
+                kept.add_trial(replace(trial, value=-float(scores.mean())))
+            return
         searcher = BayesSearcher(self.space, seed=self.search.random_state or 0)
         stage = Stage(_SCORES, searcher, kept)
         while not budget.spent(kept) or not stage.trials:

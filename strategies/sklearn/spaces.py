@@ -48,6 +48,14 @@ def without_objects(params: Any) -> tuple[Any, Objects]:
     return plain, objects
 
 
+def is_single(params: Any) -> bool:
+    """Whether a grid has one value for each parameter."""
+    return isinstance(params, Mapping) and all(
+        isinstance(values, list | tuple | np.ndarray) and len(values) == 1
+        for values in params.values()
+    )
+
+
 def _is_plain(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(_is_plain(item) for item in value)
@@ -129,4 +137,13 @@ def params_of(config: Mapping[str, Any], objects: Objects) -> dict[str, Any]:
     }
 
 
-__all__ = ["Objects", "name_of", "names_of", "params_of", "space_of", "tuned", "without_objects"]
+__all__ = [
+    "Objects",
+    "is_single",
+    "name_of",
+    "names_of",
+    "params_of",
+    "space_of",
+    "tuned",
+    "without_objects",
+]

@@ -80,6 +80,12 @@ def test_the_spaces_of_scikit_learn_and_ours():
     assert tree.best_score_ == grid.best_score_
 
 
+def test_a_grid_of_one_candidate():
+    search = HypergradSearchCV(Ridge(), {"alpha": [0.3], "tol": [1e-5]}).fit(X, Y)
+    assert search.best_params_ == {"alpha": 0.3, "tol": 1e-5}
+    assert search.best_score_ == GridSearchCV(Ridge(), {"alpha": [0.3]}).fit(X, Y).best_score_
+
+
 def test_estimators_in_a_grid():
     steps = make_pipeline(StandardScaler(), Ridge())
     scaler = {"standardscaler": [StandardScaler(), PolynomialFeatures(), "passthrough"]}
@@ -231,6 +237,7 @@ BAD = {
         "'penalty'.*DecisionTreeRegressor",
     ),
     "an unknown criterion": (Ridge(), SPACE, {"criterion": "loss"}, {}, "'criterion'"),
+    "continuous classes": (LinearSVC(), {"C": [0.1, 1.0]}, {"cv": KFold(2)}, {}, "continuous"),
     "a fold without a class": (
         LinearSVC(),
         {"C": [0.1, 1.0]},
@@ -244,7 +251,7 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_named(case):
     estimator, space, options, fit, message = BAD[case]
-    y = Y if case != "a fold without a class" else (np.arange(120) < 60).astype(int)
+    y = Y + 0.5 if case != "a fold without a class" else (np.arange(120) < 60).astype(int)
     with pytest.raises(ValueError, match=message):
         HypergradSearchCV(estimator, space, **options).fit(X, y, **fit)
 
