@@ -44,8 +44,9 @@ class Run:
         # One candidate is a grid as well, yet nothing to search.
         single = search.penalty == "single" and is_single(plain)
         self.only = {name: values[0] for name, values in plain.items()} if single else None
-        self.space: Any = None if single else space_of(plain)
-        self.searched = frozenset(plain) if single else names_of(self.space)
+        space: Any = None if single else space_of(plain)
+        self.space = space
+        self.searched = frozenset(plain) if single else names_of(space)
         known = search.estimator.get_params()
         for name in sorted(self.searched):
             if name.split("__")[0] not in known:
