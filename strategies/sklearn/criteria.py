@@ -120,7 +120,7 @@ def criterion_for(scorer: Any, estimator: Any, *, margins: bool, deviance: bool)
     if function is None and type(scorer).__name__ == "_PassthroughScorer":
         if is_classifier(estimator):
             return classification
-        return "deviance" if deviance else "r2"
+        return "d2" if deviance else "r2"
     name = getattr(function, "__name__", None)
     if is_classifier(estimator):
         if name in _CLASSIFICATION or (name == "log_loss" and not margins):

@@ -122,7 +122,8 @@ def test_value_is_the_score_of_scikit_learns_fits_and_gradient_that_of_retrainin
         def along(shift, name=name, value=value):
             return function({**params, name: value + shift}).value
 
-        difference = slope(along, 1e-3 * value)
+        # Small enough that no feature enters or leaves: there a derivative has a jump.
+        difference = slope(along, 1e-4 * value)
         assert found.gradient[name] == pytest.approx(difference, rel=1e-4)
 
 
