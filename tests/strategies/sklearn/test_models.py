@@ -76,15 +76,15 @@ CASES = {
         "neg_log_loss",
     ),
     "multinomial": (LogisticRegression(tol=1e-10, max_iter=10**5), "3", {"C": 0.3}, "neg_log_loss"),
-    "poisson": (PoissonRegressor(tol=1e-10, max_iter=10**5), "r", {"alpha": 0.3}, "d2"),
+    "poisson": (PoissonRegressor(solver="newton-cholesky", tol=1e-12), "r", {"alpha": 0.3}, "d2"),
     "gamma": (
-        GammaRegressor(tol=1e-10, max_iter=10**5),
+        GammaRegressor(solver="newton-cholesky", tol=1e-12),
         "r",
         {"alpha": 0.3},
         "neg_mean_gamma_deviance",
     ),
     "tweedie": (
-        TweedieRegressor(power=1.5, tol=1e-10, max_iter=10**5),
+        TweedieRegressor(power=1.5, solver="newton-cholesky", tol=1e-12),
         "r",
         {"alpha": 0.3},
         "neg_mean_absolute_error",
