@@ -28,6 +28,7 @@ PUBLIC = [
     "strategies.optuna",
     "strategies.ray",
     "strategies.schedulers",
+    "strategies.sklearn",
     "strategies.space.configspace",
     "strategies.space.sklearn",
 ]

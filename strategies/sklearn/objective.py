@@ -1,0 +1,256 @@
+"""The cross-validation criterion as a differentiable function of the hyperparameters."""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Scalar
+from scipy import sparse
+from sklearn.base import clone
+from sklearn.pipeline import Pipeline
+
+from strategies.sklearn.criteria import CRITERIA, Criterion, criterion_for
+from strategies.sklearn.folds import Stacked, Table, transformed
+from strategies.sklearn.models import (
+    Fold,
+    Model,
+    NotDifferentiableError,
+    Task,
+    known_model,
+    model_of,
+)
+from strategies.sklearn.models.base import Response
+
+# Structures whose data and programs are kept: different preprocessing, other kernels.
+_KEPT = 8
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A configuration's criterion and its derivative.
+
+    - `value`: mean over folds; minimised.
+    - `gradient`: by the name of the parameter, in natural values.
+    - `folds`: the criterion of every fold.
+    - `residual`: of the inner problem, the largest of all folds, relative to that at the start.
+    - `seconds`: wall time.
+    """
+
+    value: float
+    gradient: dict[str, np.ndarray]
+    folds: np.ndarray
+    residual: float
+    seconds: float
+
+
+class CrossValidation:
+    """The mean over folds of a smooth criterion at the trained parameters.
+
+    All folds are trained by one compiled program, in float64, whatever JAX's default is.
+
+    **Arguments:**
+
+    - `estimator`: an estimator, or a pipeline that ends in one.
+    - `table`: the data.
+    - `criterion`: a name, a function of outputs, targets and weights, or `"auto"`.
+    - `scorer`: for which `"auto"` finds one.
+    - `searched`: names of the parameters that are searched.
+    - `groups`: columns of the groups that have a penalty each; `None` for one of all.
+    - `width`: number of features that reach the estimator.
+    """
+
+    def __init__(
+        self,
+        estimator: Any,
+        table: Table,
+        *,
+        criterion: str | Criterion,
+        scorer: Any,
+        searched: frozenset[str],
+        groups: list[np.ndarray] | None,
+        width: int,
+    ):
+        self.estimator, self.table, self.searched = estimator, table, searched
+        self.groups, self.width = groups, width
+        self.index = None if groups is None else _index(groups, width)
+        self.model = self._model({})
+        if self.model.dense_only and sparse.issparse(table.X):
+            raise NotDifferentiableError("sparse features with a kernel")
+        self.criterion = self._criterion(criterion, scorer)
+        self._programs: OrderedDict[str, tuple[Stacked, Callable]] = OrderedDict()
+
+    @staticmethod
+    def require_model(estimator: Any) -> None:
+        """Raise `NotDifferentiableError` if no model is known of the final estimator."""
+        known_model(final_step(estimator))
+
+    @property
+    def prefix(self) -> str:
+        """Of the final estimator's parameters."""
+        return prefix_of(self.estimator)
+
+    @property
+    def differentiable(self) -> list[str]:
+        """Names of the parameters that have a hypergradient."""
+        return [self.prefix + name for name in self.model.hyperparameters]
+
+    @property
+    def penalised(self) -> str | None:
+        """Name of the parameter of which there may be one per feature."""
+        name = self.model.per_feature
+        return None if name is None else self.prefix + name
+
+    def _model(self, structure: Mapping[str, Any]) -> Model:
+        estimator = clone(self.estimator).set_params(**structure)
+        classes = 0 if self.table.classes is None else len(self.table.classes)
+        inside = [n for n in self.searched if n.startswith(self.prefix)]
+        searched = frozenset(n[len(self.prefix) :] for n in inside)
+        return model_of(final_step(estimator), Task(classes, searched))
+
+    def _criterion(self, criterion: str | Criterion, scorer: Any) -> str | Criterion:
+        if not isinstance(criterion, str):
+            return criterion
+        deviance = self.model.deviance is not None
+        if criterion == "auto":
+            return criterion_for(
+                scorer, self.model.estimator, margins=self.model.margins, deviance=deviance
+            )
+        if criterion in CRITERIA or (criterion in ("deviance", "d2") and deviance):
+            return criterion
+        names = ["auto", *CRITERIA, *(["deviance", "d2"] if deviance else [])]
+        raise ValueError(
+            f"'criterion': expected one of {names}, a function or None, received {criterion!r}"
+        )
+
+    def _measure(self, model: Model) -> Criterion:
+        if not isinstance(self.criterion, str):
+            return self.criterion
+        if self.criterion in CRITERIA:
+            return CRITERIA[self.criterion]
+        deviance = model.deviance
+        assert deviance is not None
+
+        def mean_deviance(output: Array, y: Array, weights: Array) -> Scalar:
+            return jnp.sum(weights[:, None] * deviance(output, y)) / jnp.sum(weights)
+
+        if self.criterion == "deviance":
+            return mean_deviance
+
+        def relative(output: Array, y: Array, weights: Array) -> Scalar:
+            level = jnp.broadcast_to(weights @ y / jnp.sum(weights), y.shape)
+            return mean_deviance(output, y, weights) / mean_deviance(level, y, weights)
+
+        return relative
+
+    def _program(self, structure: Mapping[str, Any]) -> tuple[Stacked, Callable]:
+        key = repr(sorted(structure.items()))
+        if key in self._programs:
+            self._programs.move_to_end(key)
+            return self._programs[key]
+        model = self._model(structure)
+        head = head_of(clone(self.estimator).set_params(**structure))
+        features = transformed(head, self.table)
+        width = self.width if self.groups else max(x.shape[1] for x in features)
+        stacked = Stacked(self.table, features, model, width, padded=self.groups is None)
+        self._programs[key] = stacked, _program(model, self._measure(model), stacked.axes)
+        if len(self._programs) > _KEPT:
+            self._programs.popitem(last=False)
+        return self._programs[key]
+
+    def __call__(self, params: Mapping[str, Any]) -> Evaluation:
+        """The criterion at parameters named as `set_params` names them, and its derivative.
+
+        A value per group stands for the parameter that may be one per feature.
+
+        **Raises:** `NotDifferentiableError` where there is no derivative at these parameters.
+        """
+        began = time.perf_counter()
+        names = {n: n[len(self.prefix) :] for n in params if n in self.differentiable}
+        structure = {name: value for name, value in params.items() if name not in names}
+        with jax.enable_x64(True):
+            stacked, program = self._program(structure)
+            model_names = set(stacked.model.hyperparameters)
+            values = {
+                inner: np.asarray(params[name], float)
+                for name, inner in names.items()
+                if inner in model_names
+            }
+            wide = self.index is not None and np.ndim(values.get(_bare(stacked.model), 0.0)) > 0
+            index = jnp.asarray(self.index) if wide else None
+            each = {_bare(stacked.model): values[_bare(stacked.model)][self.index]} if wide else {}
+            folds = stacked.folds({**values, **each})
+            response = program(jax.tree.map(jnp.asarray, values), folds, index)
+            scores = np.asarray(response.value)
+        back = {inner: name for name, inner in names.items()}
+        return Evaluation(
+            value=float(scores.mean()),
+            gradient={back[n]: np.asarray(part) for n, part in response.gradient.items()},
+            folds=scores,
+            residual=float(response.residual),
+            seconds=time.perf_counter() - began,
+        )
+
+    def split(self, value: Any) -> tuple[float, np.ndarray]:
+        """The estimator's own parameter and the columns' factors, from one value per group."""
+        return self.model.split(np.asarray(value, float)[self.index])
+
+
+def _bare(model: Model) -> str:
+    return model.per_feature or ""
+
+
+def _program(model: Model, measure: Criterion, axes: Fold) -> Callable:
+    """The compiled mean of the criterion over folds, with its derivative."""
+
+    def mean(h: dict[str, Array], folds: Fold, index: Array | None) -> Response:
+        wide = h
+        if index is not None:
+            wide = {**h, _bare(model): h[_bare(model)][index]}
+        each = jax.vmap(lambda fold: model.respond(wide, fold, measure), in_axes=(axes,))(folds)
+        gradient = {name: jnp.mean(part, axis=0) for name, part in each.gradient.items()}
+        if index is not None:
+            summed = jnp.zeros_like(h[_bare(model)]).at[index].add(gradient[_bare(model)])
+            gradient = {**gradient, _bare(model): summed}
+        return Response(each.value, gradient, jnp.max(each.residual))
+
+    return eqx.filter_jit(mean)
+
+
+def _index(groups: list[np.ndarray], width: int) -> np.ndarray:
+    """The group of every column."""
+    index = np.zeros(width, int)
+    for number, members in enumerate(groups):
+        index[members] = number
+    return index
+
+
+def final_step(estimator: Any) -> Any:
+    """A pipeline's last step, or the estimator itself."""
+    return estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
+
+
+def head_of(estimator: Any) -> Pipeline | None:
+    """A pipeline's steps before the last one; `None` if there are none."""
+    several = isinstance(estimator, Pipeline) and len(estimator.steps) > 1
+    return estimator[:-1] if several else None
+
+
+def prefix_of(estimator: Any) -> str:
+    """Of the final step's parameters in the estimator's own."""
+    return f"{estimator.steps[-1][0]}__" if isinstance(estimator, Pipeline) else ""
+
+
+__all__ = [
+    "CrossValidation",
+    "Evaluation",
+    "NotDifferentiableError",
+    "final_step",
+    "head_of",
+    "prefix_of",
+]

@@ -1,0 +1,343 @@
+"""One run of a search, from `BaseSearchCV`'s checks to the rows of `cv_results_`."""
+
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import joblib
+import numpy as np
+from sklearn.base import clone, is_classifier
+from sklearn.metrics._scorer import _MultimetricScorer
+from sklearn.pipeline import Pipeline
+from sklearn.utils.metadata_routing import process_routing
+from sklearn.utils.validation import _check_method_params, _get_feature_names
+
+from strategies.searchers import BayesSearcher, HypergradientSearcher
+from strategies.sklearn.candidates import Candidates, Evaluation
+from strategies.sklearn.folds import Table
+from strategies.sklearn.objective import CrossValidation, NotDifferentiableError, head_of
+from strategies.sklearn.penalties import STEP, groups_of, step_name
+from strategies.sklearn.spaces import (
+    is_single,
+    names_of,
+    params_of,
+    space_of,
+    tuned,
+    without_objects,
+)
+from strategies.sklearn.stages import Budget, follow_gradients, shared_limit
+from strategies.sklearn.trials import Journal, Stage, Trial, journal
+from strategies.space import SearchSpace
+
+# Stages; without gradients the trials are scikit-learn's own fits.
+_SCORES, _SHARED, _TUNED = "scores", "shared", "tuned"
+
+
+class Run:
+    """What a search does between the checks of `BaseSearchCV.fit` and the choice of the best."""
+
+    def __init__(self, search: Any, X: Any, y: Any, params: Mapping[str, Any]):
+        self.search, self.X, self.y, self.params = search, X, y, params
+        plain, self.objects = without_objects(search.param_space)
+        # One candidate is a grid as well, yet nothing to search.
+        single = search.penalty == "single" and is_single(plain)
+        self.only = {name: values[0] for name, values in plain.items()} if single else None
+        space: Any = None if single else space_of(plain)
+        self.space = space
+        self.searched = frozenset(plain) if single else names_of(space)
+        known = search.estimator.get_params()
+        for name in sorted(self.searched):
+            if name.split("__")[0] not in known:
+                raise ValueError(
+                    f"{name!r}: expected a parameter of {type(search.estimator).__name__}, one of "
+                    f"{sorted(known)}"
+                )
+        self.objective: CrossValidation | None = None
+        self.groups: dict[str, np.ndarray] = {}
+        self.names: list[str] = []
+        self.explanation = ""
+
+    def __call__(self, worker: Any, evaluate: Any, context: Any) -> None:
+        """Search; `evaluate` and `context` are those of `BaseSearchCV._run_search`."""
+        search = self.search
+        checked = _check_method_params(self.X, params=dict(self.params))
+        routed = worker._get_routed_params_for_fit(checked)
+        splits = list(worker.cv.split(self.X, self.y, **routed.splitter.split))
+        self.scorers, self.metric = worker._get_scorers()
+        try:
+            if self.only is not None:
+                raise NotDifferentiableError("there is a single candidate")
+            self.objective = self._objective(routed, splits)
+        except NotDifferentiableError as reason:
+            if search.penalty != "single":
+                raise ValueError(
+                    f"'penalty': expected 'single' for {search.estimator!r}, received "
+                    f"{search.penalty!r}; there is no hypergradient: {reason}"
+                ) from None
+            self.explanation = f"BayesSearcher on scores, without gradients: {reason}"
+            if search.criterion is not None and self.only is None:
+                warnings.warn(self.explanation, UserWarning, stacklevel=4)
+        deadline = None if search.timeout is None else time.monotonic() + search.timeout
+        budget = Budget(search.n_trials, search.patience, deadline)
+        context = context.subcontext(task_name="search", max_subtasks=None).call_on_fit_task_begin(
+            estimator=worker
+        )
+        with journal(search.resume, self._identity(splits)) as kept:
+            self.candidates = Candidates(kept, self._candidate)
+            self.candidates.restore()
+            self.evaluate = Evaluation(worker, self, evaluate, context)
+            if self.objective is None:
+                self._by_scores(kept, budget)
+            else:
+                self._by_gradients(kept, budget)
+            if not self.evaluate.count:
+                # `BaseSearchCV` must see a fit of its own.
+                self.evaluate(self.candidates.release_last())
+            self.trials = kept.trials
+        context.call_on_fit_task_end(estimator=worker)
+
+    # What is searched
+
+    def _objective(self, routed: Any, splits: list) -> CrossValidation:
+        search = self.search
+        if search.criterion is None:
+            raise NotDifferentiableError("criterion=None")
+        if self.y is None:
+            raise NotDifferentiableError("there are no targets")
+        estimator = search.estimator
+        weight = _fit_weight(estimator, routed.estimator.fit)
+        scorer = self.scorers
+        if isinstance(scorer, _MultimetricScorer):
+            chosen = search.refit if isinstance(search.refit, str) else None
+            scorer = scorer._scorers.get(chosen, next(iter(scorer._scorers.values())))
+        if isinstance(estimator, Pipeline) and estimator.steps[-1][0] in self.searched:
+            raise NotDifferentiableError("the last step itself is searched")
+        # What has no model should not be read as a table either.
+        CrossValidation.require_model(estimator)
+        classifier = is_classifier(estimator)
+        test_weight = routed.scorer.score.get("sample_weight")
+        table = Table(self.X, self.y, splits, weight, test_weight, classifier)
+        width, groups = 0, None
+        if search.penalty != "single":
+            self.names = _names(estimator, self.X, self.y)
+            width = len(self.names)
+            self.groups = groups_of(search.penalty, self.names)
+            groups = list(self.groups.values())
+        objective = CrossValidation(
+            estimator,
+            table,
+            criterion=search.criterion,
+            scorer=scorer,
+            searched=self.searched,
+            groups=groups,
+            width=width,
+        )
+        found = sorted(self.searched & set(objective.differentiable))
+        if not found:
+            raise NotDifferentiableError(
+                f"none of {sorted(self.searched)} is among {objective.differentiable}"
+            )
+        if groups is not None and objective.penalised not in found:
+            raise ValueError(
+                f"'param_space': expected {objective.penalised!r}, to have one per feature or "
+                f"group, received {sorted(self.searched)}"
+            )
+        self.explanation = (
+            f"HypergradientSearcher on the criterion {_shown(objective.criterion)}, with gradients "
+            f"in {', '.join(found)}"
+        )
+        return objective
+
+    def _identity(self, splits: list) -> str:
+        search = self.search
+        described = [
+            repr(search.estimator),
+            self.only or self.space.describe(),
+            search.penalty if isinstance(search.penalty, str) else dict(search.penalty),
+            _shown(search.criterion),
+            _shown(search.scoring),
+            search.random_state or 0,
+            joblib.hash((self.X, self.y, splits)),
+            {k: joblib.hash(v) for k, v in sorted(self.params.items())},
+        ]
+        return joblib.hash(repr(described))
+
+    def _candidate(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """What the worker's estimator's `set_params` takes."""
+        params = params_of(config, self.objects)
+        if not self.groups:
+            return params
+        assert self.objective is not None
+        assert self.objective.penalised is not None
+        name = self.objective.penalised
+        bare = not isinstance(self.search.estimator, Pipeline)
+        prefix = f"{step_name(self.search.estimator)}__" if bare else ""
+        values = np.broadcast_to(np.asarray(params[name], float), (len(self.groups),))
+        params[name], factors = self.objective.split(values)
+        return {**{prefix + n: v for n, v in params.items()}, f"{STEP}__factors": factors}
+
+    # Searching
+
+    def _by_gradients(self, kept: Journal, budget: Budget) -> None:
+        assert self.objective is not None
+        search, objective = self.search, self.objective
+        seed, strict = search.random_state or 0, search.error_score == "raise"
+        narrow = tuned(self.space, objective.differentiable)
+        if not self.groups:
+            stages = [Stage(_TUNED, HypergradientSearcher(narrow, seed=seed), kept)]
+            follow_gradients(objective, stages[0], budget, budget.trials, self.objects, strict)
+        else:
+            # The best penalty that all share is where the others start.
+            shared = Stage(_SHARED, HypergradientSearcher(narrow, seed=seed), kept)
+            limit = shared_limit(budget.trials)
+            follow_gradients(objective, shared, budget, limit, self.objects, strict)
+            wide = tuned(
+                self.space, objective.differentiable, objective.penalised, (len(self.groups),)
+            )
+            first = [_widened(shared.best.config, wide)] if shared.best is not None else []
+            free = Stage(_TUNED, HypergradientSearcher(wide, seed=seed, first=first), kept)
+            follow_gradients(objective, free, budget, budget.trials, self.objects, strict)
+            stages = [shared, free]
+        trials = [trial for stage in stages for trial in stage.trials if trial.value is not None]
+        if not trials:
+            raise ValueError(
+                "expected a finite criterion in some trial, received none: "
+                f"{[trial.error for stage in stages for trial in stage.trials]}"
+            )
+        for trial in sorted(trials, key=lambda t: t.value or 0.0)[: search.finalists]:
+            if not self.candidates.has(trial.stage, trial.number):
+                self.evaluate(trial)
+
+    def _by_scores(self, kept: Journal, budget: Budget) -> None:
+        if self.only is not None:
+            trial = Trial(_SCORES, 0, self.only, None)
+            if not kept.trials:
+                scores = self.evaluate(trial)
+                kept.add_trial(replace(trial, value=-float(scores.mean())))
+            return
+        searcher = BayesSearcher(self.space, seed=self.search.random_state or 0)
+        stage = Stage(_SCORES, searcher, kept)
+        while not budget.spent(kept) or not stage.trials:
+            suggestion = stage.ask()
+            if any(trial.config == suggestion.config for trial in stage.trials):
+                break  # all of a finite space was tried
+            began = time.perf_counter()
+            trial = Trial(_SCORES, suggestion.number, suggestion.config, None)
+            scores = self.evaluate(trial)
+            finished = Trial(
+                _SCORES,
+                suggestion.number,
+                suggestion.config,
+                None if not np.isfinite(scores.mean()) else -float(scores.mean()),
+                folds=[-float(score) for score in scores],
+                seconds=time.perf_counter() - began,
+                note=dict(suggestion.note),
+            )
+            stage.finish(finished)
+
+    # Results
+
+    def results(
+        self, form: Any, candidates: list, n_splits: int, out: Any, more: Any
+    ) -> dict[str, Any]:
+        """`cv_results_`: restored rows first."""
+        self.evaluate.fitted(out[len(out) - n_splits :])
+        restored = self.candidates.restored
+        columns: dict[str, list] = {}
+        for _, _, row in restored:
+            for name, value in row.items():
+                columns.setdefault(name, []).append(value)
+        for name, values in (more or {}).items():
+            columns[name] = [*columns.get(name, []), *values]
+        return form(
+            [*(params for params, _, _ in restored), *candidates],
+            n_splits,
+            [*(item for _, fits, _ in restored for item in fits), *out],
+            columns,
+        )
+
+    def report(self, worker: Any) -> None:
+        """The fitted attributes of this engine."""
+        worker.trials_ = self.trials
+        worker.explanation_ = self.explanation
+        objective = self.objective
+        worker.criterion_ = None if objective is None else objective.criterion
+        worker.groups_ = {
+            group: [self.names[column] for column in columns]
+            for group, columns in self.groups.items()
+        }
+        worker.penalties_ = {}
+        if objective is None or not hasattr(worker, "best_index_"):
+            return
+        trial = self.row_trials(worker)[worker.best_index_]
+        best = params_of(trial.config, self.objects)
+        value = best.get(objective.penalised or "")
+        if self.groups:
+            values = np.broadcast_to(np.asarray(value, float), (len(self.groups),))
+            worker.penalties_ = dict(zip(self.groups, values.tolist(), strict=True))
+        elif value is not None:
+            worker.penalties_ = {"all": float(value)}
+
+    def row_trials(self, worker: Any) -> list[Trial]:
+        """The trial of every row of `cv_results_`."""
+        rows = zip(
+            worker.cv_results_["hypergrad_stage"],
+            worker.cv_results_["hypergrad_trial"],
+            strict=True,
+        )
+        known = {(trial.stage, trial.number): trial for trial in self.trials}
+        return [known[str(stage), int(number)] for stage, number in rows]
+
+
+def _widened(config: Mapping[str, Any], space: SearchSpace) -> dict[str, Any]:
+    """A configuration of the narrow space in the wide one."""
+    wide: dict[str, Any] = {}
+    for path, value in space._raw_flat(config).items():
+        shape = getattr(space.domains[path], "shape", ())
+        wide[path] = np.full(shape, value).tolist() if shape and np.ndim(value) == 0 else value
+    return wide
+
+
+def _fit_weight(estimator: Any, params: Mapping[str, Any]) -> Any:
+    """Weights of samples in training; other parameters of `fit` have no differentiable model."""
+    if isinstance(estimator, Pipeline):
+        last = estimator.steps[-1][0]
+        plain = {n: v for n, v in params.items() if n != f"{last}__sample_weight"}
+        if len(plain) < len(params):
+            rest, weight = plain, params[f"{last}__sample_weight"]
+        elif params:
+            routed = process_routing(estimator, "fit", **params)
+            rest = {name: routed[name].fit for name, _ in estimator.steps[:-1] if routed[name].fit}
+            weight = routed[last].fit.get("sample_weight")
+        else:
+            return None
+    else:
+        rest = {name: value for name, value in params.items() if name != "sample_weight"}
+        weight = params.get("sample_weight")
+    if rest:
+        raise NotDifferentiableError(f"fit is given {sorted(rest)}")
+    return weight
+
+
+def _names(estimator: Any, X: Any, y: Any) -> list[str]:
+    """Names of the features that reach the final step."""
+    head = head_of(estimator)
+    if head is not None:
+        fitted = clone(head).fit(X, y)
+        try:
+            return [str(name) for name in fitted.get_feature_names_out()]
+        except (AttributeError, ValueError):
+            return [f"x{column}" for column in range(fitted.transform(X[:1]).shape[1])]
+    names = _get_feature_names(X)
+    if names is None:
+        return [f"x{column}" for column in range(np.shape(X)[1])]
+    return [str(name) for name in names]
+
+
+def _shown(value: Any) -> str:
+    return value.__name__ if callable(value) and hasattr(value, "__name__") else repr(value)
+
+
+__all__ = ["Run"]
