@@ -86,7 +86,7 @@ def follow_gradients(
         else:
             outcome = {
                 "value": found.value if math.isfinite(found.value) else None,
-                "gradient": _by_path(stage.searcher.space, suggestion.config, found.gradient),
+                "gradient": _by_path(stage.ledger.space, suggestion.config, found.gradient),
                 "folds": found.folds.tolist(),
                 "residual": found.residual,
             }

@@ -1,4 +1,4 @@
-"""The trials of a search: a searcher to ask and to tell, and a file in which nothing gets lost.
+"""The trials of a search: a ledger to ask and to tell, and a file in which nothing gets lost.
 
 The only place of this engine that keeps a searcher's ledger.
 """
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from strategies.ledger import Ledger
 from strategies.observation import Observation, Suggestion
 from strategies.searchers.base import Searcher
 from strategies.state import alone_with
@@ -129,12 +130,13 @@ class Stage:
     **Arguments:**
 
     - `name`: of the stage.
-    - `searcher`: new.
+    - `searcher`: proposes.
     - `journal`: where trials are kept.
     """
 
     def __init__(self, name: str, searcher: Searcher, journal: Journal):
-        self.name, self.searcher, self.journal = name, searcher, journal
+        self.name, self.journal = name, journal
+        self.ledger = Ledger(searcher)
         self.trials: list[Trial] = []
         for trial in journal.trials:
             if trial.stage == name:
@@ -142,7 +144,7 @@ class Stage:
 
     def ask(self) -> Suggestion:
         """The configuration to try next."""
-        return self.searcher.ask()
+        return self.ledger.ask()
 
     def finish(self, trial: Trial) -> None:
         """Keep a trial, then let the searcher know."""
@@ -151,7 +153,7 @@ class Stage:
 
     def _tell(self, trial: Trial) -> None:
         self.trials.append(trial)
-        self.searcher.tell(
+        self.ledger.tell(
             Observation(
                 config=trial.config,
                 value=trial.value,
