@@ -1,4 +1,4 @@
-"""The one-call front door: compiled once, checked before it is handed over."""
+"""`hypergradient(...)`, the entry point: compiled once, checked before it is handed over."""
 
 import warnings
 from typing import Any, NamedTuple

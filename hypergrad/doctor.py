@@ -24,6 +24,7 @@ from hypergrad.linear.pcg import PCG
 from hypergrad.mistakes import check_key, check_leaves
 from hypergrad.paths import Reach, leaf_names, trace_paths
 from hypergrad.problem import BilevelProblem
+from hypergrad.restricted import RestrictedProblem
 from hypergrad.routed import Routed
 from hypergrad.unrolled import Unrolled
 
@@ -233,8 +234,9 @@ def _linear_solver(
 
     @eqx.filter_jit
     def look(params: PyTree, hparams: PyTree, batch: PyTree, key: Array | None) -> tuple:
-        dynamic, static = eqx.partition(params, eqx.is_inexact_array)
-        residual, system = Hessian().linearize(problem, dynamic, static, hparams, batch, key)
+        given = RestrictedProblem(problem, params, hparams, batch, key=key)
+        residual, system = Hessian().linearize(given)
+        dynamic = given.w
         # A random right-hand side meets every direction of the spectrum.
         keys = iter(jax.random.split(jax.random.key(0), len(jax.tree.leaves(dynamic))))
         noise = jax.tree.map(lambda a: jax.random.normal(next(keys), a.shape, a.dtype), dynamic)

@@ -18,7 +18,7 @@ from jaxtyping import Array, PyTree
 
 from hypergrad.jumps import hidden_reads
 from hypergrad.problem import BilevelProblem
-from hypergrad.residual import residual_of, slope_of
+from hypergrad.restricted import RestrictedProblem
 
 
 class Reach(NamedTuple):
@@ -98,18 +98,18 @@ def trace_paths(
     arguments = _abstract((w, h, arrays))
     first, last = len(jax.tree.leaves(w)), len(jax.tree.leaves((w, h)))
 
+    def at(p: PyTree, lam: PyTree, arrays: tuple) -> RestrictedProblem:
+        point = (eqx.combine(p, w_static), eqx.combine(lam, h_static))
+        return RestrictedProblem(problem, *point, *eqx.combine(arrays, rest_static))
+
     def residual(p: PyTree, lam: PyTree, arrays: tuple) -> PyTree:
-        batch, _, key = eqx.combine(arrays, rest_static)
-        return residual_of(problem, w_static, eqx.combine(lam, h_static), batch, key)(p)
+        return at(p, lam, arrays).residual()
 
     def outer(p: PyTree, lam: PyTree, arrays: tuple) -> Array:
-        _, batch, key = eqx.combine(arrays, rest_static)
-        point, lam = eqx.combine(p, w_static), eqx.combine(lam, h_static)
-        return problem.outer_loss(point, lam, batch, key)[0]
+        return at(p, lam, arrays).outer_loss()
 
     def inner_derivative(p: PyTree, lam: PyTree, arrays: tuple, q: PyTree) -> tuple:
-        batch, _, key = eqx.combine(arrays, rest_static)
-        slope = slope_of(problem, p, w_static, lam, h_static, batch, key)
+        slope = at(p, lam, arrays).directional_derivative()
         return jax.grad(slope, argnums=(0, 1))(p, lam, q)
 
     def outer_derivative(p: PyTree, lam: PyTree, arrays: tuple, cotangent: Array) -> tuple:

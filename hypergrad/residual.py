@@ -9,21 +9,6 @@ from jaxtyping import Array, PyTree, Scalar
 
 from hypergrad.linear import vector
 from hypergrad.problem import BilevelProblem
-from hypergrad.restricted import RestrictedProblem
-
-Slope = Callable[[PyTree, PyTree, PyTree], Scalar]
-
-
-def residual_of(
-    problem: BilevelProblem, static: PyTree, hparams: PyTree, batch: PyTree, key: Array | None
-) -> Callable[[PyTree], PyTree]:
-    """The inner residual as a function of the differentiable part of params."""
-
-    def residual(dynamic: PyTree) -> PyTree:
-        value = problem.residual(eqx.combine(dynamic, static), hparams, batch, key)
-        return eqx.filter(value, eqx.is_inexact_array)
-
-    return residual
 
 
 class Oriented(eqx.Module):
@@ -51,10 +36,9 @@ def oriented(
     """
     if problem.optimality is None or isinstance(problem.optimality, Oriented):
         return problem
-    dynamic, static = eqx.partition(params, eqx.is_inexact_array)
-    residual = residual_of(problem, static, hparams, batch, key)
-    signs = random_signs(dynamic)
-    _, image = jax.jvp(residual, (dynamic,), (signs,))
+    given = RestrictedProblem(problem, params, hparams, batch, key=key)
+    signs = random_signs(given.w)
+    _, image = jax.jvp(given.residual, (given.w,), (signs,))
     trace = vector.vdot(signs, image)
     signed = _Signed(problem.optimality, jnp.where(trace < 0, -1, 1))
     return eqx.tree_at(lambda p: p.optimality, problem, signed)
@@ -89,24 +73,3 @@ def residual_scale(residual: Callable[[PyTree], PyTree], start: PyTree) -> tuple
     norm = vector.norm(value)
     scale = jnp.fmax(norm, vector.norm(image))
     return norm, jnp.where(jnp.isfinite(scale) & (scale > 0), scale, 1)
-
-
-def slope_of(
-    problem: BilevelProblem,
-    dynamic: PyTree,
-    static: PyTree,
-    h: PyTree,
-    h_static: PyTree,
-    batch: PyTree,
-    key: Array | None,
-) -> Slope:
-    """`(w, λ, q) -> ⟨∂f/∂w, q⟩`, whose gradients are `H q`, `Cᵀ q` and the inner residual.
-
-    **Arguments:**
-
-    - `dynamic`, `static` and `h`, `h_static`: the parts of params and hparams, as of
-      `equinox.partition`; of the first of each only the shapes matter.
-    """
-    return RestrictedProblem(
-        problem, eqx.combine(dynamic, static), eqx.combine(h, h_static), batch, key=key
-    ).directional_derivative()

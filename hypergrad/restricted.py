@@ -6,6 +6,7 @@ of the parameters and `h` of the hyperparameters, with everything else held fixe
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import equinox as eqx
 import jax
@@ -13,6 +14,8 @@ from jaxtyping import Array, PyTree, Scalar
 
 from hypergrad.linear import vector
 from hypergrad.problem import BilevelProblem
+
+Slope = Callable[[PyTree, PyTree, PyTree], Scalar]
 
 
 class RestrictedProblem(eqx.Module):
@@ -42,9 +45,19 @@ class RestrictedProblem(eqx.Module):
         return eqx.filter(self.params, eqx.is_inexact_array)
 
     @property
+    def extra(self) -> tuple:
+        """The key as last argument of a stochastic problem's functions; empty for others."""
+        return (self.key,) if self.problem.stochastic else ()
+
+    @property
     def h(self) -> PyTree:
         """The differentiable part of `hparams`."""
         return eqx.filter(self.hparams, eqx.is_inexact_array)
+
+    def traced(self) -> "RestrictedProblem":
+        """The same with losses traced once; see `BilevelProblem.traced`."""
+        arguments = (self.params, self.hparams, self.inner_batch, self.outer_batch, self.key)
+        return replace(self, problem=self.problem.traced(*arguments))
 
     def params_at(self, w: PyTree = None) -> PyTree:
         """`params` with `w` in place of its differentiable part."""
@@ -74,7 +87,7 @@ class RestrictedProblem(eqx.Module):
         value = self.problem.residual(*point, self.inner_batch, self.key)
         return eqx.filter(value, eqx.is_inexact_array)
 
-    def directional_derivative(self) -> Callable[[PyTree, PyTree, PyTree], Scalar]:
+    def directional_derivative(self) -> Slope:
         """The function `(w, h, q) -> ⟨∂f/∂w(w, h), q⟩`.
 
         Its gradient in `h` is the cross product `(∂²f/∂w∂h)ᵀ q`, that in `w` the product `H q` with

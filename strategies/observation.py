@@ -59,7 +59,7 @@ class Suggestion(_Located):
 
 @dataclass(frozen=True)
 class Observation(_Located):
-    """What came of a configuration. Values are minimised; an engine's face flips the sign.
+    """What came of a configuration. Values are minimised; an engine's adapter flips the sign.
 
     - `config`: the configuration that was evaluated: the suggested one, or the one that the trial
       tuned it into.

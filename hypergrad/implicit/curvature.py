@@ -6,35 +6,21 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree, Scalar
+from jaxtyping import PyTree, Scalar
 
 from hypergrad.implicit.adjoint import JacobianSystem, LinearSystem, SupportSystem
 from hypergrad.implicit.optimality import ProximalStep
 from hypergrad.linear import vector
 from hypergrad.linear.jacobian import jacobian_operator
-from hypergrad.problem import BilevelProblem
-from hypergrad.residual import residual_of
+from hypergrad.restricted import RestrictedProblem
 
 
 class Curvature(eqx.Module):
     """Linearises the inner gradient once, for all products of a solve."""
 
     @abstractmethod
-    def linearize(
-        self,
-        problem: BilevelProblem,
-        dynamic: PyTree,
-        static: PyTree,
-        hparams: PyTree,
-        batch: PyTree,
-        key: Array | None,
-    ) -> tuple[PyTree, LinearSystem]:
-        """The inner residual at `dynamic`, and its linearisation there.
-
-        **Arguments:**
-
-        - `dynamic`, `static`: the two parts of params, as of `equinox.partition`.
-        """
+    def linearize(self, given: RestrictedProblem) -> tuple[PyTree, LinearSystem]:
+        """The inner residual at a point, and its linearisation there."""
 
 
 class Hessian(Curvature):
@@ -43,37 +29,24 @@ class Hessian(Curvature):
     For a polyhedral `ProximalStep` the system is reduced to the support.
     """
 
-    def linearize(
-        self,
-        problem: BilevelProblem,
-        dynamic: PyTree,
-        static: PyTree,
-        hparams: PyTree,
-        batch: PyTree,
-        key: Array | None,
-    ) -> tuple[PyTree, LinearSystem]:
+    def linearize(self, given: RestrictedProblem) -> tuple[PyTree, LinearSystem]:
         """See `Curvature.linearize`."""
-        residual_at = residual_of(problem, static, hparams, batch, key)
-        step = problem.optimality
+        step, w = given.problem.optimality, given.w
         if not (isinstance(step, ProximalStep) and step.polyhedral):
-            residual, product = jax.linearize(residual_at, dynamic)
-            operator = jacobian_operator(product, dynamic, symmetric=step is None)
-            return residual, JacobianSystem(operator)
+            residual, product = jax.linearize(given.residual, w)
+            return residual, JacobianSystem(jacobian_operator(product, w, symmetric=step is None))
 
-        extra = (key,) if problem.stochastic else ()
-        point = eqx.combine(dynamic, static)
-        moved = eqx.filter(step.forward(point, hparams, batch, *extra), eqx.is_inexact_array)
+        arguments = (given.hparams, given.inner_batch, *given.extra)
+        moved = eqx.filter(step.forward(given.params, *arguments), eqx.is_inexact_array)
 
         def prox(p: PyTree) -> PyTree:
-            landed = step.prox(eqx.combine(p, static), hparams, step.step)
+            landed = step.prox(given.params_at(p), given.hparams, step.step)
             return eqx.filter(landed, eqx.is_inexact_array)
 
         _, project = jax.linearize(prox, moved)
-        _, hessian = jax.linearize(
-            lambda p: step.gradient(p, static, hparams, batch, *extra), dynamic
-        )
-        return residual_at(dynamic), SupportSystem(
-            vector.widened(project, dynamic), vector.widened(hessian, dynamic), step.step
+        _, hessian = jax.linearize(lambda p: step.gradient(given.params_at(p), *arguments), w)
+        return given.residual(), SupportSystem(
+            vector.widened(project, w), vector.widened(hessian, w), step.step
         )
 
 
@@ -98,46 +71,38 @@ class GaussNewton(Curvature):
     loss: Callable
     penalty: Callable | None = None
 
-    def linearize(
-        self,
-        problem: BilevelProblem,
-        dynamic: PyTree,
-        static: PyTree,
-        hparams: PyTree,
-        batch: PyTree,
-        key: Array | None,
-    ) -> tuple[PyTree, LinearSystem]:
+    def linearize(self, given: RestrictedProblem) -> tuple[PyTree, LinearSystem]:
         """See `Curvature.linearize`."""
-        if problem.optimality is not None:
+        if given.problem.optimality is not None:
             raise ValueError(
                 "GaussNewton approximates the Hessian of an inner loss; this problem has an "
                 "optimality map instead."
             )
-        extra = (key,) if problem.stochastic else ()
+        w, hparams, batch = given.w, given.hparams, given.inner_batch
 
         def outputs(p: PyTree) -> PyTree:
-            return self.outputs(eqx.combine(p, static), hparams, batch, *extra)
+            return self.outputs(given.params_at(p), hparams, batch, *given.extra)
 
         def loss(o: PyTree) -> Scalar:
             return self.loss(o, hparams, batch)
 
-        residual = residual_of(problem, static, hparams, batch, key)(dynamic)
-        predictions, forward = jax.linearize(outputs, dynamic)
-        backward = jax.linear_transpose(forward, dynamic)
+        residual = given.residual()
+        predictions, forward = jax.linearize(outputs, w)
+        backward = jax.linear_transpose(forward, w)
         _, curve = jax.linearize(jax.grad(loss), predictions)
         if self.penalty is None:
             operator = jacobian_operator(
-                lambda v: backward(curve(forward(v)))[0], dynamic, symmetric=True
+                lambda v: backward(curve(forward(v)))[0], w, symmetric=True
             )
             return residual, JacobianSystem(operator)
 
         def penalty(p: PyTree) -> Scalar:
             assert self.penalty is not None
-            return self.penalty(eqx.combine(p, static), hparams)
+            return self.penalty(given.params_at(p), hparams)
 
-        _, bend = jax.linearize(jax.grad(penalty), dynamic)
+        _, bend = jax.linearize(jax.grad(penalty), w)
 
         def product(v: PyTree) -> PyTree:
             return jax.tree.map(jnp.add, backward(curve(forward(v)))[0], bend(v))
 
-        return residual, JacobianSystem(jacobian_operator(product, dynamic, symmetric=True))
+        return residual, JacobianSystem(jacobian_operator(product, w, symmetric=True))

@@ -16,7 +16,8 @@ from hypergrad.linear.base import LinearSolver
 from hypergrad.linear.cg import CG
 from hypergrad.linear.jacobian import jacobian_operator, solver_for
 from hypergrad.problem import BilevelProblem
-from hypergrad.residual import oriented, residual_of
+from hypergrad.residual import oriented
+from hypergrad.restricted import RestrictedProblem
 
 
 def implicit_solver(
@@ -74,15 +75,14 @@ def implicit_solver(
     def solve(
         params: PyTree, hparams: PyTree, batch: PyTree = None, key: Array | None = None
     ) -> PyTree:
-        start, static = eqx.partition(params, eqx.is_inexact_array)
+        signed = oriented(problem, params, hparams, batch, key)
+        given = RestrictedProblem(signed, params, hparams, batch, key=key)
 
         def run(_: Callable, start: PyTree) -> PyTree:
-            point = eqx.combine(start, static)
-            solution = inner.run(problem, point, hparams, batch, key=key)
+            solution = inner.run(problem, given.params_at(start), hparams, batch, key=key)
             return eqx.filter(solution.params, eqx.is_inexact_array)
 
-        facing = oriented(problem, params, hparams, batch, key)
-        residual = residual_of(facing, static, hparams, batch, key)
-        return eqx.combine(jax.lax.custom_root(residual, start, run, tangent_solve), static)
+        found = jax.lax.custom_root(given.residual, given.w, run, tangent_solve)
+        return given.params_at(found)
 
     return solve

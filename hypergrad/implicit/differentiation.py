@@ -19,7 +19,7 @@ from jaxtyping import Array, Int, PyTree, Scalar
 from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
 from hypergrad.implicit.curvature import Curvature, Hessian
 from hypergrad.implicit.estimate import ErrorEstimate, Result
-from hypergrad.implicit.linearisation import Arguments, linearised
+from hypergrad.implicit.linearisation import linearised
 from hypergrad.inner import InnerSolver, as_inner_solver
 from hypergrad.linear import vector
 from hypergrad.linear.base import LinearSolver
@@ -28,7 +28,8 @@ from hypergrad.linear.jacobian import solver_for
 from hypergrad.outcome import Outcome
 from hypergrad.paths import require_effect, trace_paths
 from hypergrad.problem import BilevelProblem
-from hypergrad.residual import oriented, residual_of, residual_scale
+from hypergrad.residual import oriented, residual_scale
+from hypergrad.restricted import RestrictedProblem
 
 
 class ImplicitState(eqx.Module):
@@ -136,10 +137,11 @@ class ImplicitDifferentiation(Estimator):
         key: Array | None = None,
     ) -> ImplicitState:
         """The state at `params`; costs one inner gradient and one product, for the scale."""
-        dynamic, static = eqx.partition(params, eqx.is_inexact_array)
+        given = RestrictedProblem(problem, params, hparams, inner_batch, key=key)
+        dynamic = given.w
         if not jax.tree.leaves(dynamic):
             raise ValueError("params has no leaf that is a floating-point array.")
-        _, scale = residual_scale(residual_of(problem, static, hparams, inner_batch, key), dynamic)
+        _, scale = residual_scale(given.residual, dynamic)
         adjoint = vector.zeros_like(vector.widen(dynamic))
         return ImplicitState(
             params=params,
@@ -191,22 +193,21 @@ class ImplicitDifferentiation(Estimator):
     ) -> Hypergradient:
         """See `Estimator.hypergradient`. A stochastic problem gets `key` in both losses."""
         problem = oriented(problem, state.params, hparams, inner_batch, key)
-        untraced = problem
-        problem = problem.traced(state.params, hparams, inner_batch, outer_batch, key)
-        paths = trace_paths(problem, state.params, hparams, inner_batch, outer_batch, key)
+        given = RestrictedProblem(problem, state.params, hparams, inner_batch, outer_batch, key)
+        traced = given.traced()
+        paths = trace_paths(traced.problem, state.params, hparams, inner_batch, outer_batch, key)
         require_effect(paths, type(self).__name__, unseen=self.unseen == "none")
-        dynamic = eqx.filter(state.params, eqx.is_inexact_array)
+        dynamic = given.w
         expected, received = (jax.tree.map(jnp.shape, t) for t in (state.adjoint, dynamic))
         if expected != received:
             raise ValueError(
                 "The state belongs to params of another structure: expected "
                 f"{expected}, got {received}. Make a new state with init."
             )
-        arguments = Arguments(state.params, hparams, inner_batch, outer_batch, key)
-        here = linearised(problem, self.curvature, arguments)
+        here = linearised(traced, self.curvature)
         (value, aux), (cotangent, direct) = jax.value_and_grad(
-            here.outer, argnums=(0, 1), has_aux=True
-        )(dynamic, here.h)
+            traced.outer_loss_and_aux, argnums=(0, 1), has_aux=True
+        )(traced.w, traced.h)
 
         undamped = isinstance(self.damping, float | int) and self.damping == 0
         system = here.system if undamped else here.system.damped(self.damping)
@@ -224,14 +225,13 @@ class ImplicitDifferentiation(Estimator):
         grad = jax.tree.map(lambda d, m: (d - size * m).astype(d.dtype), direct, mixed)
 
         leaves, structure = jax.tree.flatten(grad)
-        given = zip(leaves, paths.differentiated, strict=True)
-        visible = [leaf if wanted else None for leaf, wanted in given]
+        wanted = paths.differentiated
+        visible = [leaf if w else None for leaf, w in zip(leaves, wanted, strict=True)]
         error = jnp.full((), jnp.nan, solution.residual.dtype)
         if self.error_estimate is not None:
             result = Result(cotangent, solution.value, size, solution.products, direct, mixed)
-            error = self.error_estimate(
-                untraced, self.curvature, arguments, here, result, state.scale
-            ).astype(error.dtype)
+            error = self.error_estimate(given, self.curvature, here, result, state.scale)
+            error = error.astype(solution.residual.dtype)
         if paths.partial:
             error = jnp.full_like(error, jnp.nan)
 

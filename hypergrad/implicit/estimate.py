@@ -9,13 +9,13 @@ from hypergrad.implicit.adjoint import LinearSystem
 from hypergrad.implicit.curvature import Curvature
 from hypergrad.implicit.error import Measured, Sensitivity, estimate_error
 from hypergrad.implicit.inverse import Inverse, KrylovInverse, dense_inverse
-from hypergrad.implicit.linearisation import Arguments, Linearisation, linearised
+from hypergrad.implicit.linearisation import Linearisation, is_narrow, linearised, widened
 from hypergrad.linear import vector
 from hypergrad.linear.base import LinearSolver
 from hypergrad.linear.gmres import GMRES
 from hypergrad.linear.minres import MINRES
-from hypergrad.problem import BilevelProblem
 from hypergrad.residual import random_signs
+from hypergrad.restricted import RestrictedProblem
 
 # Steps of the Krylov solves at least, and their tolerance.
 _STEPS, _TOL = 50, 1e-3
@@ -63,9 +63,8 @@ class ErrorEstimate(eqx.Module):
 
     def __call__(
         self,
-        problem: BilevelProblem,
+        given: RestrictedProblem,
         curvature: Curvature,
-        arguments: Arguments,
         here: Linearisation,
         result: Result,
         scale: Scalar,
@@ -74,23 +73,24 @@ class ErrorEstimate(eqx.Module):
 
         **Arguments:**
 
-        - `problem`: the problem as the user gave it.
-        - `here`: its linearisation at the `arguments`.
+        - `given`: the problem as the user gave it, its losses not traced.
+        - `here`: its linearisation.
         - `scale`: what the inner residual is relative to.
         """
-        here = _widened(problem, curvature, arguments, here)
+        here = _widened(given, curvature, here)
+        w, h = here.given.w, here.given.h
         unit = here.unit()
         # Everything is divided by the size of the cotangent, as the adjoint is.
         size = result.size
         inverse_size = 1 / jnp.where(jnp.isfinite(size) & (size > 0), size, 1)
 
         def lagrangian(p: PyTree, lam: PyTree, q: PyTree) -> Scalar:
-            loss = here.outer(p, lam)[0]
+            loss = here.given.outer_loss(p, lam)
             return (inverse_size * loss).astype(loss.dtype) - here.slope(p, lam, q)
 
         def at(point: PyTree, adjoint: PyTree) -> Sensitivity:
-            point, adjoint = (vector.cast_like(t, here.dynamic) for t in (point, adjoint))
-            pieces = jax.grad(lagrangian, argnums=(1, 0, 2))(point, here.h, adjoint)
+            point, adjoint = (vector.cast_like(t, w) for t in (point, adjoint))
+            pieces = jax.grad(lagrangian, argnums=(1, 0, 2))(point, h, adjoint)
             gradient, linear, inner = (vector.widen(piece) for piece in pieces)
             return Sensitivity(gradient, linear, vector.scale(-1, inner))
 
@@ -98,17 +98,17 @@ class ErrorEstimate(eqx.Module):
         return estimate_error(
             self.safety,
             at,
-            vector.widen(here.moved(random_signs(here.h))),
+            vector.widen(here.moved(random_signs(h))),
             self._inverse(here.system, result, unit),
             Measured(
-                point=vector.widen(here.dynamic),
+                point=vector.widen(w),
                 adjoint=result.adjoint,
                 gradient=vector.sub(direct, result.mixed),
                 magnitude=vector.norm(direct) + vector.norm(result.mixed),
                 cotangent=inverse_size * vector.norm(result.cotangent),
                 noise=unit * scale,
                 unit=unit,
-                minimum=problem.optimality is None,
+                minimum=given.problem.optimality is None,
             ),
         )
 
@@ -121,16 +121,12 @@ class ErrorEstimate(eqx.Module):
         return KrylovInverse(system, method(_TOL, jnp.maximum(result.products, _STEPS)))
 
 
-def _widened(
-    problem: BilevelProblem, curvature: Curvature, arguments: Arguments, here: Linearisation
-) -> Linearisation:
+def _widened(given: RestrictedProblem, curvature: Curvature, here: Linearisation) -> Linearisation:
     """`here` in at least float32, if it is not and the losses allow it."""
-    if not arguments.narrow:
+    if not is_narrow(given):
         return here
-    wide = arguments.widened()
-    a = (wide.params, wide.hparams, wide.inner_batch, wide.outer_batch, wide.key)
     try:
-        return linearised(problem.traced(*a), curvature, wide)
+        return linearised(widened(given).traced(), curvature)
     except TypeError:
         # Losses that insist on their types are judged in them.
         return here

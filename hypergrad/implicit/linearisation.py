@@ -3,32 +3,28 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree, Scalar
+from jaxtyping import PyTree, Scalar
 
 from hypergrad.implicit.adjoint import LinearSystem
 from hypergrad.implicit.curvature import Curvature
 from hypergrad.linear import vector
-from hypergrad.problem import BilevelProblem
-from hypergrad.residual import Slope, slope_of
+from hypergrad.restricted import RestrictedProblem, Slope
 
 
-class Arguments(eqx.Module):
-    """What both losses are evaluated on: `params`, `hparams`, the two batches and the key."""
+def is_narrow(given: RestrictedProblem) -> bool:
+    """Whether an array of the point or of the data has fewer digits than float32."""
+    arrays = jax.tree.leaves(eqx.filter(_values(given), eqx.is_array))
+    return any(_is_narrow(array.dtype) for array in arrays)
 
-    params: PyTree
-    hparams: PyTree
-    inner_batch: PyTree
-    outer_batch: PyTree
-    key: Array | None
 
-    def widened(self) -> "Arguments":
-        """With every floating-point array in at least float32."""
-        return jax.tree.map(_wide, self)
+def widened(given: RestrictedProblem) -> RestrictedProblem:
+    """The same with every floating-point array of the point and the data in at least float32."""
+    params, hparams, inner_batch, outer_batch = jax.tree.map(_wide, _values(given))
+    return RestrictedProblem(given.problem, params, hparams, inner_batch, outer_batch, given.key)
 
-    @property
-    def narrow(self) -> bool:
-        """Whether an array has fewer digits than float32."""
-        return any(_is_narrow(a.dtype) for a in jax.tree.leaves(eqx.filter(self, eqx.is_array)))
+
+def _values(given: RestrictedProblem) -> tuple[PyTree, PyTree, PyTree, PyTree]:
+    return given.params, given.hparams, given.inner_batch, given.outer_batch
 
 
 class Linearisation(eqx.Module):
@@ -36,60 +32,41 @@ class Linearisation(eqx.Module):
 
     **Fields:**
 
-    - `dynamic`, `static` and `h`, `h_static`: the parts of params and hparams, as of
-      `equinox.partition`.
+    - `given`: the problem at the point.
     - `residual`: the inner residual `r`.
     - `system`: its linearisation.
     - `slope`: `(w, λ, q) -> ⟨r(w, λ), q⟩`.
     """
 
-    problem: BilevelProblem
-    dynamic: PyTree
-    static: PyTree
-    h: PyTree
-    h_static: PyTree
-    outer_batch: PyTree
-    key: Array | None
+    given: RestrictedProblem
     residual: PyTree
     system: LinearSystem
     slope: Slope
 
-    def outer(self, p: PyTree, lam: PyTree) -> tuple[Scalar, PyTree]:
-        """The outer loss and its auxiliary output."""
-        point, hparams = eqx.combine(p, self.static), eqx.combine(lam, self.h_static)
-        return self.problem.outer_loss(point, hparams, self.outer_batch, self.key)
-
     def mixed(self, q: PyTree) -> PyTree:
         """`Cᵀ q`, for `q` like params."""
-        return jax.grad(self.slope, argnums=1)(self.dynamic, self.h, q)
+        return jax.grad(self.slope, argnums=1)(self.given.w, self.given.h, q)
 
     def moved(self, s: PyTree) -> PyTree:
         """`C s`, for `s` like the differentiable part of hparams."""
-        (image,) = jax.vjp(self.mixed, self.dynamic)[1](s)
+        (image,) = jax.vjp(self.mixed, self.given.w)[1](s)
         return image
 
     def unit(self) -> float:
         """The rounding unit: that of params, or of fewer digits that the losses use inside."""
-        dtypes = [leaf.dtype for leaf in jax.tree.leaves(self.dynamic)]
+        dtypes = [leaf.dtype for leaf in jax.tree.leaves(self.given.w)]
 
         def losses(p: PyTree, lam: PyTree) -> Scalar:
-            return self.outer(p, lam)[0] + self.slope(p, lam, p)
+            return self.given.outer_loss(p, lam) + self.slope(p, lam, p)
 
-        _collect_narrow(jax.make_jaxpr(losses)(self.dynamic, self.h).jaxpr, dtypes)
+        _collect_narrow(jax.make_jaxpr(losses)(self.given.w, self.given.h).jaxpr, dtypes)
         return max(float(jnp.finfo(dtype).eps) for dtype in dtypes)
 
 
-def linearised(problem: BilevelProblem, curvature: Curvature, a: Arguments) -> Linearisation:
-    """Linearise `problem` at the arguments `a`."""
-    dynamic, static = eqx.partition(a.params, eqx.is_inexact_array)
-    h, h_static = eqx.partition(a.hparams, eqx.is_inexact_array)
-    residual, system = curvature.linearize(
-        problem, dynamic, static, a.hparams, a.inner_batch, a.key
-    )
-    slope = slope_of(problem, dynamic, static, h, h_static, a.inner_batch, a.key)
-    return Linearisation(
-        problem, dynamic, static, h, h_static, a.outer_batch, a.key, residual, system, slope
-    )
+def linearised(given: RestrictedProblem, curvature: Curvature) -> Linearisation:
+    """Linearise a problem at a point."""
+    residual, system = curvature.linearize(given)
+    return Linearisation(given, residual, system, given.directional_derivative())
 
 
 def _is_narrow(dtype: jnp.dtype) -> bool:

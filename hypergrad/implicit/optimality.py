@@ -63,16 +63,12 @@ class ProximalStep(Oriented):
     def forward(self, params: PyTree, hparams: PyTree, batch: PyTree, *key: Array) -> PyTree:
         """The gradient step `w − s ∂smooth/∂w`, before the proximal operator."""
         dynamic, static = eqx.partition(params, eqx.is_inexact_array)
-        gradient = self.gradient(dynamic, static, hparams, batch, *key)
+        gradient = self.gradient(params, hparams, batch, *key)
         return eqx.combine(vector.axpy(-self.step, gradient, dynamic), static)
 
-    def gradient(
-        self, dynamic: PyTree, static: PyTree, hparams: PyTree, batch: PyTree, *key: Array
-    ) -> PyTree:
-        """`∂smooth/∂w`."""
-        return jax.grad(lambda p: self.smooth(eqx.combine(p, static), hparams, batch, *key))(
-            dynamic
-        )
+    def gradient(self, params: PyTree, hparams: PyTree, batch: PyTree, *key: Array) -> PyTree:
+        """`∂smooth/∂w`, like params (`None` where not differentiable)."""
+        return eqx.filter_grad(lambda p: self.smooth(p, hparams, batch, *key))(params)
 
 
 class FixedPoint(Oriented):

@@ -1,7 +1,7 @@
 """Differentiating the inner steps that were run: reverse, truncated, forward, online."""
 
 from hypergrad.unrolled.base import UnrolledEstimator, UnrolledState
-from hypergrad.unrolled.checkpointing import Schedule
+from hypergrad.unrolled.checkpointing import CheckpointSchedule
 from hypergrad.unrolled.forward import ForwardUnrolled
 from hypergrad.unrolled.online import OnlineState, OnlineUnrolled
 from hypergrad.unrolled.reverse import Unrolled
@@ -9,12 +9,12 @@ from hypergrad.unrolled.steps import InnerStep, OptaxStep, StepFunction, as_inne
 from hypergrad.unrolled.truncated import TruncatedUnrolled
 
 __all__ = [
+    "CheckpointSchedule",
     "ForwardUnrolled",
     "InnerStep",
     "OnlineState",
     "OnlineUnrolled",
     "OptaxStep",
-    "Schedule",
     "StepFunction",
     "TruncatedUnrolled",
     "Unrolled",
@@ -22,3 +22,6 @@ __all__ = [
     "UnrolledState",
     "as_inner_step",
 ]
+
+#: The name of version 0.1, when two classes were called so.
+Schedule = CheckpointSchedule

@@ -15,7 +15,8 @@ from hypergrad.linear import vector
 from hypergrad.outcome import Outcome
 from hypergrad.paths import leaf_names
 from hypergrad.problem import BilevelProblem
-from hypergrad.residual import residual_of, residual_scale
+from hypergrad.residual import residual_scale
+from hypergrad.restricted import RestrictedProblem
 from hypergrad.unrolled.run import Dynamics, is_array
 from hypergrad.unrolled.steps import InnerStep, as_inner_step
 
@@ -233,9 +234,9 @@ class UnrolledEstimator(Estimator):
         key: Array | None,
     ) -> Scalar:
         """What residuals are relative to."""
-        dynamic, static = eqx.partition(params, eqx.is_inexact_array)
         batch = self._batch_at(inner_batch, 0)
-        return residual_scale(residual_of(problem, static, hparams, batch, key), dynamic)[1]
+        given = RestrictedProblem(problem, params, hparams, batch, key=key)
+        return residual_scale(given.residual, given.w)[1]
 
     def _residual(
         self,

@@ -17,7 +17,7 @@ import numpy as np
 _PLAIN_BYTES = 2**26
 
 
-class Schedule(NamedTuple):
+class CheckpointSchedule(NamedTuple):
     """How a run of `steps` is reversed.
 
     - `block`: steps that are pulled back together.
@@ -42,7 +42,9 @@ class Schedule(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def schedule(steps: int, state_bytes: int, step_bytes: int, memory: int | None = None) -> Schedule:
+def schedule(
+    steps: int, state_bytes: int, step_bytes: int, memory: int | None = None
+) -> CheckpointSchedule:
     """The schedule that runs the fewest steps again within `memory`.
 
     **Arguments:**
@@ -87,7 +89,7 @@ def schedule(steps: int, state_bytes: int, step_bytes: int, memory: int | None =
     blocks, tail = divmod(steps, block)
     moves, ready = _moves(blocks, slots - 1)
     advances = int(moves[:, 3].sum() + 1) * block + tail
-    return Schedule(block, blocks, tail, slots, moves, ready, advances, needed)
+    return CheckpointSchedule(block, blocks, tail, slots, moves, ready, advances, needed)
 
 
 def _bytes(slots: int, tail: int, block: int, state_bytes: int, step_bytes: int) -> int:

@@ -21,7 +21,7 @@ from hypergrad.linear import vector
 from hypergrad.paths import Reach
 from hypergrad.problem import BilevelProblem
 from hypergrad.unrolled.base import UnrolledEstimator, UnrolledState, finish
-from hypergrad.unrolled.checkpointing import Schedule, schedule
+from hypergrad.unrolled.checkpointing import CheckpointSchedule, schedule
 from hypergrad.unrolled.run import Dynamics, reaches, require_effect
 
 
@@ -131,7 +131,7 @@ class Unrolled(UnrolledEstimator):
         inner_batch: PyTree,
         *,
         key: Array | None = None,
-    ) -> Schedule:
+    ) -> CheckpointSchedule:
         """What `hypergradient` is going to do: blocks, slots, steps run again, predicted bytes.
 
         Nothing is run.
@@ -139,7 +139,7 @@ class Unrolled(UnrolledEstimator):
         state = eqx.filter_eval_shape(
             lambda *a: self.init(problem, *a, key=key), params, hparams, inner_batch
         )
-        out: list[Schedule] = []
+        out: list[CheckpointSchedule] = []
 
         def traced(state: UnrolledState, hparams: PyTree, batch: PyTree) -> None:
             run = self._dynamics(problem, state, hparams, batch, key)
@@ -300,7 +300,7 @@ def reverse(
     )
 
 
-def plan(run: Dynamics, steps: int, memory: int | None) -> Schedule:
+def plan(run: Dynamics, steps: int, memory: int | None) -> CheckpointSchedule:
     """The schedule for `steps` steps of this run, from the sizes found by tracing."""
 
     def kept(size: int) -> int:

@@ -1,4 +1,4 @@
-"""Optuna's face: the same searchers as `optuna.create_study(sampler=...)`.
+"""Optuna's adapter: the same searchers as `optuna.create_study(sampler=...)`.
 
 ```python
 import optuna

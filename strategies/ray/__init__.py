@@ -1,4 +1,4 @@
-"""Ray Tune's face: the same searchers as `tune.TuneConfig(search_alg=...)`.
+"""Ray Tune's adapter: the same searchers as `tune.TuneConfig(search_alg=...)`.
 
 ```python
 from ray import tune

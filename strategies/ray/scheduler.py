@@ -101,7 +101,7 @@ class ScheduledSearch(HypergradSearch):
         super()._begin(layout, ledger)
         self._schedule = self._make_schedule(ledger.searcher)
 
-    # What the scheduler's face asks
+    # What the scheduler's adapter asks
 
     def number_of(self, trial_id: str) -> int | None:
         """The configuration of a trial, or `None` if the trial is not ours."""
@@ -187,7 +187,7 @@ class ScheduledSearch(HypergradSearch):
                 assert job is not None
                 return self._issue(trial_id, number, job.config)
         if waiting:
-            # A paused trial goes first; the scheduler's face resumes it in this very step.
+            # A paused trial goes first; the scheduler's adapter resumes it in this very step.
             return None
         job = self.schedule.start()
         if job is None:

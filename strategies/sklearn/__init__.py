@@ -1,4 +1,4 @@
-"""Scikit-learn's face: `HypergradSearchCV` in the place of `GridSearchCV`.
+"""Scikit-learn's adapter: `HypergradSearchCV` in the place of `GridSearchCV`.
 
 ```python
 from scipy.stats import loguniform
