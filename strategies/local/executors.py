@@ -1,10 +1,29 @@
 """The loop of both embedded engines: trials one by one, in threads or in an executor."""
 
+import contextlib
+import os
+import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    wait,
+)
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
+
+#: How often a call that waits for a worker is looked at, in seconds: its time has not begun.
+_LOOK = 0.05
+#: A call that has killed its worker so often while it was alone is lost.
+_TRIES = 2
+#: A pool that has died so often and never given a result dies of itself, not of a trial.
+_DEATHS = 4
 
 
 class Numbered(Protocol):
@@ -18,6 +37,26 @@ class Numbered(Protocol):
 T = TypeVar("T", bound=Numbered)
 
 
+@dataclass(frozen=True)
+class Lost:
+    """In place of a result that will not come: why, and after how many seconds."""
+
+    error: BaseException
+    seconds: float
+
+    @property
+    def is_death(self) -> bool:
+        """Whether the process that was working on it, or on another, has died."""
+        return isinstance(self.error, BrokenExecutor)
+
+
+@dataclass(frozen=True)
+class _Raised:
+    """In place of a result: what a call has raised, which ends the search."""
+
+    error: BaseException
+
+
 def work(
     more: Callable[[int], T | None],
     call: Callable[[T], tuple[Any, ...]],
@@ -27,13 +66,20 @@ def work(
 ) -> None:
     """Evaluate tasks until there are none left.
 
+    A process pool whose worker dies is replaced by one like it. If several calls were running, the
+    one that has killed it is not known: they are evaluated again one by one. What kills its worker
+    twice when it is alone is lost; the others are not.
+
     **Arguments:**
 
     - `more`: the next task, given how many are running, or `None` if there is none now.
     - `call`: the function that evaluates a task, and its arguments.
-    - `record`: called in this thread with a task and its result, `None` if it was given up.
+    - `record`: called in this thread with a task and its result, a `Lost` if there is none.
     - `workers`: a number of threads, or an executor; with 1 and no `timeout`, this thread.
     - `timeout`: seconds after which a task is given up. Default: never.
+
+    **Raises:** What a call raises, after what came with it was recorded. `BrokenExecutor` if the
+    executor cannot be replaced, or never gives a result.
     """
     if workers == 1 and timeout is None:
         while (task := more(0)) is not None:
@@ -41,16 +87,46 @@ def work(
             record(task, function(*arguments))
         return
     executor = workers if isinstance(workers, Executor) else Threads(workers)
-    slots = getattr(executor, "_max_workers", 1)
     running: Running[T] = Running(executor, timeout)
+    slots = getattr(executor, "_max_workers", 1)
+    suspects: list[T] = []
+    blamed: dict[int, int] = {}
+    deaths = results = 0
     try:
         while True:
-            while len(running) < slots and (task := more(len(running))) is not None:
+            if suspects:
+                task = suspects.pop(0)
                 running.start(task, *call(task))
-            if not running:
-                return
-            for ended, result in sorted(running.finished(), key=lambda pair: pair[0].number):
-                record(ended, result)
+            else:
+                while len(running) < slots and (new := more(len(running))) is not None:
+                    if not running.start(new, *call(new)):
+                        suspects.append(new)
+                        break
+                if not running:
+                    return
+            dead: list[tuple[T, Lost]] = []
+            raised: list[_Raised] = []
+            for task, found in sorted(running.finished(), key=lambda pair: pair[0].number):
+                if isinstance(found, Lost) and found.is_death:
+                    dead.append((task, found))
+                elif isinstance(found, _Raised):
+                    raised.append(found)
+                else:
+                    results += not isinstance(found, Lost)
+                    record(task, found)
+            for task, lost in dead:
+                blamed[task.number] = blamed.get(task.number, 0) + (len(dead) == 1)
+                if blamed[task.number] < _TRIES:
+                    suspects.append(task)
+                else:
+                    record(task, lost)
+            if raised:
+                raise raised[0].error
+            if dead:
+                deaths += 1
+                if deaths >= _DEATHS and not results:
+                    raise dead[0][1].error
+                running.renew(dead[0][1].error)
     finally:
         running.stop()
 
@@ -78,6 +154,15 @@ class Threads(Executor):
         return future
 
 
+@dataclass
+class _Call(Generic[T]):
+    """A call, and since when it runs; its task is `None` once it was given up."""
+
+    task: T | None
+    stamp: str | None = None
+    since: float | None = None
+
+
 class Running(Generic[T]):
     """What is being evaluated, and since when.
 
@@ -85,47 +170,138 @@ class Running(Generic[T]):
 
     - `executor`: evaluates.
     - `timeout`: seconds after which a call is given up; it is left alone, and its result is ignored
-      if it comes after all. Default: never.
+      if it comes after all. Default: never. The time of a call begins when a worker begins with it,
+      which may be held by one that was given up.
     """
 
     def __init__(self, executor: Executor, timeout: float | None = None) -> None:
         self._executor = executor
         self._timeout = timeout
-        self._running: dict[Future[Any], tuple[T, float]] = {}
+        self._own = False
+        self._calls: dict[Future[Any], _Call[T]] = {}
+        self._warned = False
+        # A process pool calls running what is only in its queue, so its workers leave a stamp.
+        stamps = timeout is not None and isinstance(executor, ProcessPoolExecutor)
+        self._stamps = tempfile.TemporaryDirectory() if stamps else None
 
     def __len__(self) -> int:
-        return len(self._running)
+        return sum(call.task is not None for call in self._calls.values())
 
-    def start(self, task: T, function: Callable[..., Any], *args: Any) -> None:
-        """Evaluate `function(*args)` for a task."""
-        self._running[self._executor.submit(function, *args)] = task, time.monotonic()
+    def start(self, task: T, function: Callable[..., Any], *args: Any) -> bool:
+        """Evaluate `function(*args)` for a task.
+
+        Returns whether it began: it does not if the pool has died while others are running.
+        """
+        call = _Call(task)
+        if self._stamps is not None:
+            call.stamp = os.path.join(self._stamps.name, str(task.number))
+            function, args = _stamped, (call.stamp, function, *args)
+        try:
+            future = self._executor.submit(function, *args)
+        except BrokenExecutor as error:
+            if len(self):
+                return False
+            self.renew(error)
+            future = self._executor.submit(function, *args)
+        self._calls[future] = call
+        return True
 
     def finished(self) -> list[tuple[T, Any]]:
-        """Wait for at least one, and take all that have ended, each with its result.
+        """Wait for at least one, and take all that have ended, each with what came of it.
 
-        The result of a task that was given up is `None`. An exception of a call is raised.
+        That is its result, a `Lost`, or what it raised.
         """
-        limit = None
-        if self._timeout is not None:
-            first = min(since for _, since in self._running.values())
-            limit = max(first + self._timeout - time.monotonic(), 0.0)
-        done, _ = wait(self._running, timeout=limit, return_when=FIRST_COMPLETED)
-        now = time.monotonic()
-        ended = []
-        for future, (task, since) in list(self._running.items()):
-            if future in done:
-                ended.append((task, future.result()))
-            elif self._timeout is not None and now - since >= self._timeout:
-                future.cancel()
-                ended.append((task, None))
-            else:
-                continue
-            del self._running[future]
-        return ended
+        while True:
+            now = time.monotonic()
+            ended: list[tuple[T, Any]] = []
+            for future, call in list(self._calls.items()):
+                if call.since is None and _has_begun(future, call):
+                    call.since = now
+                seconds = 0.0 if call.since is None else now - call.since
+                if future.done():
+                    del self._calls[future]
+                    if call.task is not None:
+                        ended.append((call.task, _outcome(future, seconds)))
+                elif call.task is not None and self._timeout and seconds >= self._timeout:
+                    error = TimeoutError(f"no result after {self._timeout} seconds")
+                    ended.append((call.task, Lost(error, self._timeout)))
+                    call.task = None
+            deaths = [found for _, found in ended if isinstance(found, Lost) and found.is_death]
+            if deaths and self._calls:
+                # A pool dies as a whole, but its calls end one after the other.
+                wait(self._calls)
+                return ended + self.finished()
+            if ended:
+                return ended
+            wait(self._calls, timeout=self._patience(now), return_when=FIRST_COMPLETED)
+
+    def _patience(self, now: float) -> float | None:
+        """Seconds until something may have to be given up."""
+        if self._timeout is None:
+            return None
+        waiting = [call for call in self._calls.values() if call.task is not None]
+        if not self._warned and all(call.since is None for call in waiting):
+            held = len(self._calls) - len(waiting)
+            if held >= getattr(self._executor, "_max_workers", 1):
+                self._warned = True
+                warnings.warn(
+                    f"all {held} workers are held by trials that were given up; the next one "
+                    "begins when a worker is free",
+                    stacklevel=5,
+                )
+        return min(
+            min(_LOOK, self._timeout) if call.since is None else call.since + self._timeout - now
+            for call in waiting
+        )
+
+    def renew(self, error: BaseException) -> None:
+        """Replace a process pool that has died by one like it.
+
+        **Raises:** The error, if it is another executor.
+        """
+        if type(self._executor) is not ProcessPoolExecutor:
+            raise error
+        old: Any = self._executor
+        self._executor = ProcessPoolExecutor(
+            old._max_workers,
+            old._mp_context,
+            old._initializer,
+            old._initargs,
+            max_tasks_per_child=old._max_tasks_per_child,
+        )
+        self._own = True
 
     def stop(self) -> None:
         """Start nothing more; wait for what has started, unless it may hang."""
-        for future in self._running:
+        for future in self._calls:
             future.cancel()
         if self._timeout is None:
-            wait(self._running)
+            wait(self._calls)
+        if self._own:
+            # Left alone, a worker that hangs would keep this process alive.
+            pool: Any = self._executor
+            workers = list((pool._processes or {}).values()) if self._calls else []
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in workers:
+                worker.terminate()
+        if self._stamps is not None:
+            self._stamps.cleanup()
+
+
+def _stamped(stamp: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Leave a sign of having begun; called in a process of a pool."""
+    with contextlib.suppress(OSError):
+        open(stamp, "w").close()
+    return function(*args)
+
+
+def _has_begun(future: Future[Any], call: _Call[Any]) -> bool:
+    return future.running() if call.stamp is None else os.path.exists(call.stamp)
+
+
+def _outcome(future: Future[Any], seconds: float) -> Any:
+    error = future.exception()
+    if error is None:
+        return future.result()
+    lost = Lost(error, seconds)
+    return lost if lost.is_death else _Raised(error)

@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from strategies.arguments import integer, positive
-from strategies.local.executors import work
-from strategies.observation import Report, report
+from strategies.local.executors import Lost, work
+from strategies.observation import NoNumberError, Report, report
 from strategies.schedulers.base import Job, Scheduler
 from strategies.space.point import copied
 from strategies.state import alone_with, save_if_there_is_space, state_exists
@@ -37,7 +37,8 @@ def run(
       exception is a failure of that configuration, with a warning, and the run goes on.
     - `scheduler`: says what is to be done, and learns what came of it.
     - `jobs`: stop after so many jobs in all, those before a restore included.
-    - `budget`: start no job once this much resource is spent (`Scheduler.spent_resumed`).
+    - `budget`: start no job once this much resource is spent (`Scheduler.spent_resumed`) or will
+      be by the jobs that run.
     - `workers`: threads. With 1 the order of jobs is reproducible; the decisions always are.
     - `timeout`: seconds after which a job is given up: a failure. Its thread is left alone.
       Default: never.
@@ -81,22 +82,20 @@ def _run(
     again = scheduler.pending()
 
     def more(running: int) -> Job | None:
-        if again:
-            return again.pop(0)
         done = sum(len(c.results) for c in scheduler.candidates.values())
         if jobs is not None and done + running >= jobs:
             return None
-        if budget is not None and scheduler.spent_resumed >= budget:
+        if again:
+            return again.pop(0)
+        promised = sum(job.resource - job.resume_from for job in scheduler.pending())
+        if budget is not None and scheduler.spent_resumed + promised >= budget:
             return None
         return scheduler.ask()
 
-    def record(job: Job, given: Report | None) -> None:
-        if given is None:
-            warnings.warn(
-                f"configuration {job.number} failed: no result after {timeout} seconds",
-                stacklevel=3,
-            )
-            given = Report(None, cost=timeout)
+    def record(job: Job, found: Report | Lost) -> None:
+        given = Report(None, cost=found.seconds) if isinstance(found, Lost) else found
+        if isinstance(found, Lost):
+            warnings.warn(f"configuration {job.number} failed: {found.error}", stacklevel=3)
         scheduler.tell(job.number, given)
         if state_path is not None:
             save_if_there_is_space(scheduler.save, state_path)
@@ -115,9 +114,17 @@ def _evaluate(objective: Objective, job: Job) -> Report:
     try:
         returned = objective(job)
     except Exception as error:
-        warnings.warn(f"configuration {job.number} failed: {error!r}", stacklevel=2)
-        returned = Report(None)
-    given = report(returned)
+        given = _failed(job, error)
+    else:
+        try:
+            given = report(returned)
+        except NoNumberError as error:
+            given = _failed(job, error)
     if given.cost is None:
         given = replace(given, cost=time.perf_counter() - start)
     return given
+
+
+def _failed(job: Job, error: Exception) -> Report:
+    warnings.warn(f"configuration {job.number} failed: {error!r}", stacklevel=3)
+    return Report(None)
