@@ -9,7 +9,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Any
 
-from strategies.arguments import integer, positive
+from strategies.arguments import asks_to_stop, integer, positive
 from strategies.ledger import Ledger, ledger_of
 from strategies.local.executors import Lost, work
 from strategies.local.results import Result, Trial
@@ -32,7 +32,7 @@ def minimize(
     workers: int | Executor = 1,
     timeout: float | None = None,
     state_path: str | os.PathLike[str] | None = None,
-    callbacks: Iterable[Callable[[Trial], None]] = (),
+    callbacks: Iterable[Callable[[Trial], bool | None]] = (),
     raise_errors: bool = False,
 ) -> Result:
     """Search for the configuration with the smallest objective.
@@ -54,7 +54,8 @@ def minimize(
     - `state_path`: file for the state, written after every trial. If it exists the search resumes
       there: observations are kept, and what was being evaluated is evaluated again. A disk that is
       full is a warning.
-    - `callbacks`: called with a `Trial` after each, in this thread.
+    - `callbacks`: called with a `Trial` after each, in this thread. One that returns `True` ends
+      the search; what is running then is still recorded.
     - `raise_errors`: re-raise an exception of the objective (after saving the state). By default
       the trial is recorded as failed, with a warning, and the search goes on.
 
@@ -99,11 +100,12 @@ def _search(
     workers: int | Executor,
     timeout: float | None,
     state_path: str | os.PathLike[str] | None,
-    callbacks: Iterable[Callable[[Trial], None]],
+    callbacks: Iterable[Callable[[Trial], bool | None]],
     raise_errors: bool,
 ) -> Result:
     finished: list[Trial] = []
     callbacks = tuple(callbacks)
+    stops: list[Any] = []
 
     def record(suggestion: Suggestion, found: "_Outcome | Lost") -> None:
         outcome = (
@@ -141,14 +143,13 @@ def _search(
             error=outcome.error,
         )
         finished.append(trial)
-        for callback in callbacks:
-            callback(trial)
+        stops.extend(callback for callback in callbacks if asks_to_stop(callback(trial)))
 
     # What a killed run was evaluating is evaluated again, under the same numbers.
     again = ledger.pending
 
     def more(running: int) -> Suggestion | None:
-        if ledger.trials + running >= trials:
+        if stops or ledger.trials + running >= trials:
             return None
         return again.pop(0) if again else ledger.ask()
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-from strategies.arguments import integer, positive
+from strategies.arguments import asks_to_stop, integer, positive
 from strategies.local.executors import Lost, work
 from strategies.observation import NoNumberError, Report, report
 from strategies.schedulers.base import Job, Scheduler
@@ -26,7 +26,7 @@ def run(
     workers: int = 1,
     timeout: float | None = None,
     state_path: str | os.PathLike[str] | None = None,
-    callbacks: Iterable[Callable[[Job, Report], None]] = (),
+    callbacks: Iterable[Callable[[Job, Report], bool | None]] = (),
 ) -> Scheduler:
     """Work on a scheduler's jobs until it has finished.
 
@@ -44,7 +44,8 @@ def run(
       Default: never.
     - `state_path`: file for the state, written after every job. If it exists and the scheduler is
       new, the run resumes there: results are kept, and what was being worked on is done again.
-    - `callbacks`: called with a job and its report after each, in this thread.
+    - `callbacks`: called with a job and its report after each, in this thread. One that returns
+      `True` ends the run; what is running then is still recorded.
 
     **Returns:** The scheduler.
 
@@ -73,17 +74,18 @@ def _run(
     workers: int,
     timeout: float | None,
     state_path: str | os.PathLike[str] | None,
-    callbacks: Iterable[Callable[[Job, Report], None]],
+    callbacks: Iterable[Callable[[Job, Report], bool | None]],
 ) -> Scheduler:
     # A scheduler that has results is ahead of its file: it may have been deepened since.
     if state_path is not None and not scheduler.candidates and state_exists(state_path):
         scheduler.restore(state_path)
     callbacks = tuple(callbacks)
+    stops: list[Any] = []
     again = scheduler.pending()
 
     def more(running: int) -> Job | None:
         done = sum(len(c.results) for c in scheduler.candidates.values())
-        if jobs is not None and done + running >= jobs:
+        if stops or (jobs is not None and done + running >= jobs):
             return None
         if again:
             return again.pop(0)
@@ -99,8 +101,7 @@ def _run(
         scheduler.tell(job.number, given)
         if state_path is not None:
             save_if_there_is_space(scheduler.save, state_path)
-        for callback in callbacks:
-            callback(job, given)
+        stops.extend(callback for callback in callbacks if asks_to_stop(callback(job, given)))
 
     def call(job: Job) -> tuple[Any, ...]:
         return _evaluate, objective, replace(job, config=copied(job.config))
