@@ -150,7 +150,7 @@ def test_restored_repeater_counts_each_group_once(tmp_path):
         return search, Repeater(search, repeat=2)
 
     search, wrapped = repeated()
-    limited = tune.stopper.CombinedStopper(Budget(4), tune.stopper.MaximumIterationStopper(1))
+    limited = tune.stopper.CombinedStopper(Budget(5), tune.stopper.MaximumIterationStopper(1))
     tuner(wrapped, tmp_path, "a", samples=6, stop=limited).fit()
     told = [(o.number, o.value) for o in search.ledger.history]
     assert len(told) == 2
