@@ -105,8 +105,12 @@ class Coordinate(Parameter):
             found = _exact(one.low) + place * _exact(one.step)
         else:
             found = one.low * (1.0 - value) + one.high * value
-        kind = int if isinstance(one, IntDistribution) else float
-        return [min(max(kind(found), one.low), one.high)]
+        if isinstance(one, IntDistribution):
+            # Storages keep a float of it; one that stays the same is found again.
+            found = int(float(int(found))) if abs(found) > 2**53 else int(found)
+        else:
+            found = float(found)
+        return [min(max(found, one.low), one.high)]
 
     def value(self, stored: Sequence[Any]) -> Any:
         """See the base class."""
