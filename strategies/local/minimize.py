@@ -11,8 +11,9 @@ from typing import Any
 
 from strategies.arguments import asks_to_stop, integer, positive
 from strategies.ledger import Ledger, ledger_of
-from strategies.local.executors import Lost, work
+from strategies.local.executors import work
 from strategies.local.results import Result, Trial
+from strategies.local.running import Lost
 from strategies.observation import NoNumberError, Report, Suggestion, report
 from strategies.searchers.base import Searcher
 from strategies.space import Config, SearchSpace

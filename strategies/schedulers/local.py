@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from strategies.arguments import asks_to_stop, integer, positive
-from strategies.local.executors import Lost, work
+from strategies.local.executors import work
+from strategies.local.running import Lost
 from strategies.observation import NoNumberError, Report, report
 from strategies.schedulers.base import Job, Scheduler
 from strategies.space.point import copied
