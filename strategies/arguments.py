@@ -32,4 +32,17 @@ def positive(name: str, value: Any) -> Any:
     return plain
 
 
-__all__ = ["integer", "positive"]
+def asks_to_stop(answer: Any) -> bool:
+    """Whether a callback's answer ends the search.
+
+    **Raises:** `ValueError` for an answer that is neither.
+    """
+    if answer is not None and not isinstance(answer, bool | np.bool_):
+        raise ValueError(
+            "'callbacks': expected True to stop the search, None or False to go on, received "
+            f"{answer!r:.80}"
+        )
+    return bool(answer)
+
+
+__all__ = ["asks_to_stop", "integer", "positive"]

@@ -210,21 +210,28 @@ def report(
     )
 
 
+class NoNumberError(ValueError):
+    """A number was expected, and something was received that is not even an array of them."""
+
+
 def number_of(value: Any, name: str) -> Any:
     """A plain Python number, or `None`, from a scalar of any library.
 
-    **Raises:** `ValueError` naming it for anything else.
+    **Raises:** `NoNumberError` naming it; `ValueError` for an array of numbers.
     """
     if value is None or type(value) is float:
         return value
+    numeric = False
     try:
         array = np.asarray(value)
-        if array.size == 1 and array.dtype.kind in "iufb":
+        numeric = array.dtype.kind in "iufb"
+        if array.size == 1 and numeric:
             found = array.reshape(()).item()
             return float(found) if isinstance(found, bool) else found
     except (TypeError, ValueError):
         pass
-    raise ValueError(f"{name!r}: expected a number, received {value!r:.80}")
+    error = ValueError if numeric else NoNumberError
+    raise error(f"{name!r}: expected a number, received {value!r:.80}")
 
 
 def _scalar(value: Any, name: str) -> float | None:

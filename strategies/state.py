@@ -224,6 +224,15 @@ def state_exists(path: str | os.PathLike[str]) -> bool:
     return os.path.exists(path) or os.path.exists(path + ".backup")
 
 
+def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a state file holds.
+
+    **Raises:** `ValueError` if it is damaged.
+    """
+    with open(path, "rb") as file:
+        return unseal(file.read())
+
+
 def restore_state(path: str | os.PathLike[str], load: Callable[[dict[str, Any]], None]) -> None:
     """Load what `write_state` wrote, from the backup if the file itself is damaged (a warning).
 
@@ -238,9 +247,7 @@ def restore_state(path: str | os.PathLike[str], load: Callable[[dict[str, Any]],
     problems: list[str] = []
     for name in (path, path + ".backup"):
         try:
-            with open(name, "rb") as file:
-                content = file.read()
-            load(unseal(content))
+            load(read_state(name))
         except FileNotFoundError:
             problems.append(f"{name} does not exist")
             continue
@@ -276,6 +283,21 @@ def save_if_there_is_space(
         )
 
 
+#: Descriptors of the locks that this process holds.
+_locks: set[int] = set()
+
+
+def _let_go() -> None:
+    """A forked process has nothing to do with the locks of its parent, and may survive it."""
+    for lock in _locks:
+        os.close(lock)
+    _locks.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
+
+
 @contextlib.contextmanager
 def alone_with(path: str | os.PathLike[str] | None) -> Iterator[None]:
     """Hold the lock of a state file, so that two runs do not overwrite each other's states.
@@ -292,7 +314,9 @@ def alone_with(path: str | os.PathLike[str] | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    with open(f"{os.fspath(path)}.lock", "w") as lock:
+    lock = os.open(f"{os.fspath(path)}.lock", os.O_WRONLY | os.O_CREAT, 0o666)
+    _locks.add(lock)
+    try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -302,3 +326,8 @@ def alone_with(path: str | os.PathLike[str] | None) -> Iterator[None]:
         except OSError:  # a file system without locks
             pass
         yield
+    finally:
+        # Not in a process that was forked inside: it has let go, and the number may be another's.
+        if lock in _locks:
+            _locks.remove(lock)
+            os.close(lock)

@@ -1,6 +1,7 @@
 """The embedded engine: run a search in this process, with no server and no cluster."""
 
 import os
+import pickle
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -8,11 +9,12 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Any
 
-from strategies.arguments import integer, positive
+from strategies.arguments import asks_to_stop, integer, positive
 from strategies.ledger import Ledger, ledger_of
 from strategies.local.executors import work
 from strategies.local.results import Result, Trial
-from strategies.observation import Report, Suggestion, report
+from strategies.local.running import Lost
+from strategies.observation import NoNumberError, Report, Suggestion, report
 from strategies.searchers.base import Searcher
 from strategies.space import Config, SearchSpace
 from strategies.space.point import copied
@@ -31,7 +33,7 @@ def minimize(
     workers: int | Executor = 1,
     timeout: float | None = None,
     state_path: str | os.PathLike[str] | None = None,
-    callbacks: Iterable[Callable[[Trial], None]] = (),
+    callbacks: Iterable[Callable[[Trial], bool | None]] = (),
     raise_errors: bool = False,
 ) -> Result:
     """Search for the configuration with the smallest objective.
@@ -48,12 +50,13 @@ def minimize(
     - `seed`: for the default searcher.
     - `workers`: trials at a time: a number of threads, or a `concurrent.futures.Executor`.
       Suggestions then depend on which trials have finished; with 1 they depend on the seed only.
-    - `timeout`: seconds after which a trial is given up: it has failed. Its thread is left alone,
-      since nothing can stop it. Default: never.
+    - `timeout`: seconds after which a trial is given up: it has failed. Its thread or worker is
+      left alone, since nothing can stop it; an executor has one less until it ends. Default: never.
     - `state_path`: file for the state, written after every trial. If it exists the search resumes
       there: observations are kept, and what was being evaluated is evaluated again. A disk that is
       full is a warning.
-    - `callbacks`: called with a `Trial` after each, in this thread.
+    - `callbacks`: called with a `Trial` after each, in this thread. One that returns `True` ends
+      the search; what is running then is still recorded.
     - `raise_errors`: re-raise an exception of the objective (after saving the state). By default
       the trial is recorded as failed, with a warning, and the search goes on.
 
@@ -62,6 +65,8 @@ def minimize(
     **Raises:** `ValueError` if a returned value or gradient does not fit the space, naming the
     key, what was expected and what was received. That is a bug in the objective, not a failed
     trial; everything told before it is in `state_path`. Also if another run works on `state_path`.
+    `BrokenExecutor` if an executor dies that is no `ProcessPoolExecutor`, or one that never gives a
+    result. Otherwise a trial that kills its worker is tried again, alone, and has failed then.
     """
     if not isinstance(space, SearchSpace):
         space = SearchSpace(space)
@@ -96,14 +101,17 @@ def _search(
     workers: int | Executor,
     timeout: float | None,
     state_path: str | os.PathLike[str] | None,
-    callbacks: Iterable[Callable[[Trial], None]],
+    callbacks: Iterable[Callable[[Trial], bool | None]],
     raise_errors: bool,
 ) -> Result:
     finished: list[Trial] = []
     callbacks = tuple(callbacks)
+    stops: list[Any] = []
 
-    def record(suggestion: Suggestion, found: "_Outcome | None") -> None:
-        outcome = _given_up(timeout) if found is None else found
+    def record(suggestion: Suggestion, found: "_Outcome | Lost") -> None:
+        outcome = (
+            _Outcome(Report(None), found.seconds, found.error) if isinstance(found, Lost) else found
+        )
         made = outcome.report
         if outcome.error is not None and not raise_errors:
             warnings.warn(
@@ -136,14 +144,13 @@ def _search(
             error=outcome.error,
         )
         finished.append(trial)
-        for callback in callbacks:
-            callback(trial)
+        stops.extend(callback for callback in callbacks if asks_to_stop(callback(trial)))
 
     # What a killed run was evaluating is evaluated again, under the same numbers.
     again = ledger.pending
 
     def more(running: int) -> Suggestion | None:
-        if ledger.trials + running >= trials:
+        if stops or ledger.trials + running >= trials:
             return None
         return again.pop(0) if again else ledger.ask()
 
@@ -164,10 +171,17 @@ class _Outcome:
     seconds: float
     error: BaseException | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a process pool sends back: an exception that would not arrive becomes a text."""
+        return self.__dict__ | {"error": self.error and _portable(self.error)}
 
-def _given_up(timeout: float | None) -> _Outcome:
-    assert timeout is not None
-    return _Outcome(Report(None), timeout, TimeoutError(f"no result after {timeout} seconds"))
+
+def _portable(error: BaseException) -> BaseException:
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{error!r} (which cannot be pickled)")
+    return error
 
 
 def _evaluate(objective: Objective, config: Config) -> _Outcome:
@@ -178,7 +192,10 @@ def _evaluate(objective: Objective, config: Config) -> _Outcome:
     except Exception as error:
         return _Outcome(Report(None), time.perf_counter() - start, error)
     seconds = time.perf_counter() - start
-    return _Outcome(report(returned), seconds)
+    try:
+        return _Outcome(report(returned), seconds)
+    except NoNumberError as error:
+        return _Outcome(Report(None), seconds, error)
 
 
 __all__ = ["Objective", "minimize"]

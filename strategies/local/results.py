@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -50,6 +50,12 @@ class Result:
     history: list[Observation]
     trials: list[Trial]
     ledger: Ledger
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name):
+            known = "best_config, best_value, history, trials, ledger, best_so_far(), table()"
+            raise AttributeError(f"a Result has no {name!r}; it has {known}")
 
     def best_so_far(self) -> np.ndarray:
         """The incumbent's value after each observation, NaN before the first complete one."""

@@ -7,7 +7,7 @@ from optuna.trial import TrialState
 
 from strategies.intake import Intake
 from strategies.observation import Observation, Status
-from strategies.optuna.spaces import Names
+from strategies.optuna.names import Names
 from strategies.optuna.study_view import point_of
 from strategies.optuna.trials import report_of
 from strategies.space import SearchSpace
@@ -39,6 +39,12 @@ def observations_of(study: Any, space: SearchSpace) -> list[Observation]:
             continue
         status: Status = "pruned" if trial.state == TrialState.PRUNED else "complete"
         found.append(
-            intake(point, report_of(trial), maximise=maximise, status=status, trial=trial.number)
+            intake(
+                point,
+                names.translated(report_of(trial), point.flat),
+                maximise=maximise,
+                status=status,
+                trial=trial.number,
+            )
         )
     return found

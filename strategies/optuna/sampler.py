@@ -1,8 +1,8 @@
 """Any of our searchers as a sampler of Optuna."""
 
-import logging
 import math
 import threading
+import time
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,18 +15,22 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.samplers import BaseSampler
-from optuna.search_space import intersection_search_space
 from optuna.trial import FrozenTrial, TrialState
 
 from strategies.arguments import integer
 from strategies.intake import Intake
-from strategies.optuna.spaces import space_from_optuna
+from strategies.optuna.names import Names, names_found
+from strategies.optuna.parameters import Coordinate, from_distribution
+from strategies.optuna.processes import OtherProcesses
+from strategies.optuna.shared import SharedParameters
 from strategies.optuna.study_view import StudyView
 from strategies.optuna.trial_cache import TrialCache
 from strategies.searchers.base import Searcher
-from strategies.space import Categorical, SearchSpace
+from strategies.space import SearchSpace
 
-logger = logging.getLogger(__name__)
+#: Seconds to wait for the suggestions of other processes, and between two looks.
+_PATIENCE = 5.0
+_PAUSE = 0.01
 
 
 class HypergradSampler(BaseSampler):
@@ -38,7 +42,8 @@ class HypergradSampler(BaseSampler):
       class or a `functools.partial` of it. Default: the hypergradient searcher.
     - `space`: where to search. Default: the parameters, with their distributions, that all complete
       trials so far have in common; until there are any, and for other parameters, values are drawn
-      at random.
+      at random. Any name, range and choice will do. A range that changes is the newest one; a
+      parameter that is new counts after ten trials, and once half of all have it.
     - `seed`: an integer; with the number of a trial it decides all randomness.
 
     Value and gradient are turned around for studies that maximise. Failed trials (an exception,
@@ -46,7 +51,8 @@ class HypergradSampler(BaseSampler):
     run elsewhere are pending. See "When trials fail" in the documentation.
 
     Threads (`n_jobs`) share the sampler and see each other's suggestions; so do processes that
-    share a storage.
+    share a storage: a trial waits for the suggestions of those that were started before it by other
+    processes, at most five seconds.
     """
 
     def __init__(
@@ -65,17 +71,25 @@ class HypergradSampler(BaseSampler):
         self._make = searcher
         self._seed = integer("seed", seed, 0)
         self._lock = threading.RLock()
-        self._told_why = False
-        self._space = space
+        self._names = None if space is None else Names(space)
         self._searcher: Searcher | None = None
         self._trials = TrialCache()
+        self._shared = SharedParameters()
+        self._found: Names | None = None
+        self._others = OtherProcesses()
         self._view: StudyView | None = None
-        if space is not None:
-            self._set_up(space)
+        if self._names is not None:
+            self._set_up(self._names)
 
     def __getstate__(self) -> dict[str, Any]:
         # What is known of the trials is found again by a look at the study.
-        state = self.__dict__ | {"_trials": TrialCache(), "_view": None, "_searcher": None}
+        state = self.__dict__ | {
+            "_trials": TrialCache(),
+            "_shared": SharedParameters(),
+            "_others": OtherProcesses(),
+            "_view": None,
+            "_searcher": None,
+        }
         del state["_lock"]
         return state
 
@@ -83,16 +97,17 @@ class HypergradSampler(BaseSampler):
         self.__dict__.update(state)
         self._lock = threading.RLock()
 
-    def _set_up(self, space: SearchSpace) -> tuple[Searcher, StudyView]:
+    def _set_up(self, names: Names) -> tuple[Searcher, StudyView]:
         """Searcher and view for a space; those there are if they were made for it."""
-        if self._searcher is None or self._view is None or self._view.space != space:
+        space = names.space
+        if self._searcher is None or self._view is None or self._view.names is not names:
             make = self._make
             if make is None:
                 from strategies.searchers import HypergradientSearcher
 
                 make = HypergradientSearcher
             self._searcher = make if isinstance(make, Searcher) else make(space, seed=self._seed)
-            self._view = StudyView(Intake(space, self._searcher.check))
+            self._view = StudyView(names, Intake(space, self._searcher.check))
         return self._searcher, self._view
 
     def reseed_rng(self) -> None:
@@ -104,13 +119,10 @@ class HypergradSampler(BaseSampler):
         """The parameters that are suggested together."""
         if study._is_multi_objective():
             return {}
-        if self._space is not None:
-            with self._lock:
-                return dict(self._set_up(self._space)[1].names.distributions)
+        if self._names is not None:
+            return dict(self._names.offered)
         with self._lock:
-            trials = list(self._trials.trials(study, trial))
-        common = intersection_search_space(trials, include_pruned=True)
-        return {name: d for name, d in common.items() if not d.single()}
+            return self._shared.of(self._trials.trials(study, trial))
 
     def sample_relative(
         self, study: Any, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -119,33 +131,54 @@ class HypergradSampler(BaseSampler):
         self._raise_error_if_multi_objective(study)
         if not search_space:
             return {}
-        # One at a time: the next suggestion must see this one as pending.
-        with self._lock:
-            try:
-                space = self._space or space_from_optuna(search_space)
-            except ValueError as error:
-                if not self._told_why:
-                    logger.warning(
-                        "Trial %s: parameters are drawn at random: %s", trial.number, error
-                    )
-                self._told_why = True
-                return {}
-            searcher, view = self._set_up(space)
-            trials = self._trials.trials(study, trial)
-            suggestion = searcher.propose(trial.number, *view.look(study, trials, trial))
-            view.keep(study, trial, suggestion)
-        params = view.names.to_params(suggestion.config)
-        return {
-            name: _original(value, search_space[name])
-            for name, value in params.items()
-            if name in search_space
-        }
+        patience = time.monotonic() + _PATIENCE
+        while True:
+            # One at a time: the next suggestion must see this one as pending.
+            with self._lock:
+                names = self._names or self._find(search_space)
+                trials = self._trials.trials(study, trial)
+                if self._others.have_suggested(trials, trial, last=time.monotonic() > patience):
+                    return self._suggest(study, trial, trials, names, search_space)
+            time.sleep(_PAUSE)
+
+    def _find(self, distributions: dict[str, BaseDistribution]) -> Names:
+        """The names of parameters that a study's trials have in common."""
+        if self._found is None or self._found.distributions != distributions:
+            self._found = names_found(distributions)
+        return self._found
+
+    def _suggest(
+        self,
+        study: Any,
+        trial: FrozenTrial,
+        trials: Sequence[FrozenTrial],
+        names: Names,
+        search_space: dict[str, BaseDistribution],
+    ) -> dict[str, Any]:
+        searcher, view = self._set_up(names)
+        suggestion = searcher.propose(trial.number, *view.look(study, trials, trial))
+        view.keep(study, trial, suggestion)
+        params = names.to_params(suggestion.config)
+        return {name: value for name, value in params.items() if name in search_space}
+
+    def before_trial(self, study: Any, trial: FrozenTrial) -> None:
+        """Take note that it is of this process."""
+        self._others.is_ours(trial)
 
     def sample_independent(
         self, study: Any, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """A random value, for a parameter that is not suggested together with others."""
+        """A random value, for a parameter that is not suggested together with others.
+
+        Optuna also asks for one whose suggested value it finds off the grid, by rounding errors.
+        """
         self._raise_error_if_multi_objective(study)
+        names = self._names or self._found
+        if names is not None and names.offered.get(param_name) == param_distribution:
+            with self._lock:
+                params = self._set_up(names)[1].suggested(trial)
+            if param_name in params:
+                return params[param_name]
         name = zlib.crc32(param_name.encode())
         rng = np.random.default_rng([self._seed, trial.number, name])
         return _draw(param_distribution, rng)
@@ -156,19 +189,17 @@ class HypergradSampler(BaseSampler):
         """Take note that it has ended."""
         with self._lock:
             self._trials.ended(study, trial)
-
-
-def _original(value: Any, distribution: BaseDistribution) -> Any:
-    """The choice object that Optuna knows, and plain numbers of the kind that it expects."""
-    if isinstance(distribution, CategoricalDistribution):
-        return distribution.choices[Categorical(list(distribution.choices)).index(value)]
-    return int(value) if isinstance(distribution, IntDistribution) else float(value)
+            self._others.has_ended(trial)
 
 
 def _draw(distribution: BaseDistribution, rng: np.random.Generator) -> Any:
     """A random value of any distribution, the widest ones and the narrowest ones included."""
     if isinstance(distribution, CategoricalDistribution):
         return distribution.choices[int(rng.integers(len(distribution.choices)))]
+    if not distribution.single():
+        parameter = from_distribution(distribution, ("",), ())
+        if isinstance(parameter, Coordinate):
+            return parameter.stored(rng.random())[0]
     assert isinstance(distribution, FloatDistribution | IntDistribution)
     low, high, step = distribution.low, distribution.high, distribution.step
     if isinstance(distribution, IntDistribution) and not distribution.log:

@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from strategies.arguments import integer
 from strategies.observation import Report
-from strategies.optuna.spaces import Names
+from strategies.optuna.names import Names
 from strategies.optuna.trials import (
     keep_report,
     read_attribute,
@@ -140,8 +140,10 @@ def run_schedule(
                 "the searcher's `first`"
             )
         if _superseded(study, mine.number, stored):
-            mine.set_user_attr(SUPERSEDED, True)
-            study.tell(mine, state=TrialState.FAIL)
+            # SQLite may hand one trial to two processes; the other one has told it then.
+            with contextlib.suppress(UpdateFinishedTrialError):
+                mine.set_user_attr(SUPERSEDED, True)
+                study.tell(mine, state=TrialState.FAIL, skip_if_finished=True)
             continue
         if is_heartbeat_enabled(study._storage):
             # The thread's first beat may come after a death; a trial without one is never stale.

@@ -9,10 +9,18 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from strategies.intake import Intake
-from strategies.observation import Observation, Suggestion
-from strategies.optuna.spaces import Names
-from strategies.optuna.trials import read_attribute, report_of, write_attribute
+from strategies.observation import Observation, Report, Suggestion
+from strategies.optuna.constraints import feasible_first, violation
+from strategies.optuna.names import Names
+from strategies.optuna.trials import (
+    REPORT,
+    read_attribute,
+    report_of,
+    result_of,
+    write_attribute,
+)
 from strategies.space import Point, SearchSpace
+from strategies.state import reading
 
 #: The system attribute of a trial that holds what was suggested for it.
 SUGGESTION = "hypergrad:suggestion"
@@ -24,6 +32,8 @@ class _Known(NamedTuple):
     trial: FrozenTrial
     observation: Observation | None
     pending: Suggestion | None
+    #: Above zero if it is infeasible.
+    violation: float
     #: Numbers of trials whose process died; this one takes their place, they have not failed.
     retried: tuple[int, ...]
 
@@ -35,6 +45,7 @@ class _Past:
     trials: Sequence[FrozenTrial] = ()
     seen: int = 0
     history: list[Observation] = field(default_factory=list)
+    violations: dict[int, float] = field(default_factory=dict)
     retried: set[int] = field(default_factory=set)
 
 
@@ -45,12 +56,12 @@ class StudyView:
 
     **Arguments:**
 
-    - `intake`: makes observations of their reports. Trials that have no configuration in its space
-      are passed over.
+    - `names`: of the parameters. Trials that have no configuration in their space are passed over.
+    - `intake`: makes observations of reports.
     """
 
-    def __init__(self, intake: Intake) -> None:
-        self.names = Names(intake.space)
+    def __init__(self, names: Names, intake: Intake) -> None:
+        self.names = names
         self._intake = intake
         self._known: dict[int, _Known] = {}
         self._past = _Past()
@@ -64,6 +75,8 @@ class StudyView:
         self, study: Any, trials: Sequence[FrozenTrial], current: FrozenTrial
     ) -> tuple[list[Observation], list[Suggestion]]:
         """What is known, values to be minimised, and what is being evaluated besides `current`.
+
+        Trials that are infeasible by `trial.set_constraint` are worse than all that are feasible.
 
         **Arguments:**
 
@@ -84,24 +97,37 @@ class StudyView:
             past.retried.update(seen.retried)
             if seen.observation is not None:
                 past.history.append(seen.observation)
+                if seen.violation > 0:
+                    past.violations[trial.number] = seen.violation
             elif seen.pending is not None and seen.pending.number != current.number:
                 pending.append(seen.pending)
         past.seen = len(trials)
+        history = past.history.copy()
+        if past.violations:
+            history = feasible_first(history, past.violations)
         if not past.retried:
-            return past.history.copy(), pending
+            return history, pending
         return (
-            [one for one in past.history if one.number not in past.retried],
+            [one for one in history if one.number not in past.retried],
             [one for one in pending if one.number not in past.retried],
         )
 
     def keep(self, study: Any, trial: FrozenTrial, suggestion: Suggestion) -> None:
         """Store what is suggested for a trial, for those who look at the study from now on."""
-        config = self.space.to_json(suggestion.config)
+        flat = self.space.flatten(suggestion.config)
+        if self.names.inexact:
+            flat |= self.names.from_params(self.names.to_params(suggestion.config))
+        config = self.space.to_json(self.space.point(flat))
         write_attribute(
             {"config": config, "note": dict(suggestion.note)},
             SUGGESTION,
             lambda key, part: study._storage.set_trial_system_attr(trial._trial_id, key, part),
         )
+
+    def suggested(self, trial: FrozenTrial) -> dict[str, Any]:
+        """Optuna's parameters that were suggested for a trial; none if nothing was."""
+        found = self._suggested(trial)
+        return {} if found is None else self.names.to_params(found[0])
 
     def _look(self, trial: FrozenTrial, maximise: bool) -> _Known:
         running = trial.state == TrialState.RUNNING
@@ -109,7 +135,8 @@ class StudyView:
             trial,
             self._observation(trial, maximise) if trial.state.is_finished() else None,
             self._pending(trial) if running else None,
-            tuple(trial.system_attrs.get("retry_history", ())),
+            violation(trial),
+            _retried(trial),
         )
 
     def _observation(self, trial: FrozenTrial, maximise: bool) -> Observation | None:
@@ -118,12 +145,19 @@ class StudyView:
             return None
         return self._intake(
             point,
-            report_of(trial),
+            self.names.translated(self._report(trial), point.flat),
             number=trial.number,
             note=_note(point, self._suggested(trial)),
             status="pruned" if trial.state == TrialState.PRUNED else "complete",
             maximise=maximise,
         )
+
+    def _report(self, trial: FrozenTrial) -> Report:
+        try:
+            return report_of(trial)
+        except ValueError as error:
+            self._intake.complain(trial.number, REPORT, "only the value of a trial counts", error)
+            return result_of(trial)
 
     def _pending(self, trial: FrozenTrial) -> Suggestion | None:
         suggested = self._suggested(trial)
@@ -134,13 +168,20 @@ class StudyView:
 
     def _suggested(self, trial: FrozenTrial) -> tuple[dict[str, Any], Any] | None:
         """Configuration and note that were suggested for a trial, if they were, in this space."""
-        stored = read_attribute(SUGGESTION, trial.system_attrs)
-        if stored is None:
-            return None
         try:
-            return self.space.from_json(stored["config"]), stored["note"]
-        except (ValueError, KeyError, IndexError, TypeError):
+            with reading():
+                stored = read_attribute(SUGGESTION, trial.system_attrs)
+                if stored is None:
+                    return None
+                return self.space.from_json(stored["config"]), dict(stored["note"])
+        except ValueError:
             return None
+
+
+def _retried(trial: FrozenTrial) -> tuple[int, ...]:
+    """The numbers that Optuna has stored of trials that this one repeats."""
+    stored = trial.system_attrs.get("retry_history")
+    return tuple(n for n in stored if isinstance(n, int)) if isinstance(stored, list) else ()
 
 
 def point_of(trial: FrozenTrial, names: Names) -> Point | None:

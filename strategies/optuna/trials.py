@@ -16,8 +16,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from strategies.observation import Report
 from strategies.observation import report as _report
-from strategies.optuna.spaces import Names
+from strategies.optuna.names import Names
 from strategies.space import Constant, SearchSpace
+from strategies.state import reading
 
 #: The system attribute of a trial that holds its report; see `report_of`.
 REPORT = "hypergrad:report"
@@ -44,7 +45,7 @@ def suggest(trial: Any, space: SearchSpace) -> dict[str, Any]:
     **Returns:** A nested dict of plain values, lists for arrays, constants included; the
     hyperparameters whose conditions do not hold are absent.
     """
-    names = Names(space)
+    names, given = Names(space), _given(trial)
     flat: dict[str, Any] = {}
     waiting = list(space.domains)
     while waiting:
@@ -56,9 +57,17 @@ def suggest(trial: Any, space: SearchSpace) -> dict[str, Any]:
         if isinstance(domain, Constant):
             flat[path] = domain.value
             continue
-        params = {name: _ask(trial, name, names.distributions[name]) for name in names.names[path]}
-        flat[path] = names.from_params(params)[path]
+        parameter = names.parameters[path]
+        asked = parameter.names if given.isdisjoint(parameter.former) else parameter.former
+        flat[path] = parameter.value([_ask(trial, n, parameter.distribution) for n in asked])
     return space.validate(flat)
+
+
+def _given(trial: Any) -> set[str]:
+    """The names of values that a trial comes with: enqueued or fixed ones, or all if it ended."""
+    if isinstance(trial, FrozenTrial):
+        return set(trial.params)
+    return set(getattr(trial, "_fixed_params", None) or getattr(trial, "_params", None) or ())
 
 
 def _ask(trial: Any, name: str, distribution: BaseDistribution) -> Any:
@@ -178,26 +187,38 @@ def report_of(trial: FrozenTrial) -> Report:
 
     **Returns:** The report, in the direction of the study; of a pruned trial, that of its last
     step.
+
+    **Raises:** `ValueError` if what is stored is damaged.
     """
+    plain = result_of(trial)
+    try:
+        with reading():
+            stored = read_attribute(REPORT, trial.system_attrs)
+            given = Report(None) if stored is None else Report.from_json(stored)
+    except ValueError as error:
+        raise ValueError(f"trial {trial.number}: {REPORT!r}: {error}") from None
+    return Report(
+        value=plain.value,
+        # The gradient belongs to the value that it was reported with.
+        gradient=given.gradient if plain.value == given.value else None,
+        gradient_error=given.gradient_error,
+        config=given.config,
+        cost=plain.cost if given.cost is None else given.cost,
+        resource=plain.resource if given.resource is None else given.resource,
+        info=given.info,
+    )
+
+
+def result_of(trial: FrozenTrial) -> Report:
+    """What Optuna itself knows of a finished trial: its value, its seconds and its last step."""
     value = None
     if trial.state == TrialState.COMPLETE:
         value = trial.value
     elif trial.state == TrialState.PRUNED and trial.last_step is not None:
         value = trial.intermediate_values[trial.last_step]
-    stored = read_attribute(REPORT, trial.system_attrs)
-    given = Report(None) if stored is None else Report.from_json(stored)
     start, end = trial.datetime_start, trial.datetime_complete
     seconds = (end - start).total_seconds() if start and end else None
-    return Report(
-        value=value,
-        # The gradient belongs to the value that it was reported with.
-        gradient=given.gradient if value == given.value else None,
-        gradient_error=given.gradient_error,
-        config=given.config,
-        cost=seconds if given.cost is None else given.cost,
-        resource=trial.last_step if given.resource is None else given.resource,
-        info=given.info,
-    )
+    return Report(value, cost=seconds, resource=trial.last_step)
 
 
 def write_attribute(content: Any, key: str, put: Callable[[str, Any], None]) -> None:

@@ -19,6 +19,8 @@ from typing import Any
 from ray import cloudpickle, tune
 from ray.tune.experiment import Trial
 
+from strategies.state import unseal
+
 logger = logging.getLogger(__name__)
 
 #: The copy, in the folder of the experiment.
@@ -33,12 +35,19 @@ SEARCHER = "searcher-state-{}.pkl"
 #: Ray writes the reports of all trials into one file; a copy that is larger is not one of ours.
 _LARGEST = 4 * 2**30
 
+#: Why Ray's controller has ended a run; without these it begins with what the tuner says.
+_ENDED = ("_stopper", "_has_errored", "_should_stop_experiment")
+
 #: What reading a file of the copy may run into.
 _UNREADABLE = (ValueError, LookupError, TypeError, ArithmeticError, RecursionError, RuntimeError)
 
 
 def restore(path: str | os.PathLike[str], trainable: Any, **options: Any) -> tune.Tuner:
     """`Tuner.restore`, after putting back what a kill in the middle of a write has damaged.
+
+    Trials that ended with the whole run (`time_budget_s`, a stopper's `stop_all`, `fail_fast`) are
+    run on, and budget and stopper begin anew; for Ray those trials are finished, and so would be
+    the experiment.
 
     **Arguments:**
 
@@ -55,6 +64,7 @@ def restore(path: str | os.PathLike[str], trainable: Any, **options: Any) -> tun
         problem = _repaired(Path(path))
         if problem:
             raise ValueError(f"'path': expected an experiment that was saved, but {problem}")
+        _reopen(Path(path))
     return tune.Tuner.restore(os.fspath(path), trainable, **options)
 
 
@@ -120,10 +130,52 @@ def _repaired(folder: Path) -> str | None:
     except ValueError as error:
         return str(error) if vital else None
     for name, content in files.items():
-        (folder / f"{name}.tmp").write_bytes(content)
-        os.replace(folder / f"{name}.tmp", folder / name)
+        _put(folder / name, content)
     logger.warning("%s; put back from %s", "; ".join(damaged), SNAPSHOT)
     return None
+
+
+def was_cut_off(status: str, result: Mapping[str, Any] | None) -> bool:
+    """Whether a trial was ended with the whole run: those that end otherwise are told so."""
+    return status == Trial.TERMINATED and not (result or {}).get("done")
+
+
+def _reopen(folder: Path) -> None:
+    """Let trials run on that the end of the run has cut off, and the searcher be asked again."""
+    newest = [sorted(folder.glob(t.format("*")))[-1:] for t in (SEARCHER, EXPERIMENT, GENERATOR)]
+    if not all(newest):
+        return
+    searcher, experiment, generator = (found[0] for found in newest)
+    try:
+        live = unseal(searcher.read_bytes())["live"]
+    except (ValueError, LookupError):
+        return  # no search of ours, or one that its backup replaces
+    given = cloudpickle.loads(generator.read_bytes())
+    if not given.get("finished"):
+        return
+    state = json.loads(experiment.read_bytes())
+    for name in _ENDED:
+        state["runner_data"].pop(name, None)
+    for stored in state["trial_data"]:
+        trial = json.loads(stored[0])
+        result = json.loads(stored[1]).get("last_result")
+        if trial["trial_id"] in live and was_cut_off(trial["status"], result):
+            stored[0] = json.dumps(trial | {"status": Trial.PENDING})
+    _put(experiment, json.dumps(state).encode())
+    # A searcher that has finished says so again.
+    _put(generator, cloudpickle.dumps({**given, "finished": False}))
+
+
+def is_repeated(folder: Path) -> bool:
+    """Whether the searches in a folder were wrapped by Ray's `Repeater`; loads no pickle."""
+    found = sorted(folder.glob(GENERATOR.format("*")))
+    return bool(found) and b"name:Repeater" in found[-1].read_bytes()
+
+
+def _put(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
 
 
 def _restorable(folder: Path) -> bool:

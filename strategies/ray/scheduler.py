@@ -30,6 +30,7 @@ from ray.train._internal.session import _TrainingResult
 from ray.tune import Callback, Checkpoint
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Repeater
 from ray.tune.trainable import FunctionTrainable
 from ray.tune.utils.util import flatten_dict
 
@@ -89,6 +90,7 @@ class ScheduledSearch(HypergradSearch):
         self._ended: dict[int, Report] = {}
         super().__init__(searcher, **options)
         self.trial_scheduler = HypergradScheduler(self)
+        self._in_charge = True
 
     @property
     def schedule(self) -> Scheduler:
@@ -176,7 +178,23 @@ class ScheduledSearch(HypergradSearch):
 
     # What Ray asks
 
+    def set_search_properties(
+        self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
+    ) -> bool:
+        """See `HypergradSearch`; a run of Ray has to make itself known to our scheduler next."""
+        self._in_charge = not spec
+        return super().set_search_properties(metric, mode, config, **spec)
+
+    def take_charge(self) -> None:
+        """Our scheduler is the one of the run."""
+        self._in_charge = True
+
     def _suggest(self, trial_id: str) -> Any:
+        if not self._in_charge:
+            raise ValueError(
+                "'scheduler': expected search.trial_scheduler of this ScheduledSearch in "
+                "TuneConfig(scheduler=...), received another one or none"
+            )
         self.settle()
         live = {self._numbers[other] for other in self._live}
         waiting = self.schedule.waiting()
@@ -238,6 +256,12 @@ class ScheduledSearch(HypergradSearch):
         self.schedule.forget(self._numbers[trial_id])
         super()._lose(trial_id)
 
+    def _cut_off(self, trial: Any, result: Mapping[str, Any]) -> None:
+        """Its rung is reached by another trial, from its checkpoint."""
+        self.catch_up_with(trial.trial_id, result)
+        self.keep_checkpoint(trial.trial_id, trial.latest_checkpoint_result)
+        self._lose(trial.trial_id)
+
     def _recognise(self, trial: Any) -> None:
         """A trial that was started after the last save: its job is handed out again to another."""
 
@@ -274,18 +298,25 @@ class HypergradScheduler(TrialScheduler):
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         """Take the metric of `TuneConfig`; Ray requires every report to have it."""
         self._metric = metric or self._search.metric
+        self._search.take_charge()
         return True
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """A new trial, or one of a restored experiment."""
+        wrapper = getattr(tune_controller, "search_alg", None)
+        while (wrapper := getattr(wrapper, "searcher", None)) is not None:
+            if isinstance(wrapper, Repeater):
+                raise ValueError(
+                    "'search_alg': expected a ScheduledSearch that is not wrapped, received one in "
+                    "a Repeater: a rung compares configurations by one trial of each; average "
+                    "repetitions in the trainable"
+                )
         number = self._search.number_of(trial.trial_id)
         if number is None:
             return
         if trial.status in (Trial.TERMINATED, Trial.ERROR):
             # It ended after the searcher's last save.
-            failed = trial.status == Trial.ERROR
-            result = None if failed else flatten_dict(trial.last_result)
-            self._search.on_trial_complete(trial.trial_id, result, failed)
+            self._search.has_ended(trial)
             return
         self._search.catch_up_with(trial.trial_id, flatten_dict(trial.last_result or {}))
         if self._search.schedule.job(number) is None:

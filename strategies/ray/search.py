@@ -18,7 +18,13 @@ from strategies.arguments import integer
 from strategies.intake import Intake
 from strategies.ledger import Ledger, ledger_of
 from strategies.observation import Report, plain
-from strategies.ray.recovery import EXPERIMENT, experiment_folder, take_snapshot
+from strategies.ray.recovery import (
+    EXPERIMENT,
+    experiment_folder,
+    is_repeated,
+    take_snapshot,
+    was_cut_off,
+)
 from strategies.ray.reports import RESERVED, as_number
 from strategies.ray.spaces import Layout, decode, encode, read_layout
 from strategies.searchers.base import Searcher
@@ -521,7 +527,8 @@ class HypergradSearch(RaySearcher):
         between leaves trials that we have not suggested yet, finished ones that we still wait for,
         and trials that Ray does not know any more.
         """
-        if self._ledger is None:
+        # What a repeater has is its own affair: one trial of ours is several of Ray's there.
+        if self._ledger is None or is_repeated(Path(checkpoint_dir)):
             return
         for name in _newest(checkpoint_dir, EXPERIMENT)[:1]:
             with open(os.path.join(checkpoint_dir, name), encoding="utf-8") as file:
@@ -540,9 +547,23 @@ class HypergradSearch(RaySearcher):
                 if trial.trial_id not in self._numbers:
                     self._recognise(trial)
                 if trial.status in (Trial.TERMINATED, Trial.ERROR):
-                    failed = trial.status == Trial.ERROR
-                    result = None if failed else flatten_dict(trial.last_result)
-                    self.on_trial_complete(trial.trial_id, result, failed)
+                    self.has_ended(trial)
+
+    def has_ended(self, trial: Any) -> None:
+        """Take over what came of a trial of a restored experiment that runs no more."""
+        failed = trial.status == Trial.ERROR
+        result = flatten_dict(trial.last_result or {})
+        if trial.trial_id in self._live and was_cut_off(trial.status, result):
+            self._cut_off(trial, result)
+        else:
+            self.on_trial_complete(trial.trial_id, None if failed else result, failed)
+
+    def _cut_off(self, trial: Any, result: Mapping[str, Any]) -> None:
+        """A trial that ended with the whole run counts as far as it came, if it came anywhere."""
+        if self._live[trial.trial_id] is None and self._metric not in result:
+            self._lose(trial.trial_id)
+        else:
+            self.on_trial_complete(trial.trial_id, dict(result))
 
     def _lose(self, trial_id: str) -> None:
         """Ray does not know a trial of ours: what was suggested for it goes to the next one."""

@@ -112,6 +112,8 @@ class ASHA(Scheduler):
         ):
             self._stopped.add(number)
 
+    _extent = "configurations"
+
     def _options(self) -> dict[str, Any]:
         return super()._options() | {"mode": self.mode, "configurations": self.configurations}
 

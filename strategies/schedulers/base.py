@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, ClassVar
 
 from strategies import arguments
 from strategies.arguments import positive
@@ -62,6 +62,11 @@ def _whole_or_ratio(text: str) -> Fraction:
     if not re.fullmatch(r"\d{1,30}(/\d{1,30})?", text) or not Fraction(text):
         raise ValueError(f"expected a resource, received {text!r:.40}")
     return Fraction(text)
+
+
+def _reaches(mine: int | None, stored: int | None) -> bool:
+    """Whether a scheduler goes at least as far as the one that was saved."""
+    return mine is None or (stored is not None and mine >= stored)
 
 
 @dataclass(frozen=True)
@@ -367,7 +372,8 @@ class Scheduler(abc.ABC):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state: all of it, or nothing if that fails.
 
-        The searcher is not part of it: construct the scheduler as before.
+        The searcher is not part of it: construct the scheduler as before, or with more to do
+        (`iterations`, `configurations`).
 
         **Raises:** `ValueError` if it is damaged, or of another kind of scheduler, other options,
         or another searcher.
@@ -390,9 +396,13 @@ class Scheduler(abc.ABC):
         if version > 1:
             expect_search(state, self.searcher)
         # The maximum may have grown since the scheduler was constructed.
-        options = {**state["options"]}
+        options, mine = {**state["options"]}, self._options()
         high = _whole_or_ratio(options.pop("max_resource"))
-        expect(options, {k: v for k, v in self._options().items() if k != "max_resource"})
+        del mine["max_resource"]
+        if self._extent in mine and _reaches(mine[self._extent], options[self._extent]):
+            # It may be given more to do than it had.
+            options[self._extent] = mine[self._extent]
+        expect(options, mine)
         self._high = high
         space = self.searcher.space
         self.candidates, self._known, self._stored = {}, {}, {}
@@ -440,6 +450,9 @@ class Scheduler(abc.ABC):
         `FileNotFoundError` if there is neither.
         """
         restore_state(path, self.load_state_dict)
+
+    #: The option that says how much there is to do; `None` is without end.
+    _extent: ClassVar[str] = ""
 
     def _options(self) -> dict[str, Any]:
         return {

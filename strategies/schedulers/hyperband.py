@@ -234,5 +234,7 @@ class Hyperband(Scheduler):
         self._ended, self._lacking = set(), {}
         super().load_state_dict(state)
 
+    _extent = "iterations"
+
     def _options(self) -> dict[str, Any]:
         return super()._options() | {"iterations": self.iterations}

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-from strategies.arguments import integer, positive
+from strategies.arguments import asks_to_stop, integer, positive
 from strategies.local.executors import work
-from strategies.observation import Report, report
+from strategies.local.running import Lost
+from strategies.observation import NoNumberError, Report, report
 from strategies.schedulers.base import Job, Scheduler
 from strategies.space.point import copied
 from strategies.state import alone_with, save_if_there_is_space, state_exists
@@ -26,7 +27,7 @@ def run(
     workers: int = 1,
     timeout: float | None = None,
     state_path: str | os.PathLike[str] | None = None,
-    callbacks: Iterable[Callable[[Job, Report], None]] = (),
+    callbacks: Iterable[Callable[[Job, Report], bool | None]] = (),
 ) -> Scheduler:
     """Work on a scheduler's jobs until it has finished.
 
@@ -37,13 +38,15 @@ def run(
       exception is a failure of that configuration, with a warning, and the run goes on.
     - `scheduler`: says what is to be done, and learns what came of it.
     - `jobs`: stop after so many jobs in all, those before a restore included.
-    - `budget`: start no job once this much resource is spent (`Scheduler.spent_resumed`).
+    - `budget`: start no job once this much resource is spent (`Scheduler.spent_resumed`) or will
+      be by the jobs that run.
     - `workers`: threads. With 1 the order of jobs is reproducible; the decisions always are.
     - `timeout`: seconds after which a job is given up: a failure. Its thread is left alone.
       Default: never.
     - `state_path`: file for the state, written after every job. If it exists and the scheduler is
       new, the run resumes there: results are kept, and what was being worked on is done again.
-    - `callbacks`: called with a job and its report after each, in this thread.
+    - `callbacks`: called with a job and its report after each, in this thread. One that returns
+      `True` ends the run; what is running then is still recorded.
 
     **Returns:** The scheduler.
 
@@ -72,36 +75,34 @@ def _run(
     workers: int,
     timeout: float | None,
     state_path: str | os.PathLike[str] | None,
-    callbacks: Iterable[Callable[[Job, Report], None]],
+    callbacks: Iterable[Callable[[Job, Report], bool | None]],
 ) -> Scheduler:
     # A scheduler that has results is ahead of its file: it may have been deepened since.
     if state_path is not None and not scheduler.candidates and state_exists(state_path):
         scheduler.restore(state_path)
     callbacks = tuple(callbacks)
+    stops: list[Any] = []
     again = scheduler.pending()
 
     def more(running: int) -> Job | None:
+        done = sum(len(c.results) for c in scheduler.candidates.values())
+        if stops or (jobs is not None and done + running >= jobs):
+            return None
         if again:
             return again.pop(0)
-        done = sum(len(c.results) for c in scheduler.candidates.values())
-        if jobs is not None and done + running >= jobs:
-            return None
-        if budget is not None and scheduler.spent_resumed >= budget:
+        promised = sum(job.resource - job.resume_from for job in scheduler.pending())
+        if budget is not None and scheduler.spent_resumed + promised >= budget:
             return None
         return scheduler.ask()
 
-    def record(job: Job, given: Report | None) -> None:
-        if given is None:
-            warnings.warn(
-                f"configuration {job.number} failed: no result after {timeout} seconds",
-                stacklevel=3,
-            )
-            given = Report(None, cost=timeout)
+    def record(job: Job, found: Report | Lost) -> None:
+        given = Report(None, cost=found.seconds) if isinstance(found, Lost) else found
+        if isinstance(found, Lost):
+            warnings.warn(f"configuration {job.number} failed: {found.error}", stacklevel=3)
         scheduler.tell(job.number, given)
         if state_path is not None:
             save_if_there_is_space(scheduler.save, state_path)
-        for callback in callbacks:
-            callback(job, given)
+        stops.extend(callback for callback in callbacks if asks_to_stop(callback(job, given)))
 
     def call(job: Job) -> tuple[Any, ...]:
         return _evaluate, objective, replace(job, config=copied(job.config))
@@ -115,9 +116,17 @@ def _evaluate(objective: Objective, job: Job) -> Report:
     try:
         returned = objective(job)
     except Exception as error:
-        warnings.warn(f"configuration {job.number} failed: {error!r}", stacklevel=2)
-        returned = Report(None)
-    given = report(returned)
+        given = _failed(job, error)
+    else:
+        try:
+            given = report(returned)
+        except NoNumberError as error:
+            given = _failed(job, error)
     if given.cost is None:
         given = replace(given, cost=time.perf_counter() - start)
     return given
+
+
+def _failed(job: Job, error: Exception) -> Report:
+    warnings.warn(f"configuration {job.number} failed: {error!r}", stacklevel=3)
+    return Report(None)

@@ -9,6 +9,8 @@ exactly; those that a user gives are left as they are. Grids are exact: `low + k
 arithmetic, rounded once.
 """
 
+import contextlib
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -470,24 +472,50 @@ class Int(Domain):
         return (np.log(value) - low) / (high - low)
 
 
+def _key(value: Any) -> Any:
+    """What two choices share exactly if they are `same`; `TypeError` if one cannot be hashed."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, list | tuple):
+        return list, *map(_key, value)
+    if isinstance(value, Mapping):
+        return dict, frozenset((key, _key(item)) for key, item in value.items())
+    if isinstance(value, float) and math.isnan(value):
+        return float, "nan"
+    hash(value)
+    return type(value), value
+
+
+@dataclass
+class _Places:
+    """Where each choice stands: looked up, or searched for among choices without a hash."""
+
+    choices: Sequence[Any] = field(compare=False)
+    known: dict[Any, int] | None = None
+
+    def __post_init__(self) -> None:
+        with contextlib.suppress(TypeError):
+            self.known = {_key(choice): i for i, choice in enumerate(self.choices)}
+
+    def find(self, value: Any) -> int | None:
+        """The position of a value, `None` if it is no choice."""
+        if self.known is None:
+            return next((i for i, choice in enumerate(self.choices) if same(value, choice)), None)
+        try:
+            return self.known.get(_key(value))
+        except TypeError:
+            return None
+
+
 def _check_choices(choices: Any, name: str) -> tuple[Any, ...]:
     if isinstance(choices, str | bytes | Mapping) or not isinstance(choices, Sequence | np.ndarray):
         raise _fail(name, "a list of choices", choices)
     listed = tuple(item.item() if isinstance(item, np.generic) else item for item in choices)
     if not listed:
         raise _fail(name, "at least one choice", list(choices))
-    # Numbers and strings differ if their types or values do; what is nested is compared one by one.
-    plain = {str, int, bool, type(None)}
-    seen: set[Any] = set()
-    others: list[Any] = []
-    for choice in listed:
-        if type(choice) in plain:
-            known = (type(choice), choice) in seen
-            seen.add((type(choice), choice))
-        else:
-            known = any(same(choice, other) for other in others)
-            others.append(choice)
-        if known:
+    places = _Places(listed)
+    for i, choice in enumerate(listed):
+        if places.find(choice) != i:
             raise _fail(name, "choices that differ", choice)
         if isinstance(choice, Domain):
             raise _fail(name, "plain values (strategies.space.Choice nests domains)", choice)
@@ -509,6 +537,10 @@ class Categorical(Domain):
     weights: Sequence[float] | None = None
 
     kind: ClassVar[str] = "categorical"
+
+    @functools.cached_property
+    def _places(self) -> _Places:
+        return _Places(self.choices)
 
     def __post_init__(self) -> None:
         put = object.__setattr__
@@ -539,9 +571,9 @@ class Categorical(Domain):
 
     def index(self, value: Any, path: str = "value") -> int:
         """Position of a choice."""
-        for i, choice in enumerate(self.choices):
-            if same(value, choice):
-                return i
+        found = self._places.find(value)
+        if found is not None:
+            return found
         raise _fail(path, f"one of {list(self.choices)!r}", value)
 
     def check(self, value: Any, path: str) -> Any:
@@ -590,6 +622,10 @@ class Ordinal(Domain):
 
     kind: ClassVar[str] = "ordinal"
 
+    @functools.cached_property
+    def _places(self) -> _Places:
+        return _Places(self.values)
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", _check_choices(self.values, "values"))
         self._settle_default()
@@ -607,9 +643,9 @@ class Ordinal(Domain):
 
     def index(self, value: Any, path: str = "value") -> int:
         """Position of a value."""
-        for i, choice in enumerate(self.values):
-            if same(value, choice):
-                return i
+        found = self._places.find(value)
+        if found is not None:
+            return found
         raise _fail(path, f"one of {list(self.values)!r}", value)
 
     def check(self, value: Any, path: str) -> Any:

@@ -1,5 +1,6 @@
 """The embedded engine: results, failures, threads, and a run that is killed."""
 
+import copy
 import subprocess
 import sys
 import textwrap
@@ -9,6 +10,7 @@ import pytest
 
 from strategies import Categorical, Float, RandomSearcher, SearchSpace, report
 from strategies.local import minimize
+from strategies.schedulers import ASHA, run
 
 SPACE = SearchSpace({"x": Float(-5, 5, shape=(2,)), "sign": Categorical([1, -1])})
 
@@ -68,7 +70,7 @@ def test_threads_evaluate_all():
 
 
 def test_a_misfit_gradient_is_an_error_not_a_failed_trial():
-    with pytest.raises(ValueError, match=r"'x': expected a gradient of shape \(2,\)"):
+    with pytest.raises(ValueError, match=r"'x': expected a gradient of numbers of shape \(2,\)"):
         minimize(lambda config: report(1.0, {"x": 1.0}), SPACE, trials=3)
     with pytest.raises(ValueError, match="'value': expected a number"):
         minimize(lambda config: np.ones(3), SPACE, trials=3)
@@ -111,3 +113,26 @@ def test_a_killed_run_resumes_to_the_same_search(tmp_path):
     assert [trial.number for trial in rest.trials] == list(range(5, 12))
     assert [o.config for o in rest.history] == [o.config for o in whole.history]
     assert [o.value for o in rest.history] == [o.value for o in whole.history]
+
+
+def test_callback_that_returns_true_ends_the_search():
+    stop = [lambda trial: trial.number == 3]
+    assert len(minimize(objective, SPACE, trials=9, callbacks=stop).history) == 4
+    with pytest.raises(ValueError, match="'callbacks': expected True to stop"):
+        minimize(objective, SPACE, trials=9, callbacks=[lambda trial: trial.value])
+    scheduler = ASHA(RandomSearcher(SPACE), 4, configurations=9)
+    done = []
+
+    def third(job, given):
+        done.append(job.number)
+        return len(done) == 3
+
+    run(lambda job: objective(job.config), scheduler, callbacks=[third])
+    assert len(done) == 3
+
+
+def test_result_says_what_it_has():
+    found = minimize(objective, SPACE, trials=1)
+    with pytest.raises(AttributeError, match="a Result has no 'params'; it has best_config"):
+        _ = found.params
+    assert copy.copy(found).best_value == found.best_value

@@ -9,7 +9,6 @@ import signal
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
@@ -188,7 +187,7 @@ def test_error_waits_for_the_threads_that_still_run():
 
     def trial(config):
         if next(first):
-            return "no number"
+            return [1.0, 2.0]
         time.sleep(0.3)
         ended.set()
         return value(config)
@@ -212,14 +211,21 @@ def dies(config):
     return value(config)
 
 
-def test_worker_process_that_is_killed_ends_the_run_and_loses_nothing(tmp_path, monkeypatch):
+def test_worker_process_that_is_killed_loses_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    path = tmp_path / "state.json"
     context = multiprocessing.get_context("forkserver")
-    with ProcessPoolExecutor(1, mp_context=context) as pool, pytest.raises(BrokenProcessPool):
-        minimize(dies, SPACE, trials=4, searcher=searcher(), workers=pool, state_path=path)
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        found = minimize(dies, SPACE, trials=4, searcher=searcher(), workers=pool, state_path=path)
-    assert [trial.number for trial in found.trials] == [2, 3]
-    whole = minimize(value, SPACE, trials=4, searcher=searcher())
-    assert observations(found) == observations(whole)
+        found = minimize(dies, SPACE, trials=4, searcher=searcher(), workers=pool)
+    assert os.path.exists("died")
+    assert observations(found) == observations(
+        minimize(value, SPACE, trials=4, searcher=searcher())
+    )
+
+
+def test_value_that_is_no_number_is_a_failed_observation():
+    with pytest.warns(UserWarning, match="'value': expected a number, received 'no number'"):
+        found = minimize(lambda config: "no number", SPACE, trials=2)
+    assert [o.status for o in found.history] == ["failed"] * 2
+    with pytest.warns(UserWarning, match="'value': expected a number"):
+        scheduler = run(lambda job: {}, ASHA(searcher(), 4, eta=2, configurations=2))
+    assert [c.results[0].status for c in scheduler.candidates.values()] == ["failed"] * 2

@@ -450,7 +450,7 @@ def test_round_trip_of_domains(domain, distribution):
 def test_round_trip_of_arrays_and_constants():
     space = SearchSpace({"a": Float(0, 1, shape=(2, 3)), "b": Float(0, 1, shape=(1,)), "c": 3})
     distributions = space_to_optuna(space)
-    assert list(distributions)[:2] == ["a[0][0]", "a[0][1]"]
+    assert list(distributions)[:2] == ["a.0.0", "a.0.1"]
     assert len(distributions) == 7
     back = space_from_optuna(distributions)
     assert back.domains == {k: d for k, d in space.domains.items() if k != "c"}
@@ -499,4 +499,4 @@ def test_other_samplers_of_optuna_take_our_space():
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0))
     study.optimize(objective, n_trials=12)
     assert all(t.state == TrialState.COMPLETE for t in study.trials)
-    assert set(study.best_params) == {*(f"l2[{i}]" for i in range(3)), "model/depth", "model/scale"}
+    assert set(study.best_params) == {*(f"l2.{i}" for i in range(3)), "model/depth", "model/scale"}

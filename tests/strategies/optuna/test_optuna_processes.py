@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import optuna
 import pytest
@@ -310,6 +311,38 @@ def test_journal_heals_from_half_a_line(half, tmp_path):
         except (ValueError, AttributeError):
             outcomes[backend] = "unreadable"
     assert outcomes == {JournalFile: [1.0, 2.0], JournalFileBackend: "unreadable"}
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "journal"])
+def test_processes_never_suggest_the_same(kind, tmp_path):
+    """Each thread here has its study, its storage and its sampler, as a process would."""
+    url = f"sqlite:///{tmp_path}/s.db" if kind == "sqlite" else str(tmp_path / "s.journal")
+    open_study(url)
+
+    def work():
+        study = open_study(url)
+        study.sampler = HypergradSampler(space=SPACE, seed=0)
+        study.optimize(lambda trial: value(suggest(trial, SPACE)), n_trials=6)
+
+    with ThreadPoolExecutor(3) as pool:
+        for done in [pool.submit(work) for _ in range(3)]:
+            done.result()
+    params = [tuple(trial.params.values()) for trial in open_study(url).trials]
+    assert len(params) == len(set(params)) == 18
+
+
+def test_process_that_is_silent_is_waited_for_once(monkeypatch, tmp_path):
+    monkeypatch.setattr("strategies.optuna.sampler._PATIENCE", 0.3)
+    url = f"sqlite:///{tmp_path}/s.db"
+    open_study(url).ask()  # never asks for anything
+    study = open_study(url)
+    study.sampler = HypergradSampler(space=SPACE, seed=0)
+    waited = []
+    for _ in range(2):
+        start = time.monotonic()
+        suggest(study.ask(), SPACE)
+        waited.append(time.monotonic() - start)
+    assert waited[0] > 0.3 > waited[1]
 
 
 def test_report_in_parts_replaces_a_longer_and_a_shorter_one():

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 
 import numpy as np
 import pytest
@@ -493,6 +494,36 @@ def test_states_of_other_schedulers_are_refused():
         ASHA(RandomSearcher(SPACE), 9).load_state_dict(state)
     with pytest.raises(ValueError, match="'eta': expected 2, received 3"):
         Hyperband(RandomSearcher(SPACE), 9, eta=2).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("make", "few", "many"),
+    [
+        (lambda n: Hyperband(RandomSearcher(SPACE), 4, eta=2, iterations=n), 1, 2),
+        (lambda n: ASHA(RandomSearcher(SPACE), 4, eta=2, configurations=n), 6, 12),
+    ],
+)
+def test_finished_scheduler_can_be_given_more_to_do(make, few, many, tmp_path):
+    path = tmp_path / "s"
+    before = table(run(objective, make(few), state_path=path))
+    after = run(objective, make(many), state_path=path)
+    assert table(after).items() >= before.items()
+    assert after.finished
+    assert len(after.candidates) > len(before)
+    with pytest.raises(ValueError, match=f"expected {few}, received {many}"):
+        make(few).restore(path)
+
+
+def test_budget_counts_jobs_that_run():
+    one = ASHA(RandomSearcher(SPACE), 4, eta=2, configurations=20)
+    assert run(objective, one, budget=6).spent_resumed == 6
+    four = ASHA(RandomSearcher(SPACE), 4, eta=2, configurations=20)
+    assert run(slowly, four, budget=3, workers=4).spent_resumed == 3
+
+
+def slowly(job):
+    time.sleep(0.05)
+    return objective(job)
 
 
 def test_progress_names_the_rungs():

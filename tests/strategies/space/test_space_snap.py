@@ -27,6 +27,8 @@ BRANCHES = {
                 "one": Categorical(["only"]),
                 "k": Constant(3),
                 "v": Float(0, 1, shape=(2, 2)),
+                "w": Float(-1, 2, shape=(2, 3), step=0.1),
+                "x": Float(1, 100, log=True, step=0.7),
             }
         ),
     ],

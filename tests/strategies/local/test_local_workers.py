@@ -1,0 +1,146 @@
+"""Executors whose workers hang, die, or send back what does not arrive."""
+
+import multiprocessing
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
+
+import pytest
+
+from strategies.local import minimize
+from strategies.searchers import GridSearcher, RandomSearcher
+from strategies.space import Float, Int, SearchSpace
+
+SPACE = SearchSpace({"x": Float(0, 1)})
+GRID = SearchSpace({"n": Int(0, 7)})
+FORK = multiprocessing.get_context("fork")
+
+
+class TwoArgumentsError(Exception):
+    """Pickles, and cannot be made again from what it was pickled to."""
+
+    def __init__(self, what, why):
+        super().__init__(f"{what}: {why}")
+
+
+def deadly(config):
+    if config["n"] in (2, 5):
+        os._exit(137)  # as the out-of-memory killer would
+    if config["n"] == 3:
+        raise TwoArgumentsError("no", "reason")
+    return float(config["n"])
+
+
+def always_deadly(config):
+    os._exit(1)
+
+
+def slow_start():
+    time.sleep(0.6)
+
+
+def quick(config):
+    return config["x"]
+
+
+def search(objective, pool, **options):
+    grid = GridSearcher(GRID)
+    return minimize(objective, GRID, trials=8, searcher=grid, workers=pool, **options)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_only_what_kills_its_worker_has_failed(workers):
+    with ProcessPoolExecutor(workers, FORK) as pool, pytest.warns(UserWarning, match="failed"):
+        found = search(deadly, pool)
+    assert {t.config["n"] for t in found.trials if t.status == "failed"} == {2, 3, 5}
+    assert sorted(o.value for o in found.history if o.value is not None) == [0, 1, 4, 6, 7]
+    errors = {t.config["n"]: t.error for t in found.trials if t.error}
+    assert isinstance(errors[2], BrokenExecutor)
+    # The exception that did not arrive is told by its text.
+    assert "TwoArgumentsError('no: reason')" in str(errors[3])
+
+
+def test_pool_that_never_gives_a_result_is_an_error(tmp_path):
+    with (
+        ProcessPoolExecutor(1, FORK) as pool,
+        pytest.warns(UserWarning, match="failed"),
+        pytest.raises(BrokenExecutor),
+    ):
+        search(always_deadly, pool, state_path=tmp_path / "state.json")
+
+
+def test_time_begins_when_a_trial_begins():
+    called = []
+
+    def objective(config):
+        called.append(config["x"])
+        time.sleep(0.7 if len(called) == 2 else 0.0)
+        return config["x"]
+
+    with ThreadPoolExecutor(1) as pool, pytest.warns(UserWarning, match="failed|held"):
+        found = minimize(
+            objective, SPACE, trials=6, searcher=RandomSearcher(SPACE), workers=pool, timeout=0.2
+        )
+    assert len(called) == 6
+    assert [t.number for t in found.trials if t.status == "failed"] == [1]
+
+
+def test_start_of_a_worker_is_not_the_trials_time():
+    with ProcessPoolExecutor(1, FORK, initializer=slow_start) as pool:
+        found = minimize(
+            quick, SPACE, trials=2, searcher=RandomSearcher(SPACE), workers=pool, timeout=0.4
+        )
+    assert [o.status for o in found.history] == ["complete"] * 2
+
+
+KILLED = """
+import multiprocessing, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from strategies import Float
+from strategies.local import minimize
+
+def objective(config):
+    time.sleep(0.05)
+    return config["x"]
+
+if __name__ == "__main__":
+    with ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as pool:
+        trials, path = int(sys.argv[1]), sys.argv[2]
+        minimize(objective, {"x": Float(0, 1)}, trials=trials, workers=pool, state_path=path)
+"""
+
+
+def test_lock_ends_with_the_search_though_its_workers_survive(tmp_path):
+    path = tmp_path / "state.json"
+    command = [sys.executable, "-c", KILLED, "{}", str(path)]
+    command[3] = "100000"
+    search = subprocess.Popen(command)
+    while not path.exists():
+        time.sleep(0.05)
+    workers = [
+        int(p.name)
+        for p in pathlib.Path("/proc").iterdir()
+        if p.name.isdecimal() and _parent(p) == search.pid
+    ]
+    search.kill()
+    search.wait()
+    try:
+        assert len(workers) == 2
+        assert all(pathlib.Path(f"/proc/{w}").exists() for w in workers)
+        # The same call continues: it is not refused.
+        command[3] = "1"
+        subprocess.run(command, check=True, timeout=120)
+    finally:
+        for worker in workers:
+            os.kill(worker, signal.SIGKILL)
+
+
+def _parent(process):
+    try:
+        return int((process / "stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return None
