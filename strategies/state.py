@@ -299,7 +299,7 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextlib.contextmanager
-def alone_with(path: str | os.PathLike[str] | None) -> Iterator[None]:
+def exclusive_lock(path: str | os.PathLike[str] | None) -> Iterator[None]:
     """Hold the lock of a state file, so that two runs do not overwrite each other's states.
 
     The lock, on `path + ".lock"`, ends with the process, however that ends. There is none where the

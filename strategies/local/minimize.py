@@ -18,7 +18,7 @@ from strategies.observation import NoNumberError, Report, Suggestion, report
 from strategies.searchers.base import Searcher
 from strategies.space import Config, SearchSpace
 from strategies.space.point import copied
-from strategies.state import alone_with, save_if_there_is_space, state_exists
+from strategies.state import exclusive_lock, save_if_there_is_space, state_exists
 
 Objective = Callable[[Config], Any]
 
@@ -86,7 +86,7 @@ def minimize(
     ledger = ledger_of(searcher)
     if ledger.space != space:
         raise ValueError(f"'searcher': expected one on {space}, received one on {ledger.space}")
-    with alone_with(state_path):
+    with exclusive_lock(state_path):
         if state_path is not None and state_exists(state_path):
             ledger.restore(state_path)
         return _search(

@@ -13,7 +13,7 @@ from strategies.local.running import Lost
 from strategies.observation import NoNumberError, Report, report
 from strategies.schedulers.base import Job, Scheduler
 from strategies.space.point import copied
-from strategies.state import alone_with, save_if_there_is_space, state_exists
+from strategies.state import exclusive_lock, save_if_there_is_space, state_exists
 
 Objective = Callable[[Job], Any]
 
@@ -63,7 +63,7 @@ def run(
     )
     if jobs is None and budget is None and endless:
         raise ValueError("'jobs', 'budget': expected one of them, as this scheduler has no end")
-    with alone_with(state_path):
+    with exclusive_lock(state_path):
         return _run(objective, scheduler, jobs, budget, workers, timeout, state_path, callbacks)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from strategies.ledger import Ledger
 from strategies.observation import Observation, Suggestion
 from strategies.searchers.base import Searcher
-from strategies.state import alone_with
+from strategies.state import exclusive_lock
 
 _FORMAT = "hypergrad sklearn search, version 1"
 
@@ -120,7 +120,7 @@ def _plain(value: Any) -> Any:
 @contextlib.contextmanager
 def journal(path: str | os.PathLike[str] | None, identity: str) -> Iterator[Journal]:
     """The journal of a search, held alone."""
-    with alone_with(path):
+    with exclusive_lock(path):
         yield Journal(path, identity)
 
 
