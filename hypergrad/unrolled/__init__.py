@@ -3,6 +3,7 @@
 from hypergrad.unrolled.base import UnrolledEstimator, UnrolledState
 from hypergrad.unrolled.checkpointing import Schedule
 from hypergrad.unrolled.forward import ForwardUnrolled
+from hypergrad.unrolled.gradient import ReverseOnlyLossWarning, grad
 from hypergrad.unrolled.online import OnlineState, OnlineUnrolled
 from hypergrad.unrolled.reverse import Unrolled
 from hypergrad.unrolled.steps import InnerStep, OptaxStep, StepFunction, as_inner_step
@@ -14,6 +15,7 @@ __all__ = [
     "OnlineState",
     "OnlineUnrolled",
     "OptaxStep",
+    "ReverseOnlyLossWarning",
     "Schedule",
     "StepFunction",
     "TruncatedUnrolled",
@@ -21,4 +23,5 @@ __all__ = [
     "UnrolledEstimator",
     "UnrolledState",
     "as_inner_step",
+    "grad",
 ]
