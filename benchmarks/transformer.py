@@ -77,8 +77,11 @@ def initial(size: Size, rng: np.random.Generator) -> PyTree:
     }
 
 
-def logits(params: PyTree, tokens: Array) -> Array:
-    """Scores of the next token in float32, shape `(sequences, length, vocabulary)`."""
+def logits(params: PyTree, tokens: Array, again: bool = False) -> Array:
+    """Scores of the next token in float32, shape `(sequences, length, vocabulary)`.
+
+    With `again` a backward pass runs each block again, and stores what enters it only.
+    """
     h = params["tokens"][tokens] + params["positions"][: tokens.shape[1]]
 
     def block(h: Array, w: PyTree) -> tuple[Array, None]:
@@ -86,7 +89,7 @@ def logits(params: PyTree, tokens: Array) -> Array:
         h = h + _attention(_normalised(h, before), w["heads"]) @ w["joined"]
         return h + jax.nn.gelu(_normalised(h, after) @ w["up"]) @ w["down"], None
 
-    h, _ = jax.lax.scan(block, h, params["blocks"])
+    h, _ = jax.lax.scan(jax.checkpoint(block) if again else block, h, params["blocks"])
     h = _normalised(h, params["norm"])
     return jnp.matmul(h, params["tokens"].T, preferred_element_type=jnp.float32)
 

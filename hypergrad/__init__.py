@@ -44,6 +44,8 @@ from hypergrad.linear import Neumann as Neumann
 from hypergrad.linear import NormalCG as NormalCG
 from hypergrad.linear import Nystrom as Nystrom
 from hypergrad.linear import RecyclingCG as RecyclingCG
+from hypergrad.metasmooth import Metasmoothness as Metasmoothness
+from hypergrad.metasmooth import metasmoothness as metasmoothness
 from hypergrad.minibatch import over_batches as over_batches
 from hypergrad.outcome import Outcome as Outcome
 from hypergrad.over_keys import OverKeys as OverKeys

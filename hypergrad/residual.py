@@ -9,6 +9,7 @@ from jaxtyping import Array, PyTree, Scalar
 
 from hypergrad.linear import vector
 from hypergrad.problem import BilevelProblem
+from hypergrad.restricted import RestrictedProblem
 
 
 class Oriented(eqx.Module):

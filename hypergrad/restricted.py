@@ -95,7 +95,7 @@ class RestrictedProblem(eqx.Module):
         """
         if self.problem.optimality is None:
             program = jax.make_jaxpr(self.inner_loss)(self.w, self.h).jaxpr
-            if not _reverse_only(program):
+            if not reverse_only(program):
                 # A derivative in forward mode, which costs no backward pass; of the two orders of
                 # differentiation this makes the cross product the cheaper.
                 return lambda w, h, q: jax.jvp(lambda w: self.inner_loss(w, h), (w,), (q,))[1]
@@ -106,13 +106,13 @@ def _replaced(tree: PyTree, part: PyTree) -> PyTree:
     return eqx.combine(part, eqx.filter(tree, eqx.is_inexact_array, inverse=True))
 
 
-def _reverse_only(program: jax.extend.core.Jaxpr) -> bool:
+def reverse_only(program: jax.extend.core.Jaxpr) -> bool:
     """Whether a traced program has a `jax.custom_vjp` inside, and so no forward derivative."""
     for eqn in program.eqns:
         if eqn.primitive.name.startswith("custom_vjp"):
             return True
         for part in jax.tree.leaves(list(eqn.params.values())):
             part = getattr(part, "jaxpr", part)
-            if isinstance(part, jax.extend.core.Jaxpr) and _reverse_only(part):
+            if isinstance(part, jax.extend.core.Jaxpr) and reverse_only(part):
                 return True
     return False

@@ -16,6 +16,7 @@ PAGES = sorted(DOCS.rglob("*.md"))
 #: The paths by which people import.
 PUBLIC = [
     "hypergrad",
+    "hypergrad.data",
     "hypergrad.hypernetwork",
     "hypergrad.linear",
     "hypergrad.outer",

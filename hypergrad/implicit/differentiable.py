@@ -82,7 +82,9 @@ def implicit_solver(
             solution = inner.run(problem, given.params_at(start), hparams, batch, key=key)
             return eqx.filter(solution.params, eqx.is_inexact_array)
 
-        found = jax.lax.custom_root(given.residual, given.w, run, tangent_solve)
+        # Transformations of JAX want functions that can be hashed; a bound method here cannot.
+        residual = lambda w: given.residual(w)  # noqa: E731
+        found = jax.lax.custom_root(residual, given.w, run, tangent_solve)
         return given.params_at(found)
 
     return solve

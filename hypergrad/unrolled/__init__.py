@@ -3,6 +3,7 @@
 from hypergrad.unrolled.base import UnrolledEstimator, UnrolledState
 from hypergrad.unrolled.checkpointing import CheckpointSchedule
 from hypergrad.unrolled.forward import ForwardUnrolled
+from hypergrad.unrolled.gradient import ReverseOnlyLossWarning, grad
 from hypergrad.unrolled.online import OnlineState, OnlineUnrolled
 from hypergrad.unrolled.reverse import Unrolled
 from hypergrad.unrolled.steps import InnerStep, OptaxStep, StepFunction, as_inner_step
@@ -15,12 +16,14 @@ __all__ = [
     "OnlineState",
     "OnlineUnrolled",
     "OptaxStep",
+    "ReverseOnlyLossWarning",
     "StepFunction",
     "TruncatedUnrolled",
     "Unrolled",
     "UnrolledEstimator",
     "UnrolledState",
     "as_inner_step",
+    "grad",
 ]
 
 #: The name of version 0.1, when two classes were called so.

@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from hypergrad.problem import BilevelProblem
+from hypergrad.unrolled.gradient import grad
 
 
 class InnerStep(eqx.Module):
@@ -101,11 +102,15 @@ class OptaxStep(InnerStep):
         def loss(p: PyTree) -> Array:
             return problem.inner_loss(eqx.combine(p, static), loss_hparams, batch, key)[0]
 
-        value, gradient = jax.value_and_grad(loss)(dynamic)
-        updates, state = self._build(hparams).update(
-            gradient, state, dynamic, value=value, grad=gradient, value_fn=loss
-        )
-        return eqx.combine(optax.apply_updates(dynamic, updates), static), state
+        def update(gradient: PyTree, state: PyTree, dynamic: PyTree, value: Array) -> tuple:
+            updates, state = self._build(hparams).update(
+                gradient, state, dynamic, value=value, grad=gradient, value_fn=loss
+            )
+            return optax.apply_updates(dynamic, updates), state
+
+        gradient = grad(loss)(dynamic)
+        dynamic, state = jax.checkpoint(update)(gradient, state, dynamic, loss(dynamic))
+        return eqx.combine(dynamic, static), state
 
     def losses(self, problem: BilevelProblem) -> list[Callable]:
         """See `InnerStep.losses`."""
@@ -129,6 +134,9 @@ class StepFunction(InnerStep):
     - `fn`: `fn(params, state, hparams, batch) -> (params, state)`.
     - `state`: `state(params, hparams) -> state` at the start of a run; `None` starts from `None`.
     - `stochastic`: `fn` takes a fifth argument `key`, a new one at each step.
+
+    Take the gradient with `hypergrad.unrolled.grad` in place of `jax.grad`: the same values, at a
+    fraction of the memory of the derivative.
     """
 
     fn: Callable

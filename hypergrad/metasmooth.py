@@ -1,0 +1,182 @@
+"""Whether a training is smooth enough in its hyperparameters for its hypergradient to be of use.
+
+The derivative of a chaotic training is exact and says nothing of a step that one would take. Two
+measures of that, each over random steps `d` (a sign for each hyperparameter, times `step`), where
+`w(λ)` is the end of the training and `F(λ)` the outer loss there:
+
+    metasmoothness  Σ_j |Δ_j| sign(Δ_j) sign(Δ'_j) / Σ_j |Δ_j|,
+                    Δ = w(λ + d) − w(λ),   Δ' = w(λ + 2d) − w(λ + d)
+    agreement       Σ ⟨dF/dλ, d⟩ (F(λ + d) − F(λ)) / √(Σ ⟨dF/dλ, d⟩² Σ (F(λ + d) − F(λ))²),
+                    sums over the steps
+
+The first is the empirical metasmoothness of Engstrom, Ilyas, Chen, Feldmann, Moses & Madry 2025
+(*Optimizing ML Training with Metagradient Descent*); the second asks the metagradient itself.
+"""
+
+from dataclasses import dataclass
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, PyTree
+
+from hypergrad.compiled import as_arrays
+from hypergrad.estimator import Estimator, Hypergradient
+from hypergrad.problem import BilevelProblem
+
+
+@dataclass(frozen=True)
+class Metasmoothness:
+    """What `metasmoothness` found; all within [-1, 1], and 1 is smooth.
+
+    - `value`, `error`: the metasmoothness, mean over the steps, and its standard error. NaN if no
+      step moved the end of the training.
+    - `agreement`, `agreement_error`: correlation of predicted and actual changes of the outer loss,
+      and its standard error (jackknife over the steps). NaN if nothing is predicted, or changes.
+    - `predicted`, `changes`: of the outer loss, one for each step.
+    """
+
+    value: float
+    error: float
+    agreement: float
+    agreement_error: float
+    predicted: np.ndarray
+    changes: np.ndarray
+
+    def __str__(self) -> str:
+        return (
+            f"metasmoothness {self.value:.3f} ± {self.error:.3f}, agreement of the metagradient "
+            f"{self.agreement:.3f} ± {self.agreement_error:.3f}, over {len(self.changes)} steps"
+        )
+
+
+def metasmoothness(
+    problem: BilevelProblem,
+    params: PyTree,
+    hparams: PyTree,
+    inner_batch: PyTree = None,
+    outer_batch: PyTree = None,
+    *,
+    estimator: Estimator,
+    step: PyTree,
+    directions: int = 8,
+    seed: int = 0,
+    key: Array | None = None,
+) -> Metasmoothness:
+    """How well a training, and its hypergradient, foretell what a step in hyperparameters does.
+
+    Costs one hypergradient and, for each direction, two trainings. With float32 and a tiny `step`
+    rounding looks like chaos: give a step that you would take.
+
+    **Arguments:**
+
+    - `problem`, `params`, `hparams`, `inner_batch`, `outer_batch`, `key`: as for `hypergradient`.
+      The same key serves all trainings.
+    - `estimator`: it trains (its `init` and `fit`, or its own run), and takes the hypergradient.
+    - `step`: how far a hyperparameter is moved; a positive number for all of them, or a pytree
+      like `hparams` of such numbers.
+    - `directions`: how many random directions, at least 2.
+    - `seed`: of the directions.
+
+    **Returns:** a `Metasmoothness`.
+
+    **Raises:** `ValueError` for a step or a number of directions out of range.
+    """
+    if isinstance(directions, bool) or not isinstance(directions, int) or directions < 2:
+        raise ValueError(f"directions: expected an integer of at least 2, received {directions!r}.")
+    arguments = as_arrays((params, hparams, inner_batch, outer_batch))
+    h, h_static = eqx.partition(arguments[1], eqx.is_inexact_array)
+    flat, unravel = ravel_pytree(h)
+    sizes = _sizes(step, h)
+
+    @eqx.filter_jit
+    def gradient(estimator: Estimator, arguments: tuple, key: Array | None) -> tuple:
+        out = _trained(problem, estimator, arguments, arguments[1], key)
+        return out.value, ravel_pytree(out.grad)[0], _flat(out.state.params)
+
+    @eqx.filter_jit
+    def shifted(
+        moves: Array, flat: Array, estimator: Estimator, arguments: tuple, key: Array | None
+    ) -> tuple[Array, Array]:
+        def at(move: Array) -> tuple[Array, Array]:
+            hparams = eqx.combine(unravel(flat + move), h_static)
+            # The derivative is not asked for, and the compiler leaves it out.
+            out = _trained(problem, estimator, arguments, hparams, key)
+            return out.value, _flat(out.state.params)
+
+        return jax.lax.map(at, moves)
+
+    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(directions, flat.size))
+    moves = jnp.asarray(signs * sizes, flat.dtype)
+    value, grad, end = gradient(estimator, arguments, key)
+    both = jnp.concatenate([moves, 2 * moves])
+    values, ends = (np.asarray(a, float) for a in shifted(both, flat, estimator, arguments, key))
+    changes = values[:directions] - float(value)
+    predicted = np.asarray(moves, float) @ np.asarray(grad, float)
+    first = ends[:directions] - np.asarray(end, float)
+    second = ends[directions:] - ends[:directions]
+    moved = np.abs(first).sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        each = (np.abs(first) * np.sign(first) * np.sign(second)).sum(axis=1) / moved
+        agreement = _correlation(predicted, changes)
+        left_out = np.array(
+            [
+                _correlation(np.delete(predicted, i), np.delete(changes, i))
+                for i in range(directions)
+            ]
+        )
+    spread = np.sqrt((directions - 1) * np.mean((left_out - left_out.mean()) ** 2))
+    return Metasmoothness(
+        value=float(each.mean()),
+        error=float(each.std(ddof=1) / directions**0.5),
+        agreement=float(agreement),
+        agreement_error=float(spread),
+        predicted=predicted,
+        changes=changes,
+    )
+
+
+def _trained(
+    problem: BilevelProblem,
+    estimator: Estimator,
+    arguments: tuple,
+    hparams: PyTree,
+    key: Array | None,
+) -> Hypergradient:
+    params, _, inner_batch, outer_batch = arguments
+    state = estimator.init(problem, params, hparams, inner_batch, key=key)
+    state, _ = estimator.fit(problem, state, hparams, inner_batch, key=key)
+    return estimator.hypergradient(problem, state, hparams, inner_batch, outer_batch, key=key)
+
+
+def _flat(params: PyTree) -> Array:
+    return ravel_pytree(eqx.filter(params, eqx.is_inexact_array))[0]
+
+
+def _sizes(step: PyTree, h: PyTree) -> np.ndarray:
+    """The size of the step in every entry of the hyperparameters."""
+    if not jax.tree.leaves(h):
+        raise ValueError(
+            "There is nothing to differentiate: hparams has no leaf that is a floating-point array."
+        )
+    try:
+        each = jax.tree.map(
+            lambda a, s: np.broadcast_to(np.asarray(s, float), a.shape),
+            h,
+            jax.tree.map(lambda _: step, h) if np.isscalar(step) else step,
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"step: expected a positive number, or such numbers in a pytree like hparams, "
+            f"received {step!r}."
+        ) from error
+    sizes = np.concatenate([np.ravel(a) for a in jax.tree.leaves(each)])
+    if not np.all((sizes > 0) & np.isfinite(sizes)):
+        raise ValueError(f"step: expected positive finite numbers, received {step!r}.")
+    return sizes
+
+
+def _correlation(x: np.ndarray, y: np.ndarray) -> float:
+    return float(x @ y / np.sqrt((x @ x) * (y @ y)))
