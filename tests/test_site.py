@@ -24,6 +24,7 @@ PUBLIC = [
     "hypergrad.unrolled",
     "strategies",
     "strategies.desirability",
+    "strategies.importance",
     "strategies.local",
     "strategies.optuna",
     "strategies.ray",
