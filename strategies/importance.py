@@ -1,6 +1,6 @@
 """How much each hyperparameter matters: shares of the objective's variance, with intervals."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,8 @@ _FEWEST = 4
 _ROWS, _FIT_ROWS = 600, 200
 #: Points of the design over which variances are taken; the most numbers that it may have.
 _POINTS, _NUMBERS = 1024, 4_000_000
+#: Draws of all other hyperparameters over which a surface is averaged.
+_AVERAGED = 64
 #: Draws of a hyperparameter from which the variance of its prior is taken.
 _PRIOR_DRAWS = 512
 
@@ -151,6 +153,33 @@ def _anova(seen: Searched, groups: Mapping[str, np.ndarray], seed: int) -> np.nd
         covariance = ((left - centre) * (right - centre)).mean(0)
         parts.append(np.clip(covariance / np.maximum(variance, 1e-300), 0.0, 1.0))
     return _with_median(np.stack(parts, 1))
+
+
+def surface(
+    seen: Searched, coordinates: Sequence[np.ndarray], cells: Sequence[np.ndarray]
+) -> np.ndarray | None:
+    """What the process of `"anova"` expects over two groups of coordinates, the others averaged.
+
+    **Arguments:**
+
+    - `coordinates`: two arrays of unit coordinates.
+    - `cells`: two matrices of values for them, `(n, len(coordinates[0]))` and
+      `(m, len(coordinates[1]))`.
+
+    **Returns:** Values, shape `(n, m)`; `None` with too few trials for a process.
+    """
+    if len(seen.complete) < _FEWEST:
+        return None
+    process, stretch = _fitted(seen, seen.groups(), np.arange(len(seen.complete)))
+    others = _design(seen.space, 0)[0][:_AVERAGED]
+    others = np.tile(others, (len(cells[1]), 1))
+    others[:, coordinates[1]] = np.repeat(cells[1], len(others) // len(cells[1]), 0)
+    mean = np.empty((len(cells[0]), len(cells[1])))
+    for row, cell in zip(mean, cells[0], strict=True):
+        others[:, coordinates[0]] = cell
+        at = process.predict(seen.space.snap(others) * stretch)[0]
+        row[:] = at.reshape(len(cells[1]), -1).mean(1)
+    return seen.values.mean() + max(float(seen.values.std()), 1e-12) * mean
 
 
 def _fitted(

@@ -27,6 +27,7 @@ PUBLIC = [
     "strategies.importance",
     "strategies.local",
     "strategies.optuna",
+    "strategies.plots",
     "strategies.ray",
     "strategies.schedulers",
     "strategies.sklearn",
