@@ -11,6 +11,7 @@ from typing import Any
 from strategies.arguments import integer, positive
 from strategies.ledger import Ledger, ledger_of
 from strategies.local.executors import work
+from strategies.local.progress import shown
 from strategies.local.results import Result, Trial
 from strategies.observation import Report, Suggestion, report
 from strategies.searchers.base import Searcher
@@ -33,6 +34,7 @@ def minimize(
     state_path: str | os.PathLike[str] | None = None,
     callbacks: Iterable[Callable[[Trial], None]] = (),
     raise_errors: bool = False,
+    progress: bool | None = None,
 ) -> Result:
     """Search for the configuration with the smallest objective.
 
@@ -56,6 +58,8 @@ def minimize(
     - `callbacks`: called with a `Trial` after each, in this thread.
     - `raise_errors`: re-raise an exception of the objective (after saving the state). By default
       the trial is recorded as failed, with a warning, and the search goes on.
+    - `progress`: show trials, incumbent, failures and the time left on the standard error stream.
+      Default: where that is a terminal.
 
     **Returns:** A `Result`.
 
@@ -84,9 +88,11 @@ def minimize(
     with alone_with(state_path):
         if state_path is not None and state_exists(state_path):
             ledger.restore(state_path)
-        return _search(
-            objective, ledger, trials, workers, timeout, state_path, callbacks, raise_errors
-        )
+        with shown(progress, ledger, trials) as show:
+            told = (*show, *callbacks)
+            return _search(
+                objective, ledger, trials, workers, timeout, state_path, told, raise_errors
+            )
 
 
 def _search(

@@ -13,8 +13,6 @@ from strategies.space import SearchSpace
 #: Beyond so many complete trials a normal distribution that has learned its shape is better than a
 #: process, whose model is the same everywhere; and a suggestion takes milliseconds again.
 _MANY = 200
-#: Beyond so many coordinates a process on values alone learns no length scales.
-_WIDE = 40
 
 
 class AutoSearcher(Searcher):
@@ -24,8 +22,8 @@ class AutoSearcher(Searcher):
     | --- | --- |
     | nothing yet | `HypergradientSearcher`, which begins at the defaults |
     | usable gradients: at least one with a reported error below 1 | `HypergradientSearcher` |
-    | no gradients; up to 200 complete trials, and up to 40 coordinates | `BayesSearcher` |
-    | no gradients; more of either | `CMAESSearcher`, or `EvolutionSearcher` without `cmaes` |
+    | no gradients; up to 200 complete trials | `BayesSearcher` |
+    | no gradients; more trials | `CMAESSearcher`, or `EvolutionSearcher` without `cmaes` |
 
     The choice depends on the history only (and on whether `cmaes` is installed), so that a search
     is reproduced and restored as with any one of them. `suggestion.note["searcher"]` is the name,
@@ -54,15 +52,11 @@ class AutoSearcher(Searcher):
         complete = [item for item in history if item.status == "complete"]
         if not complete:
             return "HypergradientSearcher", "nothing is known yet"
-        graded = sum(map(_usable, complete))
-        if graded:
+        if any(map(_usable, complete)):
             return "HypergradientSearcher", "trials report gradients"
-        size = int(self.space.dimension)
         if len(complete) > _MANY:
             return self._last, f"no gradients, and more than {_MANY} trials"
-        if size > _WIDE:
-            return self._last, f"no gradients, and {size} coordinates"
-        return "BayesSearcher", f"no gradients, few trials, {size} coordinates"
+        return "BayesSearcher", f"no gradients, and up to {_MANY} trials"
 
     def _searcher(self, name: str) -> Searcher:
         if name not in self._made:
