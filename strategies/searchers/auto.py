@@ -10,9 +10,10 @@ from strategies.observation import Observation, Suggestion
 from strategies.searchers.base import Searcher
 from strategies.space import SearchSpace
 
-#: Beyond so many complete trials a normal distribution that has learned its shape is better than a
-#: process, whose model is the same everywhere; and a suggestion takes milliseconds again.
-_MANY = 200
+#: Beyond so many complete trials the process of `BayesSearcher` leaves some of them out, and takes
+#: half a second for a suggestion; a distribution that has learned its shape takes milliseconds.
+#: Before, the process finds more with as many trials, in 50 dimensions too.
+_MANY = 600
 
 
 class AutoSearcher(Searcher):
@@ -22,7 +23,7 @@ class AutoSearcher(Searcher):
     | --- | --- |
     | nothing yet | `HypergradientSearcher`, which begins at the defaults |
     | usable gradients: at least one with a reported error below 1 | `HypergradientSearcher` |
-    | no gradients; up to 200 complete trials | `BayesSearcher` |
+    | no gradients; up to 600 complete trials | `BayesSearcher` |
     | no gradients; more trials | `CMAESSearcher`, or `EvolutionSearcher` without `cmaes` |
 
     The choice depends on the history only (and on whether `cmaes` is installed), so that a search

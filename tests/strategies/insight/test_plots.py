@@ -1,5 +1,7 @@
 """Pictures show what was seen, for every kind of axis and history."""
 
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -139,3 +141,9 @@ def test_names_that_are_not_there_are_an_error():
         plots.slices(seen(3), SPACE, names=["rate"])
     with pytest.raises(ValueError, match="expected two axes"):
         plots.contours([], SearchSpace({"x": Float(0, 1)}))
+
+
+def test_the_error_without_matplotlib_says_what_to_install():
+    code = "import sys; sys.modules['matplotlib'] = None; import strategies.plots"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert 'pip install "hypergrad-engine[plots]"' in done.stderr

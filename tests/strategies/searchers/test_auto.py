@@ -53,9 +53,9 @@ def test_gradients_that_are_known_to_be_wrong_are_none():
 
 def test_many_trials_are_for_an_evolution_strategy():
     pytest.importorskip("cmaes")
-    note = AutoSearcher(SPACE).propose(201, observed(201), []).note
+    note = AutoSearcher(SPACE).propose(601, observed(601), []).note
     assert note["searcher"] == "CMAESSearcher"
-    assert note["why"] == "no gradients, and more than 200 trials"
+    assert note["why"] == "no gradients, and more than 600 trials"
 
 
 def test_a_search_that_changes_its_searcher_is_restored(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """CMA-ES: a pure function of the history that finds what random search does not."""
 
+import sys
 import warnings
 
 import numpy as np
@@ -130,3 +131,9 @@ def test_a_space_of_one_choice_and_bad_options():
     minimize(lambda c: c["c"] == "b", space, trials=8, searcher=CMAESSearcher(space))
     with pytest.raises(ValueError, match="'population': expected an integer >= 4"):
         CMAESSearcher(SPACE, population=2)
+
+
+def test_the_error_without_cmaes_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cmaes", None)
+    with pytest.raises(ImportError, match=r'pip install "hypergrad-engine\[cmaes\]"'):
+        CMAESSearcher(SPACE)
