@@ -32,7 +32,7 @@ _DOUBLINGS = 6
 
 
 class CMAESSearcher(Searcher):
-    """Covariance matrix adaptation, for objectives without gradients and hundreds of trials.
+    """Covariance matrix adaptation, for objectives without gradients and thousands of cheap trials.
 
     Values only. Trials that run at the same time belong to the same generation; the first
     `population` of a generation that have finished make the next one. Failed trials count as the
