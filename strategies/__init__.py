@@ -7,7 +7,9 @@ if TYPE_CHECKING:
     from strategies.ledger import Ledger
     from strategies.observation import Observation, Report, Suggestion, report
     from strategies.searchers import (
+        AutoSearcher,
         BayesSearcher,
+        CMAESSearcher,
         EvolutionSearcher,
         GridSearcher,
         HypergradientSearcher,
@@ -30,7 +32,9 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "AutoSearcher",
     "BayesSearcher",
+    "CMAESSearcher",
     "Categorical",
     "Choice",
     "Constant",
@@ -60,7 +64,9 @@ _HOMES = {
     "ledger": ["Ledger"],
     "observation": ["Observation", "Report", "Suggestion", "report"],
     "searchers": [
+        "AutoSearcher",
         "BayesSearcher",
+        "CMAESSearcher",
         "EvolutionSearcher",
         "GridSearcher",
         "HypergradientSearcher",

@@ -28,8 +28,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from experiments.harness import record
-from experiments.harness.context import format_cell
 from experiments.harness.drawing import draw
+from strategies.page import format_cell
 
 # A plot has few colours, and a page shows twenty of them.
 DPI, PALETTE = 110, 64

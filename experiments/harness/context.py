@@ -17,6 +17,7 @@ from rich.table import Table
 
 from experiments.harness.drawing import draw
 from experiments.harness.record import plain
+from strategies.page import format_cell
 
 
 @dataclass(frozen=True)
@@ -184,10 +185,3 @@ class Context:
             mark = "[green]holds[/]" if claim["holds"] else "[bold red]FAILS[/]"
             shown.add_row(mark, claim["claim"], format_cell(claim["measured"]), claim["bound"])
         self.console.print(shown)
-
-
-def format_cell(value: Any) -> str:
-    """A number with four digits, anything else as it prints."""
-    if isinstance(value, float | np.floating):
-        return f"{value:.4g}"
-    return str(value)

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from experiments.harness.sources import ROOT, fingerprints
+from strategies.page import write_atomically
 
 RECORDS = ROOT / "records"
 KINDS = ("experiments", "benchmarks")
@@ -201,10 +202,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write under a temporary name and rename, so that no half-written file is ever seen."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

@@ -1,26 +1,12 @@
 """The page that an experiment leaves behind."""
 
-import base64
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.harness.context import Context, format_cell
-from experiments.harness.record import write_atomically
-
-STYLE = """
-:root { color-scheme: light dark; --line: #8884; --good: #0a7d4f; --bad: #c2352b }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 56rem; margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.6rem } h2 { font-size: 1.15rem; margin-top: 2rem }
-.scroll { overflow-x: auto }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: left }
-img { max-width: 100%; background: #fff; border-radius: 4px; margin: .5rem 0 }
-.holds { color: var(--good) } .fails { color: var(--bad); font-weight: bold }
-pre { white-space: pre-wrap }
-@media (prefers-color-scheme: dark) { :root { --good: #4cc38a; --bad: #ff7b72 } }
-"""
+from experiments.harness.context import Context
+from strategies.page import cell, document, picture, table, write_atomically
 
 
 def write_page(context: Context, description: str, results: Mapping[str, Any]) -> Path:
@@ -42,9 +28,7 @@ def write_page(context: Context, description: str, results: Mapping[str, Any]) -
         parts += ["<h2>Claims</h2>", table(rows)]
     parts += [f"<p>{html.escape(finding)}</p>" for finding in results["findings"]]
     for path in context.figures:
-        picture = base64.b64encode(path.read_bytes()).decode()
-        name = html.escape(path.stem)
-        parts.append(f'<h2>{name}</h2><img alt="{name}" src="data:image/png;base64,{picture}">')
+        parts.append(picture(path.stem, path.read_bytes()))
     for name, rows in results["tables"].items():
         escaped = [{html.escape(k): cell(v) for k, v in row.items()} for row in rows]
         parts += [f"<h2>{html.escape(name)}</h2>", table(escaped)]
@@ -53,23 +37,5 @@ def write_page(context: Context, description: str, results: Mapping[str, Any]) -
     listed = [{"setting": html.escape(k), "value": cell(v)} for k, v in facts.items()]
     parts += ["<h2>Settings</h2>", table(listed)]
     page = context.options.out / "index.html"
-    write_atomically(
-        page,
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(context.name)}</title><style>{STYLE}</style></head>"
-        f"<body>{''.join(parts)}</body></html>\n",
-    )
+    write_atomically(page, document(context.name, parts))
     return page
-
-
-def table(rows: Sequence[Mapping[str, str]]) -> str:
-    """An HTML table of cells that are HTML already."""
-    head = "".join(f"<th>{column}</th>" for column in rows[0])
-    body = "".join(f"<tr>{''.join(f'<td>{v}</td>' for v in row.values())}</tr>" for row in rows)
-    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
-
-
-def cell(value: Any) -> str:
-    """A value as HTML text."""
-    return html.escape(format_cell(value))

@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("hypergrad", "strategies", "experiments", "benchmarks")
 # What only prints and draws changes no number.
-LEFT_OUT = ("experiments.harness", "benchmarks.measure")
+LEFT_OUT = ("experiments.harness", "benchmarks.measure", "strategies.plots", "strategies.page")
 
 
 def fingerprints(path: Path) -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import Any
 from strategies.arguments import asks_to_stop, integer, positive
 from strategies.ledger import Ledger, ledger_of
 from strategies.local.executors import work
+from strategies.local.progress import shown
 from strategies.local.results import Result, Trial
 from strategies.local.running import Lost
 from strategies.observation import NoNumberError, Report, Suggestion, report
@@ -35,6 +36,7 @@ def minimize(
     state_path: str | os.PathLike[str] | None = None,
     callbacks: Iterable[Callable[[Trial], bool | None]] = (),
     raise_errors: bool = False,
+    progress: bool | None = None,
 ) -> Result:
     """Search for the configuration with the smallest objective.
 
@@ -59,6 +61,8 @@ def minimize(
       the search; what is running then is still recorded.
     - `raise_errors`: re-raise an exception of the objective (after saving the state). By default
       the trial is recorded as failed, with a warning, and the search goes on.
+    - `progress`: show trials, incumbent, failures and the time left on the standard error stream.
+      Default: where that is a terminal.
 
     **Returns:** A `Result`.
 
@@ -89,9 +93,11 @@ def minimize(
     with exclusive_lock(state_path):
         if state_path is not None and state_exists(state_path):
             ledger.restore(state_path)
-        return _search(
-            objective, ledger, trials, workers, timeout, state_path, callbacks, raise_errors
-        )
+        with shown(progress, ledger, trials) as show:
+            told = (*show, *callbacks)
+            return _search(
+                objective, ledger, trials, workers, timeout, state_path, told, raise_errors
+            )
 
 
 def _search(

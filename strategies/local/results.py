@@ -76,5 +76,14 @@ class Result:
             for item in self.history
         ]
 
+    def to_optuna(self, **options: Any) -> Any:
+        """An `optuna.Study` with all trials, for Optuna's plots, importance and dashboard.
+
+        Arguments are those of `strategies.optuna.study_of`: `study_name` and `storage`.
+        """
+        from strategies.optuna import study_of
+
+        return study_of(self, **options)
+
 
 __all__ = ["Result", "Trial"]

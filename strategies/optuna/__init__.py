@@ -41,6 +41,7 @@ from strategies.optuna.journal import JournalFile
 from strategies.optuna.sampler import HypergradSampler
 from strategies.optuna.schedule import RungPruner, run_schedule
 from strategies.optuna.spaces import space_from_optuna, space_from_trials, space_to_optuna
+from strategies.optuna.study import study_of
 from strategies.optuna.trials import objective, report, report_of, suggest
 
 __all__ = [
@@ -55,5 +56,6 @@ __all__ = [
     "space_from_optuna",
     "space_from_trials",
     "space_to_optuna",
+    "study_of",
     "suggest",
 ]

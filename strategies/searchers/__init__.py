@@ -4,8 +4,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from strategies.searchers.auto import AutoSearcher
     from strategies.searchers.base import Searcher
     from strategies.searchers.bayes import BayesSearcher
+    from strategies.searchers.cmaes import CMAESSearcher
     from strategies.searchers.evolution import EvolutionSearcher
     from strategies.searchers.grid import GridSearcher
     from strategies.searchers.hypergradient import HypergradientSearcher
@@ -15,7 +17,9 @@ if TYPE_CHECKING:
     from strategies.searchers.tpe import TPESearcher
 
 __all__ = [
+    "AutoSearcher",
     "BayesSearcher",
+    "CMAESSearcher",
     "EvolutionSearcher",
     "GridSearcher",
     "HypergradientSearcher",
@@ -28,7 +32,9 @@ __all__ = [
 
 # Imported on first use, so that a searcher's own dependencies load only where it is chosen.
 _HOMES = {
+    "AutoSearcher": "auto",
     "BayesSearcher": "bayes",
+    "CMAESSearcher": "cmaes",
     "EvolutionSearcher": "evolution",
     "GridSearcher": "grid",
     "HypergradientSearcher": "hypergradient",

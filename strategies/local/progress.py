@@ -1,0 +1,99 @@
+"""What a terminal shows while a search runs: trials, incumbent, failures, time left."""
+
+import importlib.util
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+from strategies.ledger import Ledger
+
+#: Columns of the plain line; what it does not need is blank, so that a longer one is gone.
+_WIDTH = 78
+
+
+@contextmanager
+def shown(progress: bool | None, ledger: Ledger, total: int) -> Iterator[tuple[Callable, ...]]:
+    """The callbacks of a search that shows its progress on the standard error stream.
+
+    **Arguments:**
+
+    - `progress`: whether; with `None` where that stream is a terminal.
+    - `ledger`: of the search, with the trials restored.
+    - `total`: number of trials to reach.
+    """
+    if not (sys.stderr.isatty() if progress is None else progress) or ledger.trials >= total:
+        yield ()
+        return
+    start, before = time.monotonic(), ledger.trials
+
+    def state() -> tuple[int, str]:
+        done = ledger.trials
+        words = []
+        if (best := ledger.best) is not None:
+            words.append(f"best {best.value:.6g}")
+        if failed := sum(item.status == "failed" for item in ledger.history):
+            words.append(f"{failed} failed")
+        if done > before:
+            seconds = (time.monotonic() - start) / (done - before) * max(total - done, 0)
+            words.append(f"{_duration(seconds)} left")
+        return done, "  ".join(words)
+
+    with _display(sys.stderr, total) as show:
+        show(*state())
+        yield (lambda trial: show(*state()),)
+
+
+@contextmanager
+def _display(stream: TextIO, total: int) -> Iterator[Callable[[int, str], None]]:
+    """A bar of rich where that is installed and the stream a terminal, a line otherwise."""
+    if not (stream.isatty() and importlib.util.find_spec("rich")):
+        with _line(stream, total) as show:
+            yield show
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns: tuple[Any, ...] = (
+        TextColumn("trials"),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=Console(file=stream)) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda done, text: bar.update(task, completed=done, description=text)
+
+
+@contextmanager
+def _line(stream: TextIO, total: int) -> Iterator[Callable[[int, str], None]]:
+    # On a terminal the line is written over; a file has a line for each tenth.
+    over, every, last = stream.isatty(), max(total // 10, 1), -math.inf
+
+    def show(done: int, text: str) -> None:
+        nonlocal last
+        line = f"trial {done}/{total}  {text}"
+        if over:
+            stream.write(f"\r{line:<{_WIDTH}}")
+        elif done - last >= every or done >= total:
+            last = done
+            stream.write(line.rstrip() + "\n")
+        stream.flush()
+
+    try:
+        yield show
+    finally:
+        if over:
+            stream.write("\n")
+            stream.flush()
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+__all__ = ["shown"]

@@ -1,0 +1,40 @@
+"""The trade-off between value and cost."""
+
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from strategies.plots.style import BEST, COLOURS, readable, scale_of, single
+from strategies.searched import searched
+from strategies.space import SearchSpace
+
+
+def front(source: Any, space: SearchSpace | None = None) -> Figure:
+    """Value against cost of the complete trials, with the Pareto front between the two.
+
+    **Raises:** `ValueError` if no complete trial has a cost.
+    """
+    seen = searched(source, space)
+    complete = [item for item in seen.history if item.status == "complete"]
+    known = [item for item in complete if item.cost is not None and np.isfinite(item.cost)]
+    if not known:
+        raise ValueError("'source': expected complete trials with a cost, received none")
+    cost = np.array([item.cost for item in known], float)
+    value = np.array([item.value for item in known], float)
+    order = np.lexsort((value, cost))
+    lowest = np.minimum.accumulate(value[order])
+    best = order[np.r_[True, lowest[1:] < lowest[:-1]]]
+    figure, axes = single()
+    axes.set(
+        xscale=scale_of(cost), yscale=scale_of(value), xlabel="cost of a trial", ylabel="value"
+    )
+    axes.scatter(cost, value, s=22, color=COLOURS[0], alpha=0.6, label="trials")
+    axes.step(cost[best], value[best], where="post", color=BEST, marker="o", label="Pareto front")
+    readable(axes.xaxis)
+    readable(axes.yaxis)
+    axes.legend(frameon=False)
+    return figure
+
+
+__all__ = ["front"]
