@@ -14,6 +14,7 @@ from jaxtyping import Array, PyTree, Scalar
 
 from hypergrad.linear import vector
 from hypergrad.problem import BilevelProblem
+from hypergrad.programs import parts
 
 Slope = Callable[[PyTree, PyTree, PyTree], Scalar]
 
@@ -108,11 +109,7 @@ def _replaced(tree: PyTree, part: PyTree) -> PyTree:
 
 def reverse_only(program: jax.extend.core.Jaxpr) -> bool:
     """Whether a traced program has a `jax.custom_vjp` inside, and so no forward derivative."""
-    for eqn in program.eqns:
-        if eqn.primitive.name.startswith("custom_vjp"):
-            return True
-        for part in jax.tree.leaves(list(eqn.params.values())):
-            part = getattr(part, "jaxpr", part)
-            if isinstance(part, jax.extend.core.Jaxpr) and reverse_only(part):
-                return True
-    return False
+    return any(
+        eqn.primitive.name.startswith("custom_vjp") or any(map(reverse_only, parts(eqn)))
+        for eqn in program.eqns
+    )

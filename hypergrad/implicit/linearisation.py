@@ -8,6 +8,7 @@ from jaxtyping import PyTree, Scalar
 from hypergrad.implicit.adjoint import LinearSystem
 from hypergrad.implicit.curvature import Curvature
 from hypergrad.linear import vector
+from hypergrad.programs import parts
 from hypergrad.restricted import RestrictedProblem, Slope
 
 
@@ -85,7 +86,5 @@ def _collect_narrow(program: jax.extend.core.Jaxpr, found: list[jnp.dtype]) -> N
             dtype = getattr(out.aval, "dtype", None)
             if dtype is not None and _is_narrow(dtype):
                 found.append(dtype)
-        for part in jax.tree.leaves(list(eqn.params.values())):
-            part = getattr(part, "jaxpr", part)
-            if isinstance(part, jax.extend.core.Jaxpr):
-                _collect_narrow(part, found)
+        for part in parts(eqn):
+            _collect_narrow(part, found)

@@ -4,7 +4,9 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxprs_in_params
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+from hypergrad.programs import parts
 
 # Operations whose traced body is not looked into. Each is continuous, or discontinuous only where
 # a matrix loses rank, but computed by steps that are not.
@@ -124,7 +126,4 @@ def _called(eqn: Any) -> Any:
 
 
 def _loops(jaxpr: Any) -> bool:
-    return any(
-        eqn.primitive.name == "while" or any(_loops(part) for part in jaxprs_in_params(eqn.params))
-        for eqn in jaxpr.eqns
-    )
+    return any(eqn.primitive.name == "while" or any(map(_loops, parts(eqn))) for eqn in jaxpr.eqns)
