@@ -16,6 +16,8 @@ PAGES = sorted(DOCS.rglob("*.md"))
 #: The paths by which people import.
 PUBLIC = [
     "hypergrad",
+    "hypergrad.evidence",
+    "hypergrad.gaussian_process",
     "hypergrad.hypernetwork",
     "hypergrad.linear",
     "hypergrad.outer",

@@ -30,7 +30,7 @@ class Linearised(eqx.Module):
     def outputs(self) -> int:
         """Number of outputs of the network for one example."""
         x = jax.tree.map(lambda leaf: leaf[0], self.batch[0])
-        return jax.eval_shape(self.model.outputs, self.params, self.hparams, x).size
+        return eqx.filter_eval_shape(self.model.outputs, self.params, self.hparams, x).size
 
     @property
     def weights(self) -> int:
