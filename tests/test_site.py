@@ -21,6 +21,7 @@ PUBLIC = [
     "hypergrad.hypernetwork",
     "hypergrad.linear",
     "hypergrad.outer",
+    "hypergrad.risk",
     "hypergrad.sampling",
     "hypergrad.self_tuning",
     "hypergrad.unrolled",
