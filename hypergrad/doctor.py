@@ -22,6 +22,7 @@ from hypergrad.linear.jacobian import solver_for
 from hypergrad.linear.minres import MINRES
 from hypergrad.linear.pcg import PCG
 from hypergrad.mistakes import check_key, check_leaves
+from hypergrad.own_family import own_family
 from hypergrad.paths import Reach, leaf_names, trace_paths
 from hypergrad.problem import BilevelProblem
 from hypergrad.restricted import RestrictedProblem
@@ -38,7 +39,8 @@ class Route:
     """What to do with one hyperparameter.
 
     - `name`: its path.
-    - `family`: `"implicit"`, `"unrolled"`, `"search"`, or `"unused"`: nothing reads it.
+    - `family`: `"implicit"`, `"unrolled"`, `"search"`, or `"unused"`: nothing reads it;
+      `"evidence"`, `"sites"` or `"sampling"` for a problem made for such an estimator.
     - `reason`: why, in words.
     """
 
@@ -123,6 +125,21 @@ def recommend(
     )
     if (update is None) != (steps is None):
         raise ValueError("recommend: give `update` and `steps` together.")
+    own = own_family(problem, params, hparams, inner_batch, solver)
+    if own is not None:
+        family, reason, made, note = own
+        return Recommendation(
+            tuple(
+                Route(name, family, reason)
+                if eqx.is_inexact_array(leaf)
+                else Route(name, "search", "not a floating-point array: it has no gradient")
+                for name, leaf in zip(leaf_names(hparams), jax.tree.leaves(hparams), strict=True)
+            ),
+            made,
+            0,
+            0,
+            (note,),
+        )
     paths = trace_paths(problem, params, hparams, inner_batch, outer_batch, key)
     trained = unrolled = None
     if update is not None and steps is not None:

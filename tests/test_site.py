@@ -17,9 +17,12 @@ PAGES = sorted(DOCS.rglob("*.md"))
 PUBLIC = [
     "hypergrad",
     "hypergrad.data",
+    "hypergrad.evidence",
+    "hypergrad.gaussian_process",
     "hypergrad.hypernetwork",
     "hypergrad.linear",
     "hypergrad.outer",
+    "hypergrad.risk",
     "hypergrad.sampling",
     "hypergrad.self_tuning",
     "hypergrad.unrolled",

@@ -14,7 +14,17 @@ from hypergrad import (
     hypergradient,
     recommend,
 )
+from hypergrad.evidence import EvidenceProblem, Exact, Subsets
+from hypergrad.gaussian_process import (
+    Gaussian,
+    GPProblem,
+    MarginalLikelihood,
+    Probit,
+    VariationalGP,
+    squared_exponential,
+)
 from hypergrad.linear import CG, GMRES, PCG, Dense
+from hypergrad.sampling import SamplingProblem
 from tests.hypergrad.problems import RIDGE, XV, YV, X, Y, half_mse, logistic, ridge_inner, solved
 
 SPACE = {
@@ -113,3 +123,26 @@ def test_a_general_optimality_map_gets_gmres():
     problem = BilevelProblem(None, lambda w, lam, b: jnp.sum(w**2), step)
     doctor = recommend(problem, jnp.array([1.0, 0.0]), 0.5, jnp.array([1.5, 0.2]))
     assert isinstance(doctor.estimator.linear_solver, GMRES)
+
+
+def test_problems_made_for_an_estimator_get_that_one():
+    batch = (jnp.ones((30, 4)), jnp.zeros(30, jnp.int32))
+    evidence = EvidenceProblem(lambda w, h, x: x @ w, "categorical", lambda h, w: h["decay"])
+    hparams = {"decay": 0.0, "name": "a"}
+    small = recommend(evidence, jnp.zeros((4, 3)), hparams, batch)
+    assert small["decay"].family == "evidence"
+    assert small["name"].family == "search"
+    assert small.estimator.bound == Exact()
+    many = (jnp.ones((3000, 1000)), jnp.zeros(3000, jnp.int32))
+    large = recommend(evidence, jnp.zeros((1000, 3)), hparams, many)
+    assert large.estimator.bound == Subsets(666, draws=1)
+    for likelihood, expected in (
+        (Probit(), VariationalGP),
+        (Gaussian(lambda h: -1.0), MarginalLikelihood),
+    ):
+        kernel = GPProblem(squared_exponential, likelihood)
+        found = recommend(kernel, kernel.sites(batch), {"log_sigma": 0.0}, batch)
+        assert found["log_sigma"].family == "sites"
+        assert type(found.estimator) is expected
+    sampler = SamplingProblem(lambda x, t, b: t * x @ x, lambda x, t, b: x @ x)
+    assert recommend(sampler, jnp.zeros((64, 1)), {"t": 1.0})["t"].family == "sampling"

@@ -1,0 +1,183 @@
+"""What all inferences by sites share: a fixed point, and an evidence at it."""
+
+from abc import abstractmethod
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, PyTree, Scalar
+
+from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
+from hypergrad.gaussian_process.problem import GPProblem
+from hypergrad.gaussian_process.sites import Sites
+from hypergrad.implicit.differentiation import ImplicitDifferentiation
+from hypergrad.linear import vector
+from hypergrad.linear.base import LinearSolver
+from hypergrad.linear.gmres import GMRES
+from hypergrad.outcome import Outcome
+from hypergrad.paths import require_effect, trace_paths
+from hypergrad.problem import BilevelProblem
+
+
+class SiteState(eqx.Module):
+    """`params`: the `Sites`; `iterations`: of the last `fit`."""
+
+    params: Sites
+    iterations: Int[Array, ""]
+
+
+class SiteEstimator(Estimator):
+    """Hypergradients of a negative log evidence of a Gaussian process, at sites.
+
+    `fit` takes `steps` steps `sites <- (1 − step) sites + step update(sites)`. The hypergradient
+    holds the sites fixed; where the evidence is stationary in them that is all of it, elsewhere
+    `info.outcome` says "approximate". `through_sites=True` adds how the fixed point moves with the
+    hyperparameters, by one linear solve, and `aux` is then the size of that part relative to the
+    whole.
+
+    `info.inner_residual` is the length of the next whole step relative to the sites it leads to.
+    `info.error` is known with `through_sites`, and NaN without. A kernel matrix that is not
+    positive semidefinite shows as `info.outcome` "not_finite".
+
+    **Arguments:**
+
+    - `steps`: of one `fit`.
+    - `step`: their length, in `(0, 1]`.
+    - `through_sites`: see above.
+    - `linear_solver`: for that part. Default `GMRES()`.
+    """
+
+    state_type: ClassVar[type] = SiteState
+    #: Whether the evidence does not change with the sites, to first order, where they are fitted.
+    stationary: ClassVar[bool] = False
+
+    steps: int = eqx.field(static=True, default=20)
+    step: float = 0.1
+    through_sites: bool = eqx.field(static=True, default=False)
+    linear_solver: LinearSolver = GMRES()
+
+    def __check_init__(self) -> None:
+        name = type(self).__name__
+        if self.steps < 1:
+            raise ValueError(f"{name}: 'steps': expected an integer >= 1, received {self.steps!r}.")
+        if isinstance(self.step, float | int) and not 0 < self.step <= 1:
+            raise ValueError(
+                f"{name}: 'step': expected a number in (0, 1], received {self.step!r}."
+            )
+
+    @abstractmethod
+    def update(self, problem: GPProblem, sites: Sites, hparams: PyTree, batch: PyTree) -> Sites:
+        """The map whose fixed point the sites are."""
+
+    @abstractmethod
+    def log_evidence(
+        self, problem: GPProblem, sites: Sites, hparams: PyTree, batch: PyTree
+    ) -> Scalar:
+        """The estimate of `log p(y)` at the sites."""
+
+    def init(
+        self,
+        problem: BilevelProblem,
+        params: PyTree,
+        hparams: PyTree,
+        inner_batch: PyTree,
+        *,
+        key: Array | None = None,
+    ) -> SiteState:
+        """The state at the sites `params`; see `GPProblem.sites`."""
+        if not isinstance(problem, GPProblem):
+            raise ValueError(f"problem: expected a GPProblem, received a {type(problem).__name__}.")
+        if not isinstance(params, Sites):
+            raise ValueError(
+                "params: expected Sites, as of problem.sites(batch), received a "
+                f"{type(params).__name__}."
+            )
+        return SiteState(params, jnp.zeros((), jnp.int32))
+
+    def fit(
+        self,
+        problem: BilevelProblem,
+        state: SiteState,
+        hparams: PyTree,
+        inner_batch: PyTree,
+        *,
+        key: Array | None = None,
+    ) -> tuple[SiteState, FitInfo]:
+        """Move the sites; steps that are not finite are not taken."""
+        assert isinstance(problem, GPProblem)
+
+        def body(_: Array, sites: Sites) -> Sites:
+            target = self.update(problem, sites, hparams, inner_batch)
+            moved = vector.axpy(self.step, vector.sub(target, sites), sites)
+            return vector.where(vector.all_finite(moved), moved, sites)
+
+        sites = jax.lax.fori_loop(0, self.steps, body, state.params)
+        taken = jnp.asarray(self.steps, jnp.int32)
+        residual = self._residual(problem, sites, hparams, inner_batch)
+        return SiteState(sites, taken), FitInfo(residual, taken)
+
+    def hypergradient(
+        self,
+        problem: BilevelProblem,
+        state: SiteState,
+        hparams: PyTree,
+        inner_batch: PyTree,
+        outer_batch: PyTree,
+        *,
+        key: Array | None = None,
+    ) -> Hypergradient:
+        """See `Estimator.hypergradient`."""
+        assert isinstance(problem, GPProblem)
+        gp, sites = problem, state.params
+
+        def away(sites: Sites, hparams: PyTree, batch: PyTree) -> Sites:
+            return vector.sub(sites, self.update(gp, sites, hparams, batch))
+
+        def loss(sites: Sites, hparams: PyTree, batch: PyTree) -> Scalar:
+            return -self.log_evidence(gp, sites, hparams, batch)
+
+        bilevel = BilevelProblem(None, loss, away)
+        h, h_static = eqx.partition(hparams, eqx.is_inexact_array)
+        value, grad = jax.value_and_grad(
+            lambda h: loss(sites, eqx.combine(h, h_static), inner_batch)
+        )(h)
+        residual = self._residual(gp, sites, hparams, inner_batch)
+        aux = None
+        if self.through_sites:
+            response = ImplicitDifferentiation(None, self.linear_solver)
+            whole = response.hypergradient(
+                bilevel,
+                response.init(bilevel, sites, hparams, inner_batch),
+                hparams,
+                inner_batch,
+                inner_batch,
+            )
+            length = vector.norm(whole.grad)
+            aux = vector.norm(vector.sub(whole.grad, grad)) / jnp.where(length > 0, length, 1)
+            grad = whole.grad
+            info = eqx.tree_at(
+                lambda info: (info.inner_residual, info.inner_iterations),
+                whole.info,
+                (residual, state.iterations),
+            )
+        else:
+            paths = trace_paths(bilevel, sites, hparams, inner_batch, inner_batch)
+            require_effect(paths, type(self).__name__)
+            unknown = jnp.full_like(residual, jnp.nan)
+            good = Outcome.solved if self.stationary else Outcome.approximate
+            finite = jnp.isfinite(value) & vector.all_finite(grad)
+            info = HypergradientInfo(
+                inner_residual=residual,
+                inner_iterations=state.iterations,
+                linear_residual=unknown,
+                iterations=jnp.zeros((), jnp.int32),
+                outcome=Outcome.where(finite, good, Outcome.not_finite),
+                error=unknown,
+            )
+        return Hypergradient(value, grad, state, info, aux)
+
+    def _residual(self, problem: GPProblem, sites: Sites, hparams: PyTree, batch: PyTree) -> Scalar:
+        target = self.update(problem, sites, hparams, batch)
+        size = vector.norm(target)
+        return vector.norm(vector.sub(target, sites)) / jnp.where(size > 0, size, 1)

@@ -1,0 +1,31 @@
+"""Two kernels; any function `kernel(hparams, x, z) -> matrix` will do."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def squared_exponential(
+    hparams: dict, x: Float[Array, "n d"], z: Float[Array, "m d"]
+) -> Float[Array, "n m"]:
+    """`σ² exp(−r² / 2)`, `r` the distance in units of the length scales.
+
+    **Arguments:** `hparams["log_sigma"]`, a scalar; `hparams["log_length"]`, a scalar or one for
+    each dimension.
+    """
+    return jnp.exp(2 * hparams["log_sigma"] - 0.5 * _squares(hparams, x, z))
+
+
+def matern52(hparams: dict, x: Float[Array, "n d"], z: Float[Array, "m d"]) -> Float[Array, "n m"]:
+    """The Matérn kernel of smoothness 5/2; `hparams` as for `squared_exponential`."""
+    squares = 5 * _squares(hparams, x, z)
+    # The distance has no derivative at zero; the kernel does, and it is zero there.
+    apart = squares > 0
+    distance = jnp.where(apart, jnp.sqrt(jnp.where(apart, squares, 1)), 0)
+    shape = (1 + distance + squares / 3) * jnp.exp(-distance)
+    return jnp.exp(2 * hparams["log_sigma"]) * shape
+
+
+def _squares(hparams: dict, x: Array, z: Array) -> Array:
+    scale = jnp.exp(-hparams["log_length"])
+    # Differences, not the expanded square: of near points that would be rounding, even negative.
+    return jnp.sum(((x[:, None] - z[None]) * scale) ** 2, axis=-1)

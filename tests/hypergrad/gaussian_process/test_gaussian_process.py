@@ -1,0 +1,266 @@
+"""Gaussian processes against closed forms, quadrature and finite differences of inference anew."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from hypergrad import BilevelProblem, InaccurateHypergradientWarning, hypergradient
+from hypergrad.gaussian_process import (
+    ExpectationPropagation,
+    Gaussian,
+    GPProblem,
+    LaplaceGP,
+    LeaveOneOut,
+    MarginalLikelihood,
+    Probit,
+    Sites,
+    VariationalGP,
+    matern52,
+    squared_exponential,
+)
+from hypergrad.outer import Alternating, run
+
+H = {"log_sigma": jnp.asarray(0.6), "log_length": jnp.array([0.1, -0.3])}
+CLASSES = GPProblem(matern52, Probit())
+REAL = GPProblem(matern52, Gaussian(lambda h: h["log_noise"]))
+NOISY = H | {"log_noise": jnp.asarray(-1.5)}
+
+
+def classified(count=20):
+    keys = jax.random.split(jax.random.key(0), 2)
+    x = jax.random.normal(keys[0], (count, 2))
+    y = jnp.sign(x[:, 0] * x[:, 1] + 0.3 * jax.random.normal(keys[1], (count,)))
+    return x, y
+
+
+def measured(count=15):
+    keys = jax.random.split(jax.random.key(1), 2)
+    x = jax.random.normal(keys[0], (count, 2))
+    return x, jnp.sin(2 * x[:, 0]) + 0.2 * jax.random.normal(keys[1], (count,))
+
+
+def solved(estimator, problem, hparams, batch):
+    return hypergradient(problem, problem.sites(batch), hparams, batch, estimator=estimator)
+
+
+def close(a, b, rtol):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-12), a, b)
+
+
+def differences(estimator, problem, hparams, batch, step=1e-4):
+    """Central differences of the value, the inference done anew at each point."""
+    flat, unravel = jax.flatten_util.ravel_pytree(hparams)
+    value = lambda h: solved(estimator, problem, unravel(h), batch).value  # noqa: E731
+    each = [
+        (value(flat + step * e) - value(flat - step * e)) / (2 * step) for e in np.eye(flat.size)
+    ]
+    return unravel(jnp.asarray(each))
+
+
+def log_normal(hparams, batch):
+    x, y = batch
+    covariance = matern52(hparams, x, x) + jnp.exp(hparams["log_noise"]) * jnp.eye(len(y))
+    return jax.scipy.stats.multivariate_normal.logpdf(y, jnp.zeros(len(y)), covariance)
+
+
+SITES = {
+    "laplace": LaplaceGP(steps=3),
+    "ep": ExpectationPropagation(steps=3, step=1.0),
+    "elbo": VariationalGP(steps=3, step=1.0, objective="elbo"),
+    "ep at variational sites": VariationalGP(steps=3, step=1.0),
+}
+
+
+@pytest.mark.parametrize("name", [*SITES, "exact"])
+def test_with_gaussian_noise_every_inference_is_exact(name):
+    batch = measured()
+    estimator = SITES.get(name, MarginalLikelihood())
+    value, slope = jax.value_and_grad(lambda h: -log_normal(h, batch))(NOISY)
+    found = solved(estimator, REAL, NOISY, batch)
+    np.testing.assert_allclose(found.value, value, rtol=1e-9)
+    if not name.startswith("ep at") and name != "laplace":
+        close(found.grad, slope, 1e-6)
+
+
+def test_the_noise_enters_through_the_sites():
+    """At fixed sites a part of the noise's effect is missing; through the sites it is whole."""
+    batch = measured()
+    value = lambda h: -log_normal(h, batch)  # noqa: E731
+    estimator = VariationalGP(steps=3, step=1.0, through_sites=True)
+    close(solved(estimator, REAL, NOISY, batch).grad, jax.grad(value)(NOISY), 1e-6)
+
+
+def test_leave_one_out_is_leaving_out_one():
+    x, y = measured()
+
+    def slow(hparams):
+        covariance = matern52(hparams, x, x) + jnp.exp(hparams["log_noise"]) * jnp.eye(len(y))
+        total = 0.0
+        for i in range(len(y)):
+            rest = np.delete(np.arange(len(y)), i)
+            weights = jnp.linalg.solve(covariance[jnp.ix_(rest, rest)], covariance[rest, i])
+            mean, variance = weights @ y[rest], covariance[i, i] - weights @ covariance[rest, i]
+            total += jax.scipy.stats.norm.logpdf(y[i], mean, jnp.sqrt(variance))
+        return -total
+
+    value, slope = jax.jit(jax.value_and_grad(slow))(NOISY)
+    found = solved(LeaveOneOut(), REAL, NOISY, (x, y))
+    np.testing.assert_allclose(found.value, value, rtol=1e-9)
+    close(found.grad, slope, 1e-7)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        LaplaceGP(steps=30),
+        ExpectationPropagation(steps=60),
+        VariationalGP(steps=100, step=0.5, objective="elbo"),
+        VariationalGP(steps=100, step=0.5, through_sites=True),
+    ],
+    ids=["laplace", "ep", "elbo", "ep at variational sites"],
+)
+def test_the_gradient_is_that_of_inference_anew(estimator):
+    batch = classified()
+    found = solved(estimator, CLASSES, H, batch)
+    assert float(found.info.inner_residual) < 1e-9
+    close(found.grad, differences(estimator, CLASSES, H, batch), 1e-6)
+
+
+def test_what_is_left_out_by_fixed_sites_is_told():
+    batch = classified()
+    part = solved(VariationalGP(steps=100, step=0.5), CLASSES, H, batch)
+    whole = solved(VariationalGP(steps=100, step=0.5, through_sites=True), CLASSES, H, batch)
+    flat = lambda tree: jax.flatten_util.ravel_pytree(tree)[0]  # noqa: E731
+    left_out = jnp.linalg.norm(flat(whole.grad) - flat(part.grad)) / jnp.linalg.norm(
+        flat(whole.grad)
+    )
+    assert float(left_out) > 1e-4
+    np.testing.assert_allclose(whole.aux, left_out, rtol=1e-6)
+    assert part.aux is None
+
+
+def test_evidences_of_one_observation_against_quadrature():
+    """`∫ Φ(y f) N(f | 0, σ²) df = ½`: EP is exact for it, the bound is below, Laplace near."""
+    batch = (jnp.zeros((1, 2)), jnp.ones(1))
+    truth = float(np.log(0.5))
+    elbo = VariationalGP(steps=200, step=0.5, objective="elbo")
+    found = {
+        "ep": -float(solved(ExpectationPropagation(steps=60), CLASSES, H, batch).value),
+        "elbo": -float(solved(elbo, CLASSES, H, batch).value),
+        "laplace": -float(solved(LaplaceGP(steps=30), CLASSES, H, batch).value),
+        "at sites": -float(solved(VariationalGP(steps=200, step=0.5), CLASSES, H, batch).value),
+    }
+    np.testing.assert_allclose(found["ep"], truth, rtol=1e-9)
+    # With one observation the cavity is the prior, whatever the sites are.
+    np.testing.assert_allclose(found["at sites"], truth, rtol=1e-9)
+    assert truth - 0.1 < found["elbo"] < truth
+    assert abs(found["laplace"] - truth) < 0.1
+
+
+def test_the_evidence_at_variational_sites_is_closer_than_the_bound():
+    batch = classified(40)
+    truth = solved(ExpectationPropagation(steps=100), CLASSES, H, batch).value
+    like = solved(VariationalGP(steps=100, step=0.5), CLASSES, H, batch).value
+    bound = solved(VariationalGP(steps=100, step=0.5, objective="elbo"), CLASSES, H, batch).value
+    assert abs(float(like - truth)) < 0.5 * abs(float(bound - truth))
+    assert float(bound) > float(truth)
+
+
+def test_predictions_are_those_of_conditioning():
+    x, y = measured()
+    found = solved(MarginalLikelihood(), REAL, NOISY, (x, y))
+    other = jnp.array([[0.3, -0.2], [2.0, 1.0]])
+    mean, variance = REAL.predict(found.state.params, NOISY, (x, y), other)
+    covariance = matern52(NOISY, x, x) + jnp.exp(NOISY["log_noise"]) * jnp.eye(len(y))
+    cross = matern52(NOISY, x, other)
+    weights = jnp.linalg.solve(covariance, cross)
+    np.testing.assert_allclose(mean, weights.T @ y, rtol=1e-9)
+    truth = jnp.diagonal(matern52(NOISY, other, other) - cross.T @ weights)
+    np.testing.assert_allclose(variance, truth, rtol=1e-9)
+    noisy = truth + jnp.exp(NOISY["log_noise"])
+    log = REAL.log_predictive(found.state.params, NOISY, (x, y), (other, jnp.zeros(2)))
+    expected = jax.scipy.stats.norm.logpdf(0.0, weights.T @ y, jnp.sqrt(noisy))
+    np.testing.assert_allclose(log, expected, rtol=1e-9)
+
+
+def test_quadrature_of_the_base_class_agrees_with_closed_forms():
+    class Slow(Probit):
+        log_mean = Probit.__mro__[1].log_mean
+
+    args = (jnp.asarray(0.7), jnp.asarray(2.5), jnp.asarray(-1.0), None)
+    np.testing.assert_allclose(Slow().log_mean(*args), Probit().log_mean(*args), rtol=1e-8)
+    # Far in the tail there is a finite slope.
+    far = jax.grad(Probit().log_mean)(jnp.asarray(-300.0), jnp.asarray(0.5), jnp.asarray(1.0), None)
+    np.testing.assert_allclose(far, 300 / 1.5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", [matern52, squared_exponential])
+def test_kernels_are_positive_with_derivatives_at_distance_zero(kernel):
+    x = jnp.array([[0.0, 1.0], [0.0, 1.0], [2.0, -1.0]])
+    matrix = kernel(H, x, x)
+    np.testing.assert_allclose(jnp.diagonal(matrix), np.exp(1.2), rtol=1e-12)
+    assert float(jnp.min(jnp.linalg.eigvalsh(matrix))) > -1e-12
+    slope = jax.grad(lambda h: jnp.sum(kernel(h, x, x)))(H)
+    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(slope))
+
+
+def test_an_outer_algorithm_raises_the_evidence():
+    batch = classified(40)
+    start = {"log_sigma": jnp.asarray(0.0), "log_length": jnp.zeros(2)}
+    algorithm = Alternating(VariationalGP(), optax.adam(0.1))
+    found = run(CLASSES, algorithm, CLASSES.sites(batch), start, batch, None, steps=60, every=20)
+    first = solved(VariationalGP(steps=200), CLASSES, start, batch).value
+    last = solved(VariationalGP(steps=200), CLASSES, found.hparams, batch).value
+    assert float(last) < float(first) - 0.5
+
+
+@pytest.mark.parametrize("estimator", [LaplaceGP(), ExpectationPropagation(), VariationalGP()])
+def test_a_kernel_that_is_no_kernel_is_said_and_not_silent(estimator):
+    problem = GPProblem(lambda h, x, z: -5 * matern52(h, x, z), Probit())
+    batch = classified()
+    wide = Sites(jnp.ones(20), jnp.ones(20))
+    with pytest.warns(InaccurateHypergradientWarning, match="not finite"):
+        found = hypergradient(problem, wide, H, batch, estimator=estimator)
+    assert bool(found.info.breakdown)
+
+
+def test_a_kernel_that_is_no_kernel_in_regression():
+    problem = GPProblem(lambda h, x, z: -matern52(h, x, z), REAL.likelihood)
+    with pytest.warns(InaccurateHypergradientWarning, match="not finite"):
+        found = solved(MarginalLikelihood(), problem, NOISY, measured())
+    assert bool(found.info.breakdown)
+
+
+@pytest.mark.parametrize(
+    ("make", "word"),
+    [
+        (lambda: GPProblem(matern52, None), "likelihood"),
+        (lambda: GPProblem(None, Probit()), "kernel"),
+        (lambda: VariationalGP(objective="map"), "objective"),
+        (lambda: VariationalGP(steps=0), "steps"),
+        (lambda: ExpectationPropagation(step=1.5), "step"),
+        (lambda: LaplaceGP(step=0.0), "step"),
+        (lambda: solved(MarginalLikelihood(), CLASSES, H, classified()), "Gaussian"),
+        (
+            lambda: hypergradient(CLASSES, jnp.zeros(20), H, classified(), estimator=LaplaceGP()),
+            "Sites",
+        ),
+        (
+            lambda: solved(VariationalGP(), CLASSES, H | {"typo": jnp.zeros(())}, classified()),
+            "typo",
+        ),
+        (lambda: solved(LeaveOneOut(), REAL, NOISY | {"typo": jnp.zeros(())}, measured()), "typo"),
+    ],
+)
+def test_bad_input_is_named(make, word):
+    with pytest.raises(ValueError, match=word):
+        make()
+
+
+def test_another_kind_of_problem_is_refused():
+    plain = BilevelProblem(lambda *_: jnp.zeros(()), lambda *_: jnp.zeros(()))
+    for estimator in (LaplaceGP(), MarginalLikelihood()):
+        with pytest.raises(ValueError, match="GPProblem"):
+            estimator.init(plain, None, H, classified())
