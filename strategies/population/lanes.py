@@ -1,6 +1,6 @@
 """Who is in which lane of a program."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -111,10 +111,10 @@ class Lanes:
         free = [i for i, m in enumerate(self.members) if m is None or m.job is None]
         return min(free, key=loss, default=None)
 
-    def _settle(self, fresh: list[int], resumed: Iterable[tuple[int, Stored]]) -> None:
+    def _settle(self, fresh: list[int], resumed: list[tuple[int, Stored]]) -> None:
         """Initial states in the lanes `fresh`, kept ones where members are back."""
         program = self.program
-        if fresh or self.states is None:
+        if fresh or (resumed and self.states is None):
             first = program.begin(self.config(), self.numbers())
             where = np.isin(np.arange(program.lanes), fresh)
             self.states = first if self.states is None else program.merge(self.states, first, where)
