@@ -26,6 +26,7 @@ PUBLIC = [
     "strategies.desirability",
     "strategies.local",
     "strategies.optuna",
+    "strategies.population",
     "strategies.ray",
     "strategies.schedulers",
     "strategies.sklearn",

@@ -16,6 +16,7 @@ from jax.extend import core
 
 #: Computed where they are used, as are their chains.
 _VIEWS = frozenset({"reshape", "squeeze", "expand_dims", "transpose", "rev", "slice"})
+_LOOPS = frozenset({"while", "scan"})
 #: Written to memory, and read from it.
 _SOLID = frozenset(
     {
@@ -43,23 +44,26 @@ def peak(jaxpr: Any) -> int:
     names: dict[Any, Any] = {}
     equations = list(_flat(jaxpr, names))
     results = [names.get(v, v) for v in jaxpr.outvars if isinstance(v, core.Var)]
-    last: dict[Any, int] = {}
-    solid = set(results)
-    for place, (name, _, inputs, _) in enumerate(equations):
-        for variable in inputs:
-            last[variable] = place
-        if name in _SOLID:
-            solid.update(inputs)
-    last.update(dict.fromkeys(results, len(equations)))
+    read = {v for name, _, inputs, _ in equations if name in _SOLID for v in inputs}
+    written = read.union(results)
+
+    def is_written(name: str, variable: Any) -> bool:
+        return name in _SOLID or (variable in written and name not in _VIEWS)
+
+    # Who reads what is not written reads what that was made of, as late as that is wanted.
+    last = dict.fromkeys(results, len(equations))
+    for place, (name, _, inputs, outputs) in reversed(list(enumerate(equations))):
+        late = max((last.get(v, place) for v in outputs if not is_written(name, v)), default=place)
+        for v in inputs:
+            last[v] = max(last.get(v, 0), late)
     ends: dict[int, list[Any]] = {}
     alive = most = 0
     for place, (name, inner, _, outputs) in enumerate(equations):
-        made = [
-            v for v in outputs
-            if v in last and (name in _SOLID or (v in solid and name not in _VIEWS))
-        ]  # fmt: skip
+        made = [v for v in outputs if v in last and is_written(name, v)]
         size = sum(size_of(v.aval) for v in made)
-        most = max(most, alive + max([size, *map(peak, inner)]))
+        within = max(map(peak, inner), default=0)
+        # What a loop carries is alive beside its next value.
+        most = max(most, alive + (size + within if name in _LOOPS else max(size, within)))
         alive += size
         for v in made:
             ends.setdefault(last[v], []).append(v)
