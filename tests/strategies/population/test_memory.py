@@ -27,7 +27,7 @@ def test_elementwise_chains_are_not_written():
     inside = alive(lambda a, b: jax.jit(lambda c: jnp.tanh(c @ b) @ b)(a), (50, 50), (50, 50))
     assert inside == 2 * square
     loop = alive(lambda a, b: jax.lax.fori_loop(0, 3, lambda _, c: c @ b, a), (50, 50), (50, 50))
-    assert loop == 2 * square
+    assert 2 * square <= loop <= 2 * square + 16  # and the counter
 
 
 def test_keys_have_a_size():
