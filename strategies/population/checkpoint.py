@@ -37,6 +37,12 @@ def write(path: str, members: Mapping[str, Stored], note: Mapping[str, Any]) -> 
         warnings.warn(f"the members' states were not saved: {error}", stacklevel=3)
 
 
+def discard(path: str) -> None:
+    """Remove what another run has left, whose results are gone."""
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(path)
+
+
 def read(path: str) -> tuple[dict[str, Stored], dict[str, Any]]:
     """What `write` wrote; nothing if there is no file.
 

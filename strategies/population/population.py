@@ -9,6 +9,7 @@ import jax
 from strategies.arguments import integer, positive
 from strategies.ledger import Ledger, ledger_of
 from strategies.local.results import Trial
+from strategies.population import checkpoint
 from strategies.population.buckets import checked, examples
 from strategies.population.evolution import evolve
 from strategies.population.memory import available
@@ -21,7 +22,7 @@ from strategies.population.work import Rungs, Trials
 from strategies.schedulers.base import Scheduler
 from strategies.searchers.base import Searcher
 from strategies.space import SearchSpace
-from strategies.state import alone_with
+from strategies.state import alone_with, state_exists
 
 PyTree = Any
 
@@ -209,6 +210,8 @@ class Population:
             positive("checkpoint_seconds", checkpoint_seconds)
         keeping = Keeping(state_path, checkpoint_seconds, tuple(callbacks), progress)
         with alone_with(state_path):
+            if keeping.members_path is not None and not state_exists(state_path or ""):
+                checkpoint.discard(keeping.members_path)
             if isinstance(search, PBT):
                 return self._evolve(search, trials, steps, keeping)
             return self._search(search, trials, steps, keeping)

@@ -105,6 +105,24 @@ def test_states_are_taken_up_and_not_trained_again(population, tmp_path):
     assert steps[-1] < whole.spent_resumed
 
 
+def test_states_whose_results_are_gone_are_not_taken_up(population, tmp_path):
+    """Someone removed the results and began another search, which was killed at once."""
+    path = tmp_path / "state"
+
+    def die(trial):
+        raise Killed
+
+    for seed, every in ((1, 0.0), (2, 1e6)):
+        scheduler = Hyperband(RandomSearcher(SPACE, seed=seed), 9)
+        with pytest.raises(Killed):
+            population.run(scheduler, state_path=path, checkpoint_seconds=every, callbacks=[die])
+        if seed == 1:
+            path.unlink()
+    resumed = population.run(Hyperband(RandomSearcher(SPACE, seed=2), 9), state_path=path)
+    whole = population.run(Hyperband(RandomSearcher(SPACE, seed=2), 9))
+    assert exact_history(resumed) == exact_history(whole)
+
+
 def test_a_damaged_checkpoint_is_a_warning_and_changes_nothing(population, tmp_path):
     search, _ = SEARCHES["pbt"]
     path = tmp_path / "state"
