@@ -15,6 +15,7 @@ cosine decays. What each found is replayed on other seeds.
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ from jaxtyping import Array
 from experiments.data import tabular
 from experiments.harness import Claim, Context, Curve, Option, experiment
 from strategies import Constant, Float, Observation, RandomSearcher, SearchSpace
+from strategies.local import Trial
 from strategies.population import PB2, PBT, FollowGradient, Perturb, Population
 from strategies.population.memory import tree_size
 
@@ -167,20 +169,34 @@ def in_process(steps: int) -> float:
     return float(done.stdout)
 
 
+def clocked(call: Callable[[], Any]) -> tuple[float, Any]:
+    """Processor seconds of a call, the least of some, and what it returns."""
+    seconds = []
+    for _ in range(5):
+        started = time.process_time()
+        found = call()
+        seconds.append(time.process_time() - started)
+    return min(seconds), found
+
+
 def compare(context: Context, task: Task, size: int, some: int, processes: int) -> Population:
     """Trials per processor second of the ways to run them; whether all give the same."""
     population, alone = task.population(size), Alone(task)
     population.run(RandomSearcher(population.space), trials=size, steps=1)
-    started = time.process_time()
-    search = RandomSearcher(population.space, seed=1)
-    trials = population.run(search, trials=size, steps=task.steps).trials
-    seconds = {"one population": (time.process_time() - started) / size}
+
+    def together() -> list[Trial]:
+        search = RandomSearcher(population.space, seed=1)
+        return population.run(search, trials=size, steps=task.steps).trials
+
+    took, trials = clocked(together)
+    seconds = {"one population": took / size}
     apart = []
     for name, trained in (("compiled step", alone.by_steps), ("compiled training", alone.whole)):
         trained(trials[0].config, 0)
-        started = time.process_time()
-        values = [trained(trial.config, trial.number) for trial in trials[:some]]
-        seconds[f"Python loop, {name}"] = (time.process_time() - started) / some
+        took, values = clocked(
+            lambda trained=trained: [trained(trial.config, trial.number) for trial in trials[:some]]
+        )
+        seconds[f"Python loop, {name}"] = took / some
         told = np.array([np.nan if t.value is None else t.value for t in trials[:some]])
         apart.append(np.nanmax(np.abs(np.array(values) / told - 1.0)))
     seconds["a process each"] = float(np.mean([in_process(task.steps) for _ in range(processes)]))
