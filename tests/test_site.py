@@ -32,6 +32,7 @@ PUBLIC = [
     "strategies.local",
     "strategies.optuna",
     "strategies.plots",
+    "strategies.population",
     "strategies.ray",
     "strategies.schedulers",
     "strategies.sklearn",

@@ -90,6 +90,10 @@ class Searcher(ABC):
         pending = sorted(map(self._located, pending), key=lambda suggestion: suggestion.number)
         with single_thread():
             suggestion = self._propose(number, history, pending)
+        if not isinstance(suggestion, Suggestion):
+            raise ValueError(
+                f"'searcher': expected a suggestion for trial {number}, received {suggestion!r:.80}"
+            )
         if not self.space.feasible(suggestion.config):
             suggestion = replace(suggestion, config=self._repaired(suggestion, history))
         if self.space.differentiable.any():

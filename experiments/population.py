@@ -1,0 +1,358 @@
+"""Many trials in one program, and the schedules that population-based training finds.
+
+A network with one hidden layer on digits, small as the networks are that are tuned by the hundred.
+The same trainings are run by one population, by a Python loop over one compiled step (what most
+people write), by a Python loop over one compiled training, and in a process for each trial. Counted
+is processor time, without compilation except for the processes, which compile for themselves; so
+the ratios are those of one core. Members are compared with the same trainings alone, and the memory
+that the compiler allots with what was predicted.
+
+Then learning-rate schedules, at equal total steps: population-based training with perturbation,
+with PB2, and along the hypergradient; the best of as many constant rates; the best of as many
+cosine decays. What each found is replayed on other seeds.
+"""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from experiments.data import tabular
+from experiments.harness import Claim, Context, Curve, Option, experiment
+from strategies import Constant, Float, Observation, RandomSearcher, SearchSpace
+from strategies.local import Trial
+from strategies.population import PB2, PBT, FollowGradient, Perturb, Population
+from strategies.population.memory import tree_size
+
+HIDDEN, BATCH, MOMENTUM = 16, 16, 0.9
+
+
+class State(NamedTuple):
+    """Weights, their momentum, and the number of steps."""
+
+    weights: list[Array]
+    velocity: list[Array]
+    age: Array
+
+
+class Task:
+    """A network on digits; `steps` are those of a training, for the cosine decay."""
+
+    def __init__(self, steps: int, seed: int) -> None:
+        data = tabular("digits", seed=seed)
+        self.steps = steps
+        self.train, self.validation, self.test = (
+            (jnp.asarray(part.x / 16, jnp.float32), jnp.asarray(part.y)) for part in data
+        )
+
+    def init(self, key: Array, config: dict[str, Any]) -> State:
+        """Random weights."""
+        first, second = jax.random.split(key)
+        weights = [
+            jax.random.normal(first, (64, HIDDEN)) / 8.0,
+            jnp.zeros(HIDDEN),
+            jax.random.normal(second, (HIDDEN, 10)) / HIDDEN**0.5,
+            jnp.zeros(10),
+        ]
+        return State(weights, [jnp.zeros_like(w) for w in weights], jnp.zeros((), jnp.int32))
+
+    def batch(self, key: Array, config: dict[str, Any]) -> tuple[Array, Array]:
+        """A few training images."""
+        rows = jax.random.randint(key, (BATCH,), 0, len(self.train[0]))
+        return self.train[0][rows], self.train[1][rows]
+
+    def step(
+        self, state: State, config: dict[str, Any], batch: tuple[Array, Array], key: Array
+    ) -> tuple[State, dict[str, Array]]:
+        """A step of momentum with weight decay; its rate is constant or on a cosine."""
+        value, slope = jax.value_and_grad(loss)(state.weights, batch)
+        wave = 0.5 * (1.0 + jnp.cos(jnp.pi * state.age / self.steps))
+        rate = config["rate"] * (1.0 + config["cosine"] * (wave - 1.0))
+        velocity = [
+            MOMENTUM * v + g + config["decay"] * w
+            for v, g, w in zip(state.velocity, slope, state.weights, strict=True)
+        ]
+        weights = [w - rate * v for w, v in zip(state.weights, velocity, strict=True)]
+        return State(weights, velocity, state.age + 1), {"loss": value}
+
+    def evaluate(self, state: State, config: dict[str, Any]) -> Array:
+        """Validation loss."""
+        return loss(state.weights, self.validation)
+
+    def space(self, cosine: float) -> SearchSpace:
+        """Rate and decay; whether the rate decays is fixed."""
+        return SearchSpace(
+            {
+                "rate": Float(1e-3, 1.0, log=True),
+                "decay": Float(1e-5, 1e-2, log=True),
+                "cosine": Constant(cosine),
+            }
+        )
+
+    def population(self, size: int, cosine: float = 0.0) -> Population:
+        """So many members."""
+        space = self.space(cosine)
+        return Population(self.init, self.step, self.evaluate, size, space=space, batch=self.batch)
+
+
+def scores(weights: list[Array], x: Array) -> Array:
+    """Of the classes."""
+    return jax.nn.relu(x @ weights[0] + weights[1]) @ weights[2] + weights[3]
+
+
+def loss(weights: list[Array], part: tuple[Array, Array]) -> Array:
+    """Mean cross-entropy."""
+    logs = jax.nn.log_softmax(scores(weights, part[0]))
+    return -jnp.mean(jnp.take_along_axis(logs, part[1][:, None], axis=1))
+
+
+# -- trials per second -----------------------------------------------------------------------
+
+
+class Alone:
+    """The same trainings without a population."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._init, self._evaluate = jax.jit(task.init), jax.jit(task.evaluate)
+        self._step = jax.jit(self._next, donate_argnums=0)
+        self._whole = jax.jit(self._trained)
+
+    def _next(self, state: State, config: dict, member: Array, age: Array) -> State:
+        draw, move = jax.random.split(jax.random.fold_in(member, age + 1))
+        return self._task.step(state, config, self._task.batch(draw, config), move)[0]
+
+    def _trained(self, config: dict, number: Array) -> Array:
+        member = jax.random.fold_in(jax.random.key(0), number)
+        state = self._task.init(jax.random.fold_in(member, 0), config)
+
+        def body(age: Array, state: State) -> State:
+            return self._next(state, config, member, age)
+
+        return self._task.evaluate(jax.lax.fori_loop(0, self._task.steps, body, state), config)
+
+    def by_steps(self, config: dict, number: int) -> float:
+        """A Python loop over one compiled step."""
+        member = jax.random.fold_in(jax.random.key(0), number)
+        state = self._init(jax.random.fold_in(member, 0), config)
+        for age in range(self._task.steps):
+            state = self._step(state, config, member, age)
+        return float(self._evaluate(state, config))
+
+    def whole(self, config: dict, number: int) -> float:
+        """One call of a compiled training."""
+        return float(self._whole(config, number))
+
+
+def in_process(steps: int) -> float:
+    """Processor seconds of a process that imports, compiles and trains one configuration."""
+    code = (
+        "from experiments.population import Alone, Task\n"
+        f"Alone(Task({steps}, 0)).whole({{'rate': 0.1, 'decay': 1e-4, 'cosine': 0.0}}, 0)\n"
+        "import time; print(time.process_time())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return float(done.stdout)
+
+
+def clocked(call: Callable[[], Any]) -> tuple[float, Any]:
+    """Processor seconds of a call, the least of some, and what it returns."""
+    seconds = []
+    for _ in range(5):
+        started = time.process_time()
+        found = call()
+        seconds.append(time.process_time() - started)
+    return min(seconds), found
+
+
+def compare(context: Context, task: Task, size: int, some: int, processes: int) -> Population:
+    """Trials per processor second of the ways to run them; whether all give the same."""
+    population, alone = task.population(size), Alone(task)
+    population.run(RandomSearcher(population.space), trials=size, steps=1)
+
+    def together() -> list[Trial]:
+        search = RandomSearcher(population.space, seed=1)
+        return population.run(search, trials=size, steps=task.steps).trials
+
+    took, trials = clocked(together)
+    seconds = {"one population": took / size}
+    apart = []
+    for name, trained in (("compiled step", alone.by_steps), ("compiled training", alone.whole)):
+        trained(trials[0].config, 0)
+        took, values = clocked(
+            lambda trained=trained: [trained(trial.config, trial.number) for trial in trials[:some]]
+        )
+        seconds[f"Python loop, {name}"] = took / some
+        told = np.array([np.nan if t.value is None else t.value for t in trials[:some]])
+        apart.append(np.nanmax(np.abs(np.array(values) / told - 1.0)))
+    seconds["a process each"] = float(np.mean([in_process(task.steps) for _ in range(processes)]))
+    base = seconds["one population"]
+    context.table(
+        "trials per processor second",
+        [
+            {
+                "way": name,
+                "trials per second": 1.0 / each,
+                "times the population's cost": each / base,
+            }
+            for name, each in seconds.items()
+        ],
+    )
+    context.measure("steps", seconds["Python loop, compiled step"] / base)
+    context.measure("training", seconds["Python loop, compiled training"] / base)
+    context.measure("processes", seconds["a process each"] / base)
+    context.measure("alone", float(max(apart)))
+    (program,) = population.programs().values()
+    allotted = program.compiled.memory_analysis()
+    taken = (
+        allotted.temp_size_in_bytes
+        + allotted.argument_size_in_bytes
+        + allotted.output_size_in_bytes
+        - allotted.alias_size_in_bytes
+        + tree_size([*task.train, *task.validation])
+    )
+    context.measure("memory", taken / population.predicted_bytes)
+    return population
+
+
+# -- schedules -------------------------------------------------------------------------------
+
+
+@partial(jax.jit, static_argnums=0)
+def replay(task: Task, rates: Array, decays: Array, numbers: Array) -> tuple[Array, Array]:
+    """Validation loss and test accuracy of a schedule, shape `(steps,)`, for several seeds."""
+
+    def one(number: Array) -> tuple[Array, Array]:
+        member = jax.random.fold_in(jax.random.key(1), number)
+        state = task.init(jax.random.fold_in(member, 0), {})
+
+        def move(state: State, now: tuple[Array, Array, Array]) -> tuple[State, None]:
+            age, rate, decay = now
+            config = {"rate": rate, "decay": decay, "cosine": 0.0}
+            draw, key = jax.random.split(jax.random.fold_in(member, age + 1))
+            return task.step(state, config, task.batch(draw, config), key)[0], None
+
+        state, _ = jax.lax.scan(move, state, (jnp.arange(task.steps), rates, decays))
+        hits = jnp.argmax(scores(state.weights, task.test[0]), axis=1) == task.test[1]
+        return task.evaluate(state, {}), jnp.mean(hits)
+
+    return jax.vmap(one)(numbers)
+
+
+def schedules(context: Context, task: Task, population: Population, rounds: int) -> None:
+    """What each search found, and how it does on other seeds."""
+    interval, size = task.steps // rounds, population.size
+    searcher = RandomSearcher(population.space, seed=2)
+    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for name, explore in (
+        ("PBT", Perturb()),
+        ("PB2", PB2()),
+        ("PBT along the hypergradient", FollowGradient(horizon=context.options.horizon)),
+    ):
+        evolved = population.run(PBT(searcher, task.steps, interval, explore=explore))
+        final = min(
+            (o for o in evolved.history if o.resource == task.steps and o.value is not None),
+            key=lambda o: o.value or 0.0,
+        )
+        lineage = ancestry(evolved.history, final, size)
+        found[name] = tuple(
+            np.repeat([o.config[path] for o in lineage], interval) for path in ("rate", "decay")
+        )  # type: ignore[assignment]
+    wave = 0.5 * (1.0 + np.cos(np.pi * np.arange(task.steps) / task.steps))
+    for name, cosine in (("best constant", 0.0), ("best cosine", 1.0)):
+        searched = population if cosine == 0.0 else task.population(size, cosine)
+        search = RandomSearcher(searched.space, seed=2)
+        best = searched.run(search, trials=size, steps=task.steps).best_config
+        assert best is not None
+        rates = best["rate"] * (1.0 + cosine * (wave - 1.0))
+        found[name] = rates, np.full(task.steps, best["decay"])
+    numbers = jnp.arange(context.options.repeats)
+    rows, median = [], {}
+    for name, (rates, decays) in found.items():
+        values, accuracies = replay(task, jnp.asarray(rates), jnp.asarray(decays), numbers)
+        median[name] = float(np.median(values))
+        rows.append(
+            {
+                "schedule": name,
+                "validation loss, median": median[name],
+                "from": float(np.min(values)),
+                "to": float(np.max(values)),
+                "test accuracy, median": float(np.median(accuracies)),
+            }
+        )
+    context.table("schedules on other seeds", rows)
+    x = np.arange(task.steps)
+    context.plot(
+        "schedule",
+        {name: Curve(x, rates) for name, (rates, _) in found.items()},
+        x="step",
+        y="learning rate",
+        y_scale="log",
+    )
+    best_pbt = min(median[name] for name in list(median)[:3])
+    context.measure("constant", best_pbt / median["best constant"])
+    context.measure("cosine", best_pbt / median["best cosine"])
+    context.measure("meta", median["PBT along the hypergradient"] / median["PBT"])
+
+
+def ancestry(history: list[Observation], last: Observation, size: int) -> list[Observation]:
+    """The observations that lead to one, from the first round on."""
+    known = {o.number: o for o in history}
+    found = [last]
+    while (parent := found[0].note["parent"]) >= 0:
+        found.insert(0, known[(found[0].note["round"] - 1) * size + parent])
+    return found
+
+
+@experiment(
+    paper="Jaderberg et al. 2017, arXiv:1711.09846; Parker-Holder et al. 2020, arXiv:2002.02518",
+    options=[
+        Option("members", 256, quick=64, help="configurations in one program"),
+        Option("alone", 32, quick=8, help="of them, those that are trained alone too"),
+        Option("processes", 3, quick=1, help="processes that train one configuration each"),
+        Option("steps", 1000, quick=300, help="of a training"),
+        Option("rounds", 40, quick=20, help="of exploiting and exploring"),
+        Option("horizon", 10, help="steps that the hypergradient looks ahead"),
+        Option("repeats", 32, quick=16, help="seeds on which schedules are replayed"),
+    ],
+    claims=[
+        Claim("steps", "cost of a Python loop over a compiled step, in populations", at_least=3.0),
+        Claim("training", "cost of a loop over a compiled training, in populations", at_least=0.7),
+        Claim("processes", "cost of a process for each trial, in populations", at_least=15.0),
+        Claim("compilations", "programs that were traced for all configurations", at_most=1.0),
+        Claim("alone", "largest relative difference from trainings alone (float32)", at_most=1e-4),
+        Claim("memory", "memory that the compiler allots, over the predicted", at_most=1.2),
+        Claim("constant", "loss of the best PBT schedule over the best constant's", at_most=1.0),
+        Claim(
+            "cosine", "loss of the best PBT schedule over the best cosine's", at_most=1.1, quick=1.2
+        ),
+        Claim(
+            "meta", "loss along the hypergradient over that of perturbation", at_most=1.1, quick=1.2
+        ),
+    ],
+)
+def run(context: Context) -> None:
+    """Compare the ways to run trials, then the schedules."""
+    options = context.options
+    task = Task(options.steps, options.seed)
+    population = compare(context, task, options.members, options.alone, options.processes)
+    context.measure("compilations", float(population.traces))
+    schedules(context, task, population, options.rounds)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run.main())

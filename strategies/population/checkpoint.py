@@ -1,0 +1,71 @@
+"""States of members on the disk, complete at every moment."""
+
+import contextlib
+import json
+import os
+import warnings
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from strategies.population.lanes import Stored
+
+
+def write(path: str, members: Mapping[str, Stored], note: Mapping[str, Any]) -> None:
+    """Write states by name, and a note of JSON values, in place of what was there.
+
+    A disk that is full is a warning: what is there stays.
+    """
+    arrays = {
+        f"{name}/{place}": leaf
+        for name, kept in members.items()
+        for place, leaf in enumerate(kept.leaves)
+    }
+    head = {"ages": {name: kept.age for name, kept in members.items()}, "note": dict(note)}
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            np.savez(file, **{"head": np.array(json.dumps(head)), **arrays})  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+        warnings.warn(f"the members' states were not saved: {error}", stacklevel=3)
+
+
+def discard(path: str) -> None:
+    """Remove what another run has left, whose results are gone."""
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(path)
+
+
+def read(path: str) -> tuple[dict[str, Stored], dict[str, Any]]:
+    """What `write` wrote; nothing if there is no file.
+
+    A damaged file is a warning and nothing: members are trained again from their beginning, with
+    the same results.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            head = json.loads(str(file["head"]))
+            leaves: dict[str, dict[int, np.ndarray]] = {name: {} for name in head["ages"]}
+            for key in file.files:
+                name, separator, place = key.rpartition("/")
+                if separator:
+                    leaves[name][int(place)] = file[key]
+            return {
+                name: Stored(int(age), [leaves[name][i] for i in range(len(leaves[name]))])
+                for name, age in head["ages"].items()
+            }, head["note"]
+    except FileNotFoundError:
+        return {}, {}
+    except (OSError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as error:
+        warnings.warn(
+            f"{path} is damaged ({error!r:.200}); members are trained again from their beginning",
+            stacklevel=3,
+        )
+        return {}, {}

@@ -1,0 +1,234 @@
+"""The loop of population-based training, and what it returns."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from strategies.ledger import Ledger
+from strategies.local.results import Trial
+from strategies.observation import Observation, Report
+from strategies.population import checkpoint
+from strategies.population.lanes import Stored
+from strategies.population.pbt import PBT
+from strategies.population.program import Program
+from strategies.population.progress import Progress
+from strategies.population.rows import to_host
+from strategies.population.search import Keeping, PopulationResult
+from strategies.space import Config, Point
+from strategies.space.point import copied
+from strategies.state import save_if_there_is_space, state_exists
+
+
+@dataclass(frozen=True)
+class Evolution(PopulationResult):
+    """What population-based training found.
+
+    - `lineage`: the observations that lead to the best one, from the first round on: the schedule.
+    - `interval`: steps of a round.
+    """
+
+    lineage: list[Observation]
+    interval: int
+
+    def schedule(self, path: str) -> tuple[np.ndarray, np.ndarray]:
+        """A hyperparameter along the best member's ancestry.
+
+        **Returns:** The steps at which each value begins, shape `(rounds,)`, and the values, shape
+        `(rounds, ...)`: `axes.step(*evolution.schedule("rate"), where="post")`.
+        """
+        space = self.ledger.space
+        values = [space.flatten(item.config)[path] for item in self.lineage]
+        return np.arange(len(values)) * self.interval, np.array(values)
+
+
+def evolve(search: PBT, program: Program, keeping: Keeping) -> Evolution:
+    """Run population-based training; see `Population.run`."""
+    return _Run(search, program, keeping).run()
+
+
+class _Run:
+    def __init__(self, search: PBT, program: Program, keeping: Keeping) -> None:
+        self._search, self._program, self._keeping = search, program, keeping
+        self._ledger = Ledger(search.searcher)
+        self._size = program.lanes
+        self._members = np.arange(self._size)
+        self._trials: list[Trial] = []
+        self._states: Any = None
+        self._best: tuple[float, int] | None = None
+        self._best_state: Any = None
+
+    def run(self) -> Evolution:
+        self._began = self._written = time.monotonic()
+        self._known: list[list[Observation]] = []
+        first = self._restore()
+        self._first = first
+        for number in range(first, self._search.rounds):
+            self._known.append(self._round(number))
+            self._save(number + 1, last=number + 1 == self._search.rounds)
+            self._announce(number)
+        best = self._ledger.best
+        return Evolution(
+            best_config=None if best is None else dict(best.config),
+            best_value=None if best is None else best.value,
+            history=self._ledger.history,
+            trials=self._trials,
+            ledger=self._ledger,
+            best_state=self._best_state,
+            lineage=[] if best is None else self._lineage(best),
+            interval=self._search.interval,
+        )
+
+    def _round(self, number: int) -> list[Observation]:
+        """Exploit, explore, train, evaluate, record."""
+        space, program = self._search.searcher.space, self._program
+        started = time.monotonic()
+        if number == 0:
+            parents, configs = [-1] * self._size, self._initial()
+        else:
+            parents, configs = self._search.plan(number, self._known)
+        points = [space.point(config) for config in configs]
+        arrays = program.arrays(points)
+        self._inherit(parents, arrays, number)
+        ages = np.full(self._size, number * self._search.interval)
+        reached = program.advance(
+            self._states, arrays, self._members, ages, ages + self._search.interval,
+            self._search.interval,
+        )  # fmt: skip
+        self._states = reached.states
+        values, gradients, metrics = jax.device_get(
+            (reached.values, reached.gradients, reached.metrics)
+        )
+        self._metrics = metrics
+        told = []
+        for i, point in enumerate(points):
+            note = {"member": i, "round": number, "parent": parents[i]}
+            told.append(self._record(number, i, point, float(values[i]), gradients, note))
+        self._seconds = (time.monotonic() - started) / self._size
+        return told
+
+    def _record(
+        self,
+        number: int,
+        i: int,
+        point: Point,
+        value: float,
+        gradients: Mapping[str, Any],
+        note: Mapping[str, Any],
+    ) -> Observation:
+        report = Report(
+            value,
+            gradient={p: g[i].tolist() for p, g in gradients.items()} or None,
+            cost=float(self._search.interval),
+            resource=float((number + 1) * self._search.interval),
+        )
+        label = number * self._size + i
+        made = self._ledger.intake(point, report, number=label, note=note)
+        told = self._ledger.record(made)
+        best = self._ledger.best
+        if best is not None and best.number == label and best.value is not None:
+            self._best = best.value, label
+            self._best_state = self._program.take(self._states, i)
+        return told
+
+    def _initial(self) -> list[Config]:
+        """The first configurations: those known from a run before, or proposed."""
+        known = {o.number: dict(o.config) for o in self._ledger.history}
+        known |= {s.number: s.config for s in self._ledger.pending}
+        return [known[i] if i in known else self._ledger.ask().config for i in range(self._size)]
+
+    def _inherit(self, parents: list[int], config: Mapping[str, Any], number: int) -> None:
+        """States for a round: of the parents, or new ones."""
+        source = np.array(parents)
+        # A member that begins anew has other keys than in its first life.
+        numbers = self._members + number * self._size
+        if self._states is None:
+            self._states = self._program.begin(config, numbers)
+            return
+        if (source != self._members).any():
+            kept = np.where(source < 0, self._members, source)
+            self._states = self._program.gather(self._states, kept)
+        if (source < 0).any():
+            others = self._program.begin(config, numbers)
+            self._states = self._program.merge(self._states, others, source < 0)
+
+    def _lineage(self, best: Observation) -> list[Observation]:
+        by_number = {o.number: o for o in self._ledger.history}
+        found = [best]
+        while (parent := found[-1].note["parent"]) >= 0:
+            found.append(by_number[(found[-1].note["round"] - 1) * self._size + parent])
+        return found[::-1]
+
+    def _announce(self, number: int) -> None:
+        for i, told in enumerate(self._known[number]):
+            trial = Trial(
+                number=told.number or 0,
+                config=copied(dict(told.config)),
+                value=told.value,
+                status=told.status,
+                seconds=self._seconds,
+                note=told.note,
+                info={"metrics": jax.tree.map(lambda leaf, i=i: leaf[i].tolist(), self._metrics)},
+            )
+            self._trials.append(trial)
+            for callback in self._keeping.callbacks:
+                callback(trial)
+        if self._keeping.progress is None:
+            return
+        done, seconds = number + 1 - self._first, time.monotonic() - self._began
+        self._keeping.progress(
+            Progress(
+                alive=sum(o.status == "complete" for o in self._known[number]),
+                trials=len(self._trials),
+                steps=done * self._size * self._search.interval,
+                best=None if self._best is None else self._best[0],
+                seconds=seconds,
+                left=(self._search.rounds - number - 1) * seconds / done,
+            )
+        )
+
+    # State
+
+    def _save(self, rounds: int, *, last: bool) -> None:
+        path, members = self._keeping.state_path, self._keeping.members_path
+        if path is None or members is None:
+            return
+        save_if_there_is_space(self._ledger.save, path)
+        now = time.monotonic()
+        if not last and now - self._written < self._keeping.checkpoint_seconds:
+            return
+        self._written = now
+        stored = {"all": Stored(rounds, to_host(self._states))}
+        if self._best is not None:
+            stored["best"] = Stored(self._best[1], to_host(self._best_state))
+        checkpoint.write(members, stored, {"best": self._best})
+
+    def _restore(self) -> int:
+        """Take over what an earlier run has left; the round to go on with.
+
+        Rounds after the checkpoint are trained again, with the same results.
+        """
+        path, members = self._keeping.state_path, self._keeping.members_path
+        if path is None or members is None or not state_exists(path):
+            return 0
+        self._ledger.restore(path)
+        stored, note = checkpoint.read(members)
+        if "all" not in stored:
+            return 0
+        space = self._search.searcher.space
+        someone = self._program.begin(
+            self._program.arrays([space.point(space.default())] * self._size), self._members
+        )
+        self._states = self._program.restore(stored["all"].leaves, someone)
+        if note["best"] is not None:
+            self._best = tuple(note["best"])
+            self._best_state = self._program.row(stored["best"].leaves, someone)
+        by_number = {o.number: o for o in self._ledger.history}
+        rounds = stored["all"].age
+        self._known = [
+            [by_number[r * self._size + i] for i in range(self._size)] for r in range(rounds)
+        ]
+        return rounds

@@ -1,0 +1,259 @@
+"""Many trials in one program."""
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from strategies.arguments import integer, positive
+from strategies.ledger import Ledger, ledger_of
+from strategies.local.results import Trial
+from strategies.population import checkpoint
+from strategies.population.buckets import checked, examples
+from strategies.population.evolution import evolve
+from strategies.population.memory import available
+from strategies.population.pbt import PBT
+from strategies.population.program import Program
+from strategies.population.progress import Progress
+from strategies.population.search import Keeping, PopulationResult, Search
+from strategies.population.training import Functions, Training
+from strategies.population.work import Rungs, Trials
+from strategies.schedulers.base import Scheduler
+from strategies.searchers.base import Searcher
+from strategies.space import SearchSpace
+from strategies.state import alone_with, state_exists
+
+PyTree = Any
+
+
+class Population:
+    """Trains many configurations at once: one compiled program, a lane for each member.
+
+    ```python
+    import jax
+    import jax.numpy as jnp
+    from strategies import Float, RandomSearcher, SearchSpace
+    from strategies.population import Population
+
+    space = SearchSpace({"rate": Float(1e-3, 1.0, log=True)})
+
+
+    def init(key, config):
+        return jax.random.normal(key, (3,))
+
+
+    def step(state, config, batch, key):
+        loss, slope = jax.value_and_grad(lambda x: jnp.sum(x**2))(state)
+        return state - config["rate"] * slope, {"loss": loss}
+
+
+    def evaluate(state, config):
+        return jnp.sum(state**2)
+
+
+    population = Population(init, step, evaluate, 8, space=space)
+    result = population.run(RandomSearcher(space), trials=32, steps=20)
+    print(result.best_config, result.best_value)
+    ```
+
+    Hyperparameters are inputs of the program: floats, integers and choices of numbers arrive as
+    JAX scalars (arrays, if they have a shape), and new values never compile anything. What changes
+    shapes is named in `buckets` and arrives as a plain value. Each member has keys of its own, so
+    it becomes what it would have become alone, up to the rounding of sums in another order.
+
+    **Arguments:**
+
+    - `init`: `init(key, config) -> state`, any pytree of arrays: weights, optimizer state,
+      environment.
+    - `step`: `step(state, config, batch, key) -> state, metrics`; metrics are a pytree of arrays,
+      those of the last step are in `Trial.info`.
+    - `evaluate`: `evaluate(state, config) -> value`, a scalar that is minimised. NaN or infinity is
+      a failure: the member is frozen, reported as failed and replaced.
+    - `size`: how many members are trained at a time, at least 2.
+    - `space`: the search space.
+    - `batch`: `batch(key, config) -> batch` draws the batch of a step, of every member for itself.
+      Default: `step` is given `None`.
+    - `buckets`: paths of hyperparameters that change shapes or code. Each combination of their
+      values has a program and an equal share of the lanes.
+    - `seed`: of the members' keys. An integer, not a key: each member is given its own.
+    - `memory`: bytes that the population may take. Default: what is free on the device.
+    - `devices`: that share the lanes; `size` (of each bucket) must be divisible by their number.
+      Default: JAX's default device.
+
+    **Raises:** `ValueError` for options that do not fit.
+    """
+
+    def __init__(
+        self,
+        init: Callable[..., PyTree],
+        step: Callable[..., tuple[PyTree, PyTree]],
+        evaluate: Callable[..., Any],
+        size: int,
+        *,
+        space: SearchSpace | Mapping[str, Any],
+        batch: Callable[..., PyTree] | None = None,
+        buckets: Sequence[str] = (),
+        seed: int = 0,
+        memory: int | None = None,
+        devices: Sequence[jax.Device] = (),
+    ) -> None:
+        given = {"init": init, "step": step, "evaluate": evaluate, "batch": batch}
+        for name, function in given.items():
+            if not callable(function) and (name != "batch" or function is not None):
+                raise ValueError(f"{name!r}: expected a function, received {function!r:.80}")
+        self._functions = Functions(init, step, evaluate, batch)
+        self.size = integer("size", size, 2)
+        self.space = space if isinstance(space, SearchSpace) else SearchSpace(space)
+        self.buckets = checked(self.space, buckets)
+        self.seed = integer("seed", seed, 0)
+        self._memory = None if memory is None else integer("memory", memory, 1)
+        self._devices = tuple(devices)
+        self._examples = examples(self.space, self.buckets)
+        self._lanes = -(-self.size // len(self._examples))
+        if self._lanes % max(len(self._devices), 1):
+            raise ValueError(
+                f"'size': expected lanes that {len(self._devices)} devices can share equally, "
+                f"received {self._lanes} for each of {len(self._examples)} programs"
+            )
+        self._programs: dict[int, dict[tuple[Any, ...], Program]] = {}
+
+    # What is compiled
+
+    def programs(self, horizon: int = 0) -> dict[tuple[Any, ...], Program]:
+        """The program of each bucket; made at the first call, compiled when it is used.
+
+        **Raises:** `ValueError` if the user's functions do not fit together, or if the population
+        does not fit in memory, with the number of members that would.
+        """
+        if horizon not in self._programs:
+            made = {
+                key: Program(
+                    Training(self._functions, self.space, example, self.buckets, self.seed),
+                    self._lanes,
+                    horizon,
+                    self._devices,
+                )
+                for key, example in self._examples.items()
+            }
+            self._refuse(list(made.values()))
+            self._programs[horizon] = made
+        return self._programs[horizon]
+
+    @property
+    def predicted_bytes(self) -> int:
+        """Memory of all members, predicted from shapes; nothing is compiled for it."""
+        programs = self.programs().values()
+        each = sum(one.per_member * one.lanes for one in programs)
+        return round(each + max(one.shared for one in programs))
+
+    @property
+    def traces(self) -> int:
+        """How many programs were traced: one for each bucket, whatever was trained."""
+        return sum(one.traces for made in self._programs.values() for one in made.values())
+
+    def _refuse(self, programs: list[Program]) -> None:
+        devices = self._devices or (jax.devices()[0],)
+        free = self._memory
+        if free is None:
+            each = available(devices[0])
+            # The devices of a CPU share its memory.
+            same = devices[0].platform == "cpu"
+            free = None if each is None else each * (1 if same else len(devices))
+        if free is None:
+            return
+        shared = max(one.shared for one in programs)
+        members = sum(one.per_member for one in programs) / len(programs)
+        fitting = max(int((free - shared) / members), 0) if members else self.size
+        if self.size > fitting:
+            raise ValueError(
+                f"'size': expected at most {fitting} members, as each takes {members / 2**20:.3g} "
+                f"MiB beside {shared / 2**20:.3g} MiB for all and {free / 2**20:.3g} MiB are free, "
+                f"received {self.size}"
+            )
+
+    # Running
+
+    def run(
+        self,
+        search: "Searcher | Ledger | Scheduler | PBT",
+        *,
+        trials: int | None = None,
+        steps: int | None = None,
+        state_path: str | os.PathLike[str] | None = None,
+        checkpoint_seconds: float = 60.0,
+        callbacks: Iterable[Callable[[Trial], None]] = (),
+        progress: Callable[[Progress], None] | None = None,
+    ) -> PopulationResult:
+        """Search.
+
+        **Arguments:**
+
+        - `search`: a searcher, or the ledger of one: trials of equal length. A scheduler: its rungs
+          inside the program, paused members kept in free lanes or in the host's memory. A `PBT`.
+        - `trials`: for a searcher, how many in all, those restored included. For a scheduler the
+          most jobs, needed if it has no end.
+        - `steps`: for a searcher, steps of a trial; for a scheduler, steps of one unit of its
+          resource (default 1). A `PBT` has its own.
+        - `state_path`: file for results, written before anybody is told of them; states of members
+          are beside it, in `state_path + ".members"`. If it exists the run resumes there.
+        - `checkpoint_seconds`: how often states are written, at most. What was not written is
+          trained again, with the same result.
+        - `callbacks`: called with a `Trial` after each result.
+        - `progress`: called with a `Progress` at each boundary; `print` will do.
+
+        **Returns:** A `PopulationResult`, for a `PBT` an `Evolution`.
+
+        **Raises:** `ValueError` for options that do not fit, and see `programs`.
+        """
+        if not 0 <= checkpoint_seconds < float("inf"):
+            positive("checkpoint_seconds", checkpoint_seconds)
+        keeping = Keeping(state_path, checkpoint_seconds, tuple(callbacks), progress)
+        with alone_with(state_path):
+            if keeping.members_path is not None and not state_exists(state_path or ""):
+                checkpoint.discard(keeping.members_path)
+            if isinstance(search, PBT):
+                return self._evolve(search, trials, steps, keeping)
+            return self._search(search, trials, steps, keeping)
+
+    def _search(
+        self, search: Any, trials: int | None, steps: int | None, keeping: Keeping
+    ) -> PopulationResult:
+        if isinstance(search, Scheduler):
+            self._same_space(search.searcher.space)
+            endless = getattr(search, "iterations", 1) is None or (
+                getattr(search, "configurations", 1) is None
+            )
+            if endless and trials is None:
+                raise ValueError("'trials': expected a number, as this scheduler has no end")
+            jobs = None if trials is None else integer("trials", trials, 0)
+            unit = 1 if steps is None else integer("steps", steps, 1)
+            work: Rungs | Trials = Rungs(search, jobs, unit)
+        elif isinstance(search, Searcher | Ledger):
+            ledger = ledger_of(search)
+            self._same_space(ledger.space)
+            work = Trials(ledger, integer("trials", trials, 0), integer("steps", steps, 1))
+        else:
+            raise ValueError(
+                f"'search': expected a searcher, a scheduler or a PBT, received {search!r:.80}"
+            )
+        programs = self.programs()
+        return Search(self.space, programs, self.buckets, work, self.size, keeping).run()
+
+    def _evolve(
+        self, search: "PBT", trials: int | None, steps: int | None, keeping: Keeping
+    ) -> PopulationResult:
+        self._same_space(search.searcher.space)
+        if trials is not None or steps is not None:
+            raise ValueError("'trials', 'steps': expected none, as a PBT has its own steps")
+        if len(self._examples) > 1:
+            raise ValueError(
+                f"'buckets': expected none, as weights are copied between members, "
+                f"received {list(self.buckets)}"
+            )
+        (program,) = self.programs(search.explore.horizon).values()
+        return evolve(search, program, keeping)
+
+    def _same_space(self, space: SearchSpace) -> None:
+        if space != self.space:
+            raise ValueError(f"'search': expected one on {self.space}, received one on {space}")

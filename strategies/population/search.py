@@ -1,0 +1,227 @@
+"""The loop of a population that works on jobs: trials of one length, or a scheduler's rungs."""
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from strategies.local.results import Result, Trial
+from strategies.observation import Observation, Report
+from strategies.population import checkpoint
+from strategies.population.buckets import key_of
+from strategies.population.lanes import Arrival, Lanes, Stored
+from strategies.population.program import Program
+from strategies.population.progress import Progress
+from strategies.population.rows import to_host
+from strategies.population.work import Work
+from strategies.schedulers.base import Job
+from strategies.space import SearchSpace
+from strategies.space.point import copied
+from strategies.state import save_if_there_is_space
+
+Key = tuple[Any, ...]
+_BEST = "best"
+
+
+@dataclass(frozen=True)
+class PopulationResult(Result):
+    """What a population found: a `Result`, and the trained state.
+
+    - `best_state`: the state of the member with `best_value`, as it was then. `None` if there is
+      none, or if it was found before a restart that no checkpoint has seen.
+    """
+
+    best_state: Any
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """What a run writes, and whom it tells.
+
+    - `state_path`: file for results; states are beside it, in `state_path + ".members"`.
+    - `checkpoint_seconds`: the least time between two writings of states.
+    - `callbacks`: called with each `Trial`.
+    - `progress`: called with a `Progress` at each boundary.
+    """
+
+    state_path: str | os.PathLike[str] | None
+    checkpoint_seconds: float
+    callbacks: tuple[Callable[[Trial], None], ...]
+    progress: Callable[[Progress], None] | None
+
+    @property
+    def members_path(self) -> str | None:
+        """Where states of members are."""
+        return None if self.state_path is None else f"{os.fspath(self.state_path)}.members"
+
+
+class Search:
+    """A run on jobs.
+
+    **Arguments:**
+
+    - `programs`: one for each bucket.
+    - `work`: the jobs.
+    - `size`: how many members there are in all buckets together.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        programs: Mapping[Key, Program],
+        buckets: tuple[str, ...],
+        work: Work,
+        size: int,
+        keeping: Keeping,
+    ) -> None:
+        self._space, self._buckets, self._work, self._size = space, buckets, work, size
+        self._keeping = keeping
+        self._lanes = {key: Lanes(program, work.settled) for key, program in programs.items()}
+        self._trials: list[Trial] = []
+        self._best: tuple[float, int] | None = None
+        self._best_state: Any = None
+        self._steps = 0
+
+    def run(self) -> PopulationResult:
+        """Work until there is nothing left to do."""
+        self._began = self._written = time.monotonic()
+        again = self._restore()
+        while True:
+            self._ask(again)
+            for lanes in self._lanes.values():
+                lanes.fill()
+            # The fullest first: the others may fill up until it is their turn.
+            lanes = max(self._lanes.values(), key=lambda one: one.running)
+            if not lanes.running:
+                break
+            started, busy = time.monotonic(), lanes.running
+            ages = sum(m.age for m in lanes.members if m is not None)
+            arrived = lanes.advance()
+            self._steps += sum(m.age for m in lanes.members if m is not None) - ages
+            share = (time.monotonic() - started) / busy
+            arrived.sort(key=lambda one: one.job.number)
+            told = [self._tell(lanes, arrival) for arrival in arrived]
+            self._save()
+            for arrival, observation in zip(arrived, told, strict=True):
+                self._announce(arrival, observation, share)
+            self._show()
+        self._save(last=True)
+        best = self._work.best()
+        return PopulationResult(
+            best_config=None if best is None else dict(best.config),
+            best_value=None if best is None else best.value,
+            history=self._work.history(),
+            trials=self._trials,
+            ledger=self._work.ledger,
+            best_state=self._best_state,
+        )
+
+    def _in_work(self) -> int:
+        return sum(lanes.running + len(lanes.waiting) for lanes in self._lanes.values())
+
+    def _ask(self, again: list[Job]) -> None:
+        while (running := self._in_work()) < self._size:
+            job = again.pop(0) if again else self._work.ask(running)
+            if job is None:
+                return
+            point = self._space.point(job.config)
+            lanes = self._lanes[key_of(point, self._buckets)]
+            lanes.waiting.append((job, point, int(job.resource)))
+
+    def _tell(self, lanes: Lanes, arrival: Arrival) -> Observation:
+        report = Report(arrival.value, cost=float(arrival.age), resource=float(arrival.age))
+        told = self._work.tell(arrival.job, report)
+        if told.status != "complete":
+            lanes.leave(arrival.lane)
+        best = self._work.best()
+        if best is not None and best.number == told.number and best.value == told.value:
+            found = (best.value or 0.0, arrival.job.number)
+            if found != self._best:
+                self._best = found
+                self._best_state = lanes.program.take(lanes.states, arrival.lane)
+        return told
+
+    def _announce(self, arrival: Arrival, told: Observation, share: float) -> None:
+        trial = Trial(
+            number=arrival.job.number,
+            config=copied(dict(told.config)),
+            value=told.value,
+            status=told.status,
+            seconds=share,
+            note=told.note,
+            info={"steps": arrival.age, "metrics": arrival.metrics},
+        )
+        self._trials.append(trial)
+        for callback in self._keeping.callbacks:
+            callback(trial)
+
+    def _show(self) -> None:
+        if self._keeping.progress is None:
+            return
+        seconds = time.monotonic() - self._began
+        left, best = self._work.left(), self._work.best()
+        self._keeping.progress(
+            Progress(
+                alive=sum(m is not None for lanes in self._lanes.values() for m in lanes.members),
+                trials=len(self._trials),
+                steps=self._steps,
+                best=None if best is None else best.value,
+                seconds=seconds,
+                left=None if left is None else left * seconds / max(self._steps, 1),
+            )
+        )
+
+    # State
+
+    def _save(self, *, last: bool = False) -> None:
+        path, members = self._keeping.state_path, self._keeping.members_path
+        if path is None or members is None:
+            return
+        save_if_there_is_space(self._work.save, path)
+        now = time.monotonic()
+        if not last and now - self._written < self._keeping.checkpoint_seconds:
+            return
+        self._written = now
+        stored = {
+            str(number): kept
+            for lanes in self._lanes.values()
+            for number, kept in lanes.everyone().items()
+        }
+        note: dict[str, Any] = {}
+        if self._best is not None:
+            number = self._best[1]
+            stored[_BEST] = Stored(number, to_host(self._best_state))
+            note[_BEST] = list(self._best)
+        checkpoint.write(members, stored, note)
+
+    def _restore(self) -> list[Job]:
+        """Take over what an earlier run has left; what that was working on."""
+        path, members = self._keeping.state_path, self._keeping.members_path
+        if path is None or members is None:
+            return self._work.again()
+        self._work.restore(path)
+        stored, note = checkpoint.read(members)
+        best, kept = self._work.best(), stored.pop(_BEST, None)
+        points = {o.number: o.config for o in self._work.history()}
+        again = self._work.again()
+        points.update({job.number: job.config for job in again})
+        for name, member in stored.items():
+            if int(name) in points:
+                key = key_of(self._space.point(points[int(name)]), self._buckets)
+                self._lanes[key].stored[int(name)] = member
+        if best is not None and kept is not None and note[_BEST] == [best.value, best.number]:
+            assert best.number is not None
+            lanes = self._lanes[key_of(self._space.point(best.config), self._buckets)]
+            point = self._space.point(best.config)
+            someone = lanes.program.begin(
+                lanes.program.arrays([point] * lanes.program.lanes), np.zeros(lanes.program.lanes)
+            )
+            self._best = (best.value or 0.0, best.number)
+            self._best_state = lanes.program.row(kept.leaves, someone)
+        return again
+
+
+__all__ = ["Keeping", "PopulationResult", "Search"]

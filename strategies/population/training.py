@@ -1,0 +1,201 @@
+"""What one member does: the user's functions, given keys and a configuration of arrays."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from strategies.observation import plain
+from strategies.space import Constant, Float, Point, SearchSpace
+
+PyTree = Any
+#: Traced configurations, by path.
+Arrays = Mapping[str, Any]
+
+#: What tracing raises where a shape or a branch depends on a traced value.
+_SHAPE_ERRORS = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.NonConcreteBooleanIndexError,
+    jax.errors.TracerArrayConversionError,
+    TypeError,
+)
+
+
+@dataclass(frozen=True)
+class Functions:
+    """What the user writes; see `Population`."""
+
+    init: Callable[..., PyTree]
+    step: Callable[..., tuple[PyTree, PyTree]]
+    evaluate: Callable[..., Any]
+    batch: Callable[..., PyTree] | None = None
+
+
+class Training:
+    """One member's life, to be traced.
+
+    Member `n` draws its randomness from `fold_in(key(seed), n)`: `fold_in(that, 0)` is the key of
+    `init`, and `fold_in(that, t + 1)`, split in two, those of `batch` and `step` at step `t`. So
+    what a member does depends on its number and its configuration only, in any lane, at any time.
+
+    **Arguments:**
+
+    - `functions`: of the user.
+    - `space`, `example`: the space, and one configuration of the bucket.
+    - `buckets`: paths whose values are the same for the whole bucket; plain Python values.
+    - `seed`: of the members' keys.
+
+    **Raises:** `ValueError` for a hyperparameter that can be no input of a program.
+    """
+
+    def __init__(
+        self,
+        functions: Functions,
+        space: SearchSpace,
+        example: Point,
+        buckets: Sequence[str],
+        seed: int,
+    ) -> None:
+        self._functions, self._space, self._example, self._seed = functions, space, example, seed
+        fixed = {p for p in example.flat if p in buckets or isinstance(space.domains[p], Constant)}
+        self._fixed = {path: example.flat[path] for path in fixed}
+        #: The type of each hyperparameter that is an input, by path.
+        self.types = {path: _type_of(path, space) for path in example.flat if path not in fixed}
+        #: The inputs that have derivatives.
+        self.tuned = [
+            path
+            for path in self.types
+            if isinstance(space.domains[path], Float) and space.domains[path].differentiable
+        ]
+
+    def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of one configuration."""
+        flat = self._example.flat
+        return {p: jax.ShapeDtypeStruct(np.shape(flat[p]), t) for p, t in self.types.items()}
+
+    def begin(self, config: Arrays, number: Any) -> PyTree:
+        """The initial state of a member."""
+        key = jax.random.fold_in(self._key(number), 0)
+        return _arrays(self._functions.init(key, self._nested(config)))
+
+    def step(self, state: PyTree, config: Arrays, number: Any, age: Any) -> tuple[PyTree, PyTree]:
+        """The state after one more step, and its metrics."""
+        nested = self._nested(config)
+        to_draw, to_step = jax.random.split(jax.random.fold_in(self._key(number), age + 1))
+        batch = self._functions.batch
+        drawn = None if batch is None else batch(to_draw, nested)
+        found = self._functions.step(state, nested, drawn, to_step)
+        if not isinstance(found, tuple) or len(found) != 2:
+            raise ValueError(
+                f"'step': expected a pair of state and metrics, received {type(found).__name__}"
+            )
+        return _arrays(found[0]), _arrays(found[1])
+
+    def value(self, state: PyTree, config: Arrays) -> Any:
+        """What `evaluate` gives."""
+        return jnp.asarray(self._functions.evaluate(state, self._nested(config)))
+
+    def ahead(
+        self, tuned: Arrays, state: PyTree, config: Arrays, number: Any, age: Any, horizon: int
+    ) -> Any:
+        """The value after `horizon` more steps, as a function of the tuned hyperparameters."""
+        config = {**config, **tuned}
+
+        def one(state: PyTree, count: Any) -> tuple[PyTree, None]:
+            return self.step(state, config, number, age + count)[0], None
+
+        return self.value(jax.lax.scan(one, state, jnp.arange(horizon))[0], config)
+
+    def state_shape(self) -> PyTree:
+        """Shapes of a member's state.
+
+        **Raises:** `ValueError` for functions that do not fit together, naming what to change.
+        """
+        state, after, value = self._shapes(self.inputs())
+        if value.shape or not jnp.issubdtype(value.dtype, jnp.floating):
+            raise ValueError(
+                "'evaluate': expected a scalar of floating type, received "
+                f"{value.dtype}{value.shape}"
+            )
+        before, structure = jax.tree_util.tree_flatten_with_path(state)
+        if str(structure) != str(jax.tree.structure(after)):
+            raise ValueError(
+                f"'step': expected the state's structure {structure}, "
+                f"received {jax.tree.structure(after)}"
+            )
+        for (path, a), b in zip(before, jax.tree.leaves(after), strict=True):
+            if (a.shape, a.dtype) != (b.shape, b.dtype):
+                raise ValueError(
+                    f"'step': expected state{jax.tree_util.keystr(path)} to stay "
+                    f"{a.dtype}{a.shape}, received {b.dtype}{b.shape}"
+                )
+        return state
+
+    def _shapes(self, inputs: Arrays) -> tuple[PyTree, PyTree, Any]:
+        try:
+            return self._abstract(inputs, {})
+        except _SHAPE_ERRORS as error:
+            guilty = [path for path in inputs if not self._traceable(path)]
+            if not guilty:
+                raise
+            raise ValueError(
+                f"{guilty[0]!r}: expected a hyperparameter that changes no shape and no branch, as "
+                f"it is an input of the program; received one that does (all such: {guilty}). Name "
+                "it in 'buckets', for one program for each of its values, or mask: "
+                "jnp.arange(largest) < config[...]"
+            ) from error
+
+    def _traceable(self, path: str) -> bool:
+        """Whether a hyperparameter can be traced while all others are plain values."""
+        others = {p: self._example.flat[p] for p in self.types if p != path}
+        try:
+            self._abstract({path: self.inputs()[path]}, others)
+        except _SHAPE_ERRORS:
+            return False
+        return True
+
+    def _abstract(self, traced: Arrays, plain_values: Arrays) -> tuple[PyTree, PyTree, Any]:
+        """Shapes of a first state, of the next one, and of its value."""
+
+        def life(inputs: Arrays, number: Any, age: Any) -> tuple[PyTree, PyTree, Any]:
+            config = {**plain_values, **inputs}
+            state = self.begin(config, number)
+            return state, self.step(state, config, number, age)[0], self.value(state, config)
+
+        number, age = (jax.ShapeDtypeStruct((), kind) for kind in (jnp.uint32, jnp.int32))
+        return jax.eval_shape(life, traced, number, age)
+
+    def _nested(self, config: Arrays) -> dict[str, Any]:
+        return self._space.unflatten({**self._fixed, **config})
+
+    def _key(self, number: Any) -> Any:
+        return jax.random.fold_in(jax.random.key(self._seed), number)
+
+
+def _arrays(tree: PyTree) -> PyTree:
+    """Arrays with a type of their own in place of Python numbers."""
+    return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), tree)
+
+
+def _type_of(path: str, space: SearchSpace) -> Any:
+    """The type of a hyperparameter that is an input of the program.
+
+    **Raises:** `ValueError` if it is no number.
+    """
+    domain = space.domains[path]
+    values = getattr(domain, "choices", getattr(domain, "values", None))
+    if isinstance(domain, Float):
+        return jnp.result_type(float)
+    if values is None or isinstance(values, range):
+        return jnp.result_type(int)
+    kinds = {type(plain(value)) for value in values}
+    for allowed, kind in (({bool}, bool), ({int}, int), ({int, float}, float)):
+        if kinds <= allowed:
+            return jnp.result_type(kind)
+    raise ValueError(
+        f"{path!r}: expected numbers, as hyperparameters are inputs of the program, received "
+        f"{domain}; name it in 'buckets', for one program for each of its values"
+    )
