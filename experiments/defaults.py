@@ -4,8 +4,9 @@ Models of scikit-learn on the sets that it bundles, and penalties whose gradient
 closed form (`experiments.data.tuning`): 2 to 12 hyperparameters at a time, mixed kinds and
 conditions. `minimize` is called without a searcher, and raced against random search and Optuna's
 tree-structured Parzen estimator; seeds change the split of the data as well as the search. Behind
-is what has the worse mean by more than three standard errors of the difference. Each search is
-kept in `searches.jsonl` as soon as it is done, and `--resume` takes those that are there already.
+is what has the worse mean by more than three standard errors of the differences on the same splits.
+Each search is kept in `searches.jsonl` as soon as it is done, and `--resume` takes those that are
+there already.
 """
 
 import json
@@ -74,10 +75,10 @@ def searched(context: Context, tasks: list[str]) -> Runs:
 
 
 def behind(ours: np.ndarray, rival: np.ndarray) -> bool:
-    """Whether the mean is above the rival's by more than what seeds explain."""
-    gap = float(ours.mean() - rival.mean())
-    spread = [float(values.var(ddof=1)) / len(values) for values in (ours, rival)]
-    return gap > max(_ERRORS * np.sqrt(sum(spread)), 1e-12)
+    """Whether the mean is above the rival's by more than what seeds explain, seed by seed."""
+    gaps = ours - rival
+    error = float(gaps.std(ddof=1)) / np.sqrt(len(gaps))
+    return float(gaps.mean()) > max(_ERRORS * error, 1e-12)
 
 
 @experiment(
