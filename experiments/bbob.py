@@ -4,6 +4,12 @@ Exact gradients of our own JAX forms; all begin at the middle of the box. Multi-
 SciPy's, from the middle and then from random places; an evaluation with its gradient counts as one,
 for it as for ours. Values below 1e-8 count as solved, as in the benchmark's own reports, so that
 two solved runs are level. Ranks are means over functions, dimensions and instances.
+
+Where it stands, mean log10 of the value over all functions, ours and L-BFGS-B's, after 25 and after
+50 evaluations: -1.8 and -1.2, -3.0 and -3.3 in two dimensions (one instance); -0.21 and -0.24,
+-1.57 and -1.14 in five (two instances); 0.33 and 0.29, -0.44 and -0.44 in ten (one instance). Ahead
+on f10, f11 and f21, behind on f12, f9 and, after 50 evaluations, f8. So the bounds on ranks and on
+22 functions are aims that a run of all functions has not been seen to reach; they stay.
 """
 
 from collections.abc import Callable
