@@ -7,9 +7,9 @@ two solved runs are level. Ranks are means over functions, dimensions and instan
 
 Where it stands, mean log10 of the value over all functions, ours and L-BFGS-B's, after 25 and after
 50 evaluations: -1.8 and -1.2, -3.0 and -3.3 in two dimensions (one instance); -0.21 and -0.24,
--1.57 and -1.14 in five (two instances); 0.33 and 0.29, -0.44 and -0.44 in ten (one instance). Ahead
-on f10, f11 and f21, behind on f12, f9 and, after 50 evaluations, f8. So the bounds on ranks and on
-22 functions are aims that a run of all functions has not been seen to reach; they stay.
+-1.57 and -1.14 in five (two instances); 0.33 and 0.29, -0.44 and -0.44 in ten (one instance). In
+five, ahead on f10, f11 and f21, behind on f9, f12 and, after 50 evaluations, f8. So the bounds on
+ranks and on 22 functions are aims that a run of all functions has not been seen to reach.
 """
 
 from collections.abc import Callable
