@@ -19,7 +19,7 @@ from scipy.optimize import minimize
 from scipy.stats import rankdata
 
 from experiments.data.bbob import FUNCTIONS, evaluate, instance
-from experiments.harness import Claim, Context, Option, experiment
+from experiments.harness import Claim, Context, Curve, Option, experiment
 from experiments.harness.optuna_search import available, optuna_search
 from strategies import (
     BayesSearcher,
@@ -230,6 +230,10 @@ def report(
         "mean rank against multi-start L-BFGS-B alone, less its own",
         [{f"after {b}": gap for b, gap in zip(budgets, apart, strict=True)}],
     )
+    every = rankdata(np.stack([best[name] for name in complete]), axis=0).mean(axis=(1, 2))
+    steps = np.arange(1, trials + 1)
+    curves = {name: Curve(steps, every[i]) for i, name in enumerate(complete)}
+    context.plot("rank", curves, x="evaluations", y="mean rank")
     median = {name: np.median(runs[..., -1], axis=1) for name, runs in best.items()}
     rows = [
         {"function": n, "dimension": d, **{name: float(median[name][i]) for name in best}}
