@@ -4,6 +4,12 @@ Exact gradients of our own JAX forms; all begin at the middle of the box. Multi-
 SciPy's, from the middle and then from random places; an evaluation with its gradient counts as one,
 for it as for ours. Values below 1e-8 count as solved, as in the benchmark's own reports, so that
 two solved runs are level. Ranks are means over functions, dimensions and instances.
+
+Where it stands, mean log10 of the value over all functions, ours and L-BFGS-B's, after 25 and after
+50 evaluations: -1.8 and -1.2, -3.0 and -3.3 in two dimensions (one instance); -0.21 and -0.24,
+-1.57 and -1.14 in five (two instances); 0.33 and 0.29, -0.44 and -0.44 in ten (one instance). In
+five, ahead on f10, f11 and f21, behind on f9, f12 and, after 50 evaluations, f8. So the bounds on
+ranks and on 22 functions are aims that a run of all functions has not been seen to reach.
 """
 
 from collections.abc import Callable
@@ -13,7 +19,7 @@ from scipy.optimize import minimize
 from scipy.stats import rankdata
 
 from experiments.data.bbob import FUNCTIONS, evaluate, instance
-from experiments.harness import Claim, Context, Option, experiment
+from experiments.harness import Claim, Context, Curve, Option, experiment
 from experiments.harness.optuna_search import available, optuna_search
 from strategies import (
     BayesSearcher,
@@ -117,6 +123,9 @@ PLAIN: dict[str, Callable[..., list[float]]] = {
 
 
 def _full(options: object) -> bool:
+    """Whether the run is the comparison that the bounds are of, or its small version."""
+    if getattr(options, "quick", False):
+        return True
     functions, dimensions = getattr(options, "functions", ""), getattr(options, "dimensions", "")
     whole = functions == "all" and dimensions == "2,5,10,20"
     return whole and getattr(options, "trials", 0) >= 100
@@ -138,12 +147,15 @@ def _full(options: object) -> bool:
             "mean rank of the hypergradient searcher less that of multi-start L-BFGS-B, at the "
             "budget at which it is worst",
             at_most=0.0,
+            # Three functions are three places: the largest difference that one of them makes.
+            quick=0.5,
             when=_full,
         ),
         Claim(
             "level",
-            "functions on which it is at least level with L-BFGS-B in the median, of 24",
+            "functions on which it is at least level with L-BFGS-B in the median, of all 24",
             at_least=22,
+            quick=2,
             when=_full,
         ),
         Claim(
@@ -151,6 +163,8 @@ def _full(options: object) -> bool:
             "share of functions and dimensions on which a quarter of the evaluations find what the "
             "best searcher without gradients finds in all",
             at_least=0.8,
+            # After six evaluations in two dimensions, on one function of three.
+            quick=0.3,
             when=_full,
         ),
         Claim("random", "share of cells in which it ends below random search", at_least=0.6),
@@ -216,6 +230,10 @@ def report(
         "mean rank against multi-start L-BFGS-B alone, less its own",
         [{f"after {b}": gap for b, gap in zip(budgets, apart, strict=True)}],
     )
+    every = rankdata(np.stack([best[name] for name in complete]), axis=0).mean(axis=(1, 2))
+    steps = np.arange(1, trials + 1)
+    curves = {name: Curve(steps, every[i]) for i, name in enumerate(complete)}
+    context.plot("rank", curves, x="evaluations", y="mean rank")
     median = {name: np.median(runs[..., -1], axis=1) for name, runs in best.items()}
     rows = [
         {"function": n, "dimension": d, **{name: float(median[name][i]) for name in best}}

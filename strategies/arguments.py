@@ -17,8 +17,8 @@ def integer(name: str, value: Any, low: int) -> int:
     return int(value)
 
 
-def positive(name: str, value: Any) -> Any:
-    """A finite number above zero, of any library.
+def positive(name: str, value: Any, high: float = math.inf) -> Any:
+    """A finite number above zero, of any library, and at most `high`.
 
     **Raises:** `ValueError` naming the option.
     """
@@ -27,8 +27,10 @@ def positive(name: str, value: Any) -> Any:
         isinstance(plain, bool)
         or not isinstance(plain, int | float | Fraction)
         or not 0 < plain < math.inf
+        or plain > high
     ):
-        raise ValueError(f"{name!r}: expected a positive finite number, received {value!r:.80}")
+        expected = "a positive finite number" if high == math.inf else f"a number in (0, {high:g}]"
+        raise ValueError(f"{name!r}: expected {expected}, received {value!r:.80}")
     return plain
 
 
@@ -45,4 +47,14 @@ def asks_to_stop(answer: Any) -> bool:
     return bool(answer)
 
 
-__all__ = ["asks_to_stop", "integer", "positive"]
+def switch(name: str, value: Any) -> bool:
+    """`True` or `False`, of any library.
+
+    **Raises:** `ValueError` naming the option.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name!r}: expected True or False, received {value!r:.80}")
+    return bool(value)
+
+
+__all__ = ["asks_to_stop", "integer", "positive", "switch"]

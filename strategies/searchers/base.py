@@ -1,9 +1,11 @@
 """What every searcher is: a pure function that proposes."""
 
 import functools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -12,9 +14,13 @@ from strategies.arguments import integer
 from strategies.observation import Observation, Suggestion
 from strategies.searchers.single_thread import single_thread
 from strategies.space import SearchSpace
+from strategies.space.combinations import combinations
 
 if TYPE_CHECKING:
     from strategies.ledger import Ledger
+
+#: Draws that may turn out to have been tried; then so much of what is left is listed.
+_DRAWS, _LEFT = 100, 10_000
 
 #: What version 0.1 had as members of the searcher.
 _RECORDS = ("ask", "tell", "forget", "warm_start", "history", "pending", "best")
@@ -96,18 +102,31 @@ class Searcher(ABC):
             )
         if not self.space.feasible(suggestion.config):
             suggestion = replace(suggestion, config=self._repaired(suggestion, history))
-        if self.space.differentiable.any():
-            return self._located(suggestion)
-        # In a discrete space a configuration that was tried already teaches nothing new.
-        tried = {repr(item.config) for item in history}
-        tried.update(repr(item.config) for item in pending)
-        rng = np.random.default_rng([self.seed, number, 1])
-        config = suggestion.config
-        for _ in range(100):
-            if repr(config) not in tried:
-                return self._located(replace(suggestion, config=config))
+        suggestion = self._located(suggestion)
+        active = self.space.active_mask(suggestion.config)
+        if (self.space.differentiable & active).any():
+            return suggestion
+        # A discrete configuration that was tried already teaches nothing new.
+        config = self._untried(suggestion, [*history, *pending])
+        return suggestion if config is None else self._located(replace(suggestion, config=config))
+
+    def _untried(
+        self, suggestion: Suggestion, tried: Sequence[Observation | Suggestion]
+    ) -> dict[str, Any] | None:
+        """The suggested configuration or a draw; of what is left where draws find nothing new."""
+        known = {repr(item.config) for item in tried}
+        rng = np.random.default_rng([self.seed, suggestion.number, 1])
+        config: Any = suggestion.config
+        for _ in range(_DRAWS):
+            if repr(config) not in known:
+                return config
             config = self.space.sample(rng)
-        return self._located(suggestion)
+        domains = self.space.domains
+        if any(domain.count == math.inf for domain in domains.values()):
+            return None
+        every = combinations(self.space, lambda path: domains[path].every())
+        left = list(islice((one for one in every if repr(one) not in known), _LEFT))
+        return left[int(rng.integers(len(left)))] if left else None
 
     def _received(self, observation: Observation) -> Observation:
         """An observation of this space, checked; at once if it was checked before."""

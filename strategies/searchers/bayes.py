@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
+from strategies.arguments import integer, switch
 from strategies.observation import Observation, Suggestion
 from strategies.searchers.base import Searcher
 from strategies.space import SearchSpace
@@ -116,13 +117,12 @@ class BayesSearcher(Searcher):
         prior: Prior | None = None,
     ):
         super().__init__(space, seed=seed, first=first)
-        if startup < 1:
-            raise ValueError(f"'startup': expected an integer >= 1, received {startup!r}")
-        self.startup = startup
-        self.gradients = gradients
+        self.startup = integer("startup", startup, 1)
+        self.gradients = switch("gradients", gradients)
+        if prior is not None and not isinstance(prior, Prior):
+            raise ValueError(f"'prior': expected a Prior, received {prior!r:.80}")
         self.prior = prior or Prior()
         self._groups, self._stretch = geometry(self.space)
-        self._codes: dict[int, tuple[Observation, Vector, Vector | None]] = {}
 
     def _propose(
         self, number: int, history: Sequence[Observation], pending: Sequence[Suggestion]
@@ -152,8 +152,7 @@ class BayesSearcher(Searcher):
 
     def _tried(self, history: Sequence[Observation], pending: Sequence[Suggestion]) -> Matrix:
         """Everything that need not be tried again, at whatever resource it was."""
-        units, _ = self._encoded(history)
-        return np.stack([*units, *(self.space.encode(item.config) for item in pending)])
+        return np.stack([item.unit for item in [*history, *pending]])
 
     # The model
 
@@ -187,7 +186,8 @@ class BayesSearcher(Searcher):
             places = np.empty((len(history), 0))
             order = np.argsort(target, kind="stable")
         at, through = np.ones(places.shape[1]), np.zeros(places.shape[1])
-        units, gradients = self._encoded(history)
+        units = np.stack([item.unit for item in history])
+        gradients = [item.slope if self._usable(item) else None for item in history]
         if len(order) > room:
             near, rest = order[: room // 2], order[room // 2 :]
             order = np.r_[near, rng.choice(rest, room - len(near), replace=False)]
@@ -212,8 +212,7 @@ class BayesSearcher(Searcher):
         mean, _ = process.predict(_extended(tried, at))
         anchors = tried[np.argsort(mean, kind="stable")[:_ANCHORS]]
         if pending or stopped:
-            configs = [*(one.config for one in pending), *(one.config for one in stopped)]
-            waiting = np.stack([self.space.encode(config) for config in configs]) * self._stretch
+            waiting = np.stack([one.unit for one in [*pending, *stopped]]) * self._stretch
             guess, _ = process.predict(_extended(waiting, through))
             # What was stopped early is not known at this resource, but no better than most.
             known = target if len(target) else np.zeros(1)
@@ -230,23 +229,9 @@ class BayesSearcher(Searcher):
             mean = mean + own * process.weights[process.rows.is_value > 0]
         return _Belief(process, float(mean.min()), tried, anchors, at, through, float(np.sqrt(own)))
 
-    def _encoded(self, history: Sequence[Observation]) -> tuple[Matrix, list[Vector | None]]:
-        """Unit coordinates of all, and the gradients in them that are there to be used.
-
-        Those of an observation seen before are not computed again.
-        """
-        codes = {}
-        for item in history:
-            known = self._codes.get(id(item))
-            if known is None or known[0] is not item:
-                gradient = None
-                if self.gradients and item.gradient and item.status != "failed":
-                    gradient = self.space.pull_back(item.config, item.gradient)
-                known = item, self.space.encode(item.config), gradient
-            codes[id(item)] = known
-        self._codes = codes
-        found = [codes[id(item)] for item in history]
-        return np.stack([unit for _, unit, _ in found]), [gradient for *_, gradient in found]
+    def _usable(self, item: Observation) -> bool:
+        """Whether the gradient of an observation may be conditioned on."""
+        return self.gradients and item.status != "failed"
 
     def _derivatives(
         self,

@@ -1,7 +1,7 @@
 """Grid search, for small spaces and for comparison."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy as np
 from strategies.observation import Observation, Suggestion
 from strategies.searchers.base import Searcher
 from strategies.space import SearchSpace
+from strategies.space.combinations import combinations
 
 _LIMIT = 1_000_000
 
@@ -47,7 +48,8 @@ class GridSearcher(Searcher):
                     f"'points': expected keys of {list(self.space.domains)}, received {path!r}"
                 )
         self.values = {path: self._values(path, given.get(path, 5)) for path in self.space.domains}
-        self._grid = list(itertools.islice(self._combinations(), _LIMIT + 1))
+        every = combinations(self.space, self.values.__getitem__)
+        self._grid = list(itertools.islice(every, _LIMIT + 1))
         if len(self._grid) > _LIMIT:
             raise ValueError(f"'points': expected at most {_LIMIT} combinations, received more")
         self._order = np.random.default_rng(self.seed).permutation(len(self._grid))
@@ -78,24 +80,6 @@ class GridSearcher(Searcher):
         places = np.linspace(low, high, points) if points > 1 else [(low + high) / 2]
         found = [domain.decode(place) for place in places]
         return [value for i, value in enumerate(found) if value not in found[:i]]
-
-    def _combinations(self) -> Iterator[dict[str, Any]]:
-        order = sorted(self.values, key=self.space.order.index)
-
-        def extend(flat: dict[str, Any], depth: int) -> Iterator[dict[str, Any]]:
-            if depth == len(order):
-                config = self.space.unflatten({p: flat[p] for p in self.values if p in flat})
-                if self.space.feasible(config):
-                    yield config
-                return
-            path = order[depth]
-            if not self.space.is_active(path, flat):
-                yield from extend(flat, depth + 1)
-                return
-            for value in self.values[path]:
-                yield from extend({**flat, path: value}, depth + 1)
-
-        return extend({}, 0)
 
     def _propose(
         self, number: int, history: Sequence[Observation], pending: Sequence[Suggestion]

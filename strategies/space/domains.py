@@ -11,6 +11,7 @@ arithmetic, rounded once.
 
 import contextlib
 import functools
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -151,6 +152,10 @@ class Domain(ABC):
         """Whether there is more than one value."""
         return self.count > 1
 
+    def every(self) -> Iterable[Any]:
+        """All values, in order, of a domain whose `count` is finite."""
+        raise NotImplementedError
+
     @abstractmethod
     def check(self, value: Any, path: str) -> Any:
         """The canonical form of a value; `ValueError` naming `path` if it is not in the domain."""
@@ -274,6 +279,13 @@ class Float(Domain):
     def count(self) -> float:
         """See the base class."""
         return math.inf if self.step is None else float(self._last + 1) ** self.size
+
+    def every(self) -> Iterable[Any]:
+        """See the base class."""
+        assert self.step is not None
+        grid = self._canonical(self.low + self.step * np.arange(self._last + 1)).tolist()
+        found = itertools.product(grid, repeat=self.size)
+        return (np.reshape(entries, self.shape).tolist() for entries in found)
 
     @property
     def _last(self) -> int:
@@ -414,6 +426,10 @@ class Int(Domain):
     def values(self) -> range:
         """All values."""
         return range(self.low, self.high + 1, self.step)
+
+    def every(self) -> Iterable[Any]:
+        """See the base class."""
+        return self.values
 
     @property
     def _last(self) -> int:
@@ -569,6 +585,10 @@ class Categorical(Domain):
         """See the base class."""
         return len(self.choices)
 
+    def every(self) -> Iterable[Any]:
+        """See the base class."""
+        return self.choices
+
     def index(self, value: Any, path: str = "value") -> int:
         """Position of a choice."""
         found = self._places.find(value)
@@ -641,6 +661,10 @@ class Ordinal(Domain):
         """See the base class."""
         return len(self.values)
 
+    def every(self) -> Iterable[Any]:
+        """See the base class."""
+        return self.values
+
     def index(self, value: Any, path: str = "value") -> int:
         """Position of a value."""
         found = self._places.find(value)
@@ -697,6 +721,10 @@ class Constant(Domain):
     def count(self) -> float:
         """One."""
         return 1
+
+    def every(self) -> Iterable[Any]:
+        """See the base class."""
+        return (self.value,)
 
     def check(self, value: Any, path: str) -> Any:
         """See the base class."""

@@ -9,7 +9,7 @@ Trust-Region Methods, 2000, section 6.7), a line search along the model's own st
 scales of the coordinates. A failure takes nothing from the steps that come after the next success.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -38,6 +38,8 @@ class Rules:
     - `widening`: of the radius (the same section).
     - `shortest`, `longest`: bounds of what interpolation leaves of a step that failed (Dennis and
       Schnabel, Numerical Methods for Unconstrained Optimization, 1983, section 6.3.2).
+    - `predicted`: so many of the latest pairs choose the kind of the first matrix; more would cost
+      time, fewer would be chance.
     - `decided`: share of the squared gradient that the conjugate gradients may leave, and `settled`
       the share of the decrease: a millionth of a step is less than its model knows.
     """
@@ -48,6 +50,7 @@ class Rules:
     widening: float = 2.0
     shortest: float = 0.1
     longest: float = 0.5
+    predicted: int = 5
     decided: float = 1e-12
     settled: float = 1e-6
 
@@ -67,22 +70,13 @@ def pair(s: Vector, y: Vector, noise: float = 0.0) -> Pair | None:
 
 
 class Model:
-    """The matrix `B` of some pairs, oldest first, as an operator.
+    """The matrix `B` of some pairs as an operator, at first a multiple of the identity."""
 
-    With no pair it is a multiple of the identity, for which the step goes to the edge of the
-    region. Of the first matrices in use, `s·y / s·s`, the curvature along the last step, is the
-    least: directions that no step has explored yet get long steps rather than tiny ones.
-    """
-
-    def __init__(self, gradient: Vector, pairs: Sequence[Pair], radius: float):
-        if pairs:
-            s, y = pairs[-1]
-            self.first = float(s @ y) / float(s @ s)
-        else:
-            self.first = float(np.max(np.abs(gradient), initial=0.0)) / radius
-        # Rank-two updates, one after the other: `B v = first v + Pᵀ P v - Mᵀ M v`.
-        self.plus = self.minus = np.empty((0, len(gradient)))
-        plus, minus = (np.empty((len(pairs), len(gradient))) for _ in range(2))
+    def __init__(self, first: float, size: int, pairs: Sequence[Pair] = ()):
+        self.first = first
+        # Rank-two updates, oldest pair first: `B v = first v + Pᵀ P v - Mᵀ M v`.
+        self.plus = self.minus = np.empty((0, size))
+        plus, minus = (np.empty((len(pairs), size)) for _ in range(2))
         count = 0
         for s, y in pairs:
             bs = self(s)
@@ -92,9 +86,45 @@ class Model:
             count += 1
             self.plus, self.minus = plus[:count], minus[:count]
 
+    def surprise(self, one: Pair) -> float:
+        """How wrong the logarithm of a pair's curvature is predicted."""
+        curvature = max(float(one.s @ self(one.s)), np.finfo(float).tiny)
+        return abs(float(np.log(curvature / float(one.s @ one.y))))
+
     def __call__(self, v: Vector) -> Vector:
         """`B v`."""
         return self.first * v + (self.plus @ v) @ self.plus - (self.minus @ v) @ self.minus
+
+
+def _last(pairs: Sequence[Pair]) -> float:
+    """The curvature along the last step: directions not yet explored get long steps."""
+    s, y = pairs[-1]
+    return float(s @ y) / float(s @ s)
+
+
+def _mean(pairs: Sequence[Pair]) -> float:
+    """The geometric mean of the curvatures along all steps."""
+    return float(np.exp(np.mean([np.log(float(s @ y) / float(s @ s)) for s, y in pairs])))
+
+
+def model_of(gradient: Vector, pairs: Sequence[Pair], radius: float) -> Model:
+    """The model of some pairs, oldest first.
+
+    With none, the step goes to the edge of the region. Else the first matrix is of the kind that
+    would have predicted the latest pairs better, each from those before it: `_last` where scales
+    differ by orders of magnitude, `_mean` where many directions are alike.
+    """
+    if not pairs:
+        return Model(float(np.max(np.abs(gradient), initial=0.0)) / radius, len(gradient))
+
+    def learned(kind: Callable[[Sequence[Pair]], float], known: Sequence[Pair]) -> Model:
+        return Model(kind(known), len(gradient), known)
+
+    def surprise(kind: Callable[[Sequence[Pair]], float]) -> float:
+        start = max(1, len(pairs) - RULES.predicted)
+        return sum(learned(kind, pairs[:j]).surprise(pairs[j]) for j in range(start, len(pairs)))
+
+    return learned(min((_last, _mean), key=surprise), pairs)
 
 
 class Outcome(NamedTuple):
@@ -153,7 +183,7 @@ def step(unit: Vector, gradient: Vector, pairs: Sequence[Pair], region: Region) 
     """
     if not gradient.any():
         return Step(np.zeros_like(unit), 0.0)
-    model = Model(gradient, pairs, region.radius)
+    model = model_of(gradient, pairs, region.radius)
     bound = region.radius * region.cut
     low, high = np.maximum(-bound, -unit), np.minimum(bound, 1.0 - unit)
     return box_minimum(gradient, model, region.cut, low, high)

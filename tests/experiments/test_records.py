@@ -182,15 +182,7 @@ def test_a_record_has_the_claims_of_its_experiment(name):
     assert {claim["key"]: claim["bound"] for claim in kept["claims"]} == expected
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(reason="two claims are silent in --quick"))
-        if name == "gradient_search"
-        else name
-        for name in listing("experiments")
-    ],
-)
+@pytest.mark.parametrize("name", listing("experiments"))
 def test_the_quick_run_decides_all_claims(name):
     experiment = declared(name)
     claims = {

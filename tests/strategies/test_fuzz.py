@@ -9,12 +9,14 @@ from ray import tune
 from ray.tune.utils.util import flatten_dict
 
 from strategies import (
+    BayesSearcher,
     Categorical,
     Choice,
     Constant,
     EvolutionSearcher,
     Float,
     GridSearcher,
+    HypergradientSearcher,
     Int,
     Ledger,
     Observation,
@@ -57,6 +59,21 @@ VALUES = [
     len, SPACE, Float(0, 1), RandomSearcher(SPACE), Report(1.0), {"x": Float(0, 1)}, set(), {1},
     range(3),
 ]  # fmt: skip
+
+
+def search_by(kind):
+    """What a searcher makes of an observation that was accepted."""
+
+    def told(*arguments):
+        ledger = Ledger(kind(SPACE))
+        for _ in range(5):
+            ledger.tell(Observation(ledger.ask().config, 1.0, {"x": 0.5}))
+        value, gradient, error = arguments
+        asked = ledger.ask()
+        ledger.tell(Observation(asked.config, value, gradient, error, number=asked.number))
+        ledger.ask()
+
+    return told
 
 
 def tell(*arguments):
@@ -138,6 +155,8 @@ ENTRIES = {
     "tell": (tell, 6),
     "tell a gradient": (lambda a: tell(None, 1.0, a, None, 1.0, None), 1),
     "tell a scheduler": (tell_scheduler, 4),
+    "ask bayes": (search_by(BayesSearcher), 3),
+    "ask hypergradient": (search_by(HypergradientSearcher), 3),
     "load_state_dict": (lambda a: Ledger(RandomSearcher(SPACE)).load_state_dict(a), 1),
     "load a schedule": (lambda a: ASHA(RandomSearcher(SPACE), 9).load_state_dict(a), 1),
     "warm_start": (lambda a: Ledger(RandomSearcher(SPACE)).warm_start(a), 1),
@@ -145,6 +164,8 @@ ENTRIES = {
     "first": (lambda a: RandomSearcher(SPACE, first=a), 1),
     "evolution": (lambda a, b: EvolutionSearcher(SPACE, population=a, contest=b), 2),
     "grid": (lambda a: GridSearcher(SPACE, points=a), 1),
+    "bayes": (lambda a, b, c: BayesSearcher(SPACE, startup=a, gradients=b, prior=c), 3),
+    "hypergradient": (lambda a, b: HypergradientSearcher(SPACE, radius=a, memory=b), 2),
     "pareto": (lambda a: ParetoSearcher(SPACE, startup=a), 1),
     "sobol": (lambda a: SobolSearcher(SPACE, seed=a), 1),
     "Hyperband": (lambda a, b, c, d: Hyperband(a, b, eta=c, iterations=d), 4),
@@ -190,7 +211,7 @@ ENTRIES |= {
 }  # fmt: skip
 
 #: Those that have their own engine.
-RARE = {"minimize": 60, "run": 60}
+RARE = {"minimize": 60, "run": 60, "ask bayes": 20, "ask hypergradient": 20}
 
 
 @pytest.mark.parametrize("name", ENTRIES)

@@ -104,18 +104,24 @@ def _chain(
 
 
 def _pairs(points: Sequence[Point], where: np.ndarray) -> list[Pair]:
-    """Differences over the steps, also over those that failed."""
-    by_name = {point.name: point for point in points}
+    """Differences from each best point of the chain to the next.
+
+    A step that failed is left out: it is long where the model was wrong, and its mean curvature
+    says little of what is near. Steps evaluated at the same time begin at the same point; taken one
+    after the other, their ends are pairs that lie nearer to the best.
+    """
     found: list[Pair] = []
+    best: Point | None = None
     for point in points if where.any() else ():
-        move = point.move
-        base = None if move is None or move.move != "step" else by_name.get(move.base or 0)
-        if move is None or base is None:
+        if not np.isfinite(point.gradient[where]).all():
             continue
-        ends = base.gradient[where], point.gradient[where]
-        if not np.isfinite(ends).all():
+        if best is not None and point.value >= best.value:
             continue
-        noise = max(base.error, point.error) * max(float(np.linalg.norm(one)) for one in ends)
-        one = pair((point.unit - base.unit)[where], ends[1] - ends[0], noise)
-        found += [] if one is None else [one]
+        if best is not None:
+            s, y = (point.unit - best.unit)[where], (point.gradient - best.gradient)[where]
+            ends = (best.gradient[where], point.gradient[where])
+            noise = max(best.error, point.error) * max(float(np.linalg.norm(one)) for one in ends)
+            one = pair(s, y, noise)
+            found += [] if one is None else [one]
+        best = point
     return found

@@ -37,23 +37,22 @@ class Point:
         return self.name if self.move is None else self.move.chain
 
 
-def point_of(space: SearchSpace, observation: Observation) -> Point:
-    """The observation as a point; a gradient whose error is 1 or more is left out."""
-    unit = space.encode(observation.config)
-    gradient = np.full(space.dimension, np.nan)
+def point_of(observation: Observation) -> Point:
+    """A checked observation as a point; a gradient whose error is 1 or more is left out."""
+    unit, slope, located = observation.unit, observation.slope, observation.point
+    assert located is not None
     error = observation.gradient_error
     error = 0.0 if error is None or np.isnan(error) else max(float(error), 0.0)
     complete = observation.status == "complete"
-    if complete and observation.gradient and error < 1.0:
-        gradient = space.pull_back(observation.config, observation.gradient)
+    usable = complete and slope is not None and error < 1.0
     number = observation.number
     return Point(
         name=-1 - zlib.crc32(unit.tobytes()) if number is None else number,
         unit=unit,
         value=float(observation.value) if complete else np.inf,  # type: ignore[arg-type]
-        gradient=gradient,
+        gradient=slope if usable else np.full(len(unit), np.nan),  # type: ignore[arg-type]
         error=error,
-        active=space.active_mask(observation.config),
+        active=located.space.active_mask(located),
         move=Move.of(observation.note),
     )
 

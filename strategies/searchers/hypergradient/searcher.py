@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from strategies.arguments import integer, positive
 from strategies.observation import Observation, Suggestion
 from strategies.searchers.base import Searcher
 from strategies.searchers.hypergradient.additive import additive
@@ -25,7 +26,6 @@ from strategies.searchers.hypergradient.descent import descent
 from strategies.searchers.hypergradient.model import model
 from strategies.searchers.hypergradient.move import Move
 from strategies.searchers.hypergradient.points import (
-    Point,
     informative,
     point_of,
     smooth,
@@ -69,32 +69,17 @@ class HypergradientSearcher(Searcher):
         memory: int = 50,
     ):
         super().__init__(space, seed=seed, first=first)
-        if not 0 < radius <= 1:
-            raise ValueError(f"'radius': expected a number in (0, 1], received {radius!r}")
-        if memory < 1:
-            raise ValueError(f"'memory': expected an integer >= 1, received {memory!r}")
-        self.radius = radius
-        self.memory = memory
-        self._seen: dict[int, tuple[Observation, Point]] = {}
-
-    def _points(self, history: Sequence[Observation]) -> list[Point]:
-        """The history as points; those of an observation seen before are not computed again."""
-        seen = {}
-        for item in history:
-            found = self._seen.get(id(item))
-            known = found is not None and found[0] is item
-            seen[id(item)] = found if known else (item, point_of(self.space, item))  # type: ignore[assignment]
-        self._seen = seen  # type: ignore[assignment]
-        return smooth([self._seen[id(item)][1] for item in history])
+        self.radius = float(positive("radius", radius, 1.0))
+        self.memory = integer("memory", memory, 1)
 
     def _propose(
         self, number: int, history: Sequence[Observation], pending: Sequence[Suggestion]
     ) -> Suggestion:
-        points = self._points(history)
+        points = smooth([point_of(item) for item in history])
         known = [point for point in points if np.isfinite(point.value)]
         waiting = [move for item in pending if (move := Move.of(item.note)) is not None]
         units = [point.unit for point in points]
-        units += [self.space.encode(item.config) for item in pending]
+        units += [item.unit for item in pending]
         begun = any(point.move and point.move.move == "start" for point in points)
         begun = begun or any(move.move == "start" for move in waiting)
         if not known:

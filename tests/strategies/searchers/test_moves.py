@@ -73,6 +73,6 @@ def test_chains_that_take_part_are_bounded_by_the_design():
     rng, points = np.random.default_rng(0), []
     for _ in range(300):
         config = SPACE.sample(rng)
-        points.append(point_of(SPACE, Observation(config, *bowl(config))))
+        points.append(point_of(Observation(config, *bowl(config), point=SPACE.point(config))))
     graded = np.r_[True, True, True, False, False]
     assert len(chains(points, graded, 0.15, 10)) <= CONSTANTS.chains

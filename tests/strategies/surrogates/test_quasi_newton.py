@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from strategies.surrogates.quasi_newton import Model, Outcome, Region, pair, step
+from strategies.surrogates.quasi_newton import Outcome, Region, model_of, pair, step
 
 RNG = np.random.default_rng(0)
 
@@ -26,7 +26,7 @@ def test_the_matrix_is_that_of_the_bfgs_formula():
     for s, y in pairs:
         bs = expected @ s
         expected = expected + np.outer(y, y) / (s @ y) - np.outer(bs, bs) / (s @ bs)
-    model = Model(np.ones(4), pairs, 0.1)
+    model = model_of(np.ones(4), pairs, 0.1)
     received = np.stack([model(v) for v in np.eye(4)])
     np.testing.assert_allclose(received, expected, rtol=1e-10)
     np.testing.assert_allclose(model(s), y, rtol=1e-10)
@@ -37,7 +37,7 @@ def test_the_step_is_the_minimiser_in_the_box(cut):
     hessian = matrix(6, 20.0)
     unit, gradient = RNG.uniform(0, 1, 6), RNG.standard_normal(6)
     pairs = pairs_of(hessian, 5)
-    model = Model(gradient, pairs, 0.5)
+    model = model_of(gradient, pairs, 0.5)
     dense = np.stack([model(v) for v in np.eye(6)]) / cut
     bound = 0.5 * cut
     bounds = list(zip(np.maximum(-bound, -unit), np.minimum(bound, 1 - unit), strict=True))
@@ -100,3 +100,13 @@ def test_an_ill_conditioned_bowl_is_descended_without_a_searcher():
             pairs.append(one)
         region, x, value, gradient = region.after(outcome), x + found.s, new_value, new_gradient
     assert value < 1e-8 * first
+
+
+@pytest.mark.parametrize("held", ["last", "mean"])
+def test_the_first_matrix_is_the_one_that_predicted_better(held):
+    """Steps along axes of equal curvature after a stiff one, or of curvatures that alternate."""
+    curvatures = [100.0, 1.0, 1.0, 1.0, 1.0, 1.0] if held == "last" else [4.0, 1.0] * 3
+    pairs = [pair(s, c * s) for c, s in zip(curvatures, np.eye(8), strict=False)]
+    model = model_of(np.ones(8), pairs, 0.1)
+    expected = curvatures[-1] if held == "last" else float(np.exp(np.log(curvatures).mean()))
+    assert model.first == pytest.approx(expected)
