@@ -4,7 +4,7 @@ import math
 import threading
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,7 +59,7 @@ class HypergradSampler(BaseSampler):
         self,
         *,
         searcher: Searcher | Callable[..., Searcher] | None = None,
-        space: SearchSpace | None = None,
+        space: SearchSpace | Mapping[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
         if isinstance(searcher, Searcher):
@@ -68,6 +68,8 @@ class HypergradSampler(BaseSampler):
                     "'space': expected nothing beside a searcher that is built already"
                 )
             space = searcher.space
+        if space is not None and not isinstance(space, SearchSpace):
+            space = SearchSpace(space)
         self._make = searcher
         self._seed = integer("seed", seed, 0)
         self._lock = threading.RLock()

@@ -22,7 +22,7 @@ from strategies.population.work import Rungs, Trials
 from strategies.schedulers.base import Scheduler
 from strategies.searchers.base import Searcher
 from strategies.space import SearchSpace
-from strategies.state import alone_with, state_exists
+from strategies.state import exclusive_lock, state_exists
 
 PyTree = Any
 
@@ -209,7 +209,7 @@ class Population:
         if not 0 <= checkpoint_seconds < float("inf"):
             positive("checkpoint_seconds", checkpoint_seconds)
         keeping = Keeping(state_path, checkpoint_seconds, tuple(callbacks), progress)
-        with alone_with(state_path):
+        with exclusive_lock(state_path):
             if keeping.members_path is not None and not state_exists(state_path or ""):
                 checkpoint.discard(keeping.members_path)
             if isinstance(search, PBT):

@@ -14,7 +14,9 @@ from optuna.testing.pytest_samplers import (
 import strategies
 from strategies.optuna import HypergradSampler
 from strategies.searchers import (
+    AutoSearcher,
     BayesSearcher,
+    CMAESSearcher,
     EvolutionSearcher,
     GridSearcher,
     HypergradientSearcher,
@@ -97,6 +99,18 @@ class TestRandomSampler(_Suites):
     @pytest.fixture
     def sampler(self):
         return functools.partial(HypergradSampler, searcher=RandomSearcher, seed=1)
+
+
+class TestCMAESSampler(_Suites):
+    @pytest.fixture
+    def sampler(self):
+        return functools.partial(HypergradSampler, searcher=CMAESSearcher, seed=1)
+
+
+class TestAutoSampler(_Suites):
+    @pytest.fixture
+    def sampler(self):
+        return functools.partial(HypergradSampler, searcher=AutoSearcher, seed=1)
 
 
 def test_no_searcher_is_left_out():
