@@ -17,6 +17,7 @@ optimization with application to hyperparameter learning" (2024), section 4.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import equinox as eqx
@@ -46,6 +47,10 @@ class Accelerated(InnerSolver):
     curvature: Callable
     tol: float | Scalar = 1e-6
     max_steps: int = 20_000
+
+    def with_tol(self, tol: float | Scalar) -> "Accelerated":
+        """See `hypergrad.HasTolerance`."""
+        return replace(self, tol=tol)
 
     def run(
         self,

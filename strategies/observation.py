@@ -187,7 +187,9 @@ def report(
     details = dict(info or {})
     if hasattr(value, "grad") and hasattr(value, "info") and hasattr(value, "value"):
         for name in getattr(value.info, "__dataclass_fields__", {}):
-            details.setdefault(name, getattr(value.info, name))
+            # An outcome is told by its two flags, which are plain.
+            for each in ("nonpositive_curvature", "breakdown") if name == "outcome" else (name,):
+                details.setdefault(each, getattr(value.info, each))
         gradient = value.grad if gradient is None else gradient
         if gradient_error is None:
             error = _scalar(getattr(value.info, "error", None), "gradient_error")

@@ -177,3 +177,19 @@ def test_an_objective_may_change_its_configuration():
     scheduler = ASHA(RandomSearcher(SPACE), 3, configurations=3)
     run(lambda job: careless(job.config), scheduler)
     assert all(SPACE.validate(c.config) == c.config for c in scheduler.candidates.values())
+
+
+def test_a_reported_hypergradient_brings_plain_flags_along():
+    import json
+
+    import jax.numpy as jnp
+
+    from hypergrad import BilevelProblem, ImplicitDifferentiation, hypergradient
+    from strategies import report
+
+    problem = BilevelProblem(lambda w, h, b: jnp.sum((w - h) ** 2), lambda w, h, b: jnp.sum(w**2))
+    found = hypergradient(
+        problem, jnp.ones(2), jnp.ones(2), None, None, estimator=ImplicitDifferentiation()
+    )
+    info = report(found).info
+    assert json.loads(json.dumps(info))["breakdown"] is False
