@@ -187,9 +187,10 @@ def test_a_reported_hypergradient_brings_plain_flags_along():
     from hypergrad import BilevelProblem, ImplicitDifferentiation, hypergradient
     from strategies import report
 
-    problem = BilevelProblem(lambda w, h, b: jnp.sum((w - h) ** 2), lambda w, h, b: jnp.sum(w**2))
-    found = hypergradient(
-        problem, jnp.ones(2), jnp.ones(2), None, None, estimator=ImplicitDifferentiation()
+    problem = BilevelProblem(
+        lambda w, h, b: jnp.sum((w - h["x"]) ** 2), lambda w, h, b: jnp.sum(w**2)
     )
+    arguments = (jnp.ones(2), {"x": jnp.ones(2)}, None, None)
+    found = hypergradient(problem, *arguments, estimator=ImplicitDifferentiation())
     info = report(found).info
     assert json.loads(json.dumps(info))["breakdown"] is False
