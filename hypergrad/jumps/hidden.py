@@ -10,7 +10,7 @@ soft threshold, `jax.nn.elu`, gradient clipping. Whether they agree is tested by
 random points of the boundary.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ _DECISIONS["sign"] = "a sign"
 _STEPS = {"floor": "a rounding", "ceil": "a rounding", "round": "a rounding"}
 # Of discrete outputs; without a name here the operation's own is said.
 _DISCRETE = {
+    "SearchSorted": "a comparison",
     "argmax": "an argmax",
     "argmin": "an argmin",
     "convert_element_type": "a truncation to integers",
@@ -127,6 +128,14 @@ def _continuous(aval: jax.core.AbstractValue) -> bool:
     return dtype is not None and jnp.issubdtype(dtype, np.inexact)
 
 
+def _scan_counts(params: dict[str, Any]) -> tuple[int, int]:
+    """How many of a scan's arguments are constants, and how many are carried."""
+    if "ft_in" in params:  # JAX 0.12
+        constants, carry, _ = params["ft_in"].unpack()
+        return len(constants), len(carry)
+    return params["num_consts"], params["num_carry"]
+
+
 def _control(equation: Equation, entering: list[Taint]) -> list[Taint]:
     params = equation.params
     if equation.name == "cond":
@@ -138,7 +147,7 @@ def _control(equation: Equation, entering: list[Taint]) -> list[Taint]:
         return [Taint(o.reads, o.blind | entering[0].blind) for o in outputs]
     if equation.name == "scan":
         body = inner_program(params["jaxpr"])
-        constants, count = params["num_consts"], params["num_carry"]
+        constants, count = _scan_counts(params)
         fixed, carry = entering[:constants], entering[constants : constants + count]
         rest = entering[constants + count :]
         while True:

@@ -86,7 +86,7 @@ def flat(closed: ClosedJaxpr) -> Program:
                     results = [fresh(aval) for aval in avals]
                     computed[same] = results
                     equations.append(
-                        Equation(eqn.primitive.name, eqn.params, inputs, tuple(results), avals)
+                        Equation(_name(eqn), eqn.params, inputs, tuple(results), avals)
                     )
             values |= dict(zip(eqn.outvars, results, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
@@ -107,6 +107,12 @@ def _identity(eqn: Any, inputs: tuple) -> Any:
     return eqn.primitive.name, named, repr(eqn.params), repr(eqn.outvars[0].aval)
 
 
+def _name(eqn: Any) -> str:
+    if eqn.primitive.name == "call_hi_primitive":
+        return type(eqn.params["_prim"]).__name__
+    return eqn.primitive.name
+
+
 def _called(eqn: Any) -> Any:
     """The program that an equation calls, if it is to be written out."""
     name = eqn.primitive.name
@@ -114,10 +120,10 @@ def _called(eqn: Any) -> Any:
         return None
     for field in _CALLS:
         body = eqn.params.get(field)
-        if isinstance(body, Jaxpr):
+        if not isinstance(body, ClosedJaxpr):  # of which JAX 0.12 makes one class with `Jaxpr`
+            if not isinstance(body, Jaxpr):
+                continue
             body = ClosedJaxpr(body, ())
-        if not isinstance(body, ClosedJaxpr):
-            continue
         if len(body.jaxpr.invars) != len(eqn.invars):
             return None
         # A solver that iterates to a tolerance, and has its derivative from a rule.
