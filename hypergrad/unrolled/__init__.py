@@ -5,9 +5,9 @@ from hypergrad.unrolled.checkpointing import CheckpointSchedule
 from hypergrad.unrolled.forward import ForwardUnrolled
 from hypergrad.unrolled.gradient import ReverseOnlyLossWarning, grad
 from hypergrad.unrolled.online import OnlineState, OnlineUnrolled
-from hypergrad.unrolled.reverse import Unrolled
 from hypergrad.unrolled.steps import InnerStep, OptaxStep, StepFunction, as_inner_step
 from hypergrad.unrolled.truncated import TruncatedUnrolled
+from hypergrad.unrolled.whole import Unrolled
 
 __all__ = [
     "CheckpointSchedule",

@@ -8,145 +8,17 @@ For steps `w_t = Φ_t(w_{t-1}, λ)`, `A_t = ∂Φ_t/∂w`, `B_t = ∂Φ_t/∂λ`
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int, PyTree, Scalar
 
-from hypergrad.estimator import Hypergradient
 from hypergrad.linear import vector
-from hypergrad.paths import Reach
 from hypergrad.problem import BilevelProblem
-from hypergrad.unrolled.base import UnrolledEstimator, UnrolledState, finish
 from hypergrad.unrolled.checkpointing import CheckpointSchedule, schedule
-from hypergrad.unrolled.run import Dynamics, reaches, require_effect
-
-
-class Unrolled(UnrolledEstimator):
-    """The exact derivative of the T steps that are run, by reverse mode within a memory budget.
-
-    The cost does not depend on the number of hyperparameters: about four runs.
-
-    **Arguments:** those of `UnrolledEstimator`, and
-
-    - `memory`: bytes that the reverse pass may take for states and intermediate values, besides
-      params, batch and program. States are then stored or run again in the binomial order
-      (`hypergrad.unrolled.checkpointing`). `None` stores the whole run if that takes less than
-      64 MiB, and otherwise runs every step once more to need about `2 sqrt(T)` of them. Under
-      `vmap` it is the memory of one element.
-
-    `info.error` is an estimate of the rounding error, relative to the hypergradient: machine
-    epsilon, times the root of `T`, times how much the contributions of the steps cancel. It says
-    nothing of how far T steps are from convergence: what is differentiated is what was run.
-
-    If a step's derivative is not finite, the contributions of the steps after it are returned, with
-    `info.breakdown` set, an infinite `error`, and `info.iterations` counting the steps that they
-    stand for. The usual cause is Adam without `eps_root`.
-    """
-
-    memory: int | None = eqx.field(static=True)
-
-    def __init__(
-        self,
-        update: Any,
-        steps: int,
-        *,
-        memory: int | None = None,
-        initial: Callable | None = None,
-        stacked: bool = False,
-        warm_start: bool = False,
-        unseen: Literal["raise", "none"] = "raise",
-    ) -> None:
-        super().__init__(
-            update, steps, initial=initial, stacked=stacked, warm_start=warm_start, unseen=unseen
-        )
-        self.memory = memory
-
-    def hypergradient(
-        self,
-        problem: BilevelProblem,
-        state: UnrolledState,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        outer_batch: PyTree,
-        *,
-        key: Array | None = None,
-    ) -> Hypergradient:
-        """See `UnrolledEstimator.hypergradient`."""
-        run = self._dynamics(problem, state, hparams, inner_batch, key)
-        outer = outer_at_end(problem, run, outer_batch, key)
-        name, unseen = type(self).__name__, self.unseen == "none"
-        run = require_effect(run, outer, 0, self.steps, estimator=name, unseen=unseen)
-        x, pull_start = jax.vjp(run.start, run.h)
-        result = reverse(run, outer, x, run.rest, 0, self.steps, self.memory)
-        (from_start,) = pull_start(result.adjoint)
-        usable = result.intact & vector.all_finite(from_start)
-        grad = jax.tree.map(lambda g, s: g + jnp.where(usable, s, 0), result.grad, from_start)
-        state = self._moved(state, run, result.x, result.rest)
-        return finish(
-            result.value,
-            result.aux,
-            grad,
-            run,
-            state,
-            residual=self._residual(problem, state, hparams, inner_batch, key),
-            inner_iterations=state.inner_iterations,
-            differentiated=result.differentiated,
-            breakdown=~usable,
-            error=rounding_error(
-                self.steps, jnp.sum(result.contributions) + vector.norm(from_start), grad
-            ),
-        )
-
-    def reaches(
-        self,
-        problem: BilevelProblem,
-        params: PyTree,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        outer_batch: PyTree,
-        *,
-        key: Array | None = None,
-    ) -> dict[str, Reach]:
-        """What each hyperparameter does in the losses and in the training step; nothing is run."""
-        out: list[dict[str, Reach]] = []
-
-        def traced(params: PyTree, hparams: PyTree, batches: tuple) -> None:
-            state = self.init(problem, params, hparams, batches[0], key=key)
-            run = self._dynamics(problem, state, hparams, batches[0], key)
-            outer = outer_at_end(problem, run, batches[1], key)
-            out.append(reaches(run, outer, 0, self.steps))
-
-        eqx.filter_eval_shape(traced, params, hparams, (inner_batch, outer_batch))
-        return out[0]
-
-    def plan(
-        self,
-        problem: BilevelProblem,
-        params: PyTree,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        *,
-        key: Array | None = None,
-    ) -> CheckpointSchedule:
-        """What `hypergradient` is going to do: blocks, slots, steps run again, predicted bytes.
-
-        Nothing is run.
-        """
-        state = eqx.filter_eval_shape(
-            lambda *a: self.init(problem, *a, key=key), params, hparams, inner_batch
-        )
-        out: list[CheckpointSchedule] = []
-
-        def traced(state: UnrolledState, hparams: PyTree, batch: PyTree) -> None:
-            run = self._dynamics(problem, state, hparams, batch, key)
-            out.append(plan(run, self.steps, self.memory))
-
-        eqx.filter_eval_shape(traced, state, hparams, inner_batch)
-        return out[0]
+from hypergrad.unrolled.run import Dynamics
 
 
 class Reversed(NamedTuple):

@@ -1,8 +1,6 @@
 """A finished study of Optuna as observations, from which any searcher may start."""
 
-from typing import Any
-
-from optuna.study import StudyDirection
+from optuna.study import Study, StudyDirection
 from optuna.trial import TrialState
 
 from strategies.intake import Intake
@@ -13,7 +11,7 @@ from strategies.optuna.trials import report_of
 from strategies.space import SearchSpace
 
 
-def observations_of(study: Any, space: SearchSpace) -> list[Observation]:
+def observations_of(study: Study, space: SearchSpace) -> list[Observation]:
     """The finished trials of a study with one objective, for `Ledger.warm_start`.
 
     **Arguments:**

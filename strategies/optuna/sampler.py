@@ -15,6 +15,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.samplers import BaseSampler
+from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from strategies.arguments import integer
@@ -116,7 +117,7 @@ class HypergradSampler(BaseSampler):
         """Nothing to do: randomness belongs to the trial's number, whichever thread runs it."""
 
     def infer_relative_search_space(
-        self, study: Any, trial: FrozenTrial
+        self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
         """The parameters that are suggested together."""
         if study._is_multi_objective():
@@ -127,7 +128,7 @@ class HypergradSampler(BaseSampler):
             return self._shared.of(self._trials.trials(study, trial))
 
     def sample_relative(
-        self, study: Any, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """The searcher's suggestion."""
         self._raise_error_if_multi_objective(study)
@@ -151,7 +152,7 @@ class HypergradSampler(BaseSampler):
 
     def _suggest(
         self,
-        study: Any,
+        study: Study,
         trial: FrozenTrial,
         trials: Sequence[FrozenTrial],
         names: Names,
@@ -163,12 +164,16 @@ class HypergradSampler(BaseSampler):
         params = names.to_params(suggestion.config)
         return {name: value for name, value in params.items() if name in search_space}
 
-    def before_trial(self, study: Any, trial: FrozenTrial) -> None:
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Take note that it is of this process."""
         self._others.is_ours(trial)
 
     def sample_independent(
-        self, study: Any, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
     ) -> Any:
         """A random value, for a parameter that is not suggested together with others.
 
@@ -186,7 +191,7 @@ class HypergradSampler(BaseSampler):
         return _draw(param_distribution, rng)
 
     def after_trial(
-        self, study: Any, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+        self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
     ) -> None:
         """Take note that it has ended."""
         with self._lock:

@@ -18,7 +18,7 @@ from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.pruners import BasePruner
 from optuna.storages import fail_stale_trials
 from optuna.storages._heartbeat import get_heartbeat_thread, is_heartbeat_enabled
-from optuna.study import StudyDirection
+from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from strategies.arguments import integer
@@ -32,7 +32,7 @@ from strategies.optuna.trials import (
     write_attribute,
 )
 from strategies.schedulers import Job, Scheduler
-from strategies.schedulers.base import rung_resources
+from strategies.schedulers.job import rung_resources
 
 #: The attribute of a trial that says which job it is: all of it in that of the system, without
 #: configuration and note in that of the user.
@@ -44,8 +44,8 @@ SUPERSEDED = "hypergrad:superseded"
 
 
 def run_schedule(
-    study: Any,
-    objective: Callable[[Any, Job], Any],
+    study: Study,
+    objective: Callable[[Trial, Job], Any],
     schedule: Scheduler,
     *,
     jobs: int | None = None,
@@ -155,7 +155,7 @@ def run_schedule(
     return schedule
 
 
-def _jobs(study: Any) -> list[tuple[FrozenTrial, dict[str, Any]]]:
+def _jobs(study: Study) -> list[tuple[FrozenTrial, dict[str, Any]]]:
     """The trials of a study that are jobs of a scheduler, with what is known of the job."""
     found = []
     for trial in study.get_trials(deepcopy=False):
@@ -171,7 +171,7 @@ def _resume(schedule: Scheduler, stored: dict[str, Any]) -> None:
     schedule.take_up(candidate.number, stored["level"], candidate.config, candidate.note)
 
 
-def _superseded(study: Any, number: int, stored: dict[str, Any]) -> bool:
+def _superseded(study: Study, number: int, stored: dict[str, Any]) -> bool:
     """Whether another process was faster with the same job, or proposed for the same number.
 
     The trial with the smaller number wins; it exists before this one does, so all processes agree.
@@ -186,7 +186,7 @@ def _superseded(study: Any, number: int, stored: dict[str, Any]) -> bool:
 
 
 def _enqueue(
-    study: Any,
+    study: Study,
     schedule: Scheduler,
     names: Names,
     job: Job,
@@ -213,10 +213,10 @@ def _enqueue(
 
 
 def _work(
-    study: Any,
-    objective: Callable[[Any, Job], Any],
+    study: Study,
+    objective: Callable[[Trial, Job], Any],
     schedule: Scheduler,
-    trial: Any,
+    trial: Trial,
     stored: dict[str, Any],
 ) -> None:
     space = schedule.searcher.space
@@ -272,7 +272,7 @@ class RungPruner(BasePruner):
         rungs = rung_resources(Fraction(low), Fraction(high), self._eta, True)
         self._rungs = [int(r) for r in rungs]
 
-    def prune(self, study: Any, trial: FrozenTrial) -> bool:
+    def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """Whether the trial ends here."""
         step = trial.last_step
         if step is None:

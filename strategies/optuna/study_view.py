@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from optuna.study import StudyDirection
+from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from strategies.intake import Intake
@@ -72,7 +72,7 @@ class StudyView:
         return self.names.space
 
     def look(
-        self, study: Any, trials: Sequence[FrozenTrial], current: FrozenTrial
+        self, study: Study, trials: Sequence[FrozenTrial], current: FrozenTrial
     ) -> tuple[list[Observation], list[Suggestion]]:
         """What is known, values to be minimised, and what is being evaluated besides `current`.
 
@@ -112,7 +112,7 @@ class StudyView:
             [one for one in pending if one.number not in past.retried],
         )
 
-    def keep(self, study: Any, trial: FrozenTrial, suggestion: Suggestion) -> None:
+    def keep(self, study: Study, trial: FrozenTrial, suggestion: Suggestion) -> None:
         """Store what is suggested for a trial, for those who look at the study from now on."""
         flat = self.space.flatten(suggestion.config)
         if self.names.inexact:

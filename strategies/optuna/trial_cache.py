@@ -1,8 +1,8 @@
 """The trials of a study, without a look at its storage as long as nothing can be new there."""
 
 from collections.abc import Sequence
-from typing import Any
 
+from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 
@@ -18,7 +18,7 @@ class TrialCache:
     """
 
     def __init__(self) -> None:
-        self._study: Any = None
+        self._study: Study | None = None
         self._latest = -1
         self._finished: dict[int, FrozenTrial] = {}
         #: Those without a gap from the first on, once the storage need not be read.
@@ -26,12 +26,12 @@ class TrialCache:
         #: Identifiers of what has ended since the last call, by number.
         self._ended: dict[int, int] = {}
 
-    def ended(self, study: Any, trial: FrozenTrial) -> None:
+    def ended(self, study: Study, trial: FrozenTrial) -> None:
         """A trial of the study has ended in this process; its result may not be stored yet."""
         if study is self._study:
             self._ended[trial.number] = trial._trial_id
 
-    def trials(self, study: Any, current: FrozenTrial) -> Sequence[FrozenTrial]:
+    def trials(self, study: Study, current: FrozenTrial) -> Sequence[FrozenTrial]:
         """The trials of a study in the order of their numbers.
 
         Those that came after the current one, and the current one itself, may be among them. While
@@ -55,7 +55,7 @@ class TrialCache:
         self._latest = max(self._latest, current.number)
         return trials
 
-    def _complete(self, study: Any, number: int) -> bool:
+    def _complete(self, study: Study, number: int) -> bool:
         """Whether all trials before this one are known, and it is the newest."""
         if self._latest > number or len(self._finished) + len(self._ended) != number:
             return False

@@ -12,7 +12,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import BaseTrial, FrozenTrial, TrialState
 
 from strategies.observation import Report
 from strategies.observation import report as _report
@@ -32,7 +32,7 @@ _CHUNK = 60_000
 _PARTS = "hypergrad:parts"
 
 
-def suggest(trial: Any, space: SearchSpace) -> dict[str, Any]:
+def suggest(trial: BaseTrial, space: SearchSpace) -> dict[str, Any]:
     """The trial's configuration: all hyperparameters of a space, asked for one by one.
 
     Works with every sampler of Optuna, not only with ours.
@@ -63,14 +63,14 @@ def suggest(trial: Any, space: SearchSpace) -> dict[str, Any]:
     return space.validate(flat)
 
 
-def _given(trial: Any) -> set[str]:
+def _given(trial: BaseTrial) -> set[str]:
     """The names of values that a trial comes with: enqueued or fixed ones, or all if it ended."""
     if isinstance(trial, FrozenTrial):
         return set(trial.params)
     return set(getattr(trial, "_fixed_params", None) or getattr(trial, "_params", None) or ())
 
 
-def _ask(trial: Any, name: str, distribution: BaseDistribution) -> Any:
+def _ask(trial: BaseTrial, name: str, distribution: BaseDistribution) -> Any:
     if isinstance(distribution, FloatDistribution):
         return trial.suggest_float(
             name, distribution.low, distribution.high, log=distribution.log, step=distribution.step
@@ -83,7 +83,7 @@ def _ask(trial: Any, name: str, distribution: BaseDistribution) -> Any:
     return trial.suggest_categorical(name, distribution.choices)
 
 
-def report(trial: Any, value: Any, gradient: Any = None, **details: Any) -> float:
+def report(trial: BaseTrial, value: Any, gradient: Any = None, **details: Any) -> float:
     """Hand a trial's hypergradient over, and return the value for the objective to return.
 
     Stored with the trial: plain JSON data, in several attributes if it is long, which `report_of`
@@ -109,7 +109,7 @@ def report(trial: Any, value: Any, gradient: Any = None, **details: Any) -> floa
     return math.nan if given.value is None else given.value
 
 
-def keep_report(trial: Any, given: Report) -> None:
+def keep_report(trial: BaseTrial, given: Report) -> None:
     """Store a report with a running trial."""
     storage = getattr(trial, "storage", None)
     if storage is not None:  # a `FixedTrial` has none
@@ -172,7 +172,7 @@ def objective(
     **Returns:** What `Study.optimize` takes.
     """
 
-    def evaluate(trial: Any) -> float:
+    def evaluate(trial: BaseTrial) -> float:
         return report(trial, function(suggest(trial, space)))
 
     return evaluate

@@ -36,9 +36,9 @@ from ray.tune.utils.util import flatten_dict
 
 from strategies.ledger import Ledger
 from strategies.observation import Report
+from strategies.ray.layout import Layout
 from strategies.ray.reports import as_number
 from strategies.ray.search import HypergradSearch
-from strategies.ray.spaces import Layout
 from strategies.schedulers import Scheduler
 from strategies.searchers.base import Searcher
 
@@ -256,13 +256,13 @@ class ScheduledSearch(HypergradSearch):
         self.schedule.forget(self._numbers[trial_id])
         super()._lose(trial_id)
 
-    def _cut_off(self, trial: Any, result: Mapping[str, Any]) -> None:
+    def _cut_off(self, trial: Trial, result: Mapping[str, Any]) -> None:
         """Its rung is reached by another trial, from its checkpoint."""
         self.catch_up_with(trial.trial_id, result)
         self.keep_checkpoint(trial.trial_id, trial.latest_checkpoint_result)
         self._lose(trial.trial_id)
 
-    def _recognise(self, trial: Any) -> None:
+    def _recognise(self, trial: Trial) -> None:
         """A trial that was started after the last save: its job is handed out again to another."""
 
     # State
@@ -301,7 +301,7 @@ class HypergradScheduler(TrialScheduler):
         self._search.take_charge()
         return True
 
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         """A new trial, or one of a restored experiment."""
         wrapper = getattr(tune_controller, "search_alg", None)
         while (wrapper := getattr(wrapper, "searcher", None)) is not None:
@@ -331,10 +331,10 @@ class HypergradScheduler(TrialScheduler):
                 checkpoint=Checkpoint(path), metrics=dict(metrics)
             )
 
-    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """A trial raised; Ray retries it, or tells the searcher that it failed."""
 
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Go on, or pause at the rung."""
         try:
             decision = self._search.reached(trial.trial_id, result)
@@ -345,7 +345,7 @@ class HypergradScheduler(TrialScheduler):
             self._warn_if_lost(trial, result)
         return str(decision)
 
-    def _warn_if_lost(self, trial: Any, result: Mapping[str, Any]) -> None:
+    def _warn_if_lost(self, trial: Trial, result: Mapping[str, Any]) -> None:
         trainable = trial.get_trainable_cls()
         function = isinstance(trainable, type) and issubclass(trainable, FunctionTrainable)
         if function and not result.get("checkpoint_dir_name"):
@@ -360,10 +360,10 @@ class HypergradScheduler(TrialScheduler):
                 message,
             )
 
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         """A trial ended; Ray tells the searcher too, and that is enough."""
 
-    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+    def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
         """A trial was stopped while it waited."""
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
@@ -428,14 +428,14 @@ class BracketProgress(Callback):
         self._last = 0.0
 
     def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: Any, **_: Any
+        self, iteration: int, trials: list[Trial], trial: Trial, result: Any, **_: Any
     ) -> None:
         """Called by Ray after each report."""
         if time.monotonic() - self._last >= self._seconds:
             self._last = time.monotonic()
             print(self._search.trial_scheduler.debug_string())
 
-    def on_experiment_end(self, trials: list[Any], **_: Any) -> None:
+    def on_experiment_end(self, trials: list[Trial], **_: Any) -> None:
         """Called by Ray at the end."""
         print(self._search.trial_scheduler.debug_string())
 

@@ -18,6 +18,7 @@ from strategies.arguments import integer
 from strategies.intake import Intake
 from strategies.ledger import Ledger, ledger_of
 from strategies.observation import Report, plain
+from strategies.ray.layout import Layout
 from strategies.ray.recovery import (
     EXPERIMENT,
     experiment_folder,
@@ -26,7 +27,7 @@ from strategies.ray.recovery import (
     was_cut_off,
 )
 from strategies.ray.reports import RESERVED, as_number
-from strategies.ray.spaces import Layout, decode, encode, read_layout
+from strategies.ray.spaces import decode, encode, read_layout
 from strategies.searchers.base import Searcher
 from strategies.space import SearchSpace
 from strategies.state import OtherSearchError, as_json, expect, reading, seal, unseal
@@ -549,7 +550,7 @@ class HypergradSearch(RaySearcher):
                 if trial.status in (Trial.TERMINATED, Trial.ERROR):
                     self.has_ended(trial)
 
-    def has_ended(self, trial: Any) -> None:
+    def has_ended(self, trial: Trial) -> None:
         """Take over what came of a trial of a restored experiment that runs no more."""
         failed = trial.status == Trial.ERROR
         result = flatten_dict(trial.last_result or {})
@@ -558,7 +559,7 @@ class HypergradSearch(RaySearcher):
         else:
             self.on_trial_complete(trial.trial_id, None if failed else result, failed)
 
-    def _cut_off(self, trial: Any, result: Mapping[str, Any]) -> None:
+    def _cut_off(self, trial: Trial, result: Mapping[str, Any]) -> None:
         """A trial that ended with the whole run counts as far as it came, if it came anywhere."""
         if self._live[trial.trial_id] is None and self._metric not in result:
             self._lose(trial.trial_id)
@@ -571,7 +572,7 @@ class HypergradSearch(RaySearcher):
         self._numbers.pop(trial_id)
         self._paused.discard(trial_id)
 
-    def _recognise(self, trial: Any) -> None:
+    def _recognise(self, trial: Trial) -> None:
         """Suggest again what a trial has; the same history gives the same suggestion."""
         before = self.ledger.state_dict()
         suggested = self._suggest(trial.trial_id)

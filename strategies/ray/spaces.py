@@ -1,16 +1,14 @@
 """Ray's `param_space` and our space, in both directions."""
 
-import copy
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from ray import tune
 from ray.tune.search import sample as ray_domains
 
+from strategies.ray.layout import Fixed, Group, Layout, Leaf, Node, Options, Row, is_plain
 from strategies.space import (
     Categorical,
     Choice,
@@ -21,256 +19,6 @@ from strategies.space import (
     Ordinal,
     SearchSpace,
 )
-
-
-class _Node(ABC):
-    """One place in a `param_space`, and how its values translate."""
-
-    @abstractmethod
-    def fill(self, flat: Mapping[str, Any]) -> Any:
-        """The value that Ray expects here, from our paths and values."""
-
-    @abstractmethod
-    def read(self, value: Any, flat: dict[str, Any]) -> None:
-        """Collect our paths and values from what stands here in a trial's config."""
-
-    @abstractmethod
-    def expect(self, value: Any, path: str) -> None:
-        """Raise a `ValueError` for what a user gives here and `read` would pass over."""
-
-
-@dataclass(frozen=True)
-class _Leaf(_Node):
-    """One hyperparameter."""
-
-    path: str
-    #: Whether `None` is a value, and not the lack of one.
-    optional: bool = False
-
-    def fill(self, flat: Mapping[str, Any]) -> Any:
-        return flat[self.path]
-
-    def read(self, value: Any, flat: dict[str, Any]) -> None:
-        if value is not None or self.optional:
-            flat[self.path] = value
-
-    def expect(self, value: Any, path: str) -> None:
-        if value is None and not self.optional:
-            raise ValueError(f"{path!r}: expected a value, received None")
-
-
-@dataclass(frozen=True)
-class _Fixed(_Node):
-    """Something that is not searched: a constant, or a placeholder that Ray resolves later."""
-
-    value: Any
-
-    def fill(self, flat: Mapping[str, Any]) -> Any:
-        return self.value
-
-    def read(self, value: Any, flat: dict[str, Any]) -> None:
-        pass
-
-    def expect(self, value: Any, path: str) -> None:
-        if not _fits(self, value):
-            raise ValueError(f"{path!r}: expected the constant {self.value!r}, received {value!r}")
-
-
-@dataclass(frozen=True)
-class _Group(_Node):
-    """A dict. Ray merges ours into its own, so at the top only what is searched is filled in."""
-
-    nodes: Mapping[Any, _Node]
-    complete: bool
-
-    def fill(self, flat: Mapping[str, Any]) -> Any:
-        return {
-            key: node.fill(flat)
-            for key, node in self.nodes.items()
-            if self.complete or _searched(node)
-        }
-
-    def read(self, value: Any, flat: dict[str, Any]) -> None:
-        if isinstance(value, Mapping):
-            for key, node in self.nodes.items():
-                if key in value:
-                    node.read(value[key], flat)
-
-    def expect(self, value: Any, path: str) -> None:
-        start = f"{path}/" if path else ""
-        if not isinstance(value, Mapping):
-            raise ValueError(f"{path!r}: expected a mapping, received {value!r:.80}")
-        for key, item in value.items():
-            if key not in self.nodes:
-                raise ValueError(
-                    f"{start + str(key)!r}: expected one of the keys {list(self.nodes)}, "
-                    f"received {item!r:.80}"
-                )
-            self.nodes[key].expect(item, f"{start}{key}")
-
-
-@dataclass(frozen=True)
-class _Row(_Node):
-    """A list or tuple with hyperparameters inside; Ray replaces it as a whole."""
-
-    nodes: Sequence[_Node]
-    kind: type
-
-    def fill(self, flat: Mapping[str, Any]) -> Any:
-        return self.kind(node.fill(flat) for node in self.nodes)
-
-    def read(self, value: Any, flat: dict[str, Any]) -> None:
-        if isinstance(value, list | tuple | np.ndarray):
-            for node, item in zip(self.nodes, value, strict=False):
-                node.read(item, flat)
-
-    def expect(self, value: Any, path: str) -> None:
-        if not isinstance(value, list | tuple | np.ndarray) or len(value) != len(self.nodes):
-            raise ValueError(f"{path!r}: expected {len(self.nodes)} values, received {value!r:.80}")
-        for i, (node, item) in enumerate(zip(self.nodes, value, strict=True)):
-            node.expect(item, f"{path}/{i}")
-
-
-@dataclass(frozen=True)
-class _Options(_Node):
-    """A `tune.choice` whose options have hyperparameters of their own."""
-
-    path: str
-    nodes: Sequence[_Node]
-
-    def fill(self, flat: Mapping[str, Any]) -> Any:
-        return self.nodes[int(flat[f"{self.path}/kind"])].fill(flat)
-
-    def read(self, value: Any, flat: dict[str, Any]) -> None:
-        kind = f"{self.path}/kind"
-        if kind not in flat:
-            # An option is recognised by what does not contradict it.
-            fitting = (i for i, node in enumerate(self.nodes) if _fits(node, value))
-            if (index := next(fitting, None)) is None:
-                return
-            flat[kind] = str(index)
-        self.nodes[int(flat[kind])].read(value, flat)
-
-    def expect(self, value: Any, path: str) -> None:
-        for node in self.nodes:
-            if _fits(node, value):
-                return node.expect(value, path)
-        raise ValueError(f"{path!r}: expected one of its options, received {value!r:.80}")
-
-
-def _options(node: _Node | None, flat: Mapping[str, Any]) -> Iterator[_Options]:
-    """The choices with options of their own that a configuration has."""
-    if isinstance(node, _Group):
-        for child in node.nodes.values():
-            yield from _options(child, flat)
-    elif isinstance(node, _Row):
-        for child in node.nodes:
-            yield from _options(child, flat)
-    elif isinstance(node, _Options):
-        yield node
-        yield from _options(node.nodes[int(flat[node.path + "/kind"])], flat)
-
-
-def _searched(node: _Node) -> bool:
-    if isinstance(node, _Group):
-        return any(_searched(child) for child in node.nodes.values())
-    return not isinstance(node, _Fixed)
-
-
-def _fits(node: _Node, value: Any) -> bool:
-    """Whether a value may have come from a node."""
-    if isinstance(node, _Fixed):
-        # What stands for an object has been resolved in a trial's config: it tells nothing.
-        return not _is_plain(node.value) or (
-            type(node.value) is type(value) and bool(node.value == value)
-        )
-    if isinstance(node, _Group):
-        return isinstance(value, Mapping) and all(
-            key in node.nodes and _fits(node.nodes[key], item) for key, item in value.items()
-        )
-    if isinstance(node, _Row):
-        return isinstance(value, list | tuple) and len(value) == len(node.nodes)
-    return not isinstance(value, Mapping)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """A `param_space` read: our space, and the way between its configurations and Ray's."""
-
-    space: SearchSpace
-    root: _Group | None
-
-    def to_ray(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """What `suggest` returns for a configuration: nested, complete where Ray does not merge."""
-        if self.root is None:
-            return copy.deepcopy(dict(config))
-        filled = self.root.fill(self.space.flatten(config))
-        assert isinstance(filled, dict)
-        return copy.deepcopy(filled)
-
-    def from_ray(
-        self, config: Mapping[str, Any], of: Mapping[str, Any] | None = None
-    ) -> dict[str, Any]:
-        """Paths and values of what is known in a (possibly partial) config of Ray's.
-
-        With `of`, the config that it belongs to in our form, options of choices are those of `of`:
-        a gradient does not say which option it is of.
-        """
-        kinds = {} if of is None else self._kinds(of)
-        flat: dict[str, Any] = dict(kinds)
-        nested = _nested(config)
-        if self.root is None:
-            _flatten(nested, "", self.space, flat)
-        else:
-            self.root.read(nested, flat)
-        return {path: value for path, value in flat.items() if path not in kinds}
-
-    def point(self, config: Any) -> dict[str, Any]:
-        """Paths and values of a point that a user gives, nested or flat, complete or partial.
-
-        **Raises:** `ValueError` naming the key of what cannot be meant: one that does not exist, a
-        constant that is changed, an option that is none.
-        """
-        nested = _nested(config)
-        if self.root is None:
-            return nested
-        self.root.expect(nested, "")
-        return self.from_ray(config)
-
-    def _kinds(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        flat = self.space.flatten(config)
-        return {
-            node.path + "/kind": flat[node.path + "/kind"] for node in _options(self.root, flat)
-        }
-
-
-def _nested(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Flat keys (`"a/b"`), nested ones, and mixtures, all to a nested dict."""
-    if not isinstance(config, Mapping):
-        raise ValueError(f"config: expected a mapping, received {config!r:.80}")
-    nested: dict[str, Any] = {}
-    for key, value in config.items():
-        *groups, name = str(key).split("/")
-        at = nested
-        for group in groups:
-            at = at.setdefault(group, {})
-        value = _nested(value) if isinstance(value, Mapping) else value
-        if isinstance(value, dict) and isinstance(at.get(name), dict):
-            at[name].update(value)
-        else:
-            at[name] = value
-    return nested
-
-
-def _flatten(
-    tree: Mapping[str, Any], prefix: str, space: SearchSpace, flat: dict[str, Any]
-) -> None:
-    for key, value in tree.items():
-        path = prefix + key
-        if path in space.domains:
-            flat[path] = value
-        elif isinstance(value, Mapping):
-            _flatten(value, path + "/", space, flat)
 
 
 def space_from_ray(param_space: Mapping[str, Any]) -> SearchSpace:
@@ -304,13 +52,13 @@ def read_layout(param_space: Mapping[str, Any]) -> Layout:
 
 def _read_dict(
     tree: Mapping[Any, Any], prefix: str, *, complete: bool
-) -> tuple[dict[str, Any], _Group]:
+) -> tuple[dict[str, Any], Group]:
     ours: dict[str, Any] = {}
-    nodes: dict[Any, _Node] = {}
+    nodes: dict[Any, Node] = {}
     for key, value in tree.items():
         path = f"{prefix}{key}"
         if not _has_domains(value):
-            nodes[key] = _Fixed(value)
+            nodes[key] = Fixed(value)
             ours.update(_constants({key: value}))
             continue
         if not isinstance(key, str) or not key or "/" in key:
@@ -320,13 +68,13 @@ def _read_dict(
         part, nodes[key] = _read(value, path, complete=complete)
         if part is not None:
             ours[key] = part
-    return ours, _Group(nodes, complete)
+    return ours, Group(nodes, complete)
 
 
-def _read(value: Any, path: str, *, complete: bool) -> tuple[Any, _Node]:
+def _read(value: Any, path: str, *, complete: bool) -> tuple[Any, Node]:
     """Our domain or sub-space (`None` if there is none), and the node."""
     if not _has_domains(value):
-        return None, _Fixed(value)
+        return None, Fixed(value)
     if isinstance(value, Mapping):
         for name in ("grid_search", "eval"):
             if len(value) == 1 and name in value:
@@ -340,25 +88,25 @@ def _read(value: Any, path: str, *, complete: bool) -> tuple[Any, _Node]:
         array = _array(value)
         if array is not None:
             domain, shape = array
-            return _float(domain, path, shape), _Leaf(path)
+            return _float(domain, path, shape), Leaf(path)
         rows = [_read(item, f"{path}/{i}", complete=True) for i, item in enumerate(value)]
         ours = {str(i): part for i, (part, _) in enumerate(rows) if part is not None}
-        return ours or None, _Row([node for _, node in rows], type(value))
+        return ours or None, Row([node for _, node in rows], type(value))
     if isinstance(value, ray_domains.Categorical):
         return _read_choice(value, path)
     if isinstance(value, ray_domains.Function):
-        return None, _Fixed(value)
+        return None, Fixed(value)
     try:
         if isinstance(value, ray_domains.Float):
-            return _float(value, path, ()), _Leaf(path)
+            return _float(value, path, ()), Leaf(path)
         if isinstance(value, ray_domains.Integer):
-            return _int(value), _Leaf(path)
+            return _int(value), Leaf(path)
     except ValueError as error:
         raise ValueError(f"{path!r}: {error}") from None
     raise ValueError(f"{path!r}: expected one of Ray's own domains, received {value!r}")
 
 
-def _read_choice(value: Any, path: str) -> tuple[Any, _Node]:
+def _read_choice(value: Any, path: str) -> tuple[Any, Node]:
     if value.is_grid():
         raise ValueError(f"{path!r}: expected a domain, received a grid; use tune.choice")
     if not value.categories:
@@ -374,10 +122,10 @@ def _read_choice(value: Any, path: str) -> tuple[Any, _Node]:
             else:
                 options.append(option)
                 weights.append(1)
-        leaf = _Leaf(path, optional=any(option is None for option in options))
+        leaf = Leaf(path, optional=any(option is None for option in options))
         return Categorical(options, weights=weights if max(weights) > 1 else None), leaf
     alternatives: dict[str, Any] = {}
-    nodes: list[_Node] = []
+    nodes: list[Node] = []
     for i, option in enumerate(value.categories):
         if isinstance(option, Mapping) or not _has_domains(option):
             part, node = _read(option, f"{path}/{i}", complete=True)
@@ -386,7 +134,7 @@ def _read_choice(value: Any, path: str) -> tuple[Any, _Node]:
             part, node = _read(option, f"{path}/{i}/value", complete=True)
             alternatives[str(i)] = {"value": part}
         nodes.append(node)
-    return Choice(alternatives), _Options(path, nodes)
+    return Choice(alternatives), Options(path, nodes)
 
 
 def _float(domain: Any, path: str, shape: tuple[int, ...]) -> Domain:
@@ -482,15 +230,9 @@ def _constants(tree: Mapping[Any, Any]) -> dict[str, Any]:
         if isinstance(value, Mapping):
             if inner := _constants(value):
                 found[key] = inner
-        elif _is_plain(value):
+        elif is_plain(value):
             found[key] = Constant(value)
     return found
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, list):
-        return all(_is_plain(item) for item in value)
-    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _equal(a: Any, b: Any) -> bool:

@@ -10,12 +10,10 @@ changes nothing, and a job that was lost is simply handed out again.
 """
 
 import abc
-import functools
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any, ClassVar
 
@@ -23,6 +21,7 @@ from strategies import arguments
 from strategies.arguments import positive
 from strategies.intake import Intake
 from strategies.observation import Observation, Report, Suggestion
+from strategies.schedulers.job import Candidate, Job, plain, resource_from_text, rung_resources
 from strategies.searchers.base import Searcher
 from strategies.state import (
     OtherSearchError,
@@ -40,69 +39,9 @@ from strategies.state import (
 _VERSION = 2
 
 
-@functools.cache
-def rung_resources(
-    low: Fraction, high: Fraction, eta: int, integer: bool
-) -> tuple[int | float, ...]:
-    """The resources `high / eta^i` that are at least `low`, lowest first."""
-    exact = [high]
-    while exact[0] / eta >= low:
-        exact.insert(0, exact[0] / eta)
-    if integer:
-        return tuple(math.floor(r + Fraction(1, 2)) for r in exact)
-    return tuple(_plain(r) for r in exact)
-
-
-def _plain(resource: Fraction) -> int | float:
-    return resource.numerator if resource.denominator == 1 else float(resource)
-
-
-def _whole_or_ratio(text: str) -> Fraction:
-    """A stored resource; not one whose digits would take for ever to compute with."""
-    if not re.fullmatch(r"\d{1,30}(/\d{1,30})?", text) or not Fraction(text):
-        raise ValueError(f"expected a resource, received {text!r:.40}")
-    return Fraction(text)
-
-
 def _reaches(mine: int | None, stored: int | None) -> bool:
     """Whether a scheduler goes at least as far as the one that was saved."""
     return mine is None or (stored is not None and mine >= stored)
-
-
-@dataclass(frozen=True)
-class Job:
-    """Train one configuration up to a resource, then report.
-
-    - `number`: the configuration's number; `Scheduler.tell` refers to it.
-    - `config`: nested dict of plain Python values.
-    - `resource`: how far to train, in total (not in addition to what was done before).
-    - `resume_from`: how far it has been trained already; 0 for a new configuration. Whoever keeps
-      checkpoints trains only the difference.
-    - `level`: the rung, as an index into `Scheduler.resources`.
-    """
-
-    number: int
-    config: dict[str, Any]
-    resource: int | float
-    resume_from: int | float
-    level: int
-
-
-@dataclass
-class Candidate:
-    """One configuration and all that is known of it, by level."""
-
-    number: int
-    config: dict[str, Any]
-    note: Mapping[str, Any] = field(default_factory=dict)
-    results: dict[int, Observation] = field(default_factory=dict)
-
-    def value(self, level: int) -> float:
-        """The value at a level: infinite if it failed there, or was never trained so far."""
-        result = self.results.get(level)
-        if result is None or result.value is None or result.status == "failed":
-            return math.inf
-        return result.value
 
 
 class Scheduler(abc.ABC):
@@ -168,7 +107,7 @@ class Scheduler(abc.ABC):
     @property
     def max_resource(self) -> int | float:
         """The most resource that one configuration may get."""
-        return _plain(self._high)
+        return plain(self._high)
 
     @property
     def resources(self) -> list[int | float]:
@@ -397,7 +336,7 @@ class Scheduler(abc.ABC):
             expect_search(state, self.searcher)
         # The maximum may have grown since the scheduler was constructed.
         options, mine = {**state["options"]}, self._options()
-        high = _whole_or_ratio(options.pop("max_resource"))
+        high = resource_from_text(options.pop("max_resource"))
         del mine["max_resource"]
         if self._extent in mine and _reaches(mine[self._extent], options[self._extent]):
             # It may be given more to do than it had.

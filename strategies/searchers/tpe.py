@@ -10,7 +10,7 @@ that the suggestion is a function of the history as everybody else's.
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from strategies.arguments import integer
 from strategies.observation import Observation, Suggestion
 from strategies.searchers.base import Searcher
 from strategies.space import Categorical, Domain, Float, Int, Ordinal, SearchSpace
+
+if TYPE_CHECKING:
+    from optuna import Trial
 
 
 class TPESearcher(Searcher):
@@ -155,7 +158,7 @@ class _Parameters:
             return [self.domain.index(value)]
         return np.ravel(value).tolist()
 
-    def asked_of(self, trial: Any) -> Any:
+    def asked_of(self, trial: "Trial") -> Any:
         """The value of the hyperparameter that Optuna suggests."""
         domain = self.domain
         given = []

@@ -1,6 +1,8 @@
 """The shared search space: domains, conditions, transforms."""
 
-from strategies.space.domains import Categorical, Constant, Domain, Float, Int, Ordinal
+from strategies.space.choices import Categorical, Constant, Ordinal
+from strategies.space.domains import Domain
+from strategies.space.numeric import Float, Int
 from strategies.space.point import Point
 from strategies.space.search_space import Choice, Config, SearchSpace
 from strategies.space.structured import Ordered, Simplex

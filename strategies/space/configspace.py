@@ -7,16 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from strategies.space.domains import (
-    Categorical,
-    Constant,
-    Domain,
-    Float,
-    Int,
-    Ordinal,
-    _fail,
-    same,
-)
+from strategies.space.choices import Categorical, Constant, Ordinal
+from strategies.space.domains import Domain, _fail, same
+from strategies.space.numeric import Float, Int
 from strategies.space.search_space import Config, SearchSpace
 
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {

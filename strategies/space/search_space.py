@@ -6,18 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from strategies.space.domains import (
-    Categorical,
-    Constant,
-    Domain,
-    Float,
-    Int,
-    Ordinal,
-    _fail,
-    numbers,
-    same,
-)
+from strategies.space.choices import Categorical, Constant, Ordinal
+from strategies.space.domains import Domain, _fail, numbers, same
 from strategies.space.identity import content
+from strategies.space.numeric import Float, Int
 from strategies.space.point import Point
 from strategies.space.structured import Ordered, Simplex
 

@@ -12,16 +12,9 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from strategies.space.domains import (
-    Categorical,
-    Constant,
-    Domain,
-    Float,
-    Int,
-    Ordinal,
-    _fail,
-    same,
-)
+from strategies.space.choices import Categorical, Constant, Ordinal
+from strategies.space.domains import Domain, _fail, same
+from strategies.space.numeric import Float, Int
 from strategies.space.search_space import Choice, Config, SearchSpace
 
 #: The name of the choice between the dicts of a list.
