@@ -11,26 +11,28 @@ from optuna.testing.pytest_samplers import (
     parametrize_suggest_method,
 )
 
-import strategies
+from strategies import searchers
 from strategies.optuna import HypergradSampler
-from strategies.searchers import (
-    AutoSearcher,
-    BayesSearcher,
-    CMAESSearcher,
-    EvolutionSearcher,
-    GridSearcher,
-    HypergradientSearcher,
-    ParetoSearcher,
-    RandomSearcher,
-    SobolSearcher,
-    TPESearcher,
-)
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
+SEARCHERS = [name for name in searchers.__all__ if name != "Searcher"]
+#: Where the searcher would otherwise draw at random in all of these short studies.
+OPTIONS = {
+    "EvolutionSearcher": {"population": 2, "contest": 2},
+    "GridSearcher": {"points": 3},
+    "TPESearcher": {"startup": 2},
+}
 
-class _Suites(BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySamplerTestCase):
+
+class TestSampler(BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySamplerTestCase):
     """All of them; the thirty-six pairs of distributions only where time does not count."""
+
+    @pytest.fixture(params=SEARCHERS)
+    def sampler(self, request):
+        searcher = getattr(searchers, request.param)
+        searcher = functools.partial(searcher, **OPTIONS.get(request.param, {}))
+        return functools.partial(HypergradSampler, searcher=searcher, seed=1)
 
     @pytest.mark.slow
     @parametrize_suggest_method("x")
@@ -48,76 +50,3 @@ class _Suites(BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySamplerTe
             lambda trial: trial.suggest_float("x", 1e-7, 10, log=True),
             lambda trial: trial.suggest_categorical("y", [0, 1, 2]),
         )
-
-
-class TestHypergradientSampler(_Suites):
-    @pytest.fixture
-    def sampler(self):
-        return HypergradSampler
-
-
-class TestBayesSampler(_Suites):
-    @pytest.fixture
-    def sampler(self):
-        return functools.partial(HypergradSampler, searcher=BayesSearcher, seed=1)
-
-
-class TestParetoSampler(_Suites):
-    @pytest.fixture
-    def sampler(self):
-        return functools.partial(HypergradSampler, searcher=ParetoSearcher, seed=1)
-
-
-class TestTPESampler(_Suites):
-    @pytest.fixture
-    def sampler(self):
-        searcher = functools.partial(TPESearcher, startup=2)
-        return functools.partial(HypergradSampler, searcher=searcher, seed=1)
-
-
-class TestEvolutionSampler(_Suites):
-    @pytest.fixture
-    def sampler(self):
-        searcher = functools.partial(EvolutionSearcher, population=2, contest=2)
-        return functools.partial(HypergradSampler, searcher=searcher, seed=1)
-
-
-class TestSobolSampler(_Suites):
-    @pytest.fixture
-    def sampler(self):
-        return functools.partial(HypergradSampler, searcher=SobolSearcher, seed=1)
-
-
-class TestGridSampler(_Suites):
-    @pytest.fixture
-    def sampler(self):
-        searcher = functools.partial(GridSearcher, points=3)
-        return functools.partial(HypergradSampler, searcher=searcher, seed=1)
-
-
-class TestRandomSampler(_Suites):
-    @pytest.fixture
-    def sampler(self):
-        return functools.partial(HypergradSampler, searcher=RandomSearcher, seed=1)
-
-
-class TestCMAESSampler(_Suites):
-    @pytest.fixture
-    def sampler(self):
-        return functools.partial(HypergradSampler, searcher=CMAESSearcher, seed=1)
-
-
-class TestAutoSampler(_Suites):
-    @pytest.fixture
-    def sampler(self):
-        return functools.partial(HypergradSampler, searcher=AutoSearcher, seed=1)
-
-
-def test_no_searcher_is_left_out():
-    tested = {
-        name.removeprefix("Test").removesuffix("Sampler") + "Searcher"
-        for name in globals()
-        if name.startswith("Test")
-    }
-    assert tested == {name for name in strategies.searchers.__all__ if name != "Searcher"}
-    assert HypergradientSearcher.__name__ in tested
