@@ -92,14 +92,14 @@ def trace_paths(
 
     **Returns:** a `Paths`.
     """
-    w, w_static = eqx.partition(params, eqx.is_inexact_array)
-    h, h_static = eqx.partition(hparams, eqx.is_inexact_array)
+    given = RestrictedProblem(problem, params, hparams)
+    w, h = given.w, given.h
     arrays, rest_static = eqx.partition((inner_batch, outer_batch, key), eqx.is_array)
     arguments = _abstract((w, h, arrays))
     first, last = len(jax.tree.leaves(w)), len(jax.tree.leaves((w, h)))
 
     def at(p: PyTree, lam: PyTree, arrays: tuple) -> RestrictedProblem:
-        point = (eqx.combine(p, w_static), eqx.combine(lam, h_static))
+        point = (given.params_at(p), given.hparams_at(lam))
         return RestrictedProblem(problem, *point, *eqx.combine(arrays, rest_static))
 
     def residual(p: PyTree, lam: PyTree, arrays: tuple) -> PyTree:
@@ -137,12 +137,12 @@ def trace_paths(
         return hidden_reads(jax.make_jaxpr(function)(*arguments), range(first, last))
 
     def training(part: Callable) -> Callable:
-        def at(p: PyTree, lam: PyTree, arrays: tuple) -> PyTree:
-            batch, _, key = eqx.combine(arrays, rest_static)
-            point, lam = eqx.combine(p, w_static), eqx.combine(lam, h_static)
-            return eqx.filter(part(point, lam, batch, key), eqx.is_array)
+        def read_by(p: PyTree, lam: PyTree, arrays: tuple) -> PyTree:
+            here = at(p, lam, arrays)
+            out = part(here.params, here.hparams, here.inner_batch, here.key)
+            return eqx.filter(out, eqx.is_array)
 
-        return at
+        return read_by
 
     parts = [outer, *(training(part) for part in problem.inner_parts())]
     by_part = [hidden(part) for part in parts]

@@ -6,6 +6,7 @@ with `w*` the most probable weights, `P₀` the precision of the prior and `A` t
 (MacKay 1992; Khan et al. 2019; Immer et al., ICML 2021 and 2023).
 """
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -24,6 +25,7 @@ from hypergrad.linear.cg import CG
 from hypergrad.outcome import Outcome
 from hypergrad.paths import require_effect, trace_paths
 from hypergrad.problem import BilevelProblem
+from hypergrad.restricted import RestrictedProblem
 
 
 class LaplaceEvidence(Estimator):
@@ -129,23 +131,19 @@ class LaplaceEvidence(Estimator):
         judged = BilevelProblem(problem.inner, loss)
         if self.indirect:
             found = self.response.hypergradient(judged, state, hparams, inner_batch, draws)
-            _, each = self._terms(whole, draws)
+            _, each = self._terms(judged, whole, draws)
             error = jnp.fmax(found.info.error, self._spread(each, found.grad))
             return eqx.tree_at(lambda f: f.info.error, found, error)
         paths = trace_paths(judged, state.params, hparams, inner_batch, draws)
         require_effect(paths, type(self).__name__)
-        h, h_static = eqx.partition(hparams, eqx.is_inexact_array)
-        fitted, first = jax.value_and_grad(
-            lambda h: (
-                problem.inner_loss(state.params, eqx.combine(h, h_static), inner_batch)[0]
-                / whole.examples
-            )
-        )(h)
-        terms, each = self._terms(whole, draws)
+        given = RestrictedProblem(problem, state.params, hparams, inner_batch)
+        fitted, first = jax.value_and_grad(lambda h: given.inner_loss(None, h) / whole.examples)(
+            given.h
+        )
+        terms, each = self._terms(judged, whole, draws)
         value = fitted + jnp.mean(terms)
         grad = jax.tree.map(lambda a, b: (a + jnp.mean(b, axis=0)).astype(a.dtype), first, each)
-        stationary = vector.norm(problem.residual(state.params, hparams, inner_batch))
-        residual = stationary / state.scale
+        residual = vector.norm(given.residual()) / state.scale
         finite = jnp.isfinite(value) & vector.all_finite(grad)
         info = HypergradientInfo(
             inner_residual=residual,
@@ -157,17 +155,17 @@ class LaplaceEvidence(Estimator):
         )
         return Hypergradient(value, grad, state, info)
 
-    def _terms(self, network: Linearised, draws: PyTree) -> tuple[Array, PyTree]:
+    def _terms(
+        self, problem: BilevelProblem, network: Linearised, draws: PyTree
+    ) -> tuple[Array, PyTree]:
         """`½ log det / N` of each draw, and its derivative; one draw at a time."""
-        h, h_static = eqx.partition(network.hparams, eqx.is_inexact_array)
+        given = RestrictedProblem(problem, network.params, network.hparams)
 
         def term(h: PyTree, draw: PyTree) -> Scalar:
-            here = Linearised(
-                network.model, network.params, eqx.combine(h, h_static), network.batch
-            )
+            here = replace(network, hparams=given.hparams_at(h))
             return 0.5 * self.bound.log_det(here, draw) / network.examples
 
-        return jax.lax.map(lambda draw: jax.value_and_grad(term)(h, draw), draws)
+        return jax.lax.map(lambda draw: jax.value_and_grad(term)(given.h, draw), draws)
 
     def _spread(self, each: PyTree, grad: PyTree) -> Scalar:
         """Standard error of the gradient over random draws, relative; NaN if not known."""

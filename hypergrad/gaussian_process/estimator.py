@@ -18,6 +18,7 @@ from hypergrad.linear.gmres import GMRES
 from hypergrad.outcome import Outcome
 from hypergrad.paths import require_effect, trace_paths
 from hypergrad.problem import BilevelProblem
+from hypergrad.restricted import RestrictedProblem
 
 
 class SiteState(eqx.Module):
@@ -138,10 +139,8 @@ class SiteEstimator(Estimator):
             return -self.log_evidence(gp, sites, hparams, batch)
 
         bilevel = BilevelProblem(None, loss, away)
-        h, h_static = eqx.partition(hparams, eqx.is_inexact_array)
-        value, grad = jax.value_and_grad(
-            lambda h: loss(sites, eqx.combine(h, h_static), inner_batch)
-        )(h)
+        given = RestrictedProblem(bilevel, sites, hparams, inner_batch, inner_batch)
+        value, grad = jax.value_and_grad(lambda h: given.outer_loss(None, h))(given.h)
         residual = self._residual(gp, sites, hparams, inner_batch)
         aux = None
         if self.through_sites:

@@ -19,6 +19,7 @@ from hypergrad.linear import vector
 from hypergrad.outcome import Outcome
 from hypergrad.paths import require_effect, trace_paths
 from hypergrad.problem import BilevelProblem
+from hypergrad.restricted import RestrictedProblem
 
 
 class RegressionState(eqx.Module):
@@ -96,11 +97,11 @@ class _Regression(Estimator):
             noise = _noise(problem, hparams) * jnp.eye(y.shape[0], dtype=y.dtype)
             return -self.log_score(problem.kernel(hparams, x, x) + noise, y)
 
-        h, h_static = eqx.partition(hparams, eqx.is_inexact_array)
         # Nothing is inner here; a variable of its own lets the loss be traced for what it reads.
         traced = BilevelProblem(lambda w, h, _: 0.5 * w**2, lambda w, h, _: loss(h) + w)
-        require_effect(trace_paths(traced, jnp.zeros(()), hparams, None, None), type(self).__name__)
-        value, grad = jax.value_and_grad(lambda h: loss(eqx.combine(h, h_static)))(h)
+        given = RestrictedProblem(traced, jnp.zeros(()), hparams)
+        require_effect(trace_paths(traced, given.w, hparams, None, None), type(self).__name__)
+        value, grad = jax.value_and_grad(lambda h: loss(given.hparams_at(h)))(given.h)
         finite = jnp.isfinite(value) & vector.all_finite(grad)
         nothing = jnp.zeros_like(value)
         info = HypergradientInfo(

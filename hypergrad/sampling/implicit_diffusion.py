@@ -18,6 +18,7 @@ from hypergrad.estimator import Estimator, FitInfo, Hypergradient, Hypergradient
 from hypergrad.linear import vector
 from hypergrad.outcome import Outcome
 from hypergrad.problem import BilevelProblem
+from hypergrad.restricted import RestrictedProblem
 from hypergrad.sampling.langevin import Langevin
 from hypergrad.sampling.problem import SamplingProblem, mean_statistic
 
@@ -131,8 +132,8 @@ class ImplicitDiffusion(Estimator):
     ) -> Hypergradient:
         """See `Estimator.hypergradient`; costs one gradient of each loss for every particle."""
         assert isinstance(problem, SamplingProblem)
-        h, h_static = eqx.partition(hparams, eqx.is_inexact_array)
         cloud = state.params
+        given = RestrictedProblem(problem, cloud, hparams, inner_batch, outer_batch, key)
         count = jax.tree.leaves(cloud)[0].shape[0]
         size = count // self.blocks
         blocks = jax.tree.map(
@@ -140,17 +141,17 @@ class ImplicitDiffusion(Estimator):
             cloud,
         )
 
-        losses, value, direct = self._losses(problem, h, h_static, cloud, outer_batch, key)
+        losses, value, direct = self._losses(problem, given)
         centred = losses - jnp.mean(losses)
 
         def covariance(particles: PyTree, weights: Array) -> PyTree:
             """Mean over a block of weight times `∂V/∂θ`: one reverse pass."""
 
             def weighted(lam: PyTree) -> Scalar:
-                full = eqx.combine(lam, h_static)
+                full = given.hparams_at(lam)
                 return jnp.mean(weights * problem.potentials(particles, full, inner_batch, key))
 
-            return jax.grad(weighted)(h)
+            return jax.grad(weighted)(given.h)
 
         whole = covariance(cloud, centred)
         # Within a block the weights are centred by the mean of all: the blocks' mean is the
@@ -178,23 +179,15 @@ class ImplicitDiffusion(Estimator):
         return Hypergradient(value, grad, state, info)
 
     @staticmethod
-    def _losses(
-        problem: SamplingProblem,
-        h: PyTree,
-        h_static: PyTree,
-        cloud: PyTree,
-        batch: PyTree,
-        key: Array | None,
-    ) -> tuple[Array, Scalar, PyTree]:
+    def _losses(problem: SamplingProblem, given: RestrictedProblem) -> tuple[Array, Scalar, PyTree]:
         """The loss of every particle, what is minimised, and its direct derivative.
 
         With a statistic the loss of a particle is linear in its statistic, by the derivative at the
         mean (the first variation).
         """
-        value, direct = jax.value_and_grad(
-            lambda lam: problem.outer_loss(cloud, eqx.combine(lam, h_static), batch, key)[0]
-        )(h)
-        full, extra = eqx.combine(h, h_static), problem._key(key)
+        value, direct = jax.value_and_grad(lambda h: given.outer_loss(None, h))(given.h)
+        cloud, full = given.params, given.hparams
+        batch, extra = given.outer_batch, given.extra
         if problem.statistic is None:
             losses = jax.vmap(lambda x: problem.loss(x, full, batch, *extra))(cloud)
             return losses, value, direct

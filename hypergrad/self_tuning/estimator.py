@@ -12,7 +12,6 @@ differ in what the response input is and in what is trained on what:
 """
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import equinox as eqx
@@ -26,7 +25,6 @@ from hypergrad.estimator import Estimator, FitInfo, Hypergradient, Hypergradient
 from hypergrad.linear import vector
 from hypergrad.outcome import Outcome
 from hypergrad.problem import BilevelProblem
-from hypergrad.residual import residual_scale
 from hypergrad.response.inputs import effective, ravel
 from hypergrad.response.perturbation import Perturbation, PerturbationState
 from hypergrad.restricted import RestrictedProblem
@@ -34,9 +32,9 @@ from hypergrad.self_tuning.convert import (
     SelfTuningModel,
     respond,
     response_size,
-    response_spec,
 )
-from hypergrad.self_tuning.gating import is_self_tuning
+from hypergrad.self_tuning.groups import group_count, split
+from hypergrad.self_tuning.weights import Weights, gates_finite
 
 # Response inputs further from the centre than this many standard deviations are extrapolation, as
 # are gates that exceed 1 in more than this fraction of the units.
@@ -127,11 +125,12 @@ class SelfTuning(Estimator):
     def __check_init__(self) -> None:
         if not 0 < self.response_part <= 1:
             raise ValueError(
-                f"SelfTuning: `response_part` must be in (0, 1], got {self.response_part}."
+                "SelfTuning: `response_part`: expected a number in (0, 1], received "
+                f"{self.response_part}."
             )
         for name, value in (("steps", self.steps), ("groups", self.groups)):
             if value is not None and value < 1:
-                raise ValueError(f"SelfTuning: `{name}` must be at least 1, got {value}.")
+                raise ValueError(f"SelfTuning: `{name}`: expected at least 1, received {value}.")
 
     @eqx.filter_jit
     def init(
@@ -171,13 +170,13 @@ class SelfTuning(Estimator):
         key = jax.random.key(0) if key is None else key
         key, problem_key = jax.random.split(key)
         flat, _ = ravel(hparams)
-        base, response, _ = _partition(params)
-        gradient, scale = _stationarity(problem, params, hparams, inner_batch, problem_key)
+        weights = Weights.of(params)
+        gradient, scale = weights.stationarity(problem, hparams, inner_batch, problem_key)
         active = effective(problem, params, hparams, inner_batch, problem_key)
         return SelfTuningState(
             params=self._place(params, active * flat),
-            optimizer=self.optimizer.init(base),
-            response_optimizer=(self.response_optimizer or self.optimizer).init(response),
+            optimizer=self.optimizer.init(weights.base),
+            response_optimizer=(self.response_optimizer or self.optimizer).init(weights.response),
             perturbation=self.perturbation.init(size, flat.dtype),
             centre=flat,
             effective=active,
@@ -208,17 +207,18 @@ class SelfTuning(Estimator):
         Raises `ValueError` when the batch cannot be split into `groups`.
         """
         flat, _ = ravel(hparams)
+        weights = Weights.of(state.params)
         key, next_key = jax.random.split(state.key if key is None else key)
         state = eqx.tree_at(lambda s: s.centre, state, flat)
 
-        def loss(weights: tuple[PyTree, PyTree], sigma: Array, key: Array) -> Any:
-            base, response = weights
+        def loss(trained: tuple[PyTree, PyTree], sigma: Array, key: Array) -> Any:
+            base, response = trained
             base_key, response_key = jax.random.split(key)
             fixed = jax.lax.stop_gradient(base) if self.centred else base
             nearby = self._perturbed(
                 problem,
                 state,
-                eqx.combine(fixed, response, rest),
+                weights.params(fixed, response),
                 hparams,
                 sigma,
                 inner_batch,
@@ -226,7 +226,7 @@ class SelfTuning(Estimator):
             )
             if not self.centred:
                 return nearby, nearby
-            params = eqx.combine(base, response, rest)
+            params = weights.params(base, response)
             at_centre = problem.inner_loss(params, hparams, inner_batch, base_key)[0]
             # Disjoint weights: the sum has the gradient of each by its own.
             return at_centre + nearby, at_centre
@@ -245,7 +245,7 @@ class SelfTuning(Estimator):
             # base weights, and none over that of the response. `W'` acts through its gates alone,
             # so that its gradient fails with that of the gates, which are few.
             square = vector.vdot(by_base, by_base)
-            finite = jnp.isfinite(total) & jnp.isfinite(square) & _gates_finite(by_response)
+            finite = jnp.isfinite(total) & jnp.isfinite(square) & gates_finite(by_response)
             new = (
                 optax.apply_updates(base, updates),
                 optax.apply_updates(response, response_updates),
@@ -256,10 +256,9 @@ class SelfTuning(Estimator):
             old = (*carry[:-1], self.perturbation.halve(perturbation))
             return vector.where(finite, new, old), (finite, value, jnp.sqrt(square))
 
-        base, response, rest = _partition(state.params)
         carry = (
-            base,
-            response,
+            weights.base,
+            weights.response,
             state.optimizer,
             state.response_optimizer,
             state.perturbation,
@@ -275,7 +274,7 @@ class SelfTuning(Estimator):
             value, gradient = values[-1], gradients[-1]
         base, response, optimizer, response_optimizer, perturbation = carry
         state = SelfTuningState(
-            params=self._place(eqx.combine(base, response, rest), state.effective * flat),
+            params=self._place(weights.params(base, response), state.effective * flat),
             optimizer=optimizer,
             response_optimizer=response_optimizer,
             perturbation=perturbation,
@@ -307,23 +306,23 @@ class SelfTuning(Estimator):
         `inner_batch` is not used: the response has been trained by `fit`.
         """
         flat, _ = ravel(hparams)
-        differentiable, constant = eqx.partition(hparams, eqx.is_inexact_array)
         params = respond(state.params, None)
+        given = RestrictedProblem(problem, params, hparams)
         noise_key, problem_key, next_key = jax.random.split(state.key if key is None else key, 3)
 
         def outer(leaves: PyTree, shift: PyTree, batch: PyTree, key: Array) -> tuple[Scalar, Any]:
             point = jax.tree.map(jnp.add, leaves, shift)
             vector_point = jax.flatten_util.ravel_pytree(point)[0]
             model = self._at(params, vector_point, state)
-            return problem.outer_loss(model, eqx.combine(point, constant), batch, key)
+            return problem.outer_loss(model, given.hparams_at(point), batch, key)
 
         sigma = self.perturbation.value(state.perturbation)
         perturbation = state.perturbation
         if self.perturbation.adaptive:
-            groups = self._groups(outer_batch)
-            _, unravel = jax.flatten_util.ravel_pytree(differentiable)
+            groups = group_count(outer_batch, self.groups)
+            _, unravel = jax.flatten_util.ravel_pytree(given.h)
             noise = jax.random.normal(noise_key, (groups, flat.size), flat.dtype)
-            slices = _split(outer_batch, groups)
+            slices = split(outer_batch, groups)
             keys = jax.random.split(problem_key, groups)
 
             def objective(leaves: PyTree, sigma: Array) -> tuple[Scalar, tuple[Scalar, Any]]:
@@ -335,12 +334,12 @@ class SelfTuning(Estimator):
 
             (_, (value, aux)), (grad, by_sigma) = jax.value_and_grad(
                 objective, argnums=(0, 1), has_aux=True
-            )(differentiable, sigma)
+            )(given.h, sigma)
             perturbation = self.perturbation.step(perturbation, by_sigma)
         else:
-            nowhere = jax.tree.map(jnp.zeros_like, differentiable)
+            nowhere = jax.tree.map(jnp.zeros_like, given.h)
             (value, aux), grad = jax.value_and_grad(outer, has_aux=True)(
-                differentiable, nowhere, outer_batch, problem_key
+                given.h, nowhere, outer_batch, problem_key
             )
         finite = jnp.isfinite(value) & vector.all_finite(grad)
         far = jnp.any(state.effective * jnp.abs(flat - state.centre) > _REACH * sigma)
@@ -385,8 +384,8 @@ class SelfTuning(Estimator):
     ) -> Scalar:
         """The mean inner loss at hyperparameters perturbed by group, around the state's centre."""
         flat, unravel = ravel(hparams)
-        groups = self._groups(batch)
-        slices = _split(batch, groups)
+        groups = group_count(batch, self.groups)
+        slices = split(batch, groups)
         if self.centred:
             groups = math.ceil(self.response_part * groups)
             slices = jax.tree.map(lambda a: a[:groups], slices)
@@ -400,27 +399,6 @@ class SelfTuning(Estimator):
         keys = jax.random.split(problem_key, groups)
         return jnp.mean(jax.vmap(one)(noise, slices, keys))
 
-    def _groups(self, batch: PyTree) -> int:
-        sizes = {
-            jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0
-            for leaf in jax.tree.leaves(batch)
-            if eqx.is_array_like(leaf)
-        }
-        if self.groups == 1:
-            return 1
-        if len(sizes) != 1 or 0 in sizes:
-            raise ValueError(
-                "SelfTuning: every array of a batch must have the same leading axis of examples, "
-                f"got lengths {sorted(sizes)} (0 for a scalar). For other batches set groups=1."
-            )
-        size = sizes.pop()
-        groups = size if self.groups is None else self.groups
-        if size % groups:
-            raise ValueError(
-                f"SelfTuning: a batch of {size} examples cannot be split into groups={groups}."
-            )
-        return groups
-
     def _saturated(self, params: PyTree, sigma: Array) -> Bool[Array, ""]:
         fractions = [
             node.saturation(sigma)
@@ -432,34 +410,3 @@ class SelfTuning(Estimator):
 
 def _is_model(node: Any) -> bool:
     return isinstance(node, SelfTuningModel)
-
-
-def _partition(params: PyTree) -> tuple[PyTree, PyTree, PyTree]:
-    """Base weights, response weights, and the rest, of the model at no response input."""
-    params = respond(params, None)
-    response, rest = eqx.partition(params, response_spec(params))
-    base, rest = eqx.partition(rest, eqx.is_inexact_array)
-    return base, response, rest
-
-
-def _gates_finite(response: PyTree) -> Bool[Array, ""]:
-    nodes = jax.tree.leaves(response, is_leaf=is_self_tuning)
-    return vector.all_finite([node.gate for node in nodes if is_self_tuning(node)])
-
-
-def _split(batch: PyTree, groups: int) -> PyTree:
-    """Leading axis `groups`, then the slice of each."""
-    return jax.tree.map(lambda a: jnp.reshape(a, (groups, -1, *jnp.shape(a)[1:])), batch)
-
-
-def _stationarity(
-    problem: BilevelProblem, params: PyTree, hparams: PyTree, batch: PyTree, key: Array
-) -> tuple[Scalar, Scalar]:
-    """Norm of the gradient by the base weights, and the scale it is compared with."""
-    base, response, rest = _partition(params)
-    here = RestrictedProblem(problem, params, hparams, batch, key=key)
-
-    def loss(base: PyTree) -> Scalar:
-        return replace(here, params=eqx.combine(base, response, rest)).inner_loss()
-
-    return residual_scale(jax.grad(loss), base)

@@ -177,7 +177,7 @@ class UnrolledEstimator(Estimator):
                 name = jax.tree_util.keystr(path, simple=True, separator="/") or "inner_batch"
                 raise ValueError(
                     f"Stacked inner batch, leaf {name!r}: expected a leading axis of length "
-                    f"{self.steps} (steps), got shape {leaf.shape}."
+                    f"{self.steps} (steps), received shape {leaf.shape}."
                 )
 
     def _initial(self, params: PyTree, hparams: PyTree) -> PyTree:
@@ -187,7 +187,7 @@ class UnrolledEstimator(Estimator):
         if _shapes(start) != _shapes(params):
             raise ValueError(
                 "`initial` must return a pytree like params: expected "
-                f"{_shapes(params)}, got {_shapes(start)}."
+                f"{_shapes(params)}, received {_shapes(start)}."
             )
         return start
 
@@ -284,7 +284,8 @@ def positive_int(name: str, value: Any) -> int:
     """`value`, if it is a positive Python integer."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise ValueError(
-            f"{name} must be a positive Python integer, got {value!r}. It fixes the program, so it "
+            f"{name}: expected a positive Python integer, received {value!r}. It fixes the "
+            "program, so it "
             "can be neither traced nor differentiated."
         )
     return int(value)

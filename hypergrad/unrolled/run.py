@@ -15,6 +15,7 @@ from hypergrad.jumps import hidden_reads
 from hypergrad.linear import vector
 from hypergrad.paths import Reach, inputs_of, leaf_names, refuse_biased
 from hypergrad.problem import BilevelProblem
+from hypergrad.restricted import RestrictedProblem
 from hypergrad.unrolled.steps import InnerStep
 
 
@@ -36,12 +37,10 @@ class Dynamics:
         key: Array | None,
         stacked: bool,
     ) -> None:
-        self._hparams = hparams
-        self.h = vector.widen(eqx.filter(hparams, eqx.is_inexact_array))
-        self._step, self._problem, self._start_of = step, problem, start
-        self._batch, self._key, self._stacked = batch, key, stacked
-        arrays, self._static = eqx.partition(start(hparams), is_array)
-        x, rest = eqx.partition(arrays, eqx.is_inexact_array)
+        self._given = RestrictedProblem(problem, None, hparams, batch, key=key)
+        self.h = vector.widen(self._given.h)
+        self._step, self._start_of, self._stacked = step, start, stacked
+        (x, rest), self._static = _parts(start(hparams))
         self.x = jax.tree.map(lambda a: _strong(a, a.dtype), x)
         self.rest = jax.tree.map(lambda a: _strong(a, a.dtype), rest)
         self.partial = False
@@ -49,12 +48,15 @@ class Dynamics:
     @property
     def keeps_biased(self) -> bool:
         """See `BilevelProblem.biased`."""
-        return self._problem.biased == "keep"
+        return self._given.problem.biased == "keep"
 
     def like(self, h: PyTree) -> PyTree:
         """What these are in the user's dtypes."""
         return jax.tree.map(
-            lambda a, b: None if a is None else b, h, self._hparams, is_leaf=lambda a: a is None
+            lambda a, b: None if a is None else b,
+            h,
+            self._given.hparams,
+            is_leaf=lambda a: a is None,
         )
 
     def without(self, names: Collection[str]) -> "Dynamics":
@@ -72,12 +74,11 @@ class Dynamics:
         """
         names = leaf_names(self.h)
         t = jnp.zeros((), jnp.int32)
-        key = None if self._key is None else jax.random.fold_in(self._key, t)
+        key = self._key(t)
 
         def step(h: PyTree, x: PyTree, rest: PyTree, other: PyTree) -> PyTree:
-            params, state = self.unpack(x, rest)
-            both = self.hparams(h), self.hparams(other)
-            return self._step.settings(self._problem, params, state, *both, self.batch(t), key)
+            point = (*self.unpack(x, rest), self.hparams(h), self.hparams(other))
+            return self._step.settings(self._given.problem, *point, self.batch(t), key)
 
         def of_loss(loss: Callable) -> Callable:
             def at(h: PyTree, x: PyTree, rest: PyTree) -> PyTree:
@@ -93,14 +94,14 @@ class Dynamics:
             read(self.start),
             read(step, self.x, self.rest, self.h),
             read(lambda h, x: outer(x, h), self.x),
-            *(read(of_loss(f), self.x, self.rest) for f in self._step.losses(self._problem)),
+            *(read(of_loss(f), self.x, self.rest) for f in self._step.losses(self._given.problem)),
         ]
         merged = (tuple(sorted(set().union(*reasons))) for reasons in zip(*found, strict=True))
         return dict(zip(names, merged, strict=True))
 
     def hparams(self, h: PyTree) -> PyTree:
         """The hyperparameters in full, as the user's functions expect them."""
-        return eqx.combine(vector.cast_like(h, self.like(h)), self._hparams)
+        return self._given.hparams_at(vector.cast_like(h, self.like(h)))
 
     def start(self, h: PyTree) -> PyTree:
         """The differentiable part of the start."""
@@ -118,19 +119,21 @@ class Dynamics:
     def batch(self, t: Array) -> PyTree:
         """The data of step `t`."""
         if not self._stacked:
-            return self._batch
+            return self._given.inner_batch
         return jax.tree.map(
             lambda a: lax.dynamic_index_in_dim(a, t, keepdims=False) if is_array(a) else a,
-            self._batch,
+            self._given.inner_batch,
         )
+
+    def _key(self, t: Array) -> Array | None:
+        key = self._given.key
+        return None if key is None else jax.random.fold_in(key, t)
 
     def __call__(self, x: PyTree, rest: PyTree, h: PyTree, t: Array) -> tuple[PyTree, PyTree]:
         """Step number `t` (from 0), which has its own batch and key."""
-        params, state = self.unpack(x, rest)
-        key = None if self._key is None else jax.random.fold_in(self._key, t)
-        out = self._step.step(self._problem, params, state, self.hparams(h), self.batch(t), key)
-        arrays, _ = eqx.partition(out, is_array)
-        new_x, new_rest = eqx.partition(arrays, eqx.is_inexact_array)
+        data = self.hparams(h), self.batch(t), self._key(t)
+        out = self._step.step(self._given.problem, *self.unpack(x, rest), *data)
+        (new_x, new_rest), _ = _parts(out)
         return _like(new_x, x, "params or its state"), _like(new_rest, rest, "a counter")
 
     def advance(
@@ -243,6 +246,12 @@ def require_effect(
     raise ValueError(f"{estimator} cannot see hyperparameter {listed}: {reason}.")
 
 
+def _parts(tree: PyTree) -> tuple[tuple[PyTree, PyTree], PyTree]:
+    """What is differentiated and the other arrays; what is no array."""
+    arrays, static = eqx.partition(tree, is_array)
+    return eqx.partition(arrays, eqx.is_inexact_array), static
+
+
 def is_array(leaf: Any) -> bool:
     """A JAX or numpy array."""
     return isinstance(leaf, jax.Array | np.ndarray)
@@ -254,7 +263,7 @@ def _like(new: PyTree, old: PyTree, what: str) -> PyTree:
     if expected != received:
         raise ValueError(
             f"An inner step must keep structure and shapes; of {what} it expected {expected}, "
-            f"got {received}."
+            f"received {received}."
         )
     return jax.tree.map(lambda a, b: _strong(a, b.dtype), new, old)
 

@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from hypergrad.problem import BilevelProblem
+from hypergrad.restricted import RestrictedProblem
 from hypergrad.unrolled.gradient import grad
 
 
@@ -97,20 +98,17 @@ class OptaxStep(InnerStep):
         key: Array | None,
     ) -> tuple[PyTree, PyTree]:
         """See `InnerStep.settings`."""
-        dynamic, static = eqx.partition(params, eqx.is_inexact_array)
+        given = RestrictedProblem(problem, params, loss_hparams, batch, key=key)
 
-        def loss(p: PyTree) -> Array:
-            return problem.inner_loss(eqx.combine(p, static), loss_hparams, batch, key)[0]
-
-        def update(gradient: PyTree, state: PyTree, dynamic: PyTree, value: Array) -> tuple:
+        def update(gradient: PyTree, state: PyTree, w: PyTree, value: Array) -> tuple:
             updates, state = self._build(hparams).update(
-                gradient, state, dynamic, value=value, grad=gradient, value_fn=loss
+                gradient, state, w, value=value, grad=gradient, value_fn=given.inner_loss
             )
-            return optax.apply_updates(dynamic, updates), state
+            return optax.apply_updates(w, updates), state
 
-        gradient = grad(loss)(dynamic)
-        dynamic, state = jax.checkpoint(update)(gradient, state, dynamic, loss(dynamic))
-        return eqx.combine(dynamic, static), state
+        gradient = grad(given.inner_loss)(given.w)
+        w, state = jax.checkpoint(update)(gradient, state, given.w, given.inner_loss(given.w))
+        return given.params_at(w), state
 
     def losses(self, problem: BilevelProblem) -> list[Callable]:
         """See `InnerStep.losses`."""
@@ -120,8 +118,8 @@ class OptaxStep(InnerStep):
         optimizer = self.optimizer(hparams)
         if not isinstance(optimizer, optax.GradientTransformation):
             raise ValueError(
-                "The optimizer function must return an optax.GradientTransformation; "
-                f"got {type(optimizer).__name__}. A step of your own goes into StepFunction."
+                "The optimizer function: expected an optax.GradientTransformation, "
+                f"received {type(optimizer).__name__}. A step of your own goes into StepFunction."
             )
         return optax.with_extra_args_support(optimizer)
 
@@ -169,7 +167,7 @@ class StepFunction(InnerStep):
         out = self.fn(params, state, hparams, batch, *((key,) if self.stochastic else ()))
         if not (isinstance(out, tuple) and len(out) == 2):
             raise ValueError(
-                f"The step function must return (params, state); got {type(out).__name__}."
+                f"The step function: expected (params, state), received {type(out).__name__}."
             )
         return out
 
@@ -191,8 +189,8 @@ def as_inner_step(update: Any) -> InnerStep:
     if callable(update) and not isinstance(update, type):
         return OptaxStep(update)
     raise ValueError(
-        "The inner step is an optax optimizer, a function hparams -> optax optimizer, or an "
-        f"InnerStep such as StepFunction; received {_given(update)}."
+        "Inner step: expected an optax optimizer, a function hparams -> optax optimizer, or an "
+        f"InnerStep such as StepFunction, received {_given(update)}."
     )
 
 

@@ -69,7 +69,7 @@ class TruncatedUnrolled(UnrolledEstimator):
         )
         self.window = positive_int("window", window)
         if self.window > self.steps:
-            raise ValueError(f"window must be at most steps={self.steps}, got {window}.")
+            raise ValueError(f"window: expected at most steps={self.steps}, received {window}.")
         self.memory = memory
 
     def hypergradient(
