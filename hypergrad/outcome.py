@@ -87,4 +87,4 @@ def text_of(outcome: Outcome) -> str:
 
 
 def _code(outcome: Outcome) -> Array:
-    return jax.tree.leaves(outcome)[0]
+    return jnp.asarray(jax.tree.leaves(outcome)[0])

@@ -79,7 +79,8 @@ class BilevelProblem(eqx.Module):
             if jax.tree.map(jnp.shape, value) != jax.tree.map(jnp.shape, expected):
                 raise ValueError(
                     "The optimality map must return a pytree like params: expected "
-                    f"{jax.tree.map(jnp.shape, expected)}, got {jax.tree.map(jnp.shape, value)}."
+                    f"{jax.tree.map(jnp.shape, expected)}, received "
+                    f"{jax.tree.map(jnp.shape, value)}."
                 )
             return value
         return eqx.filter_grad(lambda p: self.inner_loss(p, hparams, batch, key)[0])(params)
@@ -143,8 +144,8 @@ class BilevelProblem(eqx.Module):
         if self.has_aux:
             if not (isinstance(out, tuple) and len(out) == 2):
                 raise ValueError(
-                    f"With has_aux the {name} loss must return (loss, aux); "
-                    f"got {type(out).__name__}."
+                    f"With has_aux, the {name} loss: expected (loss, aux), "
+                    f"received {type(out).__name__}."
                 )
             loss, aux = out
         else:
@@ -157,8 +158,8 @@ class BilevelProblem(eqx.Module):
         loss = jnp.asarray(loss)
         if loss.shape != () or not jnp.issubdtype(loss.dtype, jnp.floating):
             raise ValueError(
-                f"The {name} loss must be a real scalar; "
-                f"got shape {loss.shape}, dtype {loss.dtype}."
+                f"The {name} loss: expected a real scalar, "
+                f"received shape {loss.shape}, dtype {loss.dtype}."
             )
         return loss, aux
 

@@ -1,5 +1,6 @@
 """What the project says about itself agrees with itself."""
 
+import ast
 import re
 import tomllib
 from pathlib import Path
@@ -55,3 +56,18 @@ def test_every_extra_that_users_need_is_in_all(project):
         "dev",
         "docs",
     }
+
+
+@pytest.mark.parametrize("package", ["hypergrad", "strategies"])
+def test_errors_tell_what_was_expected_and_what_was_received(package):
+    """One form of words in both packages: "key: expected ..., received ..."."""
+    odd = []
+    for path in sorted((ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not (isinstance(node, ast.Raise) and node.exc):
+                continue
+            texts = (n.value for n in ast.walk(node.exc) if isinstance(n, ast.Constant))
+            words = re.findall(r"\w+", " ".join(text for text in texts if isinstance(text, str)))
+            if "got" in words or ("received" in words and "expected" not in words):
+                odd.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert not odd

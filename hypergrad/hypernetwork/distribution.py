@@ -115,7 +115,8 @@ def _broadcast(name: str, value: PyTree, target: PyTree) -> Array:
     except ValueError as error:
         raise ValueError(
             f"Hypernetwork: `{name}` of the distribution must be a number or fit hparams: "
-            f"expected {jax.tree.map(jnp.shape, target)}, got {jax.tree.map(jnp.shape, value)}."
+            f"expected {jax.tree.map(jnp.shape, target)}, received "
+            f"{jax.tree.map(jnp.shape, value)}."
         ) from error
     return ravel_pytree(full)[0]
 
@@ -127,4 +128,6 @@ def _check_positive(owner: str, name: str, value: PyTree) -> None:
         array = np.asarray(leaf, dtype=float)
         if not np.all(np.isfinite(array) & (array > 0)):
             where = jax.tree_util.keystr(path)
-            raise ValueError(f"{owner}: `{name}`{where} must be positive, got {array}.")
+            raise ValueError(
+                f"{owner}: `{name}`{where}: expected a positive number, received {array}."
+            )

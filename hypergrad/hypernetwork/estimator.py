@@ -120,15 +120,20 @@ class Hypernetwork(Estimator):
     def __check_init__(self) -> None:
         for name, value in (("steps", self.steps), ("samples", self.samples)):
             if value < 1:
-                raise ValueError(f"Hypernetwork: `{name}` must be at least 1, got {value}.")
+                raise ValueError(f"Hypernetwork: `{name}`: expected at least 1, received {value}.")
         if any(width < 1 for width in self.hidden):
-            raise ValueError(f"Hypernetwork: widths must be positive, got hidden={self.hidden}.")
+            raise ValueError(
+                f"Hypernetwork: widths: expected positive numbers, received hidden={self.hidden}."
+            )
         if self.bottleneck is not None and self.bottleneck < 1:
-            raise ValueError(f"Hypernetwork: `bottleneck` must be positive, got {self.bottleneck}.")
+            raise ValueError(
+                "Hypernetwork: `bottleneck`: expected a positive number, received "
+                f"{self.bottleneck}."
+            )
         if not isinstance(self.distribution, Normal | Uniform | Perturbation):
             raise ValueError(
-                "Hypernetwork: `distribution` must be a Normal, Uniform or Perturbation, "
-                f"got {type(self.distribution).__name__}."
+                "Hypernetwork: `distribution`: expected a Normal, Uniform or Perturbation, "
+                f"received {type(self.distribution).__name__}."
             )
 
     @property

@@ -107,15 +107,17 @@ class ImplicitDifferentiation(Estimator):
         unseen: Literal["raise", "none"] = "raise",
     ) -> None:
         if isinstance(damping, float | int) and damping < 0:
-            raise ValueError(f"damping must be >= 0, got {damping}.")
+            raise ValueError(f"damping: expected >= 0, received {damping}.")
         if not isinstance(linear_solver, LinearSolver):
             raise ValueError(
-                f"linear_solver must be a LinearSolver, got {type(linear_solver).__name__}."
+                f"linear_solver: expected a LinearSolver, received {type(linear_solver).__name__}."
             )
         if not isinstance(curvature, Curvature):
-            raise ValueError(f"curvature must be a Curvature, got {type(curvature).__name__}.")
+            raise ValueError(
+                f"curvature: expected a Curvature, received {type(curvature).__name__}."
+            )
         if unseen not in ("raise", "none"):
-            raise ValueError(f'unseen must be "raise" or "none", got {unseen!r}.')
+            raise ValueError(f'unseen: expected "raise" or "none", received {unseen!r}.')
         self.unseen = unseen
         self.solver = None if solver is None else as_inner_solver(solver)
         self.linear_solver = linear_solver
@@ -202,7 +204,7 @@ class ImplicitDifferentiation(Estimator):
         if expected != received:
             raise ValueError(
                 "The state belongs to params of another structure: expected "
-                f"{expected}, got {received}. Make a new state with init."
+                f"{expected}, received {received}. Make a new state with init."
             )
         here = linearised(traced, self.curvature)
         (value, aux), (cotangent, direct) = jax.value_and_grad(

@@ -47,7 +47,7 @@ class ProximalStep(Oriented):
 
     def __check_init__(self) -> None:
         if isinstance(self.step, float | int) and self.step <= 0:
-            raise ValueError(f"ProximalStep: step must be > 0, got {self.step}.")
+            raise ValueError(f"ProximalStep: step: expected > 0, received {self.step}.")
 
     def __call__(self, params: PyTree, hparams: PyTree, batch: PyTree, *key: Array) -> PyTree:
         """The residual at `params`."""
@@ -124,8 +124,9 @@ class KKT(Oriented):
         """The residual at `params = (x, y)`."""
         if not (isinstance(params, tuple) and len(params) == 2):
             raise ValueError(
-                "With KKT, params is the pair (x, y) of the solution and the multipliers of its "
-                f"constraints; got {type(params).__name__}."
+                "With KKT, params: expected the pair (x, y) of the solution and the multipliers "
+                "of its "
+                f"constraints, received {type(params).__name__}."
             )
         x, y = params
         dynamic, static = eqx.partition(x, eqx.is_inexact_array)
@@ -135,7 +136,7 @@ class KKT(Oriented):
         if jax.tree.map(lambda a: a.shape, value) != jax.tree.map(lambda a: a.shape, y):
             raise ValueError(
                 "KKT: the multipliers must have the shapes of the constraint: expected "
-                f"{jax.tree.map(lambda a: a.shape, value)}, got "
+                f"{jax.tree.map(lambda a: a.shape, value)}, received "
                 f"{jax.tree.map(lambda a: a.shape, y)}."
             )
         gradient = jax.grad(lambda p: self.objective(eqx.combine(p, static), hparams, batch, *key))(

@@ -31,8 +31,8 @@ def as_inner_solver(solver: Any) -> InnerSolver:
     if callable(solver) and not isinstance(solver, type):
         return FunctionSolver(solver)
     raise ValueError(
-        "An inner solver is an InnerSolver, an optax optimizer, a jaxopt solver or a function "
-        f"fn(params, hparams, batch) -> params; received {_given(solver)}."
+        "Inner solver: expected an InnerSolver, an optax optimizer, a jaxopt solver or a function "
+        f"fn(params, hparams, batch) -> params, received {_given(solver)}."
     )
 
 

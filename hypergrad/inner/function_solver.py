@@ -38,7 +38,7 @@ class FunctionSolver(InnerSolver):
         if expected != received:
             raise ValueError(
                 "The inner solver function must return params of the structure and shapes it was "
-                f"given: expected {expected}, got {received}."
+                f"given: expected {expected}, received {received}."
             )
         residual = vector.norm(problem.residual(solved, hparams, batch, key))
         return InnerSolution(solved, None, jnp.ones((), jnp.int32), residual)

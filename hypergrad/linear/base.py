@@ -85,9 +85,9 @@ class IterativeSolver(LinearSolver):
     def __check_init__(self) -> None:
         name = type(self).__name__
         if isinstance(self.tol, float | int) and not self.tol >= 0:
-            raise ValueError(f"{name}: tol must be >= 0, got {self.tol}.")
+            raise ValueError(f"{name}: tol: expected >= 0, received {self.tol}.")
         if isinstance(self.max_steps, int) and self.max_steps < 0:
-            raise ValueError(f"{name}: max_steps must be >= 0, got {self.max_steps}.")
+            raise ValueError(f"{name}: max_steps: expected >= 0, received {self.max_steps}.")
 
     def with_tol(self, tol: float | Scalar) -> Self:
         """See `hypergrad.tolerance.HasTolerance`."""

@@ -38,7 +38,7 @@ class Dense(LinearSolver):
 
     def __check_init__(self) -> None:
         if self.chunk < 1:
-            raise ValueError(f"Dense: chunk must be >= 1, got {self.chunk}.")
+            raise ValueError(f"Dense: chunk: expected >= 1, received {self.chunk}.")
 
     def solve_scaled(self, system: System) -> LinearSolution:
         """See `LinearSolver.solve_scaled`; a start is not used.

@@ -35,7 +35,7 @@ class GMRES(IterativeSolver):
 
     def __check_init__(self) -> None:
         if self.restart < 1:
-            raise ValueError(f"GMRES: restart must be >= 1, got {self.restart}.")
+            raise ValueError(f"GMRES: restart: expected >= 1, received {self.restart}.")
 
     def solve_scaled(self, system: System) -> LinearSolution:
         """See `LinearSolver.solve_scaled`."""

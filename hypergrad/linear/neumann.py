@@ -50,12 +50,13 @@ class Neumann(LinearSolver):
 
     def __check_init__(self) -> None:
         if self.products < 0:
-            raise ValueError(f"Neumann needs products >= 0, got {self.products}.")
+            raise ValueError(f"Neumann: expected products >= 0, received {self.products}.")
         if isinstance(self.step, float | int) and not self.step > 0:
-            raise ValueError(f"Neumann needs step > 0, got {self.step}.")
+            raise ValueError(f"Neumann: expected step > 0, received {self.step}.")
         if self.step is None and self.power_iterations < 1:
             raise ValueError(
-                f"Neumann without a step needs power_iterations >= 1, got {self.power_iterations}."
+                "Neumann without a step: expected power_iterations >= 1, received "
+                f"{self.power_iterations}."
             )
 
     def solve_scaled(self, system: System) -> LinearSolution:

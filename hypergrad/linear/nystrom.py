@@ -136,7 +136,7 @@ class Nystrom(LinearSolver):
     def __check_init__(self) -> None:
         _check_sketch("Nystrom", self.rank, self.sketch, self.chunk)
         if isinstance(self.damping, float | int) and not self.damping > 0:
-            raise ValueError(f"Nystrom: damping must be > 0, got {self.damping}.")
+            raise ValueError(f"Nystrom: damping: expected > 0, received {self.damping}.")
 
     def solve_scaled(self, system: System) -> LinearSolution:
         """See `LinearSolver.solve_scaled`; a start is not used."""
@@ -236,8 +236,10 @@ def _scaled(operator: LinearOperator, root: PyTree) -> LinearOperator:
 
 def _check_sketch(method: str, rank: int, sketch: str, chunk: int | None) -> None:
     if rank < 1:
-        raise ValueError(f"{method}: rank must be >= 1, got {rank}.")
+        raise ValueError(f"{method}: rank: expected >= 1, received {rank}.")
     if sketch not in ("gaussian", "columns"):
-        raise ValueError(f"{method}: sketch must be 'gaussian' or 'columns', got {sketch!r}.")
+        raise ValueError(
+            f"{method}: sketch: expected 'gaussian' or 'columns', received {sketch!r}."
+        )
     if chunk is not None and chunk < 1:
-        raise ValueError(f"{method}: chunk must be >= 1, got {chunk}.")
+        raise ValueError(f"{method}: chunk: expected >= 1, received {chunk}.")

@@ -45,8 +45,8 @@ class PCG(IterativeSolver):
     ) -> None:
         if not isinstance(preconditioner, Preconditioner):
             raise ValueError(
-                "PCG: preconditioner must be a Preconditioner (e.g. Jacobi(), Diagonal(d)), "
-                f"got {type(preconditioner).__name__}."
+                "PCG: preconditioner: expected a Preconditioner (e.g. Jacobi(), Diagonal(d)), "
+                f"received {type(preconditioner).__name__}."
             )
         self.preconditioner, self.tol, self.max_steps = preconditioner, tol, max_steps
 

@@ -86,7 +86,8 @@ class Jacobi(Preconditioner):
     def __check_init__(self) -> None:
         if self.probes < 2:
             raise ValueError(
-                f"Jacobi needs probes >= 2 (the spread tells the noise), got {self.probes}."
+                "Jacobi: expected probes >= 2 (the spread tells the noise), received "
+                f"{self.probes}."
             )
 
     def build(

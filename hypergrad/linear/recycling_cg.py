@@ -106,7 +106,9 @@ class RecyclingCG(IterativeSolver):
 
     def __check_init__(self) -> None:
         if self.memory < _EARLIER + 1:
-            raise ValueError(f"RecyclingCG: memory must be >= {_EARLIER + 1}, got {self.memory}.")
+            raise ValueError(
+                f"RecyclingCG: memory: expected >= {_EARLIER + 1}, received {self.memory}."
+            )
 
     def init_state(self, like: PyTree) -> Memory:
         """See `LinearSolver.init_state`."""

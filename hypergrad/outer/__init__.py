@@ -4,7 +4,7 @@ from hypergrad.outer.alternating import Alternating
 from hypergrad.outer.base import Batches, OuterAlgorithm, OuterInfo, OuterState
 from hypergrad.outer.batches import FullBatch, Minibatches, Sampler
 from hypergrad.outer.checkpoint import CheckpointError
-from hypergrad.outer.constraints import Box, Budget, Constraint, L1Ball, Simplex, project
+from hypergrad.outer.constraints import Box, Budget, Constraint, L1Ball, ScaledSimplex, project
 from hypergrad.outer.driver import run
 from hypergrad.outer.f2sa import F2SA
 from hypergrad.outer.guards import OverTuningWarning
@@ -17,8 +17,8 @@ from hypergrad.outer.retrain import RetrainGap, retrain_gap
 from hypergrad.outer.saba import SABA
 from hypergrad.outer.soba import SOBA
 
-# The name of version 0.1.0, which `strategies.Report` has as well.
-Report = StepReport
+# Names of version 0.1.0, which `strategies` has as well.
+Report, Simplex = StepReport, ScaledSimplex
 
 __all__ = [
     "F2SA",
@@ -45,7 +45,7 @@ __all__ = [
     "Result",
     "RetrainGap",
     "Sampler",
-    "Simplex",
+    "ScaledSimplex",
     "Smoothness",
     "StepReport",
     "project",

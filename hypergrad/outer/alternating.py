@@ -71,11 +71,12 @@ class Alternating(OuterAlgorithm):
 
     def __check_init__(self) -> None:
         if self.fits < 1:
-            raise ValueError(f"Alternating: fits must be at least 1, got {self.fits}.")
+            raise ValueError(f"Alternating: fits: expected at least 1, received {self.fits}.")
         count = isinstance(self.start, int) and self.start >= 1
         if self.start not in ("warm", "cold") and not count:
             raise ValueError(
-                'Alternating: start must be "warm", "cold" or a number of outer steps >= 1, got '
+                'Alternating: start: expected "warm", "cold" or a number of outer steps >= 1, '
+                "received "
                 f"{self.start!r}."
             )
 

@@ -43,7 +43,7 @@ class Batches(eqx.Module):
     - `inner_rows`: row numbers, shape `(fits, size)`: one mini-batch for each inner fit of the
       step. `None`: all rows.
     - `linear_rows`: row numbers, shape `(size,)`, for the linear system and the mixed product.
-    - `outer_rows`: row numbers, shape `(size,)`, for the outer loss.
+    - `outer_rows`: row numbers, shape `(outer_size,)`, for the outer loss.
     - `inner_number`, `outer_number`: which block of a fixed partition of the data the (first) inner
       and the outer mini-batch are; methods with one memory slot per block need them.
     - `inner_count`, `outer_count`: how many blocks there are; 0 if the mini-batches are not blocks
@@ -54,7 +54,7 @@ class Batches(eqx.Module):
     outer_data: PyTree
     inner_rows: Int[Array, "fits size"] | None = None
     linear_rows: Int[Array, " size"] | None = None
-    outer_rows: Int[Array, " size"] | None = None
+    outer_rows: Int[Array, " outer_size"] | None = None
     inner_number: Int[Array, ""] | int = 0
     outer_number: Int[Array, ""] | int = 0
     inner_count: int = eqx.field(static=True, default=1)

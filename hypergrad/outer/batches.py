@@ -90,13 +90,13 @@ class Minibatches(Sampler):
     def __check_init__(self) -> None:
         if self.policy not in ("same", "fresh", "independent"):
             raise ValueError(
-                'Minibatches: policy must be "same", "fresh" or "independent", got '
+                'Minibatches: policy: expected "same", "fresh" or "independent", received '
                 f"{self.policy!r}."
             )
         for name in ("size", "outer_size", "fits"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"Minibatches: {name} must be at least 1, got {value}.")
+                raise ValueError(f"Minibatches: {name}: expected at least 1, received {value}.")
 
     def __call__(
         self, inner_data: PyTree, outer_data: PyTree, step: Int[Array, ""], key: Array
@@ -136,7 +136,8 @@ def _examples(data: PyTree, size: int, name: str, blocks: bool) -> int:
     lengths = {shape[0] if shape else None for shape in shapes}
     if len(lengths) != 1 or None in lengths:
         raise ValueError(
-            f"Minibatches: the leaves of {name} must share their first axis, got shapes {shapes}."
+            f"Minibatches: {name}: expected leaves that share their first axis, received shapes "
+            f"{shapes}."
         )
     total = shapes[0][0]
     if total < size:

@@ -1,7 +1,7 @@
 """Feasible sets for the hyperparameters and the Euclidean projections on them.
 
 An algorithm's `constraint` is `None`, one `Constraint` for the whole of `hparams`, or a pytree of
-them that is a prefix of `hparams` (`{"weights": Simplex(), "l2": None}`).
+them that is a prefix of `hparams` (`{"weights": ScaledSimplex(), "l2": None}`).
 """
 
 from abc import abstractmethod
@@ -41,7 +41,9 @@ class Box(Constraint):
         lows, highs = jax.tree.leaves(self.lower), jax.tree.leaves(self.upper)
         for low, high in zip(lows, highs, strict=False):
             if bool(jnp.any(jnp.asarray(low) > jnp.asarray(high))):
-                raise ValueError(f"Box: expected lower <= upper, got lower={low}, upper={high}.")
+                raise ValueError(
+                    f"Box: expected lower <= upper, received lower={low}, upper={high}."
+                )
 
     def project(self, hparams: PyTree) -> PyTree:
         """Clip each entry."""
@@ -49,7 +51,7 @@ class Box(Constraint):
         return _each(jnp.minimum, self.upper, clipped)
 
 
-class Simplex(Constraint):
+class ScaledSimplex(Constraint):
     """`λ >= 0` with entries that sum to `total`: mixing weights.
 
     Duchi et al., "Efficient Projections onto the l1-Ball" (2008), by sorting.
@@ -111,13 +113,13 @@ class Budget(Constraint):
 
         # θ lies within `upper` below an entry. Relative to that entry it keeps its digits, however
         # large the entries are. The sum falls with θ, so that both are found by halving.
-        def nearer(_: int, between: tuple[Array, Array]) -> tuple[Array, Array]:
+        def nearer(_: Array, between: tuple[Array, Array]) -> tuple[Array, Array]:
             fits, over = between
             middle = (fits + over) // 2
             good = jnp.sum(kept(x - ordered[middle], 0)) <= self.total
             return jnp.where(good, middle, fits), jnp.where(good, over, middle)
 
-        def halve(_: int, interval: tuple[Scalar, Scalar]) -> tuple[Scalar, Scalar]:
+        def halve(_: Array, interval: tuple[Scalar, Scalar]) -> tuple[Scalar, Scalar]:
             low, high = interval
             middle = (low + high) / 2
             over = jnp.sum(kept(relative, middle)) > self.total

@@ -102,7 +102,9 @@ def run(
     hypergradient exceeds its norm for ten steps in a row, or to the end of a shorter run.
     """
     if steps < 1 or every < 1:
-        raise ValueError(f"run: steps and every must be at least 1, got {steps} and {every}.")
+        raise ValueError(
+            f"run: steps and every: expected at least 1, received {steps} and {every}."
+        )
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
         raise ValueError(f"run: seed expected an integer, received {seed!r}; the default is 0.")
     check_leaves(
@@ -206,7 +208,7 @@ def run(
 def _asked(answer: object) -> bool:
     if answer is not None and not isinstance(answer, bool | np.bool_):
         raise ValueError(
-            "run: a callback returns True to stop the run, None or False to go on; received a "
+            "run: of a callback expected True to stop the run, None or False to go on, received a "
             f"{type(answer).__name__}."
         )
     return bool(answer)

@@ -82,7 +82,9 @@ class F2SA(OuterAlgorithm):
 
     def __check_init__(self) -> None:
         if self.inner_steps < 1:
-            raise ValueError(f"F2SA: inner_steps must be at least 1, got {self.inner_steps}.")
+            raise ValueError(
+                f"F2SA: inner_steps: expected at least 1, received {self.inner_steps}."
+            )
 
     def init(
         self,

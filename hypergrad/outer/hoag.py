@@ -153,15 +153,15 @@ class HOAG(OuterAlgorithm):
         require_tolerances(self, self.estimator)
         if isinstance(self.tolerance, str) and self.tolerance not in (*SCHEDULES, "adaptive"):
             raise ValueError(
-                f"HOAG: tolerance must be one of {[*SCHEDULES, 'adaptive']} or a function of the "
-                f"step number, got {self.tolerance!r}."
+                f"HOAG: tolerance: expected one of {[*SCHEDULES, 'adaptive']} or a function of the "
+                f"step number, received {self.tolerance!r}."
             )
         sets = jax.tree.leaves(self.constraint, is_leaf=lambda x: isinstance(x, Constraint))
         odd = [type(x).__name__ for x in sets if not isinstance(x, Box)]
         if self.metric is not None and odd:
             raise ValueError(
-                "HOAG: a metric needs a constraint that holds entry by entry (Box), received "
-                f"{', '.join(odd)}. Drop the metric."
+                "HOAG: with a metric expected a constraint that holds entry by entry (Box), "
+                f"received {', '.join(odd)}. Drop the metric."
             )
 
     def init(

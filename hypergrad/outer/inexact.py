@@ -40,7 +40,7 @@ def require_tolerances(algorithm: OuterAlgorithm, estimator: Any) -> None:
     name = type(algorithm).__name__
     if not isinstance(estimator, ImplicitDifferentiation):
         raise ValueError(
-            f"{name} works with ImplicitDifferentiation, got {type(estimator).__name__}."
+            f"{name}: expected ImplicitDifferentiation, received {type(estimator).__name__}."
         )
     for role, solver in (("solver", estimator.solver), ("linear_solver", estimator.linear_solver)):
         if not isinstance(solver, HasTolerance):

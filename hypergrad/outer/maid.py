@@ -141,7 +141,9 @@ class MAID(OuterAlgorithm):
         for name in ("eta", "backtrack", "tighten"):
             value = getattr(self, name)
             if isinstance(value, float | int) and not 0 < value < 1:
-                raise ValueError(f"MAID: {name} must lie between 0 and 1, got {value}.")
+                raise ValueError(
+                    f"MAID: {name}: expected a number between 0 and 1, received {value}."
+                )
         if self.smoothness is None and self.estimator.error_estimate is None:
             raise ValueError(
                 "MAID needs to know the error of its hypergradients: expected `smoothness`, or an "

@@ -49,7 +49,7 @@ class QuasiNewton(eqx.Module):
 
     def __check_init__(self) -> None:
         if self.memory < 0:
-            raise ValueError(f"QuasiNewton: memory must be >= 0, got {self.memory}.")
+            raise ValueError(f"QuasiNewton: memory: expected >= 0, received {self.memory}.")
 
     def init(self, hparams: PyTree) -> LimitedMemory:
         """Nothing known.

@@ -42,7 +42,9 @@ class Smoothness(eqx.Module):
             low = value > 0 if name == "strong_convexity" else value >= 0
             if not (low and math.isfinite(value)):
                 kind = "positive" if name == "strong_convexity" else "non-negative"
-                raise ValueError(f"Smoothness: {name} must be {kind} and finite, got {value}.")
+                raise ValueError(
+                    f"Smoothness: {name}: expected {kind} and finite, received {value}."
+                )
 
     def hypergradient_error(self, residual: Scalar, linear: Scalar, cotangent: Scalar) -> Scalar:
         """The bound `ω`, from `‖∂f/∂w‖`, the absolute linear residual and `‖∂F/∂w‖`."""

@@ -51,14 +51,15 @@ class Perturbation(eqx.Module):
         if not 0 < self.minimum < self.maximum:
             raise ValueError(
                 "Perturbation: expected 0 < minimum < maximum, "
-                f"got minimum={self.minimum}, maximum={self.maximum}."
+                f"received minimum={self.minimum}, maximum={self.maximum}."
             )
         if isinstance(self.scale, jax.core.Tracer):
             return
         scale = np.asarray(self.scale, dtype=float)
         if scale.ndim > 1 or not np.all(np.isfinite(scale) & (scale > 0)):
             raise ValueError(
-                f"Perturbation: `scale` must be positive, got {self.scale}. Without a perturbation "
+                f"Perturbation: `scale`: expected a positive number, received {self.scale}. "
+                "Without a perturbation "
                 "the response to the hyperparameters cannot be identified."
             )
         if self.optimizer is not None and (

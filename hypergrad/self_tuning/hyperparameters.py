@@ -67,7 +67,7 @@ class Positive(eqx.Module):
     def inverse(self, value: float) -> float:
         """`log(value)`."""
         if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"Positive: the value must be positive, got {value}.")
+            raise ValueError(f"Positive: expected a positive number, received {value}.")
         return math.log(value)
 
 
@@ -94,7 +94,7 @@ class Discrete(eqx.Module):
         for name in ("low", "high", "initial"):
             if getattr(self, name) != int(getattr(self, name)):
                 raise ValueError(
-                    f"Discrete: `{name}` must be a whole number, got {getattr(self, name)}."
+                    f"Discrete: `{name}`: expected a whole number, received {getattr(self, name)}."
                 )
         _check_range(self)
 
@@ -136,8 +136,9 @@ class Hyperparameters(eqx.Module):
         for name, transform in transforms.items():
             if not isinstance(transform, Transform):
                 raise ValueError(
-                    f"Hyperparameters: {name!r} needs a transform (Bounded, Positive or "
-                    f"Discrete), got {type(transform).__name__}. A choice without an order has no "
+                    f"Hyperparameters: {name!r}: expected a transform (Bounded, Positive or "
+                    f"Discrete), received {type(transform).__name__}. A choice without an order "
+                    "has no "
                     "relaxation: leave it to a searcher."
                 )
         self.transforms = dict(transforms)
@@ -174,16 +175,20 @@ class Hyperparameters(eqx.Module):
             eta = jnp.asarray(hparams[name])
             if eta.shape != transform.shape:
                 raise ValueError(
-                    f"Hyperparameter {name!r}: expected shape {transform.shape}, got {eta.shape}."
+                    f"Hyperparameter {name!r}: expected shape {transform.shape}, received "
+                    f"{eta.shape}."
                 )
             if not bool(jnp.all(jnp.isfinite(eta))):
-                raise ValueError(f"Hyperparameter {name!r} left its domain: got {eta}.")
+                raise ValueError(
+                    f"Hyperparameter {name!r} left its domain: expected finite values, received "
+                    f"{eta}."
+                )
 
     def _check_names(self, given: Mapping[str, Any]) -> None:
         if set(given) != set(self.transforms):
             raise ValueError(
                 f"Hyperparameters: expected the names {sorted(self.transforms)}, "
-                f"got {sorted(given)}."
+                f"received {sorted(given)}."
             )
 
 
@@ -195,15 +200,15 @@ def _check_range(transform: Any) -> None:
     kind = type(transform).__name__
     low, high = transform.low, transform.high
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ValueError(f"{kind}: expected low < high, got low={low}, high={high}.")
+        raise ValueError(f"{kind}: expected low < high, received low={low}, high={high}.")
     _check_inside(transform, transform.initial)
 
 
 def _check_inside(transform: Any, value: float) -> None:
     if not transform.low <= value <= transform.high:
         raise ValueError(
-            f"{type(transform).__name__}: the value must be in "
-            f"[{transform.low}, {transform.high}], got {value}."
+            f"{type(transform).__name__}: expected a number in "
+            f"[{transform.low}, {transform.high}], received {value}."
         )
 
 

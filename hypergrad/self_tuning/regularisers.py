@@ -39,7 +39,8 @@ def set_dropout(model: PyTree, rates: Any) -> PyTree:
         rates = [rates] * len(found)
     if not found or len(rates) != len(found):
         raise ValueError(
-            f"set_dropout: the model has {len(found)} Dropout layers, got {len(rates)} rates."
+            f"set_dropout: expected {len(found)} rates for the model's Dropout layers, received "
+            f"{len(rates)}."
         )
     for index, rate in zip(found, rates, strict=True):
         nodes[index] = eqx.tree_at(lambda layer: layer.p, nodes[index], rate)

@@ -28,7 +28,8 @@ class Schedule(eqx.Module):
         self.values = {name: np.asarray(value) for name, value in values.items()}
         if self.steps.ndim != 1 or len(self.steps) == 0 or np.any(np.diff(self.steps) <= 0):
             raise ValueError(
-                f"Schedule: `steps` must be an increasing vector, got shape {self.steps.shape}."
+                "Schedule: `steps`: expected an increasing vector, received shape "
+                f"{self.steps.shape}."
             )
         for name, value in self.values.items():
             if value.ndim == 0 or len(value) != len(self.steps):

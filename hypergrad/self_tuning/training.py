@@ -58,7 +58,7 @@ class Tuner(eqx.Module):
         if self.train_steps < 1 or self.warmup < 0:
             raise ValueError(
                 "Tuner: expected train_steps >= 1 and warmup >= 0, "
-                f"got train_steps={self.train_steps}, warmup={self.warmup}."
+                f"received train_steps={self.train_steps}, warmup={self.warmup}."
             )
 
     def init(

@@ -411,15 +411,21 @@ def test_float32_stays_float32(key):
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: Hypernetwork(Perturbation(0.0)), "`scale` must be positive, got 0.0"),
-        (lambda: Hypernetwork(Perturbation(jnp.array([0.1, -1.0]))), "`scale` must be positive"),
-        (lambda: Hypernetwork(Normal(std={"a": 0.0})), r"Normal: `std`\['a'\] must be positive"),
-        (lambda: Hypernetwork(Uniform(1.0, 1.0)), "Uniform: `high - low` must be positive"),
-        (lambda: Hypernetwork(steps=0), "`steps` must be at least 1, got 0"),
-        (lambda: Hypernetwork(samples=0), "`samples` must be at least 1, got 0"),
-        (lambda: Hypernetwork(hidden=(0,)), "widths must be positive"),
-        (lambda: Hypernetwork(bottleneck=0), "`bottleneck` must be positive, got 0"),
-        (lambda: Hypernetwork(0.1), "must be a Normal, Uniform or Perturbation, got float"),
+        (lambda: Hypernetwork(Perturbation(0.0)), "`scale`: expected .* received 0.0"),
+        (
+            lambda: Hypernetwork(Perturbation(jnp.array([0.1, -1.0]))),
+            "`scale`: expected a positive",
+        ),
+        (
+            lambda: Hypernetwork(Normal(std={"a": 0.0})),
+            r"Normal: `std`\['a'\]: expected a positive",
+        ),
+        (lambda: Hypernetwork(Uniform(1.0, 1.0)), "Uniform: `high - low`: expected a positive"),
+        (lambda: Hypernetwork(steps=0), "`steps`: expected at least 1, received 0"),
+        (lambda: Hypernetwork(samples=0), "`samples`: expected at least 1, received 0"),
+        (lambda: Hypernetwork(hidden=(0,)), "widths: expected positive"),
+        (lambda: Hypernetwork(bottleneck=0), "`bottleneck`: expected .* received 0"),
+        (lambda: Hypernetwork(0.1), ": expected a Normal, Uniform or Perturbation, received float"),
         (lambda: Hypernetwork().init(LINEAR, START, {"l": 3}, None), "`hparams` has no floating"),
         (lambda: Hypernetwork().init(LINEAR, {"w": 1}, POINT, None), "`params` has no floating"),
         (
@@ -428,7 +434,7 @@ def test_float32_stays_float32(key):
         ),
         (
             lambda: Hypernetwork(Normal(mean={"l": jnp.zeros(2)})).init(LINEAR, START, POINT, None),
-            r"`mean` of .* fit hparams: expected \{'l': \(3,\)\}, got \{'l': \(2,\)\}",
+            r"`mean` of .* fit hparams: expected \{'l': \(3,\)\}, received \{'l': \(2,\)\}",
         ),
         (
             lambda: Hypernetwork(Perturbation(jnp.ones(2))).init(LINEAR, START, POINT, None),

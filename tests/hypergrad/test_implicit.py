@@ -395,8 +395,8 @@ def test_a_leaf_of_the_outer_loss_only_gets_its_direct_gradient():
         (ridge_inner, lambda w, lam, b: lam**2, r"outer loss does not depend on params.*only on"),
         (ridge_inner, lambda w, lam, b: jnp.sum(b[1]), "neither params nor hparams"),
         (lambda w, lam, b: lam * jnp.sum(w), half_mse, "no curvature"),
-        (lambda w, lam, b: lam * w, half_mse, r"inner loss must be a real scalar.*\(2,\)"),
-        (ridge_inner, lambda w, lam, b: w, r"outer loss must be a real scalar.*\(2,\)"),
+        (lambda w, lam, b: lam * w, half_mse, r"inner loss: expected a real scalar.*\(2,\)"),
+        (ridge_inner, lambda w, lam, b: w, r"outer loss: expected a real scalar.*\(2,\)"),
     ],
 )
 def test_losses_that_make_no_problem(inner, outer, message):

@@ -106,6 +106,6 @@ def test_newton_leaves_a_saddle_and_solves_to_rounding():
 def test_wrong_solvers():
     with pytest.raises(ValueError, match="received the text 'adam'"):
         as_inner_solver("adam")
-    with pytest.raises(ValueError, match=r"expected \(2,\), got \(3,\)"):
+    with pytest.raises(ValueError, match=r"expected \(2,\), received \(3,\)"):
         FunctionSolver(lambda w, lam, b: jnp.zeros(3)).run(RIDGE, W, -1.0, (X, Y))
     assert isinstance(as_inner_solver(jaxopt_solver()), JaxoptSolver)

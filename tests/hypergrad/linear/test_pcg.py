@@ -80,5 +80,5 @@ def test_traced_options_do_not_recompile() -> None:
 
 
 def test_what_is_not_a_preconditioner_is_refused() -> None:
-    with pytest.raises(ValueError, match="must be a Preconditioner"):
+    with pytest.raises(ValueError, match="expected a Preconditioner"):
         PCG(np.ones(3))

@@ -118,7 +118,7 @@ def test_leaves_that_are_not_floating_point_are_carried():
 
 
 def test_bad_options_are_refused():
-    with pytest.raises(ValueError, match="fits must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="fits: expected at least 1, received 0"):
         Alternating(EXACT, optax.sgd(0.1), fits=0)
-    with pytest.raises(ValueError, match="got 'lukewarm'"):
+    with pytest.raises(ValueError, match="received 'lukewarm'"):
         Alternating(EXACT, optax.sgd(0.1), start="lukewarm")

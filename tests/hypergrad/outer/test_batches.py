@@ -80,9 +80,9 @@ def test_impossible_sizes_are_refused(sampler, message):
 
 
 def test_ragged_data_and_unknown_policies_are_refused():
-    with pytest.raises(ValueError, match=r"share their first axis, got shapes \[\(3,\), \(4,\)\]"):
+    with pytest.raises(ValueError, match=r"first axis, received shapes \[\(3,\), \(4,\)\]"):
         Minibatches(2)((jnp.ones(3), jnp.ones(4)), OUTER, jnp.asarray(0), jax.random.key(0))
-    with pytest.raises(ValueError, match="got 'other'"):
+    with pytest.raises(ValueError, match="received 'other'"):
         Minibatches(2, policy="other")
-    with pytest.raises(ValueError, match="size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="size: expected at least 1, received 0"):
         Minibatches(0)

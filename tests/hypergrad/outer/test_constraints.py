@@ -6,13 +6,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.optimize import minimize
 
-from hypergrad.outer import Box, Budget, L1Ball, Simplex, project
+from hypergrad.outer import Box, Budget, L1Ball, ScaledSimplex, project
 from hypergrad.outer.constraints import check_start
 
 points = arrays(np.float64, 5, elements=st.floats(-4, 4))
 SETS = {
     "box": (Box(-1.0, 2.0), lambda x: np.min(np.r_[x + 1, 2 - x])),
-    "simplex": (Simplex(1.5), lambda x: min(np.min(x), -abs(np.sum(x) - 1.5))),
+    "simplex": (ScaledSimplex(1.5), lambda x: min(np.min(x), -abs(np.sum(x) - 1.5))),
     "l1": (L1Ball(2.0), lambda x: 2 - np.sum(np.abs(x))),
     "budget": (Budget(2.0), lambda x: min(np.min(x), np.min(1 - x), 2 - np.sum(x))),
 }
@@ -53,7 +53,7 @@ def test_float32_stays_float32_and_feasible():
 
 def test_a_prefix_constrains_some_leaves():
     hparams = {"mix": jnp.asarray([3.0, 0.0]), "l2": jnp.asarray(7.0), "name": "adam"}
-    constraint = {"mix": Simplex(), "l2": None, "name": None}
+    constraint = {"mix": ScaledSimplex(), "l2": None, "name": None}
     moved = project(constraint, hparams)
     np.testing.assert_allclose(moved["mix"], [1.0, 0.0])
     assert moved["l2"] == 7.0
@@ -69,7 +69,7 @@ def test_a_box_with_bounds_for_each_leaf():
 
 
 def test_an_empty_box_is_refused():
-    with pytest.raises(ValueError, match=r"lower <= upper, got lower=2.0, upper=1.0"):
+    with pytest.raises(ValueError, match=r"lower <= upper, received lower=2.0, upper=1.0"):
         Box(2.0, 1.0)
 
 
@@ -82,7 +82,7 @@ def test_a_start_outside_is_named(bad):
 
 
 SUMS = {
-    "simplex": (Simplex(), lambda x: (np.min(x, initial=0), abs(np.sum(x) - 1))),
+    "simplex": (ScaledSimplex(), lambda x: (np.min(x, initial=0), abs(np.sum(x) - 1))),
     "l1": (L1Ball(1.0), lambda x: (0, max(np.sum(np.abs(x)) - 1, 0))),
     "budget": (
         Budget(1.0, 0.6),
@@ -115,14 +115,14 @@ def test_the_projection_is_feasible_at_any_magnitude(name, dtype, parts, power, 
 @pytest.mark.parametrize("scale", [1e4, 1e5, 3e7, 1e9, 1e30])
 def test_one_large_entry_takes_all(scale):
     x = jnp.asarray([1.0, 0.9, -0.5], jnp.float32) * scale
-    assert project(Simplex(), x).tolist() == [1, 0, 0]
+    assert project(ScaledSimplex(), x).tolist() == [1, 0, 0]
     assert project(L1Ball(1.0), -x).tolist() == [-1, 0, 0]
     np.testing.assert_allclose(project(Budget(1.0), x), [1, 0, 0], atol=1e-7)
 
 
 def test_many_large_entries_share_the_total():
     x = jnp.full(100_000, 1e6, jnp.float32)
-    for constraint in (Simplex(), L1Ball(1.0), Budget(1.0)):
+    for constraint in (ScaledSimplex(), L1Ball(1.0), Budget(1.0)):
         near = np.asarray(project(constraint, x), np.float64)
         assert abs(near.sum() - 1) < 1e-4
         np.testing.assert_allclose(near, 1e-5, rtol=1e-4)

@@ -10,7 +10,7 @@ import pytest
 from hypergrad.implicit import ImplicitDifferentiation
 from hypergrad.inner import FunctionSolver, Newton, OptaxSolver
 from hypergrad.linear.cg import CG
-from hypergrad.outer import HOAG, Alternating, Batches, Box, QuasiNewton, Simplex
+from hypergrad.outer import HOAG, Alternating, Batches, Box, QuasiNewton, ScaledSimplex
 from hypergrad.outer.hoag import SCHEDULES
 from hypergrad.problem import BilevelProblem
 
@@ -95,8 +95,8 @@ def test_a_lucky_rough_start_does_not_hold_the_search_up(ridge):
 
 
 def test_a_metric_with_a_set_that_couples_the_hyperparameters_is_refused():
-    with pytest.raises(ValueError, match=r"holds entry by entry \(Box\), received Simplex"):
-        HOAG(DESCENT, metric=QuasiNewton(), constraint={"weights": Simplex(), "l2": None})
+    with pytest.raises(ValueError, match=r"holds entry by entry \(Box\), received ScaledSimplex"):
+        HOAG(DESCENT, metric=QuasiNewton(), constraint={"weights": ScaledSimplex(), "l2": None})
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -157,9 +157,9 @@ def test_what_has_no_tolerance_is_refused(ridge):
     function = ImplicitDifferentiation(FunctionSolver(lambda w, h, b: w), CG())
     with pytest.raises(ValueError, match=r"HOAG chooses the accuracy of the estimator's solver"):
         HOAG(function)
-    with pytest.raises(ValueError, match=r"works with ImplicitDifferentiation, got Alternating"):
+    with pytest.raises(ValueError, match=r"expected ImplicitDifferentiation, received Alternating"):
         HOAG(Alternating(DESCENT, optax.sgd(0.1)))
-    with pytest.raises(ValueError, match=r"tolerance must be one of .* got 'linear'"):
+    with pytest.raises(ValueError, match=r"tolerance: expected one of .* received 'linear'"):
         HOAG(DESCENT, "linear")
 
 

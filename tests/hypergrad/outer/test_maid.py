@@ -160,11 +160,11 @@ def test_losses_are_corrected_by_the_adjoint_itself():
 
 
 def test_the_constants_are_checked():
-    with pytest.raises(ValueError, match=r"strong_convexity must be positive and finite, got 0.0"):
+    with pytest.raises(ValueError, match=r"strong_convexity: expected positive and finite, .* 0.0"):
         Smoothness(0.0, 1.0, 1.0)
-    with pytest.raises(ValueError, match=r"mixed must be non-negative and finite, got nan"):
+    with pytest.raises(ValueError, match=r"mixed: expected non-negative and finite, received nan"):
         Smoothness(1.0, float("nan"), 1.0)
     with pytest.raises(ValueError, match=r"expected `smoothness`.*received error_estimate=False"):
         MAID(ESTIMATOR)
-    with pytest.raises(ValueError, match=r"eta must lie between 0 and 1, got 1.5"):
+    with pytest.raises(ValueError, match=r"eta: expected a number between 0 and 1, received 1.5"):
         MAID(ESTIMATOR, eta=1.5)

@@ -240,9 +240,9 @@ def test_a_loss_that_is_not_finite_is_rejected(key):
 def test_bad_input(key):
     model = to_self_tuning(Small(key), HPARAMS, key=key)
     for match, keyword in (
-        ("`steps` must be at least 1, got 0", {"steps": 0}),
-        ("`groups` must be at least 1, got 0", {"groups": 0}),
-        (r"`response_part` must be in \(0, 1\], got 0", {"response_part": 0.0}),
+        ("`steps`: expected at least 1, received 0", {"steps": 0}),
+        ("`groups`: expected at least 1, received 0", {"groups": 0}),
+        (r"`response_part`: expected a number in \(0, 1\], received 0", {"response_part": 0.0}),
     ):
         with pytest.raises(ValueError, match=match):
             SelfTuning(**keyword)
@@ -254,9 +254,9 @@ def test_bad_input(key):
     with pytest.raises(ValueError, match=r"'holes' has dtype int.*Discrete\(low, high\)"):
         estimator.init(SMALL, model, {"holes": jnp.array(2), **HPARAMS}, BATCH)
     state = estimator.init(SMALL, model, HPARAMS, BATCH)
-    with pytest.raises(ValueError, match="batch of 8 examples cannot be split into groups=3"):
+    with pytest.raises(ValueError, match="splits into groups=3, received 8 examples"):
         estimator.fit(SMALL, state, HPARAMS, BATCH)
-    with pytest.raises(ValueError, match=r"leading axis of examples, got lengths \[6, 8\]"):
+    with pytest.raises(ValueError, match=r"leading axis of examples .*received lengths \[6, 8\]"):
         estimator.fit(SMALL, state, HPARAMS, (BATCH[0], BATCH[1][:6]))
 
 

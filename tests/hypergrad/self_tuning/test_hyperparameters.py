@@ -57,26 +57,26 @@ def test_an_initial_value_on_a_bound_is_moved_inside():
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: Bounded(1.0, 1.0, initial=1.0), "Bounded: expected low < high, got low=1.0"),
+        (lambda: Bounded(1.0, 1.0, initial=1.0), "Bounded: expected low < high, received low=1.0"),
         (lambda: Bounded(0.0, jnp.inf, initial=1.0), "Bounded: expected low < high"),
-        (lambda: Bounded(0.0, 1.0, initial=2.0), r"must be in \[0.0, 1.0\], got 2.0"),
-        (lambda: Positive(0.0), "Positive: the value must be positive, got 0.0"),
-        (lambda: Discrete(0, 2.5, initial=1), "`high` must be a whole number, got 2.5"),
-        (lambda: Discrete(0, 2, initial=3), r"Discrete: the value must be in \[0, 2\], got 3"),
+        (lambda: Bounded(0.0, 1.0, initial=2.0), r"a number in \[0.0, 1.0\], received 2.0"),
+        (lambda: Positive(0.0), "Positive: expected a positive number, received 0.0"),
+        (lambda: Discrete(0, 2.5, initial=1), "`high`: expected a whole number, received 2.5"),
+        (lambda: Discrete(0, 2, initial=3), r"Discrete: expected a number in \[0, 2\], received 3"),
         (lambda: Hyperparameters({}), "the set is empty"),
-        (lambda: Hyperparameters({"kind": ["a", "b"]}), "'kind' needs a transform.*got list"),
+        (lambda: Hyperparameters({"kind": ["a", "b"]}), "'kind': expected .*received list"),
         (lambda: SET.values({"decay": 1.0}), r"expected the names \['decay', 'dropout', 'holes'\]"),
         (
             lambda: SET.unconstrained({"dropout": 0.95, "decay": 1.0, "holes": 1}),
-            r"'dropout': Bounded: the value must be in \[0.0, 0.9\], got 0.95",
+            r"'dropout': Bounded: expected a number in \[0.0, 0.9\], received 0.95",
         ),
         (
             lambda: SET.check({**SET.initial(), "decay": jnp.array(jnp.nan)}),
-            "'decay' left its domain: got nan",
+            "'decay' left its domain: expected finite values, received nan",
         ),
         (
             lambda: SET.check({**SET.initial(), "dropout": jnp.zeros(3)}),
-            r"'dropout': expected shape \(2,\), got \(3,\)",
+            r"'dropout': expected shape \(2,\), received \(3,\)",
         ),
     ],
 )

@@ -22,7 +22,9 @@ def test_set_dropout_replaces_rates_in_order(key):
     rates = regularisers.set_dropout(model, jnp.array([0.0, 0.9]))
     assert [float(rates[i].p) for i in (0, 2)] == [0.0, 0.9]
     assert float(regularisers.set_dropout(model, 0.5)[2].p) == 0.5
-    with pytest.raises(ValueError, match="has 2 Dropout layers, got 3 rates"):
+    with pytest.raises(
+        ValueError, match="expected 2 rates for the model's Dropout layers, received 3"
+    ):
         regularisers.set_dropout(model, jnp.zeros(3))
     with pytest.raises(ValueError, match="has 0 Dropout layers"):
         regularisers.set_dropout(eqx.nn.Identity(), 0.5)

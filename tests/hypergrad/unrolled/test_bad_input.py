@@ -21,13 +21,13 @@ W, H = jnp.ones(2), {"a": jnp.asarray(0.5)}
 @pytest.mark.parametrize("steps", [0, -1, 2.0, True, jnp.asarray(3)])
 @pytest.mark.parametrize("kind", [Unrolled, ForwardUnrolled, OnlineUnrolled])
 def test_steps_is_a_positive_python_integer(kind, steps):
-    with pytest.raises(ValueError, match="steps must be a positive Python integer"):
+    with pytest.raises(ValueError, match="steps: expected a positive Python integer"):
         kind(optax.sgd(0.1), steps)
 
 
 @pytest.mark.parametrize("window", [0, 11])
 def test_the_window_lies_within_the_run(window):
-    with pytest.raises(ValueError, match="window must be"):
+    with pytest.raises(ValueError, match="window: expected"):
         TruncatedUnrolled(optax.sgd(0.1), 10, window)
 
 
@@ -85,11 +85,11 @@ def test_params_and_hparams_must_have_something_to_differentiate():
 
 
 def test_functions_of_the_wrong_kind():
-    with pytest.raises(ValueError, match="inner step is an optax optimizer"):
+    with pytest.raises(ValueError, match="Inner step: expected an optax optimizer"):
         Unrolled(0.1, 3)
-    with pytest.raises(ValueError, match=r"must return an optax.GradientTransformation; got float"):
+    with pytest.raises(ValueError, match=r"an optax.GradientTransformation, received float"):
         hypergradient(PROBLEM, W, H, estimator=Unrolled(OptaxStep(lambda h: 0.1), 3))
-    with pytest.raises(ValueError, match=r"must return \(params, state\)"):
+    with pytest.raises(ValueError, match=r"expected \(params, state\), received"):
         hypergradient(PROBLEM, W, H, estimator=Unrolled(StepFunction(lambda w, s, h, b: w), 3))
     with pytest.raises(ValueError, match=r"keep structure and shapes.*\(2,\).*\(3,\)"):
         hypergradient(
