@@ -155,7 +155,9 @@ def products(made: Run, linear: LinearSolver, steps: int) -> float:
         Option("repeats", 2, help="times that each bandit plays a sequence"),
         Option("runs", "digits,photographs,cleaning", quick="digits", help="outer runs of `Tuned`"),
         Option("steps", 60, quick=40, help="their outer steps"),
-        Option("solvers", ",".join(ARMS), quick="RecyclingCG,CG", help="arms of `Tuned`"),
+        Option(
+            "solvers", "RecyclingCG,CG,PCG-Jacobi", quick="RecyclingCG,CG", help="arms of `Tuned`"
+        ),
     ],
     claims=[
         Claim(
