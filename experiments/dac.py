@@ -44,6 +44,8 @@ from strategies.policies import Linear, Rollouts, Table, Thresholds
 #: Bits that a step may flip, from the start of a run on.
 PORTFOLIO = [16, 8, 4, 2, 1]
 RANGES = {"rate": (1e-3, 10.0), "momentum": (0.0, 0.99)}
+#: Training losses are told apart down to this; below, everything is learned by heart.
+FLOOR = 1e-4
 RATES, MOMENTA = np.logspace(-2.5, 0.5, 10), (0.0, 0.5, 0.9, 0.95)
 
 # -- without derivatives ---------------------------------------------------------------------
@@ -243,7 +245,7 @@ def learned(
         step = PolicyStep(sgd, policy, horizon)
         loop = Alternating(
             OverInstances(Unrolled(step, horizon, stacked=stacked), clip=1.0),
-            optax.adam(0.1),
+            optax.adam(0.05),
             start="cold",
         )
         theta = jax.tree.map(jnp.float32, policy.init(len(step.features.names)))
@@ -315,7 +317,7 @@ def real(context: Context) -> None:
     """Mini-batch trainings of real data; the outer loss is the log of the whole training loss."""
     options = context.options
     horizon, count = options.horizon, options.instances
-    one = BilevelProblem(loss, lambda p, theta, batch: jnp.log(loss(p, theta, batch)))
+    one = BilevelProblem(loss, lambda p, theta, batch: jnp.log(loss(p, theta, batch) + FLOOR))
 
     def drawn(length: int, seed: int) -> tuple[Set, list[str]]:
         made = trainings(count, length, seed)
@@ -356,7 +358,10 @@ def real(context: Context) -> None:
     )
     context.plot(
         "losses",
-        {name: Curve.of_runs(np.log10(each.losses), x) for name, each in judged["unseen"].items()},
+        {
+            name: Curve.of_runs(np.log10(each.losses + FLOOR), x)
+            for name, each in judged["unseen"].items()
+        },
         x="training step",
         y="log10 of the mini-batch loss, instances not seen",
     )
@@ -373,8 +378,8 @@ def real(context: Context) -> None:
     options=[
         Option("trials", 100, quick=30, help="policies tried on LeadingOnes"),
         Option("instances", 12, quick=8, help="trainings to learn from, and as many to judge"),
-        Option("horizon", 100, quick=30, help="steps of a training"),
-        Option("steps", 60, quick=20, help="outer steps on the trainings"),
+        Option("horizon", 80, quick=30, help="steps of a training"),
+        Option("steps", 40, quick=15, help="outer steps on the trainings"),
         Option("toy_steps", 150, quick=60, help="outer steps on the parabolas"),
     ],
     claims=[
