@@ -40,7 +40,8 @@ class Route:
 
     - `name`: its path.
     - `family`: `"implicit"`, `"unrolled"`, `"search"`, or `"unused"`: nothing reads it;
-      `"evidence"`, `"sites"` or `"sampling"` for a problem made for such an estimator.
+      `"evidence"`, `"sites"`, `"sampling"` or `"instances"` for a problem made for such an
+      estimator.
     - `reason`: why, in words.
     """
 
@@ -125,7 +126,7 @@ def recommend(
     )
     if (update is None) != (steps is None):
         raise ValueError("recommend: give `update` and `steps` together.")
-    own = own_family(problem, params, hparams, inner_batch, solver)
+    own = own_family(problem, params, hparams, inner_batch, solver, update, steps)
     if own is not None:
         family, reason, made, note = own
         return Recommendation(

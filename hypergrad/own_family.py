@@ -7,17 +7,32 @@ from jaxtyping import PyTree
 from hypergrad.estimator import Estimator
 from hypergrad.evidence import Bound, EvidenceProblem, Exact, LaplaceEvidence, Linearised, Subsets
 from hypergrad.gaussian_process import Gaussian, GPProblem, MarginalLikelihood, VariationalGP
+from hypergrad.policy import InstancesProblem, OverInstances
 from hypergrad.problem import BilevelProblem
 from hypergrad.sampling import SamplingProblem
+from hypergrad.unrolled import Unrolled
 
 #: Rows of a matrix whose Cholesky factor takes a fraction of a second.
 _ROWS = 2000
 
 
 def own_family(
-    problem: BilevelProblem, params: PyTree, hparams: PyTree, batch: PyTree, solver: Any
+    problem: BilevelProblem,
+    params: PyTree,
+    hparams: PyTree,
+    batch: PyTree,
+    solver: Any,
+    update: Any,
+    steps: int | None,
 ) -> tuple[str, str, Estimator | None, str] | None:
     """Family, reason, estimator and note, or `None` for a plain bilevel problem."""
+    if isinstance(problem, InstancesProblem):
+        reason = "constant over many trainings: the mean of their hypergradients"
+        if update is None or steps is None:
+            note = "pass `update` (a PolicyStep) and `steps`: each instance is trained and unrolled"
+            return "instances", reason, None, note
+        note = "clip, if trainings at the edge of stability are to be followed"
+        return "instances", reason, OverInstances(Unrolled(update, steps)), note
     if isinstance(problem, EvidenceProblem):
         network = Linearised(problem.model, params, hparams, batch)
         affordable = min(network.weights, network.examples * network.outputs) <= _ROWS

@@ -75,9 +75,19 @@ class Ledger:
         """Where the searcher searches."""
         return self.searcher.space
 
-    def ask(self) -> Suggestion:
-        """A configuration to try; it is pending until `tell` or `forget`."""
-        suggestion = self.searcher.propose(self._next, self.history, self.pending)
+    def ask(self, context: float | None = None) -> Suggestion:
+        """A configuration to try; it is pending until `tell` or `forget`.
+
+        **Arguments:**
+
+        - `context`: what is known of the instance that it is for; contextual bandits need it, and
+          nothing else takes it.
+        """
+        more = {} if context is None else {"context": context}
+        if more and not hasattr(self.searcher, "contextual"):
+            name = type(self.searcher).__name__
+            raise ValueError(f"'context': expected a bandit that takes one, received {name}")
+        suggestion = self.searcher.propose(self._next, self.history, self.pending, **more)
         self._next += 1
         self._pending[suggestion.number] = suggestion
         return suggestion

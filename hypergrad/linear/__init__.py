@@ -23,3 +23,5 @@ from hypergrad.linear.preconditioner import Preconditioner as Preconditioner
 from hypergrad.linear.recycling_cg import RecyclingCG as RecyclingCG
 from hypergrad.linear.solution import LinearSolution as LinearSolution
 from hypergrad.linear.system import System as System
+from hypergrad.linear.tuned import Tuned as Tuned
+from hypergrad.linear.tuned import TunedState as TunedState

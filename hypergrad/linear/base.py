@@ -64,6 +64,11 @@ class LinearSolver(eqx.Module):
         if self.symmetric_only:
             operator.require_symmetric(type(self).__name__)
 
+    @property
+    def building(self) -> int:
+        """Products that a solve takes before its first step, as far as known beforehand."""
+        return 0
+
     def init_state(self, like: PyTree) -> PyTree:
         """What a solver that learns from solve to solve knows before the first; else `None`.
 

@@ -191,6 +191,11 @@ class NystromPreconditioner(Preconditioner):
     def __check_init__(self) -> None:
         _check_sketch("NystromPreconditioner", self.rank, "gaussian", self.chunk)
 
+    @property
+    def building(self) -> int:
+        """See `Preconditioner.building`."""
+        return self.rank + (0 if self.scaling is None else self.scaling.building)
+
     def build(
         self, operator: LinearOperator, like: PyTree
     ) -> tuple[BuiltPreconditioner, Int[Array, ""]]:

@@ -50,6 +50,11 @@ class PCG(IterativeSolver):
             )
         self.preconditioner, self.tol, self.max_steps = preconditioner, tol, max_steps
 
+    @property
+    def building(self) -> int:
+        """See `LinearSolver.building`."""
+        return self.preconditioner.building
+
     def solve_scaled(self, system: System) -> LinearSolution:
         """See `LinearSolver.solve_scaled`."""
         # Kept preconditioners are passed on, and so on vectors of the caller's form.

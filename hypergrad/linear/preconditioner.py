@@ -14,6 +14,11 @@ from hypergrad.linear.operator import LinearOperator
 class Preconditioner(eqx.Module):
     """A recipe for an approximate inverse `P⁻¹ ≈ A⁻¹`, symmetric positive definite."""
 
+    @property
+    def building(self) -> int:
+        """Products that building it takes, as far as known beforehand; here none."""
+        return 0
+
     @abstractmethod
     def build(
         self, operator: LinearOperator, like: PyTree
@@ -89,6 +94,11 @@ class Jacobi(Preconditioner):
                 "Jacobi: expected probes >= 2 (the spread tells the noise), received "
                 f"{self.probes}."
             )
+
+    @property
+    def building(self) -> int:
+        """See `Preconditioner.building`."""
+        return self.probes
 
     def build(
         self, operator: LinearOperator, like: PyTree
