@@ -105,11 +105,13 @@ def search_identity(searcher: "Searcher") -> dict[str, Any]:
 
 
 def expect_search(state: Mapping[str, Any], searcher: "Searcher") -> None:
-    """Refuse the state of another searcher, seed or space.
+    """Refuse the state of another searcher, seed or space, but for what the searcher continues.
 
     **Raises:** `OtherSearchError` naming what differs.
     """
     mine = search_identity(searcher)
+    if state["searcher"] in searcher.continues:
+        mine["searcher"] = state["searcher"]
     if state["version"] == 1:
         mine["space"] = searcher.space.describe()
     expect(state["space"], mine.pop("space"), "space ")

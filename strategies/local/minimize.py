@@ -48,7 +48,7 @@ def minimize(
     - `trials`: total number of trials to reach, those restored from `state_path` included; points
       that it was given (`Ledger.warm_start`) are not counted.
     - `searcher`: decides what to try, or the `Ledger` of one, to go on from what that was told.
-      Default: `HypergradientSearcher(space, seed=seed)`.
+      Default: `AutoSearcher(space, seed=seed)`.
     - `seed`: for the default searcher.
     - `workers`: trials at a time: a number of threads, or a `concurrent.futures.Executor`.
       Suggestions then depend on which trials have finished; with 1 they depend on the seed only.
@@ -84,9 +84,9 @@ def minimize(
     if searcher is not None and not isinstance(searcher, Searcher | Ledger):
         raise ValueError(f"'searcher': expected a searcher, received {searcher!r:.80}")
     if searcher is None:
-        from strategies.searchers.hypergradient import HypergradientSearcher
+        from strategies.searchers.auto import AutoSearcher
 
-        searcher = HypergradientSearcher(space, seed=seed)
+        searcher = AutoSearcher(space, seed=seed)
     ledger = ledger_of(searcher)
     if ledger.space != space:
         raise ValueError(f"'searcher': expected one on {space}, received one on {ledger.space}")

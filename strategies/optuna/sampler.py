@@ -40,7 +40,7 @@ class HypergradSampler(BaseSampler):
     **Arguments:**
 
     - `searcher`: a searcher; or a function `(space, *, seed) -> searcher`, such as a searcher's
-      class or a `functools.partial` of it. Default: the hypergradient searcher.
+      class or a `functools.partial` of it. Default: `AutoSearcher`.
     - `space`: where to search. Default: the parameters, with their distributions, that all complete
       trials so far have in common; until there are any, and for other parameters, values are drawn
       at random. Any name, range and choice will do. A range that changes is the newest one; a
@@ -106,9 +106,9 @@ class HypergradSampler(BaseSampler):
         if self._searcher is None or self._view is None or self._view.names is not names:
             make = self._make
             if make is None:
-                from strategies.searchers import HypergradientSearcher
+                from strategies.searchers import AutoSearcher
 
-                make = HypergradientSearcher
+                make = AutoSearcher
             self._searcher = make if isinstance(make, Searcher) else make(space, seed=self._seed)
             self._view = StudyView(names, Intake(space, self._searcher.check))
         return self._searcher, self._view

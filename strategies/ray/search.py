@@ -46,7 +46,7 @@ class HypergradSearch(RaySearcher):
 
     - `searcher`: a searcher, or the `Ledger` of one, to go on from what it was told; or a function
       `(space, *, seed, first) -> searcher`, such as a searcher's class or a `functools.partial` of
-      it, which is called once the space is known. Default: the hypergradient searcher.
+      it, which is called once the space is known. Default: `AutoSearcher`.
     - `space`: where to search: a `SearchSpace`, or a dict of `tune.*` domains. Default: the
       `param_space` of the tuner.
     - `metric`, `mode`: what to optimise, `"min"` or `"max"`. Default: those of `TuneConfig`. They
@@ -136,9 +136,9 @@ class HypergradSearch(RaySearcher):
     def _set_up(self, layout: Layout) -> None:
         make = self._make
         if make is None:
-            from strategies.searchers import HypergradientSearcher
+            from strategies.searchers import AutoSearcher
 
-            make = HypergradientSearcher
+            make = AutoSearcher
         assert not isinstance(make, Searcher | Ledger)
         try:
             first = [layout.point(point) for point in self._points]

@@ -26,14 +26,23 @@ class AutoSearcher(Searcher):
     | no gradients; up to 600 complete trials | `BayesSearcher` |
     | no gradients; more trials | `CMAESSearcher`, or `EvolutionSearcher` without `cmaes` |
 
-    The choice depends on the history only (and on whether `cmaes` is installed), so that a search
-    is reproduced and restored as with any one of them. `suggestion.note["searcher"]` is the name,
-    `suggestion.note["why"]` the reason.
+    Points that the search was given (`Ledger.warm_start`) are no trials. The choice depends on the
+    history only (and on whether `cmaes` is installed), so that a search is reproduced and restored
+    as with any one of them. `suggestion.note["searcher"]` is the name, `suggestion.note["why"]` the
+    reason. It goes on with a state that one of these has saved.
 
     **Arguments:**
 
     - `space`, `seed`, `first`: as for every searcher; the seed is that of all of them.
     """
+
+    # Those that it chooses from: they go by what was observed, whoever suggested it.
+    continues = (
+        "HypergradientSearcher",
+        "BayesSearcher",
+        "CMAESSearcher",
+        "EvolutionSearcher",
+    )
 
     def __init__(
         self, space: SearchSpace, *, seed: int = 0, first: Iterable[Mapping[str, Any]] = ()
@@ -55,7 +64,7 @@ class AutoSearcher(Searcher):
             return "HypergradientSearcher", "nothing is known yet"
         if any(map(_usable, complete)):
             return "HypergradientSearcher", "trials report gradients"
-        if len(complete) > _MANY:
+        if sum(item.number is not None for item in complete) > _MANY:
             return self._last, f"no gradients, and more than {_MANY} trials"
         return "BayesSearcher", f"no gradients, and up to {_MANY} trials"
 

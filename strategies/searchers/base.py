@@ -55,6 +55,9 @@ class Searcher(ABC):
     #: searcher the results of all rungs, and any other those of one rung.
     all_resources = False
 
+    #: Names of other searchers whose saved searches this one may go on with.
+    continues: tuple[str, ...] = ()
+
     def __init__(
         self, space: SearchSpace, *, seed: int = 0, first: Iterable[Mapping[str, Any]] = ()
     ):

@@ -450,15 +450,24 @@ class SearchSpace:
             domain, where = self.domains[path], self.slices[path]
             exists = np.ones(len(units), bool)
             for parent, allowed in domain.when.items():
-                seen, row = np.unique(units[:, self.slices[parent]], axis=0, return_inverse=True)
-                values = [self.domains[parent].decode(unit) for unit in seen]
-                meets = [any(same(value, one) for one in allowed) for value in values]
-                exists &= active[parent] & np.array(meets, bool)[row.ravel()]
+                exists &= active[parent] & self._meets(parent, allowed, units)
             active[path] = exists
             if domain.size:
                 units[exists, where] = domain.snap(units[exists, where])
                 units[~exists, where] = self.rest[where]
         return units
+
+    def _meets(self, parent: str, allowed: Sequence[Any], units: np.ndarray) -> np.ndarray:
+        """For each row, whether a parent, whose columns have been snapped, has an allowed value."""
+        domain, columns = self.domains[parent], units[:, self.slices[parent]]
+        if not domain.size:  # its only value, which is allowed, or there would be no such space
+            return np.ones(len(units), bool)
+        if isinstance(domain, Categorical):
+            return columns[:, [domain.index(value) for value in allowed]].any(axis=1)
+        seen, row = np.unique(columns[:, 0], return_inverse=True)
+        values = [domain.decode(unit) for unit in seen]
+        meets = [any(same(value, one) for one in allowed) for value in values]
+        return np.array(meets, bool)[row]
 
     def to_unconstrained(self, config: Mapping[str, Any]) -> np.ndarray:
         """Logit of the differentiable unit coordinates of the hyperparameters that are active.

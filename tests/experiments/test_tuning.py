@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from experiments.data.tuning import TASKS
-from experiments.defaults import behind
+from experiments.defaults import behind, unlikely, won
 
 GRADED = [name for name in TASKS if name.startswith(("ridge", "logistic", "kernel-ridge"))]
 
@@ -55,10 +55,21 @@ def test_gradients_against_differences(name):
             )
 
 
-def test_behind_means_by_more_than_what_seeds_explain():
-    rival = np.array([1.0, 2.0, 3.0])
-    assert behind(rival + np.array([0.9, 1.0, 1.1]), rival)
-    assert not behind(rival + np.array([-3.0, 1.0, 3.0]), rival)
-    assert not behind(rival, rival + 10)
-    assert behind(np.ones(3) + 1e-3, np.ones(3))
-    assert not behind(np.ones(3), np.ones(3))
+def test_differences_are_those_of_the_same_seed():
+    rival = np.array([1.0, 20.0, 300.0])
+    # Student's t of mean 1 and standard error 0.1 / sqrt(3) with two degrees of freedom.
+    assert unlikely(rival + np.array([0.9, 1.0, 1.1]), rival) == pytest.approx(0.00166, rel=1e-2)
+    assert unlikely(rival, rival + np.array([0.9, 1.0, 1.1])) > 0.99
+    assert unlikely(np.ones(3) + 1e-3, np.ones(3)) == 0
+    assert unlikely(np.ones(3), np.ones(3)) == 1
+
+
+def test_behind_is_what_many_tests_at_once_leave():
+    # Holm: the smallest against level / 3, the next against level / 2, and so on.
+    assert behind({"a": 0.01, "b": 0.024, "c": 0.9}, 0.05) == {"a", "b"}
+    assert behind({"a": 0.02, "b": 0.02, "c": 0.02}, 0.05) == set()
+    assert behind({"a": 0.04}, 0.05) == {"a"}
+
+
+def test_half_of_a_tie_is_won():
+    assert won(np.array([1.0, 2.0, 3.0, 3.0]), np.array([2.0, 2.0, 2.0, 4.0])) == 0.625

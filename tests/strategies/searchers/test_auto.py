@@ -1,5 +1,7 @@
 """The choice follows what was seen, and says why."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from strategies import (
     HypergradientSearcher,
     Int,
     Observation,
+    RandomSearcher,
     SearchSpace,
     report,
 )
@@ -66,3 +69,48 @@ def test_a_search_that_changes_its_searcher_is_restored(tmp_path, monkeypatch):
     more = minimize(bowl, SPACE, trials=40, searcher=AutoSearcher(SPACE), state_path=path)
     assert [o.config for o in more.history] == [o.config for o in whole.history]
     assert len({o.note["searcher"] for o in whole.history}) == 3
+
+
+def test_points_that_were_given_are_no_trials():
+    given = [replace(item, number=None) for item in observed(601)]
+    assert AutoSearcher(SPACE).propose(0, given, []).note["searcher"] == "BayesSearcher"
+
+
+def test_every_door_takes_it_by_default():
+    expected = minimize(bowl, SPACE, trials=7, searcher=AutoSearcher(SPACE, seed=2)).history
+    local = minimize(bowl, SPACE, trials=7, seed=2).history
+    assert [o.config for o in local] == [o.config for o in expected]
+    assert local[-1].note["searcher"] == "BayesSearcher"
+
+    optuna = pytest.importorskip("optuna")
+    from strategies.optuna import HypergradSampler, suggest
+
+    study = optuna.create_study(sampler=HypergradSampler(space=SPACE, seed=2))
+    tried = []
+
+    def objective(trial):
+        tried.append(suggest(trial, SPACE))
+        return bowl(tried[-1])
+
+    study.optimize(objective, n_trials=7)
+    assert tried == [o.config for o in expected]
+
+    pytest.importorskip("ray")
+    from strategies.ray import HypergradSearch
+
+    search, tried = HypergradSearch(space=SPACE, metric="loss", mode="min", seed=2), []
+    for name in "abcdefg":
+        tried.append(search.suggest(name))
+        search.on_trial_complete(name, {"loss": bowl(tried[-1]), "training_iteration": 1})
+    assert tried == [o.config for o in expected]
+
+
+@pytest.mark.parametrize("kind", [HypergradientSearcher, BayesSearcher])
+def test_a_search_of_another_searcher_goes_on(tmp_path, kind):
+    path = tmp_path / "state.json"
+    minimize(bowl, SPACE, trials=6, searcher=kind(SPACE, seed=3), state_path=path)
+    more = minimize(bowl, SPACE, trials=8, seed=3, state_path=path)
+    assert len(more.history) == 8
+    # A searcher that the user has named is no other.
+    with pytest.raises(ValueError, match="'searcher': expected 'RandomSearcher'"):
+        minimize(bowl, SPACE, trials=9, searcher=RandomSearcher(SPACE, seed=3), state_path=path)
