@@ -1,11 +1,35 @@
 """Tests compare against float64 truths; float32 is tested by building float32 arrays."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, get_args
 
 import jax
 import pytest
+from beartype import BeartypeConf, beartype
+from jaxtyping import AbstractArray, install_import_hook
 
 jax.config.update("jax_enable_x64", True)
+
+
+def _has_shape(hint: Any) -> bool:
+    if isinstance(hint, type) and issubclass(hint, AbstractArray):
+        return True
+    return any(map(_has_shape, get_args(hint)))
+
+
+def checked(function: Callable) -> Callable:
+    """`beartype` for the arguments and results that are annotated with a dtype and a shape.
+
+    All others are left to mypy and to the library's own checks, whose errors are tested.
+    """
+    shaped = {name: hint for name, hint in function.__annotations__.items() if _has_shape(hint)}
+    function.__annotations__ = shaped
+    # A whole number will do where a float is asked for.
+    return beartype(function, conf=BeartypeConf(is_pep484_tower=True)) if shaped else function
+
+
+# What is imported of the core from here on checks its shapes at each call.
+install_import_hook("hypergrad", f"{__name__}.checked")
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ class Progress:
 
     stream: TextIO = field(default_factory=lambda: sys.stderr)
     every: float = 5.0
-    _last: float = field(default=-math.inf, repr=False)
+    _last: float = field(default=-math.inf, init=False, repr=False)
 
     def __call__(self, report: StepReport) -> None:
         """Print the line."""

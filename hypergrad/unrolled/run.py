@@ -101,7 +101,7 @@ class Dynamics:
 
     def hparams(self, h: PyTree) -> PyTree:
         """The hyperparameters in full, as the user's functions expect them."""
-        return self._given.hparams_at(vector.cast_like(h, self.like(h)))
+        return eqx.combine(vector.cast_like(h, self.like(h)), self._given.hparams)
 
     def start(self, h: PyTree) -> PyTree:
         """The differentiable part of the start."""

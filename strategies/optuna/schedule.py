@@ -17,7 +17,7 @@ from typing import Any
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.pruners import BasePruner
 from optuna.storages import fail_stale_trials
-from optuna.storages._heartbeat import get_heartbeat_thread, is_heartbeat_enabled
+from optuna.storages._heartbeat import BaseHeartbeat, get_heartbeat_thread, is_heartbeat_enabled
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
@@ -145,9 +145,10 @@ def run_schedule(
                 mine.set_user_attr(SUPERSEDED, True)
                 study.tell(mine, state=TrialState.FAIL, skip_if_finished=True)
             continue
-        if is_heartbeat_enabled(study._storage):
+        if is_heartbeat_enabled(storage := study._storage):
+            assert isinstance(storage, BaseHeartbeat)
             # The thread's first beat may come after a death; a trial without one is never stale.
-            study._storage.record_heartbeat(trial_id)
+            storage.record_heartbeat(trial_id)
         with get_heartbeat_thread(trial_id, study._storage):
             _work(study, objective, schedule, mine, stored)
         done += 1

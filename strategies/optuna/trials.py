@@ -12,7 +12,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.trial import BaseTrial, FrozenTrial, TrialState
+from optuna.trial import BaseTrial, FrozenTrial, Trial, TrialState
 
 from strategies.observation import Report
 from strategies.observation import report as _report
@@ -111,12 +111,12 @@ def report(trial: BaseTrial, value: Any, gradient: Any = None, **details: Any) -
 
 def keep_report(trial: BaseTrial, given: Report) -> None:
     """Store a report with a running trial."""
-    storage = getattr(trial, "storage", None)
-    if storage is not None:  # a `FixedTrial` has none
+    if isinstance(trial, Trial):  # a `FixedTrial` has no storage
+        storage, number = trial.storage, trial._trial_id
         write_attribute(
             given.to_json(),
             REPORT,
-            lambda key, part: storage.set_trial_system_attr(trial._trial_id, key, part),
+            lambda key, part: storage.set_trial_system_attr(number, key, part),
         )
     trial.set_user_attr(SUMMARY, _summary(given))
 
