@@ -258,9 +258,13 @@ class Tuned(LinearSolver):
         told = took > 0
         old = state.costs[arm]
         mean = jnp.where(state.plays[arm] >= _BEGIN, (1 - _NEWEST) * old + _NEWEST * cost, cost)
+        # Systems that have become harder for one arm have for all: between two solves in a row by
+        # the same arm, the others move along, so that one tried long ago does not look better.
+        again = told & (state.arm == arm) & (state.plays[arm] >= _BEGIN) & ~trying
+        others = jnp.where(again, mean / old, 1) * state.costs
         extra = jnp.where(trying, jnp.maximum(products - expected, 0), 0)
         return TunedState(
-            costs=state.costs.at[arm].set(jnp.where(told, mean, old)),
+            costs=others.at[arm].set(jnp.where(told, mean, old)),
             plays=state.plays.at[arm].add(told.astype(jnp.int32)),
             arm=arm,
             spent=state.spent + products.astype(dtype),
