@@ -241,7 +241,7 @@ def learned(
         rate, momentum = (float(chosen["static"][name]) for name in ("rate", "momentum"))
         policy = LinearPolicy(
             {
-                # The best static setting is at the edge of stability, where derivatives say nothing.
+                # The best static rate is at the edge of stability, where derivatives say nothing.
                 "rate": Range(*RANGES["rate"], CAREFUL * rate, log=True),
                 "momentum": Range(*RANGES["momentum"], min(max(momentum, 0.1), 0.9)),
             }
