@@ -29,6 +29,8 @@ _NEWEST = 0.5
 _BEGIN = 2
 #: Fewest steps that an arm is tried for.
 _LEAST = 3
+#: Steps of an arm that nothing limits.
+_MOST = 10**6
 #: How much worse than the limit an arm is taken to be at most, when it was cut short.
 _WORST = 10.0
 
@@ -114,7 +116,8 @@ class Tuned(LinearSolver):
     @property
     def tol(self) -> float | Scalar:
         """The tolerance of all arms."""
-        return next(a.tol for a in self.arms if hasattr(a, "tol"))
+        tolerances: list[float | Scalar] = [a.tol for a in self.arms if hasattr(a, "tol")]
+        return tolerances[0]
 
     def check(self, operator: LinearOperator) -> None:
         """See `LinearSolver.check`."""
@@ -154,14 +157,17 @@ class Tuned(LinearSolver):
         expected = state.costs[best] * decades
         arm = self._arm(state, best, expected)
         trying = (arm != best) & jnp.isfinite(expected)
-        limit = jnp.where(trying, jnp.maximum(jnp.ceil(expected), _LEAST), jnp.iinfo(jnp.int32).max)
+        # No float is compared with the largest integer: in float32 it would be one more than that.
+        steps = jnp.clip(jnp.ceil(expected), _LEAST, _MOST).astype(jnp.int32)
+        limit = jnp.where(trying, steps, _MOST)
+        known = state.learned
         start = vector.zeros_like(system.rhs) if system.start is None else system.start
 
         def stage(carry: tuple, number: Array) -> tuple[tuple, LinearSolution]:
             x, learned, last = carry
             needed = (number == 0) | (trying & ~self._reached(last))
             playing = jnp.where(number == 0, arm, best)
-            most = jnp.where(number == 0, limit, jnp.iinfo(jnp.int32).max).astype(jnp.int32)
+            most = jnp.where(number == 0, limit, _MOST)
             idle = eqx.tree_at(lambda s: s.products, last, jnp.zeros((), jnp.int32))
             solution, learned = jax.lax.cond(
                 needed,
@@ -172,13 +178,9 @@ class Tuned(LinearSolver):
 
         nothing = jax.tree.map(
             lambda a: jnp.zeros(a.shape, a.dtype),
-            jax.eval_shape(
-                lambda: self._play(system.started_at(start), state.learned, arm, limit)[0]
-            ),
+            jax.eval_shape(lambda: self._play(system.started_at(start), known, arm, limit)[0]),
         )
-        (_, learned, last), both = jax.lax.scan(
-            stage, (start, state.learned, nothing), jnp.arange(2)
-        )
+        (_, learned, last), both = jax.lax.scan(stage, (start, known, nothing), jnp.arange(2))
         products = jnp.sum(both.products).astype(jnp.int32)
         first = jax.tree.map(lambda a: a[0], both)
         state = self._learned(state, arm, trying, expected, decades, first, products)
