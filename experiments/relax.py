@@ -30,6 +30,7 @@ from hypergrad import ImplicitDifferentiation, Newton
 from hypergrad.linear import (
     CG,
     PCG,
+    IterativeSolver,
     Jacobi,
     LinearSolver,
     NystromPreconditioner,
@@ -73,7 +74,7 @@ def play(bandit: Bandit, table: np.ndarray, contexts: np.ndarray, seed: int) -> 
 # -- inside the engine -----------------------------------------------------------------------
 
 
-ARMS: dict[str, LinearSolver] = {
+ARMS: dict[str, IterativeSolver] = {
     "RecyclingCG": RecyclingCG(),
     "CG": CG(),
     "PCG-Jacobi": PCG(Jacobi(4)),

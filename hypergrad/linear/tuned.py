@@ -21,7 +21,6 @@ from hypergrad.linear.base import IterativeSolver, LinearSolver
 from hypergrad.linear.operator import LinearOperator
 from hypergrad.linear.solution import LinearSolution
 from hypergrad.linear.system import System
-from hypergrad.tolerance import HasTolerance
 
 #: Weight of the last solve in the cost of an arm: systems change along a run.
 _NEWEST = 0.5
@@ -73,22 +72,23 @@ class Tuned(LinearSolver):
 
     **Arguments:**
 
-    - `arms`: two or more solvers of one tolerance: `RecyclingCG()`, `CG()`,
-      `PCG(Jacobi(4))`, `PCG(NystromPreconditioner(20))`. Those that iterate can be cut short.
+    - `arms`: two or more solvers of one tolerance that iterate: `RecyclingCG()`, `CG()`,
+      `PCG(Jacobi(4))`, `PCG(NystromPreconditioner(20))`. For systems that may be indefinite, put it
+      into a `Fallback`.
     - `share`: of all products, the most that is spent on trying an arm again. Default 0.03.
     - `seed`: of the draws. Default 0.
     """
 
     symmetric_only: ClassVar[bool] = False
 
-    arms: tuple[LinearSolver, ...]
+    arms: tuple[IterativeSolver, ...]
     share: float = eqx.field(static=True)
     seed: int = eqx.field(static=True)
     state: TunedState | None
 
     def __init__(
         self,
-        arms: Sequence[LinearSolver],
+        arms: Sequence[IterativeSolver],
         *,
         share: float = 0.03,
         seed: int = 0,
@@ -98,12 +98,12 @@ class Tuned(LinearSolver):
         if len(self.arms) < 2:
             raise ValueError(f"Tuned: arms expected at least 2, received {len(self.arms)}.")
         for arm in self.arms:
-            if not isinstance(arm, LinearSolver) or not isinstance(arm, HasTolerance):
+            if not isinstance(arm, IterativeSolver):
                 raise ValueError(
-                    "Tuned: arms expected linear solvers with a tolerance, received "
-                    f"{type(arm).__name__}."
+                    "Tuned: arms expected solvers that iterate to a tolerance (`IterativeSolver`), "
+                    f"received {type(arm).__name__}."
                 )
-        tolerances = {a.tol for a in self.arms if isinstance(getattr(a, "tol", None), float | int)}
+        tolerances = {arm.tol for arm in self.arms if isinstance(arm.tol, float | int)}
         if len(tolerances) > 1:
             raise ValueError(
                 "Tuned: expected arms of one tolerance, that their products can be compared; "
@@ -116,8 +116,7 @@ class Tuned(LinearSolver):
     @property
     def tol(self) -> float | Scalar:
         """The tolerance of all arms."""
-        tolerances: list[float | Scalar] = [a.tol for a in self.arms if hasattr(a, "tol")]
-        return tolerances[0]
+        return self.arms[0].tol
 
     def check(self, operator: LinearOperator) -> None:
         """See `LinearSolver.check`."""
@@ -126,7 +125,7 @@ class Tuned(LinearSolver):
 
     def with_tol(self, tol: float | Scalar) -> Self:
         """See `hypergrad.tolerance.HasTolerance`."""
-        arms = tuple(arm.with_tol(tol) for arm in self.arms if isinstance(arm, HasTolerance))
+        arms = tuple(arm.with_tol(tol) for arm in self.arms)
         return eqx.tree_at(lambda s: s.arms, self, arms)
 
     def init_state(self, like: PyTree) -> TunedState:
@@ -221,9 +220,8 @@ class Tuned(LinearSolver):
 
         def of(number: int) -> tuple[LinearSolution, tuple]:
             solver = self.arms[number].with_state(learned[number])
-            if isinstance(solver, IterativeSolver):
-                steps = jnp.minimum(jnp.asarray(solver.max_steps, jnp.int32), most)
-                solver = eqx.tree_at(lambda s: s.max_steps, solver, steps)
+            steps = jnp.minimum(jnp.asarray(solver.max_steps, jnp.int32), most)
+            solver = eqx.tree_at(lambda s: s.max_steps, solver, steps)
             solution = solver.solve_scaled(system)
             after = tuple(solution.state if i == number else old for i, old in enumerate(learned))
             return eqx.tree_at(lambda s: s.state, solution, None, is_leaf=_is_none), after
