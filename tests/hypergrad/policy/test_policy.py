@@ -289,7 +289,9 @@ def test_unseen_keeps_what_did_best_elsewhere_and_stops(case):
     def told(step, hparams):
         return guard(SimpleNamespace(step=step, state=SimpleNamespace(visited=hparams)))
 
-    slow = {name: w - 3 for name, w in theta.items()}
-    assert [told(i, t) for i, t in enumerate([slow, theta, slow, slow])] == [0, 0, 0, 1]
-    assert guard.hparams is theta
+    better, worse = {name: w - 3 for name, w in theta.items()}, theta
+    assert guard.judged(better).mean < guard.judged(worse).mean
+    told_to_stop = [told(i, t) for i, t in enumerate([worse, better, worse, worse])]
+    assert told_to_stop == [False, False, False, True]
+    assert guard.hparams is better
     assert guard.history[1] == (1, guard.value)
