@@ -265,7 +265,12 @@ def learned(
             callbacks=[unseen, lambda report: bar.advance(incumbent=report.row["value"])],
         )
     rivals = {name: (plain, theta) for name, theta in chosen.items()}
-    rivals["policy"] = (step, unseen.hparams)
+    # Where the guard's instances say that nothing was learned, the static settings are the policy.
+    fallback = judge(one, plain, guard.params, chosen["static"], *guard[1:], stacked=stacked)
+    better = unseen.value < fallback.mean
+    rivals["policy"] = (step, unseen.hparams) if better else rivals["static"]
+    if not better:
+        context.say(f"{title}: the guard prefers the static settings to the policy.")
     judged = {
         test: {
             name: judge(
@@ -334,7 +339,7 @@ def real(context: Context) -> None:
     judged, history = learned(
         context, one, horizon, seen, guard,
         {"unseen": (unseen, horizon), "unseen, three times as long": (longer, 3 * horizon)},
-        stacked=True, steps=options.steps, size=0.015, title="trainings",
+        stacked=True, steps=options.steps, size=0.6 / options.steps, title="trainings",
     )  # fmt: skip
     rows = []
     for test, each in judged.items():
