@@ -43,11 +43,11 @@ from strategies.policies import Linear, Rollouts, Table, Thresholds
 
 #: Bits that a step may flip, from the start of a run on.
 PORTFOLIO = [16, 8, 4, 2, 1]
-RANGES = {"rate": (1e-3, 10.0), "momentum": (0.0, 0.99)}
 #: Training losses are told apart down to this; below, everything is learned by heart.
 FLOOR = 1e-4
-#: Of the best static rate, where a policy begins.
-CAREFUL = 0.3
+#: Of the best static rate: where a policy begins, and the range that it never leaves: features go
+#: where they have not been before when a training is longer.
+CAREFUL, LEAST, MOST = 0.3, 1 / 30, 3.0
 RATES, MOMENTA = np.logspace(-2.5, 0.5, 10), (0.0, 0.5, 0.9, 0.95)
 
 # -- without derivatives ---------------------------------------------------------------------
@@ -242,8 +242,8 @@ def learned(
         policy = LinearPolicy(
             {
                 # The best static rate is at the edge of stability, where derivatives say nothing.
-                "rate": Range(*RANGES["rate"], CAREFUL * rate, log=True),
-                "momentum": Range(*RANGES["momentum"], min(max(momentum, 0.1), 0.9)),
+                "rate": Range(LEAST * rate, MOST * rate, CAREFUL * rate, log=True),
+                "momentum": Range(0.0, 0.99, min(max(momentum, 0.1), 0.9)),
             }
         )
         step = PolicyStep(sgd, policy, horizon)
@@ -339,7 +339,7 @@ def real(context: Context) -> None:
     judged, history = learned(
         context, one, horizon, seen, guard,
         {"unseen": (unseen, horizon), "unseen, three times as long": (longer, 3 * horizon)},
-        stacked=True, steps=options.steps, size=0.6 / options.steps, title="trainings",
+        stacked=True, steps=options.steps, size=1.2 / options.steps, title="trainings",
     )  # fmt: skip
     rows = []
     for test, each in judged.items():
@@ -385,11 +385,11 @@ def real(context: Context) -> None:
 @experiment(
     paper="Adriaensen et al. 2022, arXiv:2205.13881",
     options=[
-        Option("trials", 100, quick=30, help="policies tried on LeadingOnes"),
+        Option("trials", 100, quick=20, help="policies tried on LeadingOnes"),
         Option("instances", 12, quick=8, help="trainings to learn from, and as many to judge"),
         Option("horizon", 80, quick=30, help="steps of a training"),
         Option("steps", 40, quick=25, help="outer steps on the trainings"),
-        Option("toy_steps", 150, quick=60, help="outer steps on the parabolas"),
+        Option("toy_steps", 150, quick=40, help="outer steps on the parabolas"),
     ],
     claims=[
         Claim(
