@@ -30,6 +30,7 @@ from hypergrad import ImplicitDifferentiation, Newton
 from hypergrad.linear import (
     CG,
     PCG,
+    IterativeSolver,
     Jacobi,
     LinearSolver,
     NystromPreconditioner,
@@ -73,7 +74,7 @@ def play(bandit: Bandit, table: np.ndarray, contexts: np.ndarray, seed: int) -> 
 # -- inside the engine -----------------------------------------------------------------------
 
 
-ARMS: dict[str, LinearSolver] = {
+ARMS: dict[str, IterativeSolver] = {
     "RecyclingCG": RecyclingCG(),
     "CG": CG(),
     "PCG-Jacobi": PCG(Jacobi(4)),
@@ -111,17 +112,17 @@ def photographs(seed: int) -> Run:
 
 
 def cleaning(seed: int) -> Run:
-    """`hyper_cleaning`: a weight for each of 500 examples, half of them with random labels."""
-    rng = np.random.default_rng(seed)
+    """`hyper_cleaning`: a weight for each of 200 examples, half of them with random labels."""
+    rng, count = np.random.default_rng(seed), 200
     source, _ = fashion_mnist()
-    rows = rng.permutation(len(source.y))[:1000]
+    rows = rng.permutation(len(source.y))[: 2 * count]
     x, y = hyper_cleaning.features(source.x[rows]), source.y[rows].astype(np.int32)
-    labels = np.where(rng.random(500) < 0.5, rng.integers(0, 10, 500), y[:500])
-    train = {"x": x[:500], "y": jnp.asarray(labels, jnp.int32)}
-    validation = {"x": x[500:], "y": jnp.asarray(y[500:])}
+    labels = np.where(rng.random(count) < 0.5, rng.integers(0, 10, count), y[:count])
+    train = {"x": x[:count], "y": jnp.asarray(labels, jnp.int32)}
+    validation = {"x": x[count:], "y": jnp.asarray(y[count:])}
     zero = jnp.zeros((x.shape[1], 10), x.dtype)
-    parts = (hyper_cleaning.PROBLEM, zero, jnp.zeros(500, x.dtype), train, validation)
-    solver = hyper_cleaning.solver(100)
+    parts = (hyper_cleaning.PROBLEM, zero, jnp.zeros(count, x.dtype), train, validation)
+    solver = hyper_cleaning.solver(50)
     return Run(
         parts, lambda linear: Alternating(exact(solver, linear.with_tol(1e-3)), optax.adam(0.3))
     )

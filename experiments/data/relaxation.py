@@ -179,10 +179,13 @@ def _sor(rhs, start, diagonal, coupling, omega, tol, most):
     grid = _Grid(_inside(rhs.shape[1]), diagonal, coupling, omega)
     first = rhs - grid.times(start)
     target = tol * _norm(first)
+    share = (1 / omega - 1) * diagonal
 
     def body(carry: tuple) -> tuple:
         r, going, count, step = carry
-        r = r - grid.times(omega * grid.lower(r))
+        # A y = r + (1 - 1/ω) D y + U y for the step y = (D / ω + L)⁻¹ r.
+        y = omega * grid.lower(r)
+        r = share * y + coupling * grid.inside * _after(y)
         count = count + going
         return r, going & (_norm(r) > target), count, step + 1
 

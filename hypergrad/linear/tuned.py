@@ -21,7 +21,6 @@ from hypergrad.linear.base import IterativeSolver, LinearSolver
 from hypergrad.linear.operator import LinearOperator
 from hypergrad.linear.solution import LinearSolution
 from hypergrad.linear.system import System
-from hypergrad.tolerance import HasTolerance
 
 #: Weight of the last solve in the cost of an arm: systems change along a run.
 _NEWEST = 0.5
@@ -29,6 +28,8 @@ _NEWEST = 0.5
 _BEGIN = 2
 #: Fewest steps that an arm is tried for.
 _LEAST = 3
+#: Steps of an arm that nothing limits.
+_MOST = 10**6
 #: How much worse than the limit an arm is taken to be at most, when it was cut short.
 _WORST = 10.0
 
@@ -71,22 +72,23 @@ class Tuned(LinearSolver):
 
     **Arguments:**
 
-    - `arms`: two or more solvers of one tolerance: `RecyclingCG()`, `CG()`,
-      `PCG(Jacobi(4))`, `PCG(NystromPreconditioner(20))`. Those that iterate can be cut short.
+    - `arms`: two or more solvers of one tolerance that iterate: `RecyclingCG()`, `CG()`,
+      `PCG(Jacobi(4))`, `PCG(NystromPreconditioner(20))`. For systems that may be indefinite, put it
+      into a `Fallback`.
     - `share`: of all products, the most that is spent on trying an arm again. Default 0.03.
     - `seed`: of the draws. Default 0.
     """
 
     symmetric_only: ClassVar[bool] = False
 
-    arms: tuple[LinearSolver, ...]
+    arms: tuple[IterativeSolver, ...]
     share: float = eqx.field(static=True)
     seed: int = eqx.field(static=True)
     state: TunedState | None
 
     def __init__(
         self,
-        arms: Sequence[LinearSolver],
+        arms: Sequence[IterativeSolver],
         *,
         share: float = 0.03,
         seed: int = 0,
@@ -96,12 +98,12 @@ class Tuned(LinearSolver):
         if len(self.arms) < 2:
             raise ValueError(f"Tuned: arms expected at least 2, received {len(self.arms)}.")
         for arm in self.arms:
-            if not isinstance(arm, LinearSolver) or not isinstance(arm, HasTolerance):
+            if not isinstance(arm, IterativeSolver):
                 raise ValueError(
-                    "Tuned: arms expected linear solvers with a tolerance, received "
-                    f"{type(arm).__name__}."
+                    "Tuned: arms expected solvers that iterate to a tolerance (`IterativeSolver`), "
+                    f"received {type(arm).__name__}."
                 )
-        tolerances = {a.tol for a in self.arms if isinstance(getattr(a, "tol", None), float | int)}
+        tolerances = {arm.tol for arm in self.arms if isinstance(arm.tol, float | int)}
         if len(tolerances) > 1:
             raise ValueError(
                 "Tuned: expected arms of one tolerance, that their products can be compared; "
@@ -114,7 +116,7 @@ class Tuned(LinearSolver):
     @property
     def tol(self) -> float | Scalar:
         """The tolerance of all arms."""
-        return next(a.tol for a in self.arms if hasattr(a, "tol"))
+        return self.arms[0].tol
 
     def check(self, operator: LinearOperator) -> None:
         """See `LinearSolver.check`."""
@@ -123,7 +125,7 @@ class Tuned(LinearSolver):
 
     def with_tol(self, tol: float | Scalar) -> Self:
         """See `hypergrad.tolerance.HasTolerance`."""
-        arms = tuple(arm.with_tol(tol) for arm in self.arms if isinstance(arm, HasTolerance))
+        arms = tuple(arm.with_tol(tol) for arm in self.arms)
         return eqx.tree_at(lambda s: s.arms, self, arms)
 
     def init_state(self, like: PyTree) -> TunedState:
@@ -154,14 +156,17 @@ class Tuned(LinearSolver):
         expected = state.costs[best] * decades
         arm = self._arm(state, best, expected)
         trying = (arm != best) & jnp.isfinite(expected)
-        limit = jnp.where(trying, jnp.maximum(jnp.ceil(expected), _LEAST), jnp.iinfo(jnp.int32).max)
+        # No float is compared with the largest integer: in float32 it would be one more than that.
+        steps = jnp.clip(jnp.ceil(expected), _LEAST, _MOST).astype(jnp.int32)
+        limit = jnp.where(trying, steps, _MOST)
+        known = state.learned
         start = vector.zeros_like(system.rhs) if system.start is None else system.start
 
         def stage(carry: tuple, number: Array) -> tuple[tuple, LinearSolution]:
             x, learned, last = carry
             needed = (number == 0) | (trying & ~self._reached(last))
             playing = jnp.where(number == 0, arm, best)
-            most = jnp.where(number == 0, limit, jnp.iinfo(jnp.int32).max).astype(jnp.int32)
+            most = jnp.where(number == 0, limit, _MOST)
             idle = eqx.tree_at(lambda s: s.products, last, jnp.zeros((), jnp.int32))
             solution, learned = jax.lax.cond(
                 needed,
@@ -172,13 +177,9 @@ class Tuned(LinearSolver):
 
         nothing = jax.tree.map(
             lambda a: jnp.zeros(a.shape, a.dtype),
-            jax.eval_shape(
-                lambda: self._play(system.started_at(start), state.learned, arm, limit)[0]
-            ),
+            jax.eval_shape(lambda: self._play(system.started_at(start), known, arm, limit)[0]),
         )
-        (_, learned, last), both = jax.lax.scan(
-            stage, (start, state.learned, nothing), jnp.arange(2)
-        )
+        (_, learned, last), both = jax.lax.scan(stage, (start, known, nothing), jnp.arange(2))
         products = jnp.sum(both.products).astype(jnp.int32)
         first = jax.tree.map(lambda a: a[0], both)
         state = self._learned(state, arm, trying, expected, decades, first, products)
@@ -219,9 +220,8 @@ class Tuned(LinearSolver):
 
         def of(number: int) -> tuple[LinearSolution, tuple]:
             solver = self.arms[number].with_state(learned[number])
-            if isinstance(solver, IterativeSolver):
-                steps = jnp.minimum(jnp.asarray(solver.max_steps, jnp.int32), most)
-                solver = eqx.tree_at(lambda s: s.max_steps, solver, steps)
+            steps = jnp.minimum(jnp.asarray(solver.max_steps, jnp.int32), most)
+            solver = eqx.tree_at(lambda s: s.max_steps, solver, steps)
             solution = solver.solve_scaled(system)
             after = tuple(solution.state if i == number else old for i, old in enumerate(learned))
             return eqx.tree_at(lambda s: s.state, solution, None, is_leaf=_is_none), after
@@ -258,9 +258,13 @@ class Tuned(LinearSolver):
         told = took > 0
         old = state.costs[arm]
         mean = jnp.where(state.plays[arm] >= _BEGIN, (1 - _NEWEST) * old + _NEWEST * cost, cost)
+        # Systems that have become harder for one arm have for all: between two solves in a row by
+        # the same arm, the others move along, so that one tried long ago does not look better.
+        again = told & (state.arm == arm) & (state.plays[arm] >= _BEGIN) & ~trying
+        others = jnp.where(again, mean / old, 1) * state.costs
         extra = jnp.where(trying, jnp.maximum(products - expected, 0), 0)
         return TunedState(
-            costs=state.costs.at[arm].set(jnp.where(told, mean, old)),
+            costs=others.at[arm].set(jnp.where(told, mean, old)),
             plays=state.plays.at[arm].add(told.astype(jnp.int32)),
             arm=arm,
             spent=state.spent + products.astype(dtype),

@@ -10,8 +10,9 @@ from jaxtyping import Array, Bool, Float, PyTree, Scalar
 
 from hypergrad.linear import vector
 
-#: Logarithms stay within this, so that a training that ends at zero or diverges has features, too.
-_LIMIT = 20.0
+#: Decades stay within this, so that a training that ends at zero or diverges has features, too.
+_LIMIT = 10.0
+_DECADE = 2.302585092994046  # log 10
 
 
 class Features(eqx.Module):
@@ -55,12 +56,12 @@ class TrainingFeatures(Features):
 
     - `one`: 1.
     - `time`: steps over the horizon.
-    - `gradient`: running mean of the log of the gradient's norm.
-    - `loss`: log of the loss over its first value. A loss must be positive: else it is NaN.
+    - `gradient`: running mean of the decimal log of the gradient's norm.
+    - `loss`: decimal log of the loss over its first value. A loss must be positive: else it is NaN.
     - `alignment`: running mean of the cosine between a gradient and the one before. Near 1 steps
       are short, below 0 they jump across the valley.
 
-    Logarithms are kept within ±20.
+    Logarithms are kept within ±10.
 
     **Arguments:**
 
@@ -96,13 +97,13 @@ class TrainingFeatures(Features):
         # Of the square, so that a gradient of zero has a derivative.
         tiny = jnp.finfo(dtype).tiny
         square = vector.vdot(gradient, gradient).astype(dtype) + tiny
-        size = _bounded(0.5 * jnp.log(square))
+        size = _bounded(0.5 * jnp.log(square) / _DECADE)
         direction = jax.tree.map(lambda g: g.astype(dtype) / jnp.sqrt(square), gradient)
         first = jnp.where(begun, memory.first_loss, loss)
         mean = jnp.where(begun, self._mean(memory.log_gradient, size), size)
         turn = vector.vdot(direction, memory.direction)
         alignment = jnp.where(begun, self._mean(memory.alignment, turn), 0)
-        progress = _bounded(jnp.log(loss / first))
+        progress = _bounded(jnp.log(loss / first) / _DECADE)
         numbers = jnp.stack([jnp.ones_like(mean), time.astype(dtype), mean, progress, alignment])
         return numbers, TrainingMemory(jnp.asarray(True), first, mean, alignment, direction)
 

@@ -91,11 +91,10 @@ def judge(
     count = instances(params=params, inner_batch=inner_batch, outer_batch=outer_batch)
     step = step if horizon is None else step.over(horizon)
     keys = None if key is None else jax.random.split(key, count)
-    values, taken = _train(
-        problem, step, *as_arrays((params, hparams, inner_batch, outer_batch)), keys,
-        step.horizon, stacked,
-    )  # fmt: skip
-    values, features, losses = (np.asarray(x) for x in (values, taken.features, taken.loss))
+    params, hparams, inner, outer = as_arrays((params, hparams, inner_batch, outer_batch))
+    steps = step.horizon
+    ends, taken = _train(problem, step, params, hparams, inner, outer, keys, steps, stacked)
+    values, features, losses = (np.asarray(x) for x in (ends, taken.features, taken.loss))
     failures = {}
     for i in range(count):
         text = _failure(step, values[i], features[i], losses[i])

@@ -204,11 +204,11 @@ def test_features_are_what_they_say():
     memory = features.init(jnp.zeros(2))
     up, right = jnp.asarray([0.0, 2.0]), jnp.asarray([1.0, 0.0])
     seen, memory = features(memory, jnp.asarray(0.0), jnp.asarray(4.0), up)
-    np.testing.assert_allclose(seen, [1, 0, np.log(2), 0, 0], atol=1e-12)
+    np.testing.assert_allclose(seen, [1, 0, np.log10(2), 0, 0], atol=1e-12)
     seen, memory = features(memory, jnp.asarray(0.5), jnp.asarray(1.0), up)
-    np.testing.assert_allclose(seen, [1, 0.5, np.log(2), np.log(0.25), 0.5], rtol=1e-12)
+    np.testing.assert_allclose(seen, [1, 0.5, np.log10(2), np.log10(0.25), 0.5], rtol=1e-12)
     seen, _ = features(memory, jnp.asarray(1.0), jnp.asarray(1.0), right)
-    np.testing.assert_allclose(seen, [1, 1, np.log(2) / 2, np.log(0.25), 0.25], rtol=1e-12)
+    np.testing.assert_allclose(seen, [1, 1, np.log10(2) / 2, np.log10(0.25), 0.25], rtol=1e-12)
     # Trainings that end at zero have features, and derivatives, too.
     seen, _ = features(memory, jnp.asarray(1.0), jnp.asarray(0.0), 0 * up)
     assert np.isfinite(seen).all()
@@ -289,7 +289,9 @@ def test_unseen_keeps_what_did_best_elsewhere_and_stops(case):
     def told(step, hparams):
         return guard(SimpleNamespace(step=step, state=SimpleNamespace(visited=hparams)))
 
-    slow = {name: w - 3 for name, w in theta.items()}
-    assert [told(i, t) for i, t in enumerate([slow, theta, slow, slow])] == [0, 0, 0, 1]
-    assert guard.hparams is theta
+    better, worse = {name: w - 3 for name, w in theta.items()}, theta
+    assert guard.judged(better).mean < guard.judged(worse).mean
+    told_to_stop = [told(i, t) for i, t in enumerate([worse, better, worse, worse])]
+    assert told_to_stop == [False, False, False, True]
+    assert guard.hparams is better
     assert guard.history[1] == (1, guard.value)
