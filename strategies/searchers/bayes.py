@@ -17,7 +17,10 @@ there. Improvement is therefore expected of, and measured by, the smooth process
 A process of few values in many dimensions, or of values that are hardly smooth, predicts little,
 and a search that follows it stays where it happened to begin. How much it predicts is known: each
 value from all others. As far as it does not, suggestions are draws from the prior, which keep the
-search from being much worse than a random one, and no choice from never being seen again.
+search from being much worse than a random one, and look again at choices that were given up.
+
+Results at several resources enter together: where the same configuration was observed at two of
+them by one more coordinate, else as `strategies.surrogates.fidelities.stacked` makes them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
