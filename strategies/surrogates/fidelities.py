@@ -91,13 +91,15 @@ def stacked(resources: Vector, values: Vector) -> tuple[Vector, Vector]:
     resources = np.where(np.isfinite(resources), resources, end)
     target, slope = np.full_like(values, np.nan), np.zeros_like(values)
     levels = np.unique(resources)[::-1]
+    if len(levels) == 1:
+        return logarithmic(imputed(values))
     for resource in levels:
         here = (resources == resource) & np.isfinite(values)
         if here.any():
             further = target[np.isfinite(target)]
             flat, by_value = logarithmic(values[here])
             # Few values do not say what a large difference is; equal ones, nothing of derivatives.
-            sure = min(1.0, (here.sum() - 1) / _SCALED) if len(levels) > 1 else 1.0
+            sure = min(1.0, (here.sum() - 1) / _SCALED)
             slope[here] = sure * by_value if np.ptp(values[here]) else 0.0
             flat = sure * (flat - flat.min())
             target[here] = flat + (np.median(further) if len(further) else 0.0)
