@@ -124,6 +124,7 @@ def won(ours: np.ndarray, rival: np.ndarray) -> float:
             "share of searches won against random search, less two standard errors over tasks, at "
             "the budget at which it is least",
             at_least=0.5,
+            quick=0.25,
         ),
         Claim(
             "tpe",

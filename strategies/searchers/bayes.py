@@ -13,6 +13,14 @@ What the smooth process leaves over, its noise, is partly chance and partly the 
 configuration may for good be better than all its neighbours, so that it is worth while to try many
 where the mean is low; and one that was lucky may be so for good, which leaves less to be gained
 there. Improvement is therefore expected of, and measured by, the smooth process plus the own part.
+
+A process of few values in many dimensions, or of values that are hardly smooth, predicts little,
+and a search that follows it stays where it happened to begin. How much it predicts is known: each
+value from all others. As far as it does not, suggestions are draws from the prior, which keep the
+search from being much worse than a random one, and look again at choices that were given up.
+
+Results at several resources enter together: where the same configuration was observed at two of
+them by one more coordinate, else as `strategies.surrogates.fidelities.stacked` makes them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,10 +40,9 @@ from strategies.surrogates.acquisition import (
     log_expected_improvement_slopes,
 )
 from strategies.surrogates.candidates import maximise
-from strategies.surrogates.fidelities import aligned, paired
+from strategies.surrogates.fidelities import aligned, paired, stacked
 from strategies.surrogates.gaussian_process import GaussianProcess, Prior, Rows, fit
 from strategies.surrogates.geometry import geometry
-from strategies.surrogates.outputs import imputed, logarithmic
 from strategies.surrogates.startup import sobol_point
 from strategies.surrogates.trust_region import box, side
 
@@ -61,6 +68,9 @@ _OWN_SHARE = 0.3
 # of a function without noise would stay where it is.
 _OWN_FROM = 20
 
+# Of the suggestions of a process that predicts nothing, the share that are draws from the prior.
+_DOUBTED = 0.5
+
 
 @dataclass(frozen=True)
 class _Belief:
@@ -71,6 +81,8 @@ class _Belief:
     - `through`: the resource at which a suggestion is going to be observed.
     - `own`: standard deviation of what a configuration has beside the smooth process; none where
       several resources are modelled together.
+    - `skill`: share of the squares of the values that is predicted when each is left out in turn;
+      one where gradients are known or several resources are modelled together.
     """
 
     process: GaussianProcess
@@ -80,6 +92,7 @@ class _Belief:
     at: Vector
     through: Vector
     own: float
+    skill: float
 
     def score(self, points: Matrix) -> Vector:
         if len(self.at):
@@ -131,10 +144,11 @@ class BayesSearcher(Searcher):
         joint = paired(usable)
         known = len({item.number for item in usable}) if joint else len(usable)
         if known < (max(self.startup, self.space.dimension + 2) if joint else self.startup):
-            config = self.space.from_uniform(sobol_point(self.space.uniforms, self.seed, number))
-            return Suggestion(number, config, {"origin": "startup"})
+            return Suggestion(number, self._drawn(number), {"origin": "startup"})
         rng = self.rng(number)
         belief = self._believe(history, pending, rng)
+        if belief.skill < 1.0 and rng.random() < _DOUBTED * (1.0 - belief.skill):
+            return Suggestion(number, self._drawn(number), {"origin": "draw"})
         region = self._region(belief, usable)
         point = maximise(
             self.space,
@@ -150,6 +164,10 @@ class BayesSearcher(Searcher):
         config = self.space.sample(rng) if point is None else self.space.decode(point)
         return Suggestion(number, config, {"origin": "model"})
 
+    def _drawn(self, number: int) -> dict[str, Any]:
+        """A draw from the prior; those of a search are evenly spread."""
+        return self.space.from_uniform(sobol_point(self.space.uniforms, self.seed, number))
+
     def _tried(self, history: Sequence[Observation], pending: Sequence[Suggestion]) -> Matrix:
         """Everything that need not be tried again, at whatever resource it was."""
         return np.stack([item.unit for item in [*history, *pending]])
@@ -164,7 +182,6 @@ class BayesSearcher(Searcher):
     ) -> _Belief:
         groups = self._groups
         joint = paired(history)
-        stopped: list[Observation] = []
         if joint:
             data = aligned(history)
             places, target, slope = data.place[:, None], data.target, data.slope
@@ -177,12 +194,10 @@ class BayesSearcher(Searcher):
             order = np.r_[near, rng.permutation(rest)]
         else:
             fit_room, room = _FIT_ROWS, _POSTERIOR_ROWS
-            everything, history = history, _highest_resource(history)
-            modelled = {id(item) for item in history}
-            stopped = [item for item in everything if id(item) not in modelled][-room:]
-            values = np.array([np.nan if item.value is None else item.value for item in history])
+            values = np.array([np.nan if o.value is None else o.value for o in history], float)
             values[[item.status == "failed" for item in history]] = np.nan
-            target, slope = logarithmic(imputed(values))
+            resources = [np.nan if o.resource is None else o.resource for o in history]
+            target, slope = stacked(np.array(resources, float), values)
             places = np.empty((len(history), 0))
             order = np.argsort(target, kind="stable")
         at, through = np.ones(places.shape[1]), np.zeros(places.shape[1])
@@ -206,17 +221,15 @@ class BayesSearcher(Searcher):
             fit_rows = np.r_[fit_rows, len(order) + np.arange(fit_extra)]
             rows, y = rows.join(extra), np.r_[y, extra_y]
         process = fit(rows, y, groups, prior=self.prior, fit_rows=fit_rows)
+        skill = 1.0 if joint or len(y) > len(order) else _skill(process, y)
         tried = x[:, : self.space.dimension]
         if joint:
             tried = np.unique(tried, axis=0)
         mean, _ = process.predict(_extended(tried, at))
         anchors = tried[np.argsort(mean, kind="stable")[:_ANCHORS]]
-        if pending or stopped:
-            waiting = np.stack([one.unit for one in [*pending, *stopped]]) * self._stretch
+        if pending:
+            waiting = np.stack([one.unit for one in pending]) * self._stretch
             guess, _ = process.predict(_extended(waiting, through))
-            # What was stopped early is not known at this resource, but no better than most.
-            known = target if len(target) else np.zeros(1)
-            guess[len(pending) :] = np.maximum(guess[len(pending) :], np.median(known))
             more = Rows.values(_extended(waiting, through))
             process = process.condition(rows.join(more), np.r_[y, guess])
             tried = np.r_[tried, waiting]
@@ -227,7 +240,8 @@ class BayesSearcher(Searcher):
             own = _OWN_SHARE * process.noise
             # The weights of the values are what is left over, in units of the noise variance.
             mean = mean + own * process.weights[process.rows.is_value > 0]
-        return _Belief(process, float(mean.min()), tried, anchors, at, through, float(np.sqrt(own)))
+        own = float(np.sqrt(own))
+        return _Belief(process, float(mean.min()), tried, anchors, at, through, own, skill)
 
     def _usable(self, item: Observation) -> bool:
         """Whether the gradient of an observation may be conditioned on."""
@@ -315,19 +329,11 @@ class BayesSearcher(Searcher):
         return moved, -float(result.fun)
 
 
+def _skill(process: GaussianProcess, y: Vector) -> float:
+    """Share of the squares of `y` that is predicted when each is left out in turn."""
+    return max(0.0, 1.0 - float(np.sum(process.left_out() ** 2) / max(float(y @ y), 1e-300)))
+
+
 def _extended(points: Matrix, at: Vector) -> Matrix:
     """Points with the coordinates that they have in common."""
     return np.c_[points, np.broadcast_to(at, (len(points), len(at)))]
-
-
-def _highest_resource(history: Sequence[Observation]) -> Sequence[Observation]:
-    """Observations at the largest resource at which there are enough to model (as BOHB does).
-
-    Values at different resources are never mixed in one ranking.
-    """
-    levels = sorted({item.resource for item in history if item.resource is not None}, reverse=True)
-    for level in levels:
-        chosen = [item for item in history if item.resource == level]
-        if sum(item.status != "failed" for item in chosen) >= 4:
-            return chosen
-    return history

@@ -463,7 +463,8 @@ class SearchSpace:
         if not domain.size:  # its only value, which is allowed, or there would be no such space
             return np.ones(len(units), bool)
         if isinstance(domain, Categorical):
-            return columns[:, [domain.index(value) for value in allowed]].any(axis=1)
+            chosen = columns[:, [domain.index(value) for value in allowed]]
+            return np.asarray(chosen.any(axis=1))
         seen, row = np.unique(columns[:, 0], return_inverse=True)
         values = [domain.decode(unit) for unit in seen]
         meets = [any(same(value, one) for one in allowed) for value in values]

@@ -45,7 +45,8 @@ def _log_h(z: Array) -> Array:
     """`log(z Φ(z) + φ(z))`, stable for any `z`."""
     log_phi = -0.5 * z**2 - _LOG_ROOT_2PI
     tail = log_phi + np.log(_hopeless(z).shrink)
-    return np.where(z < 0, tail, np.log(np.maximum(z * ndtr(z) + np.exp(log_phi), 1e-300)))
+    high = np.maximum(z, 0.0)  # where it counts; minus infinity times zero would be NaN
+    return np.where(z < 0, tail, np.log(np.maximum(high * ndtr(high) + np.exp(log_phi), 1e-300)))
 
 
 def log_expected_improvement(mean: Array, deviation: Array, best: float) -> Array:

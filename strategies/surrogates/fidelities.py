@@ -15,9 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strategies.observation import Observation
-from strategies.surrogates.outputs import imputed, logarithmic
+from strategies.surrogates.outputs import imputed, logarithmic, standardised
 
 Vector = NDArray[np.float64]
+
+#: Further values after which those at a resource have a scale of their own.
+_SCALED = 4
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,41 @@ def aligned(history: Sequence[Observation]) -> Aligned:
     log = np.log(levels)
     place = (log - log[0]) / max(log[-1] - log[0], 1e-12)
     return Aligned(place[level], target, slope / spread)
+
+
+def stacked(resources: Vector, values: Vector) -> tuple[Vector, Vector]:
+    """Targets where each configuration was observed once, most of them because they were stopped.
+
+    Without pairs nothing says how two resources compare. A scheduler stops the worse ones. So what
+    was stopped at a resource is taken for no better than the median of what went further, and
+    differs from the best that was stopped there by its value, on the resource's own scale. What was
+    not stopped says so by its value, too: the first trials of a search go far however bad they are.
+
+    **Arguments:**
+
+    - `resources`, `values`: `(n,)`, NaN where unknown; what has a value and no resource was trained
+      to the end.
+
+    **Returns:** The targets, centred with unit spread, and their derivatives by the values.
+    """
+    end = np.max(resources, where=np.isfinite(resources), initial=0.0)
+    resources = np.where(np.isfinite(resources), resources, end)
+    target, slope = np.full_like(values, np.nan), np.zeros_like(values)
+    levels = np.unique(resources)[::-1]
+    if len(levels) == 1:
+        return logarithmic(imputed(values))
+    for resource in levels:
+        here = (resources == resource) & np.isfinite(values)
+        if here.any():
+            further = target[np.isfinite(target)]
+            flat, by_value = logarithmic(values[here])
+            # Few values do not say what a large difference is; equal ones, nothing of derivatives.
+            sure = min(1.0, (here.sum() - 1) / _SCALED)
+            slope[here] = sure * by_value if np.ptp(values[here]) else 0.0
+            flat = sure * (flat - flat.min())
+            target[here] = flat + (np.median(further) if len(further) else 0.0)
+    target, scale = standardised(imputed(target))
+    return target, slope * scale
 
 
 def _of_levels(numbers: Sequence[int | None], level: NDArray[np.intp], values: Vector) -> Vector:

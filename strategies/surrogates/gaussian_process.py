@@ -240,6 +240,10 @@ class GaussianProcess:
         rows = self.rows
         return rows.x / self.scales, rows.direction / self.scales, rows.is_value
 
+    def left_out(self) -> Vector:
+        """How far each row is from what all others predict (Rasmussen & Williams 2006, 5.12)."""
+        return self.weights / np.sum(self._inverse_factor**2, axis=0)
+
     def condition(self, rows: Rows, y: Vector) -> "GaussianProcess":
         """The same hyperparameters on other data."""
         return _posterior(rows, y, self.scales, self.signal, self.noise, self.gradient_noise)

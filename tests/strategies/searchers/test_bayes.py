@@ -231,9 +231,9 @@ def test_values_at_different_resources_are_not_mixed(cube):
     for i in range(6):
         config = cube.sample(rng)
         high.append(Observation(config, bowl(config)[0], resource=9.0, number=10 + i))
-    # Where they are counts, as what was stopped early is not tried again; their values do not.
+    # What was stopped early is compared at its own resource, whatever its scale there.
     both = searcher.propose(16, low + high, []).config
-    other = [replace(item, value=100.0 * item.value) for item in low]
+    other = [replace(item, value=128.0 * item.value) for item in low]
     assert both == searcher.propose(16, other + high, []).config
 
 
@@ -256,3 +256,51 @@ def test_what_was_stopped_early_is_not_suggested_again():
         searcher.tell(Observation(asked.config, value, number=number, resource=resource))
     apart = np.linalg.norm(np.array(places)[:, None] - np.array(places), axis=2)
     assert np.sort(apart[np.triu_indices(24, 1)])[5] > 1e-3
+
+
+def told(space, objective, count):
+    rng = np.random.default_rng(0)
+    configs = [space.sample(rng) for _ in range(count)]
+    return [Observation(config, **objective(config), number=n) for n, config in enumerate(configs)]
+
+
+def origins(searcher, history, count=20):
+    proposed = [searcher.propose(number, history, []) for number in range(100, 100 + count)]
+    return [suggestion.note["origin"] for suggestion in proposed]
+
+
+def test_what_the_process_cannot_predict_is_partly_drawn(cube):
+    searcher, rng = BayesSearcher(cube, seed=0), np.random.default_rng(2)
+    chaos = told(cube, lambda config: {"value": float(rng.normal())}, 25)
+    assert 4 <= origins(searcher, chaos).count("draw") <= 16
+    smooth = told(cube, lambda config: {"value": bowl(config)[0]}, 25)
+    assert origins(searcher, smooth).count("draw") <= 2
+    # Derivatives tell what values do not.
+    graded = told(cube, lambda config: {"value": 0.0, "gradient": {"a": float(rng.normal())}}, 25)
+    assert "draw" not in origins(searcher, graded, 8)
+
+
+def test_draws_are_the_spread_ones_of_the_start(cube):
+    searcher, rng = BayesSearcher(cube, seed=0), np.random.default_rng(2)
+    chaos = told(cube, lambda config: {"value": float(rng.normal())}, 25)
+    drawn = [s for n in range(8) if (s := searcher.propose(n, chaos, [])).note["origin"] == "draw"]
+    assert drawn
+    for suggestion in drawn:
+        assert suggestion.config == searcher.propose(suggestion.number, [], []).config
+
+
+def test_successive_halving_by_somebody_else_finds_the_best_region():
+    """Each trial is told once, where it was stopped: few go far, and where they are is best."""
+    space = SearchSpace({"x": Float(0, 1), "y": Float(0, 1), "kind": Categorical(["a", "b", "c"])})
+    searcher, rungs, best = BayesSearcher(space, seed=0), {1: [], 3: [], 9: []}, np.inf
+    for number in range(24):
+        config = searcher.ask().config
+        loss = (config["x"] - 0.3) ** 2 + (config["y"] - 0.8) ** 2 + 0.2 * (config["kind"] != "b")
+        for rung, seen in rungs.items():
+            seen.append(loss + 2.0 / rung)
+            if seen[-1] > np.percentile(seen, 100 / 3):
+                break
+        if rung == 9:
+            best = min(best, loss)
+        searcher.tell(Observation(config, seen[-1], number=number, resource=float(rung)))
+    assert best < 0.02

@@ -149,3 +149,13 @@ def test_expected_improvement_slopes(z):
     assert by_mean == pytest.approx((at(-z + step, 1) - at(-z - step, 1)) / (2 * step), rel=1e-4)
     numeric = (at(-z, 1 + step) - at(-z, 1 - step)) / (2 * step)
     assert by_deviation == pytest.approx(numeric, rel=1e-4)
+
+
+def test_left_out_is_what_the_others_predict():
+    rng = np.random.default_rng(3)
+    x, y = rng.random((8, 2)), rng.normal(size=8)
+    process = fit(Rows.values(x), y, np.arange(2))
+    for i in range(8):
+        others = np.arange(8) != i
+        mean, _ = process.condition(Rows.values(x[others]), y[others]).predict(x[i : i + 1])
+        assert process.left_out()[i] == pytest.approx(y[i] - mean[0], rel=1e-4, abs=1e-6)
