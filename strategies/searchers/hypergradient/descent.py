@@ -24,7 +24,8 @@ def descent(view: View, least: float) -> list[Offer]:
         if count >= len(CONSTANTS.lengths) or any(_joined(chain, one) for one in better):
             continue
         way = "descent, behind" if better else "descent, another" if count else "descent"
-        record = view.record(way)
+        # Of a chain that is not the best, its own pace is the record.
+        record = 1.0 if better else view.record(way)
         cost = chain.needed(view.level, view.spread) if better else 1.0
         so_far = max((offer.worth for offer in offers), default=least)
         if better and record * CONSTANTS.even * view.spread / cost < so_far:
