@@ -103,8 +103,28 @@ class AdditiveSurrogate:
     surprise: float
 
 
+class Choice(NamedTuple):
+    """The most likely of a grid of hyperparameters, and logarithms of likelihood ratios.
+
+    - `additive`: to a smooth function of all coordinates. Few gradients, or those of one descent,
+      are explained by a sum of functions of one coordinate whatever the function is, but then by
+      such a function as well.
+    - `recurring`: to the best without bumps that recur.
+    """
+
+    parts: tuple[_Part, ...]
+    noise: float
+    additive: float
+    recurring: float
+
+
 def fit_additive(
-    x: Array, values: Array, gradients: Array, errors: Array, base: int
+    x: Array,
+    values: Array,
+    gradients: Array,
+    errors: Array,
+    base: int,
+    choice: Choice | None = None,
 ) -> AdditiveSurrogate | None:
     """The surrogate of some values and gradients.
 
@@ -115,6 +135,7 @@ def fit_additive(
     - `gradients`: `(n, d)`, finite.
     - `errors`: `(n,)`, their relative errors.
     - `base`: row of the point with which all others are compared.
+    - `choice`: its hyperparameters, by default `choose` of the same gradients.
 
     **Returns:** `None` if functions of one coordinate each do not explain the gradients: better
     than a smooth function of all coordinates, and up to their errors, or but for a tenth where the
@@ -122,7 +143,7 @@ def fit_additive(
     """
     n, _ = x.shape
     target = gradients.T
-    parts, noise, additive, recurring = _chosen(x, target, errors)
+    parts, noise, additive, recurring = choice or choose(x, gradients, errors)
     exact = noise == _NOISE[0]
     if additive <= 0 or (not exact and (noise == _NOISE[-1] or recurring < _EVIDENCE)):
         return None
@@ -180,33 +201,27 @@ def _with_noise(sums: Array, left: Array, spread: float, shares: Sequence[float]
     return sums + own + min(shares, key=misfit) * shared
 
 
-class _Choice(NamedTuple):
-    """The most likely of a grid of hyperparameters, and logarithms of likelihood ratios.
-
-    - `additive`: to a smooth function of all coordinates. Few gradients, or those of one descent,
-      are explained by a sum of functions of one coordinate whatever the function is, but then by
-      such a function as well.
-    - `recurring`: to the best without bumps that recur.
-    """
-
-    parts: tuple[_Part, ...]
-    noise: float
-    additive: float
-    recurring: float
+def choose(x: Array, gradients: Array, errors: Array) -> Choice:
+    """The hyperparameters, from the coordinates and points that decide: the last of them."""
+    return _chosen(*((part[-_POINTS:]).tobytes() for part in (x, gradients, errors)), x.shape[1])
 
 
-def _chosen(x: Array, target: Array, errors: Array) -> _Choice:
-    """The hyperparameters, from the coordinates and points that decide."""
+@functools.lru_cache(maxsize=32)
+def _chosen(places: bytes, slopes: bytes, shares: bytes, size: int) -> Choice:
+    """Of the arrays' bytes, so that those of the last suggestions are remembered."""
+    x, target = (np.frombuffer(part).reshape(-1, size) for part in (places, slopes))
+    return _most_likely(x, target.T, np.frombuffer(shares))
+
+
+def _most_likely(x: Array, target: Array, errors: Array) -> Choice:
     deciding = np.argsort(-np.sum(target**2, axis=1), kind="stable")[:_DECIDING]
-    latest = slice(-_POINTS, None)
-    target = target[deciding][:, latest]
+    target = target[deciding]
     # All matrices are symmetric: of each the lower triangle, row after row.
     rows, columns = np.tril_indices(target.shape[1])
-    near = x[latest]
-    r = near.T[deciding][:, rows] - near.T[deciding][:, columns]
-    apart = np.sum((near[rows] - near[columns]) ** 2, axis=1)
+    r = x.T[deciding][:, rows] - x.T[deciding][:, columns]
+    apart = np.sum((x[rows] - x[columns]) ** 2, axis=1)
     identity = (rows == columns).astype(float)
-    known = identity * errors[latest][rows] ** 2
+    known = identity * errors[rows] ** 2
 
     @functools.cache
     def block(length: float, omega: float) -> Array:
@@ -254,7 +269,7 @@ def _chosen(x: Array, target: Array, errors: Array) -> _Choice:
     rival = np.inf
     if x.shape[1] > 1:
         rival = float(_misfits(rivals + (noise * identity + known), target).min())
-    return _Choice(best, noise, rival - float(by_noise.min()), evidence)
+    return Choice(best, noise, rival - float(by_noise.min()), evidence)
 
 
 def _misfits(triangles: Array, target: Array) -> Array:

@@ -9,7 +9,7 @@ Trust-Region Methods, 2000, section 6.7), a line search along the model's own st
 scales of the coordinates. A failure takes nothing from the steps that come after the next success.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -79,52 +79,68 @@ class Model:
         plus, minus = (np.empty((len(pairs), size)) for _ in range(2))
         count = 0
         for s, y in pairs:
-            bs = self(s)
+            bs = self._updated(s)
             if not (curvature := float(s @ bs)) > 0:
                 continue
             plus[count], minus[count] = y / np.sqrt(s @ y), bs / np.sqrt(curvature)
             count += 1
             self.plus, self.minus = plus[:count], minus[:count]
-
-    def surprise(self, one: Pair) -> float:
-        """How wrong the logarithm of a pair's curvature is predicted."""
-        curvature = max(float(one.s @ self(one.s)), np.finfo(float).tiny)
-        return abs(float(np.log(curvature / float(one.s @ one.y))))
+        # In few dimensions the matrix itself is less work than its parts.
+        few = size <= 2 * count
+        self.matrix = first * np.eye(size) + self.plus.T @ self.plus - self.minus.T @ self.minus if few else None
 
     def __call__(self, v: Vector) -> Vector:
         """`B v`."""
+        return self._updated(v) if self.matrix is None else self.matrix @ v
+
+    def _updated(self, v: Vector) -> Vector:
         return self.first * v + (self.plus @ v) @ self.plus - (self.minus @ v) @ self.minus
 
 
-def _last(pairs: Sequence[Pair]) -> float:
-    """The curvature along the last step: directions not yet explored get long steps."""
-    s, y = pairs[-1]
-    return float(s @ y) / float(s @ s)
+def first_matrix(pairs: Sequence[Pair]) -> float:
+    """The multiple of the identity that would have predicted the latest pairs better.
 
+    Two are compared, each from the pairs before the predicted one: the curvature along the last
+    step, with which directions not yet explored get long steps, where scales differ by orders of
+    magnitude; and the geometric mean of those along all steps, where many directions are alike.
+    """
+    units = [1.0 / np.sqrt(float(s @ y)) for s, y in pairs]
+    s = np.array([unit * one.s for unit, one in zip(units, pairs, strict=True)])
+    y = np.array([unit * one.y for unit, one in zip(units, pairs, strict=True)])
+    lengths, across = s @ s.T, s @ y.T
+    logs = -np.log(np.diag(lengths))
+    lasts, means = np.exp(logs), np.exp(np.cumsum(logs) / np.arange(1, len(logs) + 1))
 
-def _mean(pairs: Sequence[Pair]) -> float:
-    """The geometric mean of the curvatures along all steps."""
-    return float(np.exp(np.mean([np.log(float(s @ y) / float(s @ s)) for s, y in pairs])))
+    def surprise(first: float, count: int) -> float:
+        """How wrong the logarithm of the next pair's curvature, which is 1, is predicted.
+
+        By the compact form of the matrix (Byrd, Nocedal and Schnabel, Math. Programming 63, 1994,
+        theorem 2.3), of which inner products are all that is needed.
+        """
+        known = slice(count)
+        middle = np.block(
+            [
+                [first * lengths[known, known], np.tril(across[known, known], -1)],
+                [np.tril(across[known, known], -1).T, -np.eye(count)],
+            ]
+        )
+        side = np.r_[first * lengths[known, count], across[count, known]]
+        try:
+            curvature = first * lengths[count, count] - side @ np.linalg.solve(middle, side)
+        except np.linalg.LinAlgError:
+            curvature = 0.0
+        return abs(float(np.log(max(curvature, np.finfo(float).tiny))))
+
+    later = range(max(1, len(pairs) - RULES.predicted), len(pairs))
+    by_last, by_mean = (sum(surprise(float(kind[j - 1]), j) for j in later) for kind in (lasts, means))
+    return float(lasts[-1] if by_last <= by_mean else means[-1])
 
 
 def model_of(gradient: Vector, pairs: Sequence[Pair], radius: float) -> Model:
-    """The model of some pairs, oldest first.
-
-    With none, the step goes to the edge of the region. Else the first matrix is of the kind that
-    would have predicted the latest pairs better, each from those before it: `_last` where scales
-    differ by orders of magnitude, `_mean` where many directions are alike.
-    """
+    """The model of some pairs, oldest first; with none, the step goes to the region's edge."""
     if not pairs:
         return Model(float(np.max(np.abs(gradient), initial=0.0)) / radius, len(gradient))
-
-    def learned(kind: Callable[[Sequence[Pair]], float], known: Sequence[Pair]) -> Model:
-        return Model(kind(known), len(gradient), known)
-
-    def surprise(kind: Callable[[Sequence[Pair]], float]) -> float:
-        start = max(1, len(pairs) - RULES.predicted)
-        return sum(learned(kind, pairs[:j]).surprise(pairs[j]) for j in range(start, len(pairs)))
-
-    return learned(min((_last, _mean), key=surprise), pairs)
+    return Model(first_matrix(pairs), len(gradient), pairs)
 
 
 class Outcome(NamedTuple):
@@ -132,18 +148,31 @@ class Outcome(NamedTuple):
 
     - `length`: its largest entry.
     - `predicted`, `actual`: decreases; the actual one is minus infinity where the trial failed.
-    - `slope`: along the step at its beginning, negative; NaN if not known.
+    - `slope`, `end`: along the step where it begins, negative, and where it ends; NaN if not known.
     """
 
     length: float
     predicted: float
     actual: float
     slope: float = np.nan
+    end: float = np.nan
 
     def shortened(self) -> float:
-        """The share of a step that failed after which the parabola through it is lowest."""
-        curved = 2.0 * (-self.actual - self.slope)
-        share = -self.slope / curved if np.isfinite(curved) and curved > 0 else RULES.shortest
+        """The share of a step that failed after which the function is expected to be lowest.
+
+        A cubic through both values and slopes, and a parabola without the last slope, agree if the
+        function is one: the cubic's minimum if it is the nearer, else the mean of both (Moré and
+        Thuente, ACM Trans. Math. Software 20, 1994, section 4, case 1).
+        """
+        rise, slope, end = -self.actual, self.slope, self.end
+        curved = 2.0 * (rise - slope)
+        share = -slope / curved if np.isfinite(curved) and curved > 0 else RULES.shortest
+        theta = 3.0 * -rise + slope + end
+        root = theta**2 - slope * end
+        if np.isfinite(root) and root >= 0 and rise > 0:
+            gamma = float(np.sqrt(root))
+            cubic = (gamma - slope + theta) / (2.0 * gamma - slope + end)
+            share = cubic if cubic < share else 0.5 * (cubic + share)
         return float(np.clip(share, RULES.shortest, RULES.longest))
 
 
@@ -173,7 +202,7 @@ class Step(NamedTuple):
     decrease: float
 
 
-def step(unit: Vector, gradient: Vector, pairs: Sequence[Pair], region: Region) -> Step:
+def step(unit: Vector, gradient: Vector, model: Model, region: Region) -> Step:
     """The minimiser of the model within the unit cube and the region.
 
     **Arguments:**
@@ -183,7 +212,6 @@ def step(unit: Vector, gradient: Vector, pairs: Sequence[Pair], region: Region) 
     """
     if not gradient.any():
         return Step(np.zeros_like(unit), 0.0)
-    model = model_of(gradient, pairs, region.radius)
     bound = region.radius * region.cut
     low, high = np.maximum(-bound, -unit), np.minimum(bound, 1.0 - unit)
     return box_minimum(gradient, model, region.cut, low, high)

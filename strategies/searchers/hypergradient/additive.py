@@ -6,9 +6,10 @@ import numpy as np
 
 from strategies.searchers.hypergradient.constants import CONSTANTS
 from strategies.searchers.hypergradient.move import Move
+from strategies.searchers.hypergradient.points import Point
 from strategies.searchers.hypergradient.view import Offer, View
 from strategies.surrogates.acquisition import expected_improvement
-from strategies.surrogates.additive import AdditiveSurrogate, fit_additive
+from strategies.surrogates.additive import AdditiveSurrogate, choose, fit_additive
 
 
 def additive(view: View, least: float) -> list[Offer]:
@@ -30,18 +31,18 @@ def additive(view: View, least: float) -> list[Offer]:
     size = int(where.sum())
     if not 0 < size <= CONSTANTS.additive_size or len(alike) < CONSTANTS.additive_least:
         return []
+    # What the sum is made of is asked anew whenever there are a quarter more points.
+    deciding = alike[: CONSTANTS.checkpoint(len(alike))]
+    choice = choose(*_arrays(deciding, where))
     room = min(CONSTANTS.additive_points, CONSTANTS.additive_derivatives // size)
     if len(alike) > room:
         lowest = sorted(alike, key=lambda point: point.value)[: room // 2]
         names = {point.name for point in [*lowest, *alike[-(room // 2) :]]}
         alike = [point for point in alike if point.name in names]
-    surrogate = fit_additive(
-        np.array([point.unit[where] for point in alike]),
-        np.array([point.value for point in alike]),
-        np.array([point.gradient[where] for point in alike]),
-        np.array([point.error for point in alike]),
-        next(i for i, point in enumerate(alike) if point is best),
-    )
+    x, gradients, errors = _arrays(alike, where)
+    values = np.array([point.value for point in alike])
+    base = next(i for i, point in enumerate(alike) if point is best)
+    surrogate = fit_additive(x, values, gradients, errors, base, choice)
     if surrogate is None or surrogate.surprise > CONSTANTS.surprise:
         return []
     means, deviations = surrogate.mean, np.maximum(surrogate.deviation, 1e-300)
@@ -50,6 +51,15 @@ def additive(view: View, least: float) -> list[Offer]:
     for bold in CONSTANTS.boldness:
         ways[f"additive, {bold}"] = np.argmin(means - bold * deviations, axis=0)
     return [_offer(view, where, surrogate, way, rows) for way, rows in ways.items()]
+
+
+def _arrays(points: list[Point], where: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Places, gradients and their errors."""
+    return (
+        np.array([point.unit[where] for point in points]),
+        np.array([point.gradient[where] for point in points]),
+        np.array([point.error for point in points], float),
+    )
 
 
 def _offer(
@@ -67,4 +77,5 @@ def _offer(
         deviation,
         partial(view.space.decode, unit),
         record=view.record(way),
+        most=view.spread,
     )

@@ -2,12 +2,23 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from strategies.searchers.hypergradient.constants import CONSTANTS
 from strategies.searchers.hypergradient.points import Point
-from strategies.surrogates.quasi_newton import RULES, Outcome, Pair, Region, Step, pair, step
+from strategies.surrogates.quasi_newton import (
+    RULES,
+    Model,
+    Outcome,
+    Pair,
+    Region,
+    Step,
+    model_of,
+    pair,
+    step,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +38,41 @@ class Chain:
     pairs: Sequence[Pair]
     region: Region
 
+    @cached_property
+    def model(self) -> Model:
+        """The model around the best point, in the coordinates of `where`."""
+        return model_of(self.best.gradient[self.where], self.pairs, self.region.radius)
+
+    @cached_property
+    def earlier(self) -> tuple[float, int]:
+        """Its best value some evaluations ago, and how many."""
+        ago = min(CONSTANTS.recent, len(self.points) - 1)
+        values = [point.value for point in self.points[: len(self.points) - ago]]
+        return min(values), ago
+
+    @cached_property
+    def rate(self) -> float:
+        """What it has gained lately for each evaluation."""
+        before, ago = self.earlier
+        # The first point may have failed.
+        return (before - self.best.value) / ago if ago and np.isfinite(before) else 0.0
+
+    def needed(self, level: float, near: float) -> float:
+        """Evaluations until it is so near to a level, if it goes on as it has lately."""
+        gap = self.best.value - level
+        if gap <= near:
+            return 1.0
+        before, ago = self.earlier
+        left = CONSTANTS.left_over
+        if ago and np.isfinite(before):
+            left = (gap / (before - level)) ** (1.0 / ago)
+        return max(1.0, float(np.log(near / gap) / np.log(left))) if left < 1.0 else np.inf
+
+    @cached_property
+    def next(self) -> tuple[Step, float]:
+        """The next step, and what cut it."""
+        return self.step()
+
     def step(self, length: float = 1.0) -> tuple[Step, float]:
         """The next step, in all coordinates, so much longer, and what cut it.
 
@@ -40,7 +86,7 @@ class Chain:
         worse = np.array([point.unit for point in self.points if point is not self.best])
         while True:
             region = Region(self.region.radius, cut)
-            inner = step(self.best.unit[where], self.best.gradient[where], self.pairs, region)
+            inner = step(self.best.unit[where], self.best.gradient[where], self.model, region)
             found[where] = inner.s
             near = RULES.shortest * float(np.max(np.abs(found), initial=0.0))
             away = np.abs(worse - self.best.unit - found).max(axis=1) if len(worse) else [np.inf]
@@ -93,8 +139,10 @@ def _chain(
         base = None if move is None or move.move != "step" else by_name.get(move.base or 0)
         if move is None or base is None:
             continue
-        slope = float(np.nan_to_num(base.gradient[where]) @ (point.unit - base.unit)[where])
-        outcome = Outcome(move.length, move.decrease, base.value - point.value, slope)
+        along = (point.unit - base.unit)[where]
+        slope = float(np.nan_to_num(base.gradient[where]) @ along)
+        end = float(point.gradient[where] @ along)
+        outcome = Outcome(move.length, move.decrease, base.value - point.value, slope, end)
         region = region.after(outcome)
         if base is best:
             failed.append((move.cut, outcome))

@@ -9,10 +9,9 @@ class Constants:
 
     What a mover's record is made of:
 
-    - `recent`: so many of its last moves; what held longer ago held elsewhere.
-    - `least`, `most`: bounds of one ratio of achieved to promised gain. A move that achieved
-      nothing has no logarithm; a mover that fails again and again is tried once more when all
-      others promise so much less.
+    - `recent`: so many of the last moves of a descent; what held longer ago held elsewhere.
+    - `most`: bound of one ratio of achieved to promised gain, so that one stroke of luck does not
+      outweigh the failures that it takes on average.
     - `worth`: share of the median distance from the incumbent that is worth looking for.
 
     Descent:
@@ -39,9 +38,14 @@ class Constants:
       that it needs.
     - `roof`: values are cut off this many times the median distance above the best, so that one
       bad place does not flatten the rest.
+    - `surrogate_iterations`: of its length scale; it changes by less than a tenth in further ones.
+    - `whole`: a gradient enters whole while there is room for so many of them, then along itself.
     - `candidates`: places compared; few, as the process is least certain, and so most hopeful, in
-      the corners of the box.
-    - `apart`: a restart is at least this far from what was tried, if such places are left.
+      the corners of the box. `hops`: share of them that leave the best place in some coordinates
+      only, and `shares` of these.
+    - `apart`: a restart is at least this far from what was tried, if `left` such places are left.
+    - `anew`: hyperparameters of surrogates are chosen anew at so many times the points; a quarter
+      more points seldom say something else of them, and choosing is most of the time.
     - `additive_least`, `additive_size`, `additive_points`, `additive_derivatives`: points that the
       additive surrogate needs (from four, sums were certain of what they could not know), and its
       dimensions, points and derivatives at most.
@@ -53,12 +57,13 @@ class Constants:
     """
 
     recent: int = 5
-    least: float = 1e-6
-    worth: float = 1e-3
-    most: float = 10.0
+    worth: float = 1e-4
+    most: float = 2.0
 
     unsure: float = 0.5
     horizon: float = 3.0
+    left_over: float = 1 / 3
+    even: float = 0.5
     lengths: tuple[float, ...] = (1.0, 0.4, 2.0)
     rounding: float = 1e-13
     near: float = 0.1
@@ -71,9 +76,15 @@ class Constants:
     surrogate_points: int = 30
     surrogate_rows: int = 90
     surrogate_least: int = 4
+    surrogate_iterations: int = 6
+    whole: int = 2
     roof: float = 4.0
     candidates: int = 90
+    hops: float = 2 / 3
+    shares: tuple[float, ...] = (0.1, 0.3, 0.6)
     apart: float = 0.1
+    left: int = 5
+    anew: float = 1.25
     additive_least: int = 6
     additive_size: int = 100
     additive_points: int = 40
@@ -82,6 +93,13 @@ class Constants:
     boldness: tuple[float, ...] = (0.0, 0.3)
     draws: int = 10
     attempts: int = 40
+
+    def checkpoint(self, count: int) -> int:
+        """The largest number of points, up to `count`, at which hyperparameters are chosen."""
+        found = self.surrogate_least
+        while (following := max(found + 1, int(self.anew * found))) <= count:
+            found = following
+        return min(found, count)
 
 
 CONSTANTS = Constants()

@@ -23,16 +23,25 @@ def descent(view: View, least: float) -> list[Offer]:
         count = sum(move.move == "step" and move.chain == chain.name for move in view.waiting)
         if count >= len(CONSTANTS.lengths) or any(_joined(chain, one) for one in better):
             continue
-        step, cut = chain.step(CONSTANTS.lengths[count])
+        way = "descent, behind" if better else "descent, another" if count else "descent"
+        # Of a chain that is not the best, its own pace is the record.
+        record = 1.0 if better else view.record(way)
+        cost = chain.needed(view.level, view.spread) if better else 1.0
+        so_far = max((offer.worth for offer in offers), default=least)
+        if better and record * CONSTANTS.even * view.spread / cost < so_far:
+            continue
+        step, cut = chain.step(CONSTANTS.lengths[count]) if count else chain.next
         if step.decrease <= CONSTANTS.rounding * abs(chain.best.value):
             continue
         config = view.space.decode(np.clip(chain.best.unit + step.s, 0.0, 1.0))
         if view.space.encode(config).tobytes() in view.tried:
             continue
-        steps = CONSTANTS.horizon if better else 1.0
         # Half of what a waiting step has left is there for the next.
-        gain = steps * step.decrease * CONSTANTS.unsure**count
-        way = "descent, behind" if better else "descent, another" if count else "descent"
+        gain = step.decrease * CONSTANTS.unsure**count
+        if better:
+            # It cannot come down faster than its model says.
+            cost = max(cost, (chain.best.value - view.level) / step.decrease)
+            gain = CONSTANTS.even * view.spread
         move = Move(
             "step",
             chain.name,
@@ -46,12 +55,12 @@ def descent(view: View, least: float) -> list[Offer]:
         offers.append(
             Offer(
                 move,
-                gain - (chain.best.value - view.level),
-                CONSTANTS.unsure * gain,
+                gain,
+                0.0 if better else CONSTANTS.unsure * gain,
                 partial(dict, config),
-                steps,
-                view.record(way),
-                view.spread if better else np.inf,
+                cost,
+                record,
+                rate=0.0 if better else chain.rate * CONSTANTS.unsure**count,
             )
         )
     return offers

@@ -95,12 +95,17 @@ def trusted(known: Sequence[Point]) -> bool:
     gradients are those of the values, and of every second one if they are noise.
     """
     by_name = {point.name: point for point in known}
-    right = wrong = 0
+    shortest: dict[int, tuple[float, float]] = {}
     for point in known:
         base = None if point.move is None else by_name.get(point.move.base)  # type: ignore[arg-type]
         if base is None or base is point:
             continue
         slope = np.nan_to_num(0.5 * (base.gradient + point.gradient))
         agreed = float(slope @ (point.unit - base.unit)) * (point.value - base.value)
-        right, wrong = right + (agreed > 0), wrong + (agreed < 0)
+        # A step over a ripple is wrong until it is short enough: the shortest from a place counts.
+        length = float(np.max(np.abs(point.unit - base.unit)))
+        if agreed and length < shortest.get(base.name, (np.inf, 0.0))[0]:
+            shortest[base.name] = length, agreed
+    right = sum(agreed > 0 for _, agreed in shortest.values())
+    wrong = len(shortest) - right
     return wrong < CONSTANTS.doubts or right > 2 * wrong

@@ -1,5 +1,6 @@
 """The mover that starts somewhere else."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -34,16 +35,16 @@ def restart(view: View, least: float) -> list[Offer]:
     if size <= CONSTANTS.surrogate_size:
         if len(alike) < CONSTANTS.surrogate_least:
             return []
-        offer = _by_process(view, sorted(alike, key=lambda point: point.value), least)
+        offer = _by_process(view, alike, least)
         return [] if offer is None else [offer]
     return [
         Offer(
             Move("start", view.number, way=way, level=view.level, parent=view.best.name),
-            -view.ahead - view.promised(way),
-            view.spread,
+            CONSTANTS.even * view.spread - view.ahead - view.promised(way),
+            0.0,
             make,
             len(best.points),
-            record=view.record(way),
+            view.record(way),
         )
         for way, make in _ways(view)
     ]
@@ -85,63 +86,79 @@ def farthest(
 
 
 def _by_process(view: View, alike: list[Point], least: float) -> Offer | None:
-    """Over what has gradients, at the best chain's other values."""
+    """Over what has gradients, at the best chain's other values; `alike` by number."""
     way, best, where = "restart, process", view.best.best, view.best.where
-    alike, size = alike[: CONSTANTS.surrogate_points], int(where.sum())
-    values = np.array([point.value for point in alike])
-    roof = values[0] + CONSTANTS.roof * view.spread
+    lowest = sorted(alike, key=lambda point: point.value)[: CONSTANTS.surrogate_points]
+    values = np.array([point.value for point in lowest])
+    roof = values[0] + CONSTANTS.roof * view.above
     scale = max(float(np.std(np.minimum(values, roof))), 1e-300)
     record = view.record(way)
     move = Move("start", view.number, way=way, level=view.level, parent=view.best.name)
     cost = len(view.best.points)
-    hoped = Offer(move, -view.ahead, scale, dict, cost, record)
-    if hoped.worth < least:
-        return None  # a place that is as uncertain as the values differ would not be worth it
-    process = _process(alike, where, values, roof, scale)
-    # A valley is often left by moving in some coordinates only.
-    count = 2 * CONSTANTS.candidates // 3
-    share = view.rng.choice([0.1, 0.3, 0.6], (count, 1)) + 0.5 / size
-    some = view.rng.random((count, size)) < share
-    hops = np.where(some, view.rng.random((count, size)), best.unit[where])
-    candidates = np.concatenate([view.rng.random((CONSTANTS.candidates - count, size)), hops])
-    away = np.abs(candidates[:, None] - view.places[None, :, where]).max(axis=2).min(axis=1)
-    candidates = candidates[away >= min(CONSTANTS.apart, float(np.sort(away)[-5]))]
+    gain = CONSTANTS.even * view.spread - view.ahead - view.promised(way)
+    if gain <= 0.0 or gain / cost * record < least:
+        return None
+    # Length scales are learned anew whenever there are a quarter more points.
+    first = alike[: CONSTANTS.checkpoint(len(alike))]
+    first = sorted(first, key=lambda point: point.value)[: CONSTANTS.surrogate_points]
+    learned = _learned(*(part.tobytes() for part in _data(first, where, roof, scale)))
+    x, direction, noise, targets = _data(lowest, where, roof, scale)
+    process = learned.condition(Rows(x, direction, noise), targets)
+    candidates = _candidates(view, best.unit[where])
     mean, deviation = process.predict(candidates)
     gains = (values[0] - np.median(values)) / scale - mean
     chosen = int(np.argmax(expected_improvement(-gains, deviation, 0.0)))
     unit = best.unit.copy()
     unit[where] = candidates[chosen]
-    return Offer(
-        move,
-        float(gains[chosen]) * scale - view.ahead - view.promised(way),
-        float(deviation[chosen]) * scale,
-        partial(view.space.decode, unit),
-        cost,
-        record,
-    )
+    return Offer(move, gain, 0.0, partial(view.space.decode, unit), cost, record)
 
 
-def _process(
-    alike: list[Point], where: np.ndarray, values: np.ndarray, roof: float, scale: float
-) -> GaussianProcess:
-    """On values, bounded above, and as many derivatives as there is room for."""
+def _candidates(view: View, base: np.ndarray) -> np.ndarray:
+    """Random places, and some that are the best in all coordinates but some.
+
+    A valley is often left by moving in some coordinates only.
+    """
+    rng, size, where = view.rng, len(base), view.best.where
+    count = int(CONSTANTS.hops * CONSTANTS.candidates)
+    share = rng.choice(CONSTANTS.shares, (count, 1)) + 0.5 / size
+    hops = np.where(rng.random((count, size)) < share, rng.random((count, size)), base)
+    found = np.concatenate([rng.random((CONSTANTS.candidates - count, size)), hops])
+    away = np.abs(found[:, None] - view.places[None, :, where]).max(axis=2).min(axis=1)
+    return found[away >= min(CONSTANTS.apart, float(np.sort(away)[-CONSTANTS.left]))]
+
+
+def _data(
+    points: list[Point], where: np.ndarray, roof: float, scale: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Places, directions, noise and targets: values, bounded above, and derivatives.
+
+    There are as many derivatives as there is room for: all, or that along the gradient.
+    """
     size = int(where.sum())
-    rows = Rows.values(np.array([point.unit[where] for point in alike]))
-    targets = np.minimum(values, roof) - np.median(values)
-    room = CONSTANTS.surrogate_rows - len(alike)
-    for point in alike:
+    values = np.array([point.value for point in points])
+    places = [point.unit[where] for point in points]
+    directions = [np.zeros(size) for _ in points]
+    noise = [0.0] * len(points)
+    targets = list((np.minimum(values, roof) - np.median(values)) / scale)
+    room = CONSTANTS.surrogate_rows - len(points)
+    for point in points:
         slope = point.gradient[where]
-        if point.value >= roof or not np.isfinite(slope).all() or room < 1:
+        if point.value >= roof or not np.isfinite(slope).all() or room < 1 or not slope.any():
             continue
-        if room >= size * 2:
-            directions = np.eye(size)
-        elif slope.any():
-            directions = (slope / np.linalg.norm(slope))[None]
-        else:
-            continue
-        noise = np.full(len(directions), point.error * float(np.linalg.norm(slope)) / scale)
-        rows = rows.join(Rows(np.repeat(point.unit[where][None], len(directions), 0), directions,
-                              noise))  # fmt: skip
-        targets = np.append(targets, directions @ slope)
-        room -= len(directions)
-    return fit(rows, targets / scale, np.zeros(size, int), iterations=6)
+        length = float(np.linalg.norm(slope))
+        ways = np.eye(size) if room >= CONSTANTS.whole * size else (slope / length)[None]
+        places += [point.unit[where]] * len(ways)
+        directions += list(ways)
+        noise += [point.error * length / scale] * len(ways)
+        targets += list(ways @ slope / scale)
+        room -= len(ways)
+    return np.array(places), np.array(directions), np.array(noise), np.array(targets)
+
+
+@functools.lru_cache(maxsize=32)
+def _learned(places: bytes, directions: bytes, noise: bytes, targets: bytes) -> GaussianProcess:
+    """Of the arrays' bytes, so that those of the last suggestions are remembered."""
+    y, error = np.frombuffer(targets), np.frombuffer(noise)
+    x, along = (np.frombuffer(part).reshape(len(y), -1) for part in (places, directions))
+    groups = np.zeros(x.shape[1], int)
+    return fit(Rows(x, along, error), y, groups, iterations=CONSTANTS.surrogate_iterations)

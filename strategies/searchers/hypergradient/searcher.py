@@ -112,7 +112,7 @@ class HypergradientSearcher(Searcher):
         offers: list[Offer] = []
         for mover in _MOVERS:
             offers += mover(view, max((offer.worth for offer in offers), default=0.0))
-        for offer in sorted(offers, key=lambda offer: -offer.worth):
+        for offer in sorted(offers, key=lambda offer: (-offer.worth, -offer.promise)):
             config = offer.make()
             if config is not None and view.space.encode(config).tobytes() not in view.tried:
                 return offer.accepted(view.number, config)

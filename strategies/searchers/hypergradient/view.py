@@ -58,41 +58,54 @@ class View:
 
     @cached_property
     def spread(self) -> float:
-        """What may be gained where nothing is known: what the later half of the points has gained.
+        """What may be gained where nothing is known: what the last evaluations have gained.
 
-        Where that is next to nothing, a share of the median distance of all from the incumbent.
+        Where that is next to nothing, a share of all that has been gained.
         """
         values = np.array([point.value for point in self.known])
-        gained = float(values[: (len(values) + 1) // 2].min()) - self.level
-        above = float(np.median(values)) - self.level or float(values.max()) - self.level
+        before = values[: max(len(values) - CONSTANTS.recent, 1)].min()
+        gained = float(before) - self.level
         # Nothing differs yet: what a step is predicted to gain is all that is known.
         unknown = self.ahead or abs(self.level) or 1.0
-        return max(gained, CONSTANTS.worth * above) or unknown
+        return max(gained, CONSTANTS.worth * self.above) or unknown
+
+    @cached_property
+    def above(self) -> float:
+        """Median distance of the values from the best, or the largest if that is zero."""
+        values = np.array([point.value for point in self.known])
+        return float(np.median(values)) - self.level or float(values.max()) - self.level
 
     @cached_property
     def ahead(self) -> float:
         """How far below the incumbent its chain is expected to end."""
-        return CONSTANTS.horizon * self.best.step()[0].decrease
+        return CONSTANTS.horizon * self.best.next[0].decrease
 
     def record(self, way: str) -> float:
-        """Achieved over promised gain of a way: the mean of logarithms, with one more of zero.
+        """Achieved over promised gain of a way: the mean of its moves, and of one that kept its word.
 
-        What a start achieved is what its chain did, also by later steps.
+        What a start achieved is what its chain did, also by later steps. What a descent is worth
+        changes on its way, so that its last moves count; luck elsewhere does not.
         """
-        reached: dict[int, float] = {}
-        for point in self.known:
-            reached[point.chain] = min(point.value, reached.get(point.chain, np.inf))
-        ratios = []
+        descent = way.startswith("descent")
+        ratios: list[float] = []
         for point in reversed(self.known):
             move = point.move
             if move is None or move.way != way or not move.promise or move.level is None:
                 continue
-            value = point.value if way in ("descent", "descent, another") else reached[point.chain]
+            value = self.reached[point.chain] if move.move == "start" else point.value
             share = (move.level - value) / move.promise
-            ratios.append(np.log(np.clip(share, CONSTANTS.least, CONSTANTS.most)))
-            if len(ratios) == CONSTANTS.recent:
+            ratios.append(min(max(share, 0.0), CONSTANTS.most))
+            if descent and len(ratios) == CONSTANTS.recent:
                 break
-        return float(np.exp(np.sum(ratios) / (len(ratios) + 1)))
+        return (1.0 + sum(ratios)) / (1.0 + len(ratios))
+
+    @cached_property
+    def reached(self) -> dict[int, float]:
+        """The best value of each chain."""
+        reached: dict[int, float] = {}
+        for point in self.known:
+            reached[point.chain] = min(point.value, reached.get(point.chain, np.inf))
+        return reached
 
     def promised(self, way: str) -> float:
         """What is expected of the moves of a way that are being evaluated."""
@@ -107,7 +120,8 @@ class Offer:
     - `gain`, `deviation`: mean and standard deviation of what it gains below the incumbent.
     - `make`: its configuration, or `None` if on a closer look there is none.
     - `cost`: evaluations until the gain is there.
-    - `most`: bound of the promise.
+    - `most`: bound of what is promised.
+    - `rate`: what the same has gained lately for each evaluation.
     """
 
     move: Move
@@ -117,21 +131,23 @@ class Offer:
     cost: float = 1.0
     record: float = 1.0
     most: float = np.inf
+    rate: float = 0.0
 
     @cached_property
     def promise(self) -> float:
         """Expected improvement for one evaluation."""
         mean, spread = np.array(-self.gain), np.array(max(self.deviation, 1e-300))
-        return min(float(expected_improvement(mean, spread, 0.0)), self.most) / self.cost
+        return float(expected_improvement(mean, spread, 0.0)) / self.cost
 
     @property
     def worth(self) -> float:
-        """The promise by the mover's record: what offers are compared by."""
-        return self.promise * self.record
+        """The promise by the mover's record, or what is gained at the latest rate."""
+        return max(min(self.promise, self.most / self.cost) * self.record, self.rate)
 
     def accepted(self, number: int, config: dict[str, Any]) -> Suggestion:
         """The suggestion, which remembers what was promised."""
-        return Suggestion(number, config, replace(self.move, promise=self.promise).note())
+        promise = min(self.promise * self.cost, self.most)
+        return Suggestion(number, config, replace(self.move, promise=promise).note())
 
 
 class Mover(Protocol):
