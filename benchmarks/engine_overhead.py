@@ -31,6 +31,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 from benchmarks.measure import options, ratio, report
 from strategies.ledger import Ledger
 from strategies.local import minimize
