@@ -43,9 +43,12 @@ def _hopeless(z: Array) -> _Hopeless:
 
 def _log_h(z: Array) -> Array:
     """`log(z Φ(z) + φ(z))`, stable for any `z`."""
-    log_phi = -0.5 * z**2 - _LOG_ROOT_2PI
-    tail = log_phi + np.log(_hopeless(z).shrink)
-    return np.where(z < 0, tail, np.log(np.maximum(z * ndtr(z) + np.exp(log_phi), 1e-300)))
+    # Values of 1e300 are so many deviations away that squares overflow; the tail is right there.
+    with np.errstate(over="ignore", invalid="ignore"):
+        log_phi = -0.5 * z**2 - _LOG_ROOT_2PI
+        tail = log_phi + np.log(_hopeless(z).shrink)
+        near = np.log(np.maximum(z * ndtr(z) + np.exp(log_phi), 1e-300))
+    return np.where(z < 0, tail, near)
 
 
 def log_expected_improvement(mean: Array, deviation: Array, best: float) -> Array:
