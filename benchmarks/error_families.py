@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hypergrad import BilevelProblem, FixedPoint, ProximalStep
+from hypergrad import BilevelProblem, ErrorEstimate, FixedPoint, ProximalStep
 
 
 class Case(NamedTuple):
@@ -21,6 +21,8 @@ class Case(NamedTuple):
     - `solved`: the start is the solution itself.
     - `truth`: the hypergradient, where it is known in closed form.
     - `dtype`: of everything that the estimator gets.
+    - `estimate`: how the error is estimated.
+    - `seeds`: at most so many are tried, where a case takes long.
     """
 
     problem: BilevelProblem
@@ -33,6 +35,8 @@ class Case(NamedTuple):
     truth: Any = None
     dtype: Any = jnp.float64
     key: Any = None
+    estimate: ErrorEstimate = ErrorEstimate()
+    seeds: int = 100
 
 
 def _halves(*arrays: np.ndarray) -> tuple:
@@ -267,7 +271,7 @@ def spectrum(rng: np.random.Generator, size: int = 60, dtype: Any = jnp.float64)
 
 def spectrum_large(rng: np.random.Generator) -> Case:
     """The same with 300 parameters, for which no matrix is formed."""
-    return spectrum(rng, 300)
+    return spectrum(rng, 300)._replace(seeds=3)
 
 
 def spectrum_single(rng: np.random.Generator) -> Case:
@@ -395,6 +399,19 @@ NETWORK = BilevelProblem(
     _fit,
 )
 
+
+# No matrix is formed, however small it is: what larger problems get.
+PRODUCTS_ONLY = ErrorEstimate(dense=0)
+
+
+def _without_matrix(make: Callable) -> Callable:
+    def family(rng: np.random.Generator) -> Case:
+        return make(rng)._replace(estimate=PRODUCTS_ONLY)
+
+    family.__name__ = f"{make.__name__}_products"
+    return family
+
+
 FAMILIES: tuple[Callable[[np.random.Generator], Case], ...] = (
     ridge,
     logistic,
@@ -419,4 +436,8 @@ FAMILIES: tuple[Callable[[np.random.Generator], Case], ...] = (
     stochastic,
     equilibrium,
     network,
+    *(
+        _without_matrix(make)
+        for make in (logistic, factorisation, spectrum, weak, singular_root, equilibrium, network)
+    ),
 )

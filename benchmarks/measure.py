@@ -96,8 +96,9 @@ def report(
     tables: Mapping[str, Sequence[Mapping[str, Any]]],
     bounded: Mapping[str, float],
     arguments: argparse.Namespace,
+    claims: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Print the tables; with `--out`, leave the record of the run as `results.json` there.
+    """Print the tables and claims; with `--out`, leave the run's record as `results.json` there.
 
     **Arguments:**
 
@@ -105,9 +106,12 @@ def report(
     - `tables`: rows by the name of the table.
     - `bounded`: columns that ought to be at most so much.
     - `arguments`: of the command line, from `options`.
+    - `claims`: checked, as `experiments.harness.experiment.Claim.check` returns them.
     """
     for rows in tables.values():
         show(rows)
+    if claims:
+        show(claims)
     if arguments.out is None:
         return
     settings = {key: value for key, value in vars(arguments).items() if key not in ("out", "clock")}
@@ -128,7 +132,7 @@ def report(
         pictures=[],
         tables=tables,
         findings=[f"At most {bound:g} is wanted of `{key}`." for key, bound in bounded.items()],
-        claims=[],
+        claims=claims,
     )
     record.write(made, arguments.out)
 

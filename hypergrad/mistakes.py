@@ -7,6 +7,7 @@ import optax
 from jaxtyping import PyTree
 
 from hypergrad.estimator import Estimator, Hypergradient
+from hypergrad.expected import received
 from hypergrad.inner.base import InnerSolver
 from hypergrad.linear.base import LinearSolver
 
@@ -19,17 +20,6 @@ _FOREIGN = {
     "flax": "of an nnx module pass `params` of `graphdef, params = nnx.split(model)`, and make the "
     "model in the losses with `nnx.merge(graphdef, params)`",
 }
-
-
-def received(value: Any) -> str:
-    """What was given, in a few words and without its numbers."""
-    if isinstance(value, type):
-        return f"the class {value.__name__} (make one: {value.__name__}(...))"
-    if isinstance(value, str):
-        return f"the text {value!r}"
-    if isinstance(value, optax.GradientTransformation):
-        return "an optax optimizer"
-    return "None" if value is None else f"a {type(value).__name__}"
 
 
 def check_estimator(estimator: Any) -> None:

@@ -9,6 +9,7 @@ from jaxtyping import Array, PyTree
 from scipy import stats
 
 from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
+from hypergrad.expected import require
 from hypergrad.linear import vector
 from hypergrad.outcome import worst
 from hypergrad.problem import BilevelProblem
@@ -57,6 +58,7 @@ class OverKeys(Estimator):
     keys: int = eqx.field(static=True, default=4)
 
     def __check_init__(self) -> None:
+        require("OverKeys", "estimator", self.estimator, Estimator, "ImplicitDifferentiation()")
         if not isinstance(self.keys, int) or self.keys < 2:
             raise ValueError(f"OverKeys: keys expected at least 2, received {self.keys!r}.")
 

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree, Scalar
 
+from hypergrad.expected import require_function
+
 
 class BilevelProblem(eqx.Module):
     """Two plain functions over any pytrees.
@@ -51,6 +53,10 @@ class BilevelProblem(eqx.Module):
             raise ValueError(
                 f'BilevelProblem: biased expected "refuse" or "keep", received {self.biased!r}.'
             )
+        for name in ("inner", "outer", "optimality"):
+            given = getattr(self, name)
+            if given is not None or name == "outer":
+                require_function("BilevelProblem", name, given)
         if self.inner is None and self.optimality is None:
             raise ValueError("BilevelProblem needs `inner` or `optimality`; both are None.")
 

@@ -49,9 +49,9 @@ def note_compilation(name: str, static: PyTree, arguments: PyTree) -> None:
     if _compilations[seen] == _ALLOWED + 1:
         warnings.warn(
             f"{name} has been compiled {_ALLOWED + 1} times for the same code and shapes, because "
-            "the problem or the estimator is made anew for each call and functions are compared by "
-            "identity: make the BilevelProblem, the estimator and their functions once, outside of "
-            "the loop, and pass what changes as hparams or batch.",
+            "the problem, the estimator or the algorithm is made anew for each call and functions "
+            "are compared by identity: make the BilevelProblem, the estimator, optimizers and "
+            "functions once, outside of the loop, and pass what changes as hparams or batch.",
             RecompilationWarning,
             stacklevel=2,
         )

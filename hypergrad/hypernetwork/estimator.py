@@ -11,7 +11,7 @@ Algorithms 2 and 3.
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -20,6 +20,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
 from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
+from hypergrad.expected import require_optimizer
 from hypergrad.hypernetwork.distribution import (
     REACH,
     Distribution,
@@ -108,6 +109,8 @@ class Hypernetwork(Estimator):
     hyperparameters happen to move.
     """
 
+    state_type: ClassVar[type] = HypernetworkState
+
     distribution: Distribution = Perturbation(0.1)
     hidden: tuple[int, ...] = eqx.field(static=True, default=())
     bottleneck: int | None = eqx.field(static=True, default=None)
@@ -118,6 +121,7 @@ class Hypernetwork(Estimator):
     max_size: int = eqx.field(static=True, default=50_000_000)
 
     def __check_init__(self) -> None:
+        require_optimizer("Hypernetwork", self.optimizer)
         for name, value in (("steps", self.steps), ("samples", self.samples)):
             if value < 1:
                 raise ValueError(f"Hypernetwork: `{name}`: expected at least 1, received {value}.")

@@ -11,6 +11,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, PyTree
 
+from hypergrad.expected import require
 from hypergrad.inner import as_inner_solver
 from hypergrad.linear.base import LinearSolver
 from hypergrad.linear.cg import CG
@@ -52,6 +53,7 @@ def implicit_solver(
         ```
     """
     inner = as_inner_solver(solver)
+    require("implicit_solver", "linear_solver", linear_solver, LinearSolver, "CG()")
     symmetric = problem.optimality is None
     chosen = solver_for(linear_solver, symmetric=symmetric)
 

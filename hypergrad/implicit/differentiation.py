@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree, Scalar
 
 from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
+from hypergrad.expected import require
 from hypergrad.implicit.curvature import Curvature, Hessian
 from hypergrad.implicit.estimate import ErrorEstimate, Result
 from hypergrad.implicit.linearisation import linearised
@@ -108,14 +109,11 @@ class ImplicitDifferentiation(Estimator):
     ) -> None:
         if isinstance(damping, float | int) and damping < 0:
             raise ValueError(f"damping: expected >= 0, received {damping}.")
-        if not isinstance(linear_solver, LinearSolver):
-            raise ValueError(
-                f"linear_solver: expected a LinearSolver, received {type(linear_solver).__name__}."
-            )
-        if not isinstance(curvature, Curvature):
-            raise ValueError(
-                f"curvature: expected a Curvature, received {type(curvature).__name__}."
-            )
+        name = type(self).__name__
+        require(name, "linear_solver", linear_solver, LinearSolver, "CG()")
+        require(name, "curvature", curvature, Curvature, "Hessian()")
+        if not isinstance(error_estimate, bool):
+            require(name, "error_estimate", error_estimate, ErrorEstimate, "ErrorEstimate()")
         if unseen not in ("raise", "none"):
             raise ValueError(f'unseen: expected "raise" or "none", received {unseen!r}.')
         self.unseen = unseen

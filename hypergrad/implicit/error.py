@@ -19,7 +19,9 @@ What the solves do not reach is bounded from the other side. For a random direct
 hyperparameters let `v = C s`, `C = ∂r/∂λ`, and `J z = v`. Then `⟨z, ρ⟩` is what a remaining `ρ`
 still contributes along `s`: a weak direction shows in `z` if the hyperparameters act on it at all.
 What neither solve reached, `ρ` and `v − J z`, contributes at most the product of their lengths
-and of the largest factor by which `J⁻¹` lengthens.
+and of the largest factor by which `J⁻¹` lengthens. That factor is bounded from below by what the
+solves lengthened, and by `‖ρ‖ / ‖J ρ‖`: what is left after two solves lies in the weakest
+directions, and `‖ρ‖² = ⟨J⁻ᵀρ, Jρ⟩`.
 """
 
 from collections.abc import Callable
@@ -35,6 +37,8 @@ from hypergrad.residual import random_signs
 
 # A part of the cotangent above this that no solve reaches: the adjoint system has no solution.
 _UNREACHED = 0.5
+# A second solve that leaves more than this of what the first one left does not get anywhere.
+_STUCK = 0.5
 # Newton steps that do not contract are taken for rounding where they are no longer than the root
 # of the rounding unit, or change the hypergradient by less than `_SMALL`. They then count with
 # at most these contractions.
@@ -90,17 +94,20 @@ def estimate_error(
     - `measured`: what is judged.
 
     **Returns:** the estimate, infinite where the Newton steps do not contract, the cotangent is not
-    in the range of `Jᵀ`, or the point is not near a minimum.
+    in the range of `Jᵀ`, the solves cannot reach a part of it, or the point is not near a minimum.
     """
     count = max(vector.size(measured.point), 1)
     # Rounding hides a residual of this length; along a random direction it joins the second step.
-    hidden = vector.scale(measured.noise / count**0.5, random_signs(probe))
+    signs = random_signs(probe)
+    hidden = vector.scale(measured.noise / count**0.5, signs)
 
     def step(carry: tuple, stage: Array) -> tuple[tuple, dict[str, Array]]:
         point, adjoint, _ = carry
         pieces = at(point, adjoint)
         blurred = vector.axpy(jnp.where(stage == 1, 1, 0), hidden, pieces.inner)
         last = stage == 2
+        # What a product makes of what is left, and beside it of a vector of no special direction.
+        tried = vector.where(last, pieces.linear, signs)
         forward = inverse.solve(vector.where(last, probe, blurred))
         zero = vector.zeros_like(pieces.linear)
         adjoint_step = inverse.solve_adjoint(vector.where(last, zero, pieces.linear))
@@ -111,7 +118,9 @@ def estimate_error(
             "left": forward.left,
             "indefinite": forward.indefinite,
             "adjoint": vector.norm(adjoint_step.value),
+            "adjoint left": adjoint_step.left,
             "paired": jnp.abs(vector.vdot(forward.value, pieces.linear)),
+            "stretch": _ratio(vector.norm(inverse.multiply(tried)), vector.norm(tried)),
         }
         moved = vector.axpy(jnp.where(last, 0, -1), forward.value, point)
         return (moved, vector.axpy(1, adjoint_step.value, adjoint), pieces.gradient), seen
@@ -129,7 +138,17 @@ def estimate_error(
     # What the two adjoint steps did not reach, along the probe and beyond it.
     width = vector.norm(probe)
     missed, reach = seen["linear"][2], seen["length"][2]
-    factors = jnp.stack([_ratio(reach, width), _ratio(seen["adjoint"][0], seen["linear"][0])])
+    weakest, usual = seen["stretch"][2], seen["stretch"][1]
+    # Shorter than rounding: the rest lies in the kernel, where nothing can reach it, nor has to.
+    alive = weakest > 4 * count**0.5 * measured.unit * usual
+    factors = jnp.stack(
+        [
+            _ratio(reach, width),
+            _ratio(seen["adjoint"][0], seen["linear"][0]),
+            _ratio(seen["adjoint"][1], seen["linear"][1]),
+            jnp.where(alive, 1 / jnp.where(alive, weakest, 1), 0),
+        ]
+    )
     gain = inverse.gain(jnp.max(factors))
     # A rest without a direction meets the probe by chance only.
     crossing = seen["paired"][2] + missed * reach / count**0.5
@@ -139,7 +158,9 @@ def estimate_error(
     absolute = jnp.where(distance > 0, inflation * distance, 0)
     absolute = absolute + safety * (crossing + unseen) + 4 * measured.unit * measured.magnitude
     error = jnp.where(absolute > 0, absolute / norm, 0) + unreached
-    known = (unreached <= _UNREACHED) & ~jnp.isnan(error)
+    # Neither small, nor in the kernel, nor does more work reach it: its share is anyone's guess.
+    stuck = alive & (seen["adjoint left"][1] > _STUCK) & (unreached > _SMALL)
+    known = (unreached <= _UNREACHED) & ~stuck & ~jnp.isnan(error)
     return jnp.where(known, error, jnp.inf)
 
 

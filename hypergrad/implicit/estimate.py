@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree, Scalar
 
+from hypergrad.expected import require
 from hypergrad.implicit.adjoint import LinearSystem
 from hypergrad.implicit.curvature import Curvature
 from hypergrad.implicit.error import Measured, Sensitivity, estimate_error
@@ -60,6 +61,10 @@ class ErrorEstimate(eqx.Module):
     solver: LinearSolver | None = None
     safety: float | Scalar = 2.0
     dense: int = eqx.field(static=True, default=256)
+
+    def __check_init__(self) -> None:
+        if self.solver is not None:
+            require("ErrorEstimate", "solver", self.solver, LinearSolver, "MINRES()")
 
     def __call__(
         self,

@@ -47,6 +47,10 @@ class Inverse(eqx.Module):
         """Solve `Jᵀ x = rhs`."""
 
     @abstractmethod
+    def multiply(self, v: PyTree) -> PyTree:
+        """`J v`."""
+
+    @abstractmethod
     def gain(self, observed: Scalar) -> Scalar:
         """How much `J⁻¹` may lengthen a vector that it did not reach.
 
@@ -69,6 +73,10 @@ class KrylovInverse(Inverse):
     def solve_adjoint(self, rhs: PyTree) -> Answer:
         """See `Inverse.solve_adjoint`."""
         return _answer(self.system.solve_adjoint(self.solver, rhs))
+
+    def multiply(self, v: PyTree) -> PyTree:
+        """See `Inverse.multiply`."""
+        return self.system.jacobian().mv(v)
 
     def gain(self, observed: Scalar) -> Scalar:
         """See `Inverse.gain`: no more than was seen is known."""
@@ -98,6 +106,13 @@ class DenseInverse(Inverse):
     def solve_adjoint(self, rhs: PyTree) -> Answer:
         """See `Inverse.solve_adjoint`."""
         return self._through(self.right, self.left, rhs)
+
+    def multiply(self, v: PyTree) -> PyTree:
+        """See `Inverse.multiply`."""
+        flat, unravel = ravel_pytree(v)
+        highest = jax.lax.Precision.HIGHEST
+        coefficients = self.values * jnp.matmul(self.right.T, flat, precision=highest)
+        return unravel(jnp.matmul(self.left, coefficients, precision=highest))
 
     def gain(self, observed: Scalar) -> Scalar:
         """See `Inverse.gain`: the inverse of the smallest value that was kept apart from zero."""

@@ -4,6 +4,7 @@ from typing import Any
 
 import optax
 
+from hypergrad.expected import received
 from hypergrad.inner.base import InnerSolver
 from hypergrad.inner.function_solver import FunctionSolver
 from hypergrad.inner.jaxopt_solver import JaxoptSolver
@@ -32,11 +33,5 @@ def as_inner_solver(solver: Any) -> InnerSolver:
         return FunctionSolver(solver)
     raise ValueError(
         "Inner solver: expected an InnerSolver, an optax optimizer, a jaxopt solver or a function "
-        f"fn(params, hparams, batch) -> params, received {_given(solver)}."
+        f"fn(params, hparams, batch) -> params, received {received(solver)}."
     )
-
-
-def _given(solver: Any) -> str:
-    if isinstance(solver, type):
-        return f"the class {solver.__name__} (make one: {solver.__name__}(...))"
-    return f"the text {solver!r}" if isinstance(solver, str) else f"a {type(solver).__name__}"

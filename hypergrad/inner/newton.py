@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree, Scalar
 
+from hypergrad.expected import require
 from hypergrad.inner.base import InnerSolution, InnerSolver
 from hypergrad.linear import vector
 from hypergrad.linear.base import LinearSolver
@@ -42,6 +43,9 @@ class Newton(InnerSolver):
     tol: float | Scalar = 0.0
     max_steps: int | Int[Array, ""] = 100
     linear_solver: LinearSolver = CG(max_steps=1000)
+
+    def __check_init__(self) -> None:
+        require("Newton", "linear_solver", self.linear_solver, LinearSolver, "CG()")
 
     def with_tol(self, tol: float | Scalar) -> Self:
         """See `hypergrad.tolerance.HasTolerance`."""

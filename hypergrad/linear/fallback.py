@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree, Scalar
 
+from hypergrad.expected import require
 from hypergrad.linear.base import LinearSolver
 from hypergrad.linear.cg import CG
 from hypergrad.linear.minres import MINRES
@@ -33,6 +34,10 @@ class Fallback(LinearSolver):
 
     first: LinearSolver = CG()
     second: LinearSolver = MINRES()
+
+    def __check_init__(self) -> None:
+        require("Fallback", "first", self.first, LinearSolver, "CG()")
+        require("Fallback", "second", self.second, LinearSolver, "MINRES()")
 
     def check(self, operator: LinearOperator) -> None:
         """See `LinearSolver.check`."""

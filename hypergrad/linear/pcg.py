@@ -8,6 +8,7 @@ from typing import ClassVar
 import equinox as eqx
 from jaxtyping import Array, Int, Scalar
 
+from hypergrad.expected import require
 from hypergrad.linear.base import IterativeSolver
 from hypergrad.linear.conjugate import begin, conjugate_gradient
 from hypergrad.linear.preconditioner import Jacobi, Preconditioner
@@ -43,11 +44,7 @@ class PCG(IterativeSolver):
         tol: float | Scalar = 1e-6,
         max_steps: int | Int[Array, ""] = 1000,
     ) -> None:
-        if not isinstance(preconditioner, Preconditioner):
-            raise ValueError(
-                "PCG: preconditioner: expected a Preconditioner (e.g. Jacobi(), Diagonal(d)), "
-                f"received {type(preconditioner).__name__}."
-            )
+        require("PCG", "preconditioner", preconditioner, Preconditioner, "Jacobi()")
         self.preconditioner, self.tol, self.max_steps = preconditioner, tol, max_steps
 
     @property

@@ -16,7 +16,9 @@ import optax
 from jaxtyping import Array, PyTree
 
 from hypergrad.estimator import Estimator
+from hypergrad.expected import require_optimizer
 from hypergrad.linear import vector
+from hypergrad.mistakes import check_estimator
 from hypergrad.outer import loops
 from hypergrad.outer.base import (
     BREAKDOWN,
@@ -70,6 +72,8 @@ class Alternating(OuterAlgorithm):
     constraint: PyTree = None
 
     def __check_init__(self) -> None:
+        check_estimator(self.estimator)
+        require_optimizer("Alternating", self.optimizer)
         if self.fits < 1:
             raise ValueError(f"Alternating: fits: expected at least 1, received {self.fits}.")
         count = isinstance(self.start, int) and self.start >= 1

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from hypergrad.compiled import as_arrays, strong
+from hypergrad.expected import require
 from hypergrad.mistakes import check_leaves
 from hypergrad.outer import checkpoint as files
 from hypergrad.outer import guards, loops
@@ -25,6 +26,7 @@ from hypergrad.outer.identity import fingerprint, fingerprint_program
 from hypergrad.outer.report import Callback, Row, StepReport
 from hypergrad.outer.result import Point, Result
 from hypergrad.problem import BilevelProblem
+from hypergrad.recompilation import note_compilation, numbers_traced
 
 
 class _Saved(eqx.Module):
@@ -98,8 +100,12 @@ def run(
     damaged or of another problem (other losses, data, start, algorithm, sampler or seed: functions
     are compared by content). All name the offender.
 
-    **Warns:** `OverTuningWarning`; `InaccurateHypergradientWarning` when the estimated error of the
-    hypergradient exceeds its norm for ten steps in a row, or to the end of a shorter run.
+    Numbers among the algorithm's options are traced: a new value compiles nothing.
+
+    **Warns:** `OverTuningWarning`; `RecompilationWarning`, once, when one program is compiled again
+    and again because the problem or the algorithm is made anew for each run;
+    `InaccurateHypergradientWarning` when the estimated error of the hypergradient exceeds its norm
+    for ten steps in a row, or to the end of a shorter run.
     """
     if steps < 1 or every < 1:
         raise ValueError(
@@ -107,6 +113,9 @@ def run(
         )
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
         raise ValueError(f"run: seed expected an integer, received {seed!r}; the default is 0.")
+    require("run", "algorithm", algorithm, OuterAlgorithm, "Alternating(estimator, optimizer)")
+    if sampler is not None:
+        require("run", "sampler", sampler, Sampler, "Minibatches(32)")
     check_leaves(
         params=params,
         hparams=hparams,
@@ -124,11 +133,12 @@ def run(
     root = jax.random.key(seed)
     key, evaluation_key = jax.random.split(root)
 
-    begin = (problem, algorithm, sampler, params, hparams, inner_data, outer_data, key)
     path = None if checkpoint is None else Path(checkpoint)
     identity: dict[str, str] = {}
     if path is not None:
         identity = _identity(problem, algorithm, sampler, params, hparams, data, seed)
+    algorithm = numbers_traced(algorithm)
+    begin = (problem, algorithm, sampler, params, hparams, inner_data, outer_data, key)
     history: list[Row] = []
     spent = 0.0
     if path is not None and files.exists(path):
@@ -263,6 +273,7 @@ def _advance(
     count: int,
 ) -> tuple[OuterState, OuterInfo]:
     """`count` steps; none is taken after one that says stop."""
+    note_compilation("outer.run", (problem, algorithm, count), (state, inner_data, outer_data))
     draw, noise = jax.random.split(key)
 
     def step(state: OuterState) -> tuple[OuterState, OuterInfo]:

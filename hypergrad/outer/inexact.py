@@ -6,6 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree, Scalar
 
+from hypergrad.expected import require
 from hypergrad.implicit import ImplicitDifferentiation, ImplicitState
 from hypergrad.linear import vector
 from hypergrad.outer.base import Batches, OuterAlgorithm
@@ -38,10 +39,7 @@ def require_tolerances(algorithm: OuterAlgorithm, estimator: Any) -> None:
     **Raises:** `ValueError` saying what lacks a tolerance.
     """
     name = type(algorithm).__name__
-    if not isinstance(estimator, ImplicitDifferentiation):
-        raise ValueError(
-            f"{name}: expected ImplicitDifferentiation, received {type(estimator).__name__}."
-        )
+    require(name, "estimator", estimator, ImplicitDifferentiation, "ImplicitDifferentiation()")
     for role, solver in (("solver", estimator.solver), ("linear_solver", estimator.linear_solver)):
         if not isinstance(solver, HasTolerance):
             raise ValueError(

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Int, PyTree, Scalar
 
+from hypergrad.expected import require_optimizer
 from hypergrad.outer.base import Batches, OuterAlgorithm, OuterInfo, check_reach
 from hypergrad.outer.soba import (
     InnerTerms,
@@ -103,6 +104,9 @@ class SABA(OuterAlgorithm):
     step_size: float | Scalar = 0.1
     radius: float | Scalar = 1e3
     constraint: PyTree = None
+
+    def __check_init__(self) -> None:
+        require_optimizer("SABA", self.optimizer)
 
     def init(
         self,

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree, Scalar
 
+from hypergrad.expected import require_optimizer
 from hypergrad.linear import vector
 from hypergrad.outer.base import (
     BREAKDOWN,
@@ -116,6 +117,9 @@ class SOBA(OuterAlgorithm):
     exponent: float | Scalar = 0.5
     radius: float | Scalar = 1e3
     constraint: PyTree = None
+
+    def __check_init__(self) -> None:
+        require_optimizer("SOBA", self.optimizer)
 
     def init(
         self,

@@ -93,7 +93,9 @@ class OverInstances(Estimator):
 
     def __check_init__(self) -> None:
         if isinstance(self.clip, float | int) and not self.clip > 0:
-            raise ValueError(f"OverInstances: clip expected a positive number, got {self.clip}.")
+            raise ValueError(
+                f"OverInstances: clip: expected a positive number, received {self.clip}."
+            )
 
     def init(
         self,

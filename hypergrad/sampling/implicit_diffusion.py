@@ -9,6 +9,8 @@ Marion, Korba, Bartlett, Blondel, De Bortoli, Doucet, Llinares-López, Paquette 
 "Implicit Diffusion: Efficient Optimization through Stochastic Sampling" (AISTATS 2025).
 """
 
+from typing import ClassVar
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -49,6 +51,8 @@ class ImplicitDiffusion(Estimator):
     - `steps`: Langevin steps of one `fit`. Default 1.
     - `blocks`: blocks of particles for the standard error, at least 2. Default 16.
     """
+
+    state_type: ClassVar[type] = DiffusionState
 
     dynamics: Langevin
     steps: int = eqx.field(static=True, default=1)

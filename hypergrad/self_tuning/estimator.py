@@ -12,7 +12,7 @@ differ in what the response input is and in what is trained on what:
 """
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -22,6 +22,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
 from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
+from hypergrad.expected import require_optimizer
 from hypergrad.linear import vector
 from hypergrad.outcome import Outcome
 from hypergrad.problem import BilevelProblem
@@ -114,6 +115,8 @@ class SelfTuning(Estimator):
     loss, which is zero where that does not read them either.
     """
 
+    state_type: ClassVar[type] = SelfTuningState
+
     optimizer: optax.GradientTransformation = eqx.field(static=True, default=optax.adam(1e-3))
     response_optimizer: optax.GradientTransformation | None = eqx.field(static=True, default=None)
     perturbation: Perturbation = Perturbation(0.5)
@@ -123,6 +126,7 @@ class SelfTuning(Estimator):
     steps: int = eqx.field(static=True, default=1)
 
     def __check_init__(self) -> None:
+        require_optimizer("SelfTuning", self.optimizer)
         if not 0 < self.response_part <= 1:
             raise ValueError(
                 "SelfTuning: `response_part`: expected a number in (0, 1], received "

@@ -93,13 +93,20 @@ def advance_tangents(run: Dynamics, tangents: PyTree, steps: int) -> tuple[PyTre
 
 
 def contract(cotangent: PyTree, tangents: PyTree, direct: PyTree) -> tuple[PyTree, Array]:
-    """`direct + Zᵀ cotangent`, and the norm that it would have if nothing cancelled."""
+    """`direct + Zᵀ cotangent`, and by how much the relative roundings of its terms are multiplied.
+
+    The second is a deviation, in the units of the first, for terms that round independently.
+    """
     flat, unravel = ravel_pytree(direct)
     # The outer loss reads params, and not the step's own state.
     (cotangent, _), (tangents, _) = cotangent, tangents
     indirect = jax.vmap(lambda z: vector.vdot(cotangent, z))(tangents).astype(flat.dtype)
-    lengths = jax.vmap(vector.norm)(tangents).astype(flat.dtype)
-    total = vector.norm(cotangent) * vector.norm(lengths) + vector.norm(flat)
+    # Roundings of the tangents stay in their entries, or are spread over all: by chance either way.
+    spread = vector.norm(cotangent) / max(vector.size(cotangent), 1) ** 0.5
+    entries = jax.vmap(lambda z: vector.norm(jax.tree.map(jnp.multiply, cotangent, z)))(tangents)
+    lengths = jnp.hypot(entries, spread * jax.vmap(vector.norm)(tangents)).astype(flat.dtype)
+    # A rounding is spread evenly over one unit.
+    total = (vector.norm(lengths) + vector.norm(flat)) / 12**0.5
     return unravel(flat + indirect), total
 
 

@@ -106,7 +106,7 @@ def reverse(
 
             return lax.scan(body, (x, rest), (begin + jnp.arange(size), probes))[0]
 
-        probes = jnp.zeros((size, 2), norm_dtype)
+        probes = jnp.broadcast_to(nothing, (size, 2))
         return jax.vjp(run_block, x, h, probes, has_aux=True)
 
     def collect(size: int, pull: Callable, at: Array | int, carry: tuple) -> tuple:
@@ -118,7 +118,8 @@ def reverse(
         count = count + jnp.where(intact, size, 0)
         return adjoint, grad, intact & vector.all_finite(adjoint), count, norms
 
-    norm_dtype = vector.norm(x).dtype
+    # From a value of this run, so that it lies on the same mesh.
+    nothing = jnp.zeros_like(vector.norm(x))
     slots, moved, end = None, 0, (x, rest)
     if blocks:
         # The forward sweep: slot 0 holds the start, and moves are made until the last block is
@@ -140,8 +141,7 @@ def reverse(
     size_at_end = vector.norm(adjoint)
     intact = vector.all_finite((adjoint, direct))
     direct = jax.tree.map(lambda d: jnp.where(jnp.isfinite(d), d, 0), direct)
-    # From a value of this run, so that it lies on the same mesh.
-    norms = jnp.broadcast_to(jnp.zeros_like(size_at_end, norm_dtype), (steps, 2))
+    norms = jnp.broadcast_to(nothing, (steps, 2))
     carry = (adjoint, direct, intact, jnp.zeros((), jnp.int32), norms)
     if tail:
         carry = collect(tail, pull_tail, blocks * block, carry)

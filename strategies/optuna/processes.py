@@ -1,9 +1,11 @@
 """The order in which processes that share a study suggest: that of their trials' numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from optuna.trial import FrozenTrial, TrialState
 
+from strategies.observation import Observation, Suggestion
+from strategies.optuna.names import Names
 from strategies.optuna.study_view import SUGGESTION
 
 
@@ -28,18 +30,15 @@ class OtherProcesses:
         """A trial has ended in this process."""
         self._ours.discard(trial._trial_id)
 
-    def have_suggested(
-        self, trials: Sequence[FrozenTrial], current: FrozenTrial, *, last: bool
-    ) -> bool:
-        """Whether nobody needs to be waited for.
+    def unheard(self, trials: Sequence[FrozenTrial], current: FrozenTrial) -> list[int]:
+        """Identifiers of earlier trials of other processes that have no suggestion yet.
 
         **Arguments:**
 
         - `trials`: of the study.
         - `current`: the trial that a suggestion is made for.
-        - `last`: wait no longer, now and in future, for those that are still silent.
         """
-        awaited = [
+        return [
             trial._trial_id
             for trial in trials
             if trial.number < current.number
@@ -47,11 +46,25 @@ class OtherProcesses:
             and not trial.params
             and SUGGESTION not in trial.system_attrs
             and trial._trial_id not in self._ours
-            and trial._trial_id not in self._silent
         ]
-        if last:
-            self._silent.update(awaited)
-        return last or not awaited
+
+    def worth_waiting(self, unheard: Sequence[int]) -> bool:
+        """Whether one of them has not been given up yet."""
+        return not self._silent.issuperset(unheard)
+
+    def give_up(self, unheard: Sequence[int]) -> None:
+        """Wait no longer for these, now and in future."""
+        self._silent.update(unheard)
 
 
-__all__ = ["OtherProcesses"]
+def holder(
+    names: Names, suggestion: Suggestion, others: Iterable[Observation | Suggestion]
+) -> int | None:
+    """The smallest number of another trial with the configuration of a suggestion, if any."""
+    params = names.to_params(suggestion.config)
+    same = {one.number for one in others if names.to_params(one.config) == params}
+    numbers = [number for number in same if number is not None and number != suggestion.number]
+    return min(numbers, default=None)
+
+
+__all__ = ["OtherProcesses", "holder"]

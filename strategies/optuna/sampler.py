@@ -5,6 +5,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from strategies.arguments import integer
 from strategies.intake import Intake
+from strategies.observation import Observation, Suggestion
 from strategies.optuna.names import Names, names_found
 from strategies.optuna.parameters import Coordinate, from_distribution
-from strategies.optuna.processes import OtherProcesses
+from strategies.optuna.processes import OtherProcesses, holder
 from strategies.optuna.shared import SharedParameters
 from strategies.optuna.study_view import StudyView
 from strategies.optuna.trial_cache import TrialCache
@@ -32,6 +34,10 @@ from strategies.space import SearchSpace
 #: Seconds to wait for the suggestions of other processes, and between two looks.
 _PATIENCE = 5.0
 _PAUSE = 0.01
+#: Seconds for a later trial to keep what it was given, or to make room.
+_UNDECIDED = 5.0
+#: Looks at what others have stored meanwhile, where one process may have overtaken another.
+_SECOND_LOOKS = 10
 
 
 class HypergradSampler(BaseSampler):
@@ -53,7 +59,8 @@ class HypergradSampler(BaseSampler):
 
     Threads (`n_jobs`) share the sampler and see each other's suggestions; so do processes that
     share a storage: a trial waits for the suggestions of those that were started before it by other
-    processes, at most five seconds.
+    processes, at most five seconds. Who takes longer, or has given up waiting, looks again after
+    storing a suggestion, and makes another one if somebody else has the same.
     """
 
     def __init__(
@@ -140,8 +147,13 @@ class HypergradSampler(BaseSampler):
             with self._lock:
                 names = self._names or self._find(search_space)
                 trials = self._trials.trials(study, trial)
-                if self._others.have_suggested(trials, trial, last=time.monotonic() > patience):
-                    return self._suggest(study, trial, trials, names, search_space)
+                unheard = self._others.unheard(trials, trial)
+                if time.monotonic() > patience:
+                    self._others.give_up(unheard)
+                if not self._others.worth_waiting(unheard):
+                    return self._suggest(
+                        study, trial, trials, names, search_space, alone=not unheard
+                    )
             time.sleep(_PAUSE)
 
     def _find(self, distributions: dict[str, BaseDistribution]) -> Names:
@@ -157,12 +169,47 @@ class HypergradSampler(BaseSampler):
         trials: Sequence[FrozenTrial],
         names: Names,
         search_space: dict[str, BaseDistribution],
+        *,
+        alone: bool,
     ) -> dict[str, Any]:
         searcher, view = self._set_up(names)
         suggestion = searcher.propose(trial.number, *view.look(study, trials, trial))
         view.keep(study, trial, suggestion)
+        for _ in range(_SECOND_LOOKS):
+            # Both store before they look again, so that one of them sees the other.
+            late = not alone or _is_late(trial)
+            known = self._look_again(study, trial, names, view, suggestion) if late else None
+            if known is None:
+                break
+            again = searcher.propose(trial.number, *known)
+            if again.config == suggestion.config:
+                break  # there is nothing else left
+            suggestion = again
+            view.keep(study, trial, suggestion)
         params = names.to_params(suggestion.config)
         return {name: value for name, value in params.items() if name in search_space}
+
+    def _look_again(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        names: Names,
+        view: StudyView,
+        suggestion: Suggestion,
+    ) -> tuple[list[Observation], list[Suggestion]] | None:
+        """What is known now, if another trial has the same suggestion."""
+        patience = time.monotonic() + _UNDECIDED
+        while True:
+            trials = study.get_trials(deepcopy=False)
+            history, pending = view.look(study, trials, trial)
+            other = holder(names, suggestion, [*history, *pending])
+            if other is None:
+                return None
+            # A later one that has not begun to use it looks again itself, and makes room.
+            undecided = other > trial.number and not trials[other].params
+            if not undecided or time.monotonic() > patience:
+                return history, pending
+            time.sleep(_PAUSE)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Take note that it is of this process."""
@@ -197,6 +244,12 @@ class HypergradSampler(BaseSampler):
         with self._lock:
             self._trials.ended(study, trial)
             self._others.has_ended(trial)
+
+
+def _is_late(trial: FrozenTrial) -> bool:
+    """Whether others may have given up waiting for its suggestion, or are about to."""
+    begun = trial.datetime_start
+    return begun is None or (datetime.now() - begun).total_seconds() > _PATIENCE / 2
 
 
 def _draw(distribution: BaseDistribution, rng: np.random.Generator) -> Any:

@@ -33,6 +33,7 @@ from strategies.optuna.trials import (
 )
 from strategies.schedulers import Job, Scheduler
 from strategies.schedulers.job import rung_resources
+from strategies.state import reading
 
 #: The attribute of a trial that says which job it is: all of it in that of the system, without
 #: configuration and note in that of the user.
@@ -85,16 +86,13 @@ def run_schedule(
         # A study that was grown before may know rungs that this scheduler will only have again when
         # it is grown, too.
         new = [
-            (t, j) for t, j in _jobs(study) if t.number not in told and j["level"] <= schedule.top
+            (t, j)
+            for t, j in _jobs(study, names)
+            if t.number not in told and j["level"] <= schedule.top
         ]
         for trial, stored in new:
             # The first trial of a configuration says what it is, whoever else proposed another.
-            schedule.take_up(
-                stored["number"],
-                stored["level"],
-                names.space.from_json(stored["config"]),
-                stored["note"],
-            )
+            schedule.take_up(stored["number"], stored["level"], stored["config"], stored["note"])
             if trial.state == TrialState.FAIL and FAILED not in trial.user_attrs:
                 told.add(trial.number)
                 interrupted[stored["number"], stored["level"]] = trial.number
@@ -113,7 +111,7 @@ def run_schedule(
                 _resume(schedule, stored)
 
     if alone:
-        for trial, _ in _jobs(study):
+        for trial, _ in _jobs(study, names):
             if trial.state == TrialState.RUNNING:
                 study.tell(trial.number, state=TrialState.FAIL)
     done = 0
@@ -132,14 +130,19 @@ def run_schedule(
         if trial_id is None:
             continue  # another process took it
         mine = Trial(study, trial_id)
-        stored = read_attribute(JOB, study._storage.get_trial(trial_id).system_attrs)
+        try:
+            stored = _job(study._storage.get_trial(trial_id), names)
+        except ValueError as error:
+            study.tell(mine, state=TrialState.FAIL)
+            warnings.warn(f"{error}; it counts as failed", stacklevel=2)
+            continue
         if stored is None:
             study.tell(mine, state=TrialState.FAIL)
             raise ValueError(
                 "the study has an enqueued trial that is no job of a scheduler; enqueue points as "
                 "the searcher's `first`"
             )
-        if _superseded(study, mine.number, stored):
+        if _superseded(study, names, mine.number, stored):
             # SQLite may hand one trial to two processes; the other one has told it then.
             with contextlib.suppress(UpdateFinishedTrialError):
                 mine.set_user_attr(SUPERSEDED, True)
@@ -156,14 +159,51 @@ def run_schedule(
     return schedule
 
 
-def _jobs(study: Study) -> list[tuple[FrozenTrial, dict[str, Any]]]:
-    """The trials of a study that are jobs of a scheduler, with what is known of the job."""
-    found = []
+def _jobs(study: Study, names: Names) -> list[tuple[FrozenTrial, dict[str, Any]]]:
+    """The trials of a study that are jobs of a scheduler, with what is known of the job.
+
+    A trial whose job is damaged is passed over with a warning.
+
+    **Raises:** `ValueError` if no job fits the space.
+    """
+    found, damaged = [], []
     for trial in study.get_trials(deepcopy=False):
-        stored = read_attribute(JOB, trial.system_attrs)
-        if stored is not None and SUPERSEDED not in trial.user_attrs:
+        if SUPERSEDED in trial.user_attrs:
+            continue
+        try:
+            stored = _job(trial, names)
+        except ValueError as error:
+            damaged.append(error)
+            continue
+        if stored is not None:
             found.append((trial, stored))
+    if damaged and not found:
+        raise damaged[0]
+    for problem in damaged:
+        # The same text from the same place: Python shows it once.
+        warnings.warn(f"{problem}; it is passed over", stacklevel=2)
     return found
+
+
+def _job(trial: FrozenTrial, names: Names) -> dict[str, Any] | None:
+    """What is known of the job that a trial is, its configuration plain; `None` if it is none.
+
+    **Raises:** `ValueError` if what is stored is damaged or not of this space.
+    """
+    try:
+        with reading():
+            stored = read_attribute(JOB, trial.system_attrs)
+            if stored is None:
+                return None
+            number, level = (integer(key, stored[key], 0) for key in ("number", "level"))
+            config = names.space.from_json(stored["config"])
+            own = {key: stored[key] for key in ("resource", "resume_from")}
+            own |= {"number": number, "level": level, "config": config}
+            for key in own["resource"], own["resume_from"]:
+                float(key)
+            return own | {"note": dict(stored["note"])}
+    except ValueError as error:
+        raise ValueError(f"trial {trial.number}: {JOB!r}: {error}") from None
 
 
 def _resume(schedule: Scheduler, stored: dict[str, Any]) -> None:
@@ -172,12 +212,12 @@ def _resume(schedule: Scheduler, stored: dict[str, Any]) -> None:
     schedule.take_up(candidate.number, stored["level"], candidate.config, candidate.note)
 
 
-def _superseded(study: Study, number: int, stored: dict[str, Any]) -> bool:
+def _superseded(study: Study, names: Names, number: int, stored: dict[str, Any]) -> bool:
     """Whether another process was faster with the same job, or proposed for the same number.
 
     The trial with the smaller number wins; it exists before this one does, so all processes agree.
     """
-    for trial, other in _jobs(study):
+    for trial, other in _jobs(study, names):
         if trial.number >= number or other["number"] != stored["number"]:
             continue
         dead = trial.state == TrialState.FAIL and FAILED not in trial.user_attrs

@@ -87,7 +87,11 @@ class Model:
             self.plus, self.minus = plus[:count], minus[:count]
         # In few dimensions the matrix itself is less work than its parts.
         few = size <= 2 * count
-        self.matrix = first * np.eye(size) + self.plus.T @ self.plus - self.minus.T @ self.minus if few else None
+        self.matrix = (
+            first * np.eye(size) + self.plus.T @ self.plus - self.minus.T @ self.minus
+            if few
+            else None
+        )
 
     def __call__(self, v: Vector) -> Vector:
         """`B v`."""
@@ -132,7 +136,9 @@ def first_matrix(pairs: Sequence[Pair]) -> float:
         return abs(float(np.log(max(curvature, np.finfo(float).tiny))))
 
     later = range(max(1, len(pairs) - RULES.predicted), len(pairs))
-    by_last, by_mean = (sum(surprise(float(kind[j - 1]), j) for j in later) for kind in (lasts, means))
+    by_last, by_mean = (
+        sum(surprise(float(kind[j - 1]), j) for j in later) for kind in (lasts, means)
+    )
     return float(lasts[-1] if by_last <= by_mean else means[-1])
 
 

@@ -41,6 +41,7 @@ ROWS = (put(start), put(lam), (put(x, "data", None), put(y, "data")))
 ESTIMATORS = {
     "newton": hg.ImplicitDifferentiation(hg.Newton()),
     "unrolled": hg.Unrolled(sgd, 20),
+    "unrolled in blocks": hg.Unrolled(sgd, 50),
     "forward": hg.ForwardUnrolled(sgd, 20),
 }
 ALGORITHMS = {"soba": (SOBA(), Minibatches(8))}

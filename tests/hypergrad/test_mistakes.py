@@ -9,13 +9,20 @@ import pytest
 from hypergrad import (
     CG,
     BilevelProblem,
+    ErrorEstimate,
     ImplicitDifferentiation,
     Newton,
+    OverKeys,
     Unrolled,
     hypergradient,
+    implicit_solver,
     recommend,
 )
-from hypergrad.outer import SOBA, run
+from hypergrad.hypernetwork import Hypernetwork
+from hypergrad.implicit import Hessian
+from hypergrad.linear import MINRES, PCG, Fallback, Jacobi
+from hypergrad.outer import HOAG, SOBA, Alternating, run
+from hypergrad.self_tuning import SelfTuning
 from hypergrad.unrolled import StepFunction
 from tests.hypergrad.problems import RIDGE, XV, YV, X, Y
 
@@ -51,9 +58,42 @@ def test_a_solver_given_as_a_class_or_text(solver):
         Unrolled(solver, 3)
 
 
+MADE = ImplicitDifferentiation()
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: ImplicitDifferentiation(None, CG), "'linear_solver': .*received the class CG"),
+        (lambda: ImplicitDifferentiation(None, "cg"), "'linear_solver': .*received the text 'cg'"),
+        (lambda: Newton(linear_solver=CG), "Newton: 'linear_solver': .*the class CG"),
+        (lambda: implicit_solver(RIDGE, Newton(), CG), "'linear_solver': .*the class CG"),
+        (lambda: ImplicitDifferentiation(curvature=Hessian), "'curvature': .*the class Hessian"),
+        (lambda: ImplicitDifferentiation(error_estimate=None), "'error_estimate': .*None"),
+        (lambda: ErrorEstimate(solver=MINRES), "'solver': .*the class MINRES"),
+        (lambda: Fallback(CG), "'first': .*the class CG"),
+        (lambda: PCG(Jacobi), "'preconditioner': .*the class Jacobi"),
+        (lambda: BilevelProblem(Newton, RIDGE.outer), "'inner': .*a function.*the class Newton"),
+        (lambda: BilevelProblem(RIDGE.inner, None), "'outer': .*a function.*None"),
+        (lambda: Alternating(Unrolled, optax.sgd(0.1)), "estimator: .*the class Unrolled"),
+        (lambda: Alternating(MADE, optax.sgd), r"'optimizer': .*function sgd \(call it"),
+        (lambda: HOAG(ImplicitDifferentiation), "HOAG: 'estimator': .*the class ImplicitDiff"),
+        (lambda: SOBA(optax.adam), r"'optimizer': .*function adam \(call it"),
+        (lambda: OverKeys(Unrolled, 3), "'estimator': .*the class Unrolled"),
+        (lambda: run(RIDGE, SOBA, W, 0.0, TRAIN, VALID, steps=1), "'algorithm': .*class SOBA"),
+    ],
+)
+def test_a_class_or_a_function_where_an_object_is_expected(make, match):
+    with pytest.raises(ValueError, match=match) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
 def test_the_state_of_another_estimator_and_a_result_in_place_of_its_state():
     out = hypergradient(RIDGE, W, -1.0, TRAIN, VALID, estimator=Unrolled(optax.sgd(0.1), 3))
     refused("received a UnrolledState", state=out.state)
+    for other in (Hypernetwork(), SelfTuning()):
+        refused(f"expected the state of {type(other).__name__}", state=out.state, estimator=other)
     refused("pass its `.state`", state=out, estimator=Unrolled(optax.sgd(0.1), 3))
 
 

@@ -40,6 +40,14 @@ def test_a_new_number_is_no_new_program():
     assert compilations(lambda: call(3.0)) == 0
 
 
+def test_a_new_number_of_an_outer_algorithm_is_no_new_program():
+    def call(factor):
+        run(RIDGE, SOBA(step_size=0.1 * factor), W, -1.0, TRAIN, VALID, steps=1)
+
+    assert compilations(lambda: call(1.0)) > 0
+    assert compilations(lambda: call(0.5)) == 0
+
+
 @pytest.mark.parametrize("algorithm", [SOBA, SABA, F2SA])
 def test_a_default_optimizer_is_one_object(algorithm):
     def call(start):
@@ -63,3 +71,18 @@ def test_a_problem_made_in_a_loop_is_named_once():
     found = [w for w in caught if issubclass(w.category, RecompilationWarning)]
     assert len(found) == 1
     assert "outside of the loop" in str(found[0].message)
+
+
+def test_a_problem_made_for_each_outer_run_is_named_once():
+    def make():
+        return BilevelProblem(
+            lambda w, h, b: half_mse(w, h, b) + jnp.exp(h) * jnp.sum(w**2), half_mse
+        )
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(6):
+            run(make(), SOBA(), W, -1.0, TRAIN, VALID, steps=1)
+    found = [w for w in caught if issubclass(w.category, RecompilationWarning)]
+    assert len(found) == 1
+    assert "outer.run has been compiled" in str(found[0].message)

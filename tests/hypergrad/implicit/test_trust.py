@@ -1,5 +1,6 @@
 """What is not to be trusted is not returned as trusted, and what is right is accepted."""
 
+import itertools
 import warnings
 
 import jax
@@ -58,34 +59,39 @@ def test_a_root_singular_in_one_direction_is_refused():
     assert not accepted
 
 
+SPECTRUM = BilevelProblem(
+    lambda w, h, b: 0.5 * jnp.sum(b[1] * jnp.exp(h * b[3]) * (b[0].T @ w) ** 2) - b[2] @ w,
+    lambda w, h, c: c @ w,
+)
+
+
 def spectrum(condition, size, seed=0):
     rng = np.random.default_rng(seed)
     values = np.geomspace(1 / condition, 1, size)
     q = np.linalg.qr(rng.normal(size=(size, size)))[0]
     w, c, tilt = q @ (rng.normal(size=size) / values**0.5), rng.normal(size=size), np.cos(q[0])
-
-    def inner(w, h, b):
-        return 0.5 * jnp.sum(b[1] * jnp.exp(h * b[3]) * (b[0].T @ w) ** 2) - b[2] @ w
-
     data = tuple(map(jnp.asarray, (q, values, (q * values) @ (q.T @ w), tilt)))
     truth = -np.sum((q.T @ c) * tilt * (q.T @ w))
-    problem = BilevelProblem(inner, lambda w, h, c: c @ w)
-    return (problem, jnp.asarray(w), jnp.asarray(0.0), data, jnp.asarray(c)), truth
+    return (SPECTRUM, jnp.asarray(w), jnp.asarray(0.0), data, jnp.asarray(c)), truth
 
 
 @pytest.mark.parametrize("estimate", [True, KRYLOV])
 def test_an_adjoint_cut_short_is_covered_and_an_exact_one_accepted(estimate):
-    estimator = ImplicitDifferentiation(None, CG(max_steps=400), error_estimate=estimate)
-    for condition in (1e3, 1e5, 1e8, 1e10):
-        problem, truth = spectrum(condition, 120)
-        out, accepted = judged(*problem, estimator=estimator)
-        true = abs(out.grad - truth) / abs(out.grad)
-        assert out.info.error >= true / 3
-        if condition < 1e6:
-            assert accepted
-            assert out.info.error < 1e-2
-        if true > 1:
-            assert not accepted
+    # How far CG gets depends on roundings: other seeds and budgets stand for other machines.
+    for condition, seed in itertools.product((1e3, 1e5, 1e8, 1e10), range(4)):
+        problem, truth = spectrum(condition, 120, seed)
+        for steps in (400, 100):
+            solver = CG(max_steps=jnp.asarray(steps))
+            estimator = ImplicitDifferentiation(None, solver, error_estimate=estimate)
+            out, accepted = judged(*problem, estimator=estimator)
+            true = abs(out.grad - truth) / abs(out.grad)
+            assert out.info.error >= true / 3
+            if true < 1e-3:
+                assert accepted
+            if condition < 1e6 and steps == 400:
+                assert out.info.error < 2e-2
+            if true > 1:
+                assert not accepted
 
 
 def weak_direction(free=1e-8, size=20):

@@ -331,6 +331,49 @@ def test_processes_never_suggest_the_same(kind, tmp_path):
     assert len(params) == len(set(params)) == 18
 
 
+class Slow(Searcher):
+    """Takes the first of a row that nobody has, and a time in which others lose patience."""
+
+    def _propose(self, number, history, pending):
+        taken = {one.config["x"] for one in (*history, *pending)}
+        time.sleep(0.03)
+        return Suggestion(number, {"x": next(k / 64 for k in range(64) if k / 64 not in taken)})
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "journal"])
+def test_those_who_wait_too_long_do_not_suggest_the_same(kind, monkeypatch, tmp_path):
+    monkeypatch.setattr("strategies.optuna.sampler._PATIENCE", 0.01)
+    url = f"sqlite:///{tmp_path}/s.db" if kind == "sqlite" else str(tmp_path / "s.journal")
+    open_study(url)
+
+    def work():
+        study = open_study(url)
+        study.sampler = HypergradSampler(searcher=Slow(SearchSpace({"x": Float(0, 1)})))
+        study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=5)
+
+    with ThreadPoolExecutor(3) as pool:
+        for done in [pool.submit(work) for _ in range(3)]:
+            done.result()
+    points = [trial.params["x"] for trial in open_study(url).trials]
+    assert len(points) == len(set(points)) == 15
+
+
+@pytest.mark.parametrize(
+    "damage", ["text", {"number": 0}, {"number": "0", "level": 0}, {"hypergrad:parts": 3}]
+)
+def test_a_damaged_job_is_passed_over_with_a_warning(damage):
+    study = optuna.create_study()
+    run_schedule(study, lambda trial, job: value(job.config, job.resource), make(), jobs=3)
+    broken = optuna.create_trial(state=TrialState.WAITING, system_attrs={"hypergrad:job": damage})
+    study.add_trial(broken)
+    with pytest.warns(UserWarning, match="trial 3: 'hypergrad:job': .*damaged"):
+        schedule = run_schedule(
+            study, lambda trial, job: value(job.config, job.resource), make(), alone=False
+        )
+    assert schedule.finished
+    assert table(schedule) == alone()
+
+
 def test_process_that_is_silent_is_waited_for_once(monkeypatch, tmp_path):
     monkeypatch.setattr("strategies.optuna.sampler._PATIENCE", 0.3)
     url = f"sqlite:///{tmp_path}/s.db"

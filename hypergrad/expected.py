@@ -1,0 +1,60 @@
+"""Arguments of another kind than expected, refused in one line that says what was given."""
+
+from typing import Any
+
+import optax
+
+
+def received(value: Any) -> str:
+    """What was given, in a few words and without its numbers."""
+    if isinstance(value, type):
+        return f"the class {value.__name__} (make one: {value.__name__}(...))"
+    if isinstance(value, str):
+        return f"the text {value!r}"
+    if isinstance(value, optax.GradientTransformation):
+        return "an optax optimizer"
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def require(owner: str, name: str, value: Any, kind: type, example: str) -> None:
+    """Refuse a value that is no instance of a class.
+
+    **Arguments:**
+
+    - `owner`, `name`: who is given it, and as which argument.
+    - `kind`: the class.
+    - `example`: how to make one.
+
+    **Raises:** `ValueError` that names all of them.
+    """
+    if not isinstance(value, kind):
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        raise ValueError(
+            f"{owner}: {name!r}: expected {article} {kind.__name__} such as {example}, received "
+            f"{received(value)}."
+        )
+
+
+def require_optimizer(owner: str, value: Any) -> None:
+    """Refuse what is no optax optimizer, such as the function that makes one.
+
+    **Raises:** `ValueError` that says what to write.
+    """
+    if isinstance(value, optax.GradientTransformation):
+        return
+    name = getattr(value, "__name__", None)
+    made = callable(value) and getattr(value, "__module__", "").startswith("optax")
+    given = f"the function {name} (call it: optax.{name}(...))" if made else received(value)
+    raise ValueError(
+        f"{owner}: 'optimizer': expected an optax optimizer such as optax.adam(0.1), received "
+        f"{given}."
+    )
+
+
+def require_function(owner: str, name: str, value: Any) -> None:
+    """Refuse what is no function, a class included.
+
+    **Raises:** `ValueError` that says what was given.
+    """
+    if not callable(value) or isinstance(value, type):
+        raise ValueError(f"{owner}: {name!r}: expected a function, received {received(value)}.")
