@@ -25,6 +25,7 @@ PUBLIC = [
     "hypergrad.risk",
     "hypergrad.sampling",
     "hypergrad.self_tuning",
+    "hypergrad.tasks",
     "hypergrad.unrolled",
     "strategies",
     "strategies.desirability",
