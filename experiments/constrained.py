@@ -109,9 +109,10 @@ def network(width: int, seed: int) -> dict:
 
 
 def constrained(problem: ConstrainedProblem, w: Any, data: dict, steps: int) -> Any:
-    """A single loop: one step of Adam on the params, one on the multipliers."""
+    """A single loop: a fading step of Adam on the params, one on the multipliers."""
+    adam = optax.adam(optax.cosine_decay_schedule(0.02, steps))
     algorithm = DualAscent(
-        OptaxSolver(optax.adam(0.02), steps=1), 0.1, momentum=NuPI(1.0, smoothing=0.9), reach=None
+        OptaxSolver(adam, steps=1), 0.1, momentum=NuPI(1.0, smoothing=0.9), reach=None
     )
     return run(problem, algorithm, w, jnp.zeros(2), data, data, steps=steps, every=steps // 20)
 
@@ -119,7 +120,7 @@ def constrained(problem: ConstrainedProblem, w: Any, data: dict, steps: int) -> 
 @eqx.filter_jit
 def penalised(w: Any, data: dict, weight: jax.Array, steps: int) -> Any:
     """The usual way: the square of the gap, times a weight, is added to the loss."""
-    optimizer = optax.adam(0.02)
+    optimizer = optax.adam(optax.cosine_decay_schedule(0.02, steps))
 
     def loss(w: Any) -> jax.Array:
         return cross_entropy(w, data) + weight * smooth_gap(w, data)[0] ** 2

@@ -57,9 +57,9 @@ def find_breaks(
     The function is sampled at `points` places. A cell stands out if its values differ by more than
     the slopes at its ends explain, or if its slopes differ, by far more than in the median cell. It
     is halved, the half that stands out more kept, until it is `width` wide. What has kept its size
-    over the last halvings is a break: steep but smooth places lose theirs as the cell shrinks. Two breaks in one
-    cell are found as one; so are those that are smaller than the bends of a typical cell not at
-    all: raise `points`.
+    over the last halvings is a break: steep but smooth places lose theirs as the cell shrinks. Two
+    breaks in one cell are found as one; those smaller than the bends of a typical cell are not
+    found: raise `points`.
 
     **Arguments:**
 
