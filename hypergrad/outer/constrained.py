@@ -56,8 +56,8 @@ class ConstrainedProblem(ValueProblem):
     """
 
     advice: ClassVar[str] = (
-        "constraints: hypergrad.outer.DualAscent moves params and multipliers at once; "
-        "Envelope(solver) under any outer algorithm solves for the params first"
+        "constraints: hypergrad.outer.DualAscent moves params and multipliers in turn; "
+        "Alternating(Envelope(solver), optimizer) solves for the params first"
     )
     lagrangian: Lagrangian = None  # type: ignore[assignment]
     equality: PyTree = False

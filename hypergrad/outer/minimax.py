@@ -43,8 +43,8 @@ class MinimaxProblem(ValueProblem):
     """
 
     advice: ClassVar[str] = (
-        "a game: hypergrad.outer.Extragradient moves both players at once; Envelope(solver) under "
-        "any outer algorithm lets the opponent answer first"
+        "a game: hypergrad.outer.Extragradient moves both players at once; "
+        "Alternating(Envelope(solver), optimizer) lets the opponent answer first"
     )
     f: Callable = None  # type: ignore[assignment]
     opponent: PyTree = None
