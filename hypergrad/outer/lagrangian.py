@@ -52,11 +52,17 @@ class Lagrangian(eqx.Module):
             objective = jnp.zeros((), jax.tree.leaves(values)[0].dtype)
         else:
             objective = jnp.asarray(self.objective(params, batch, *key))
-        excess = jax.tree.map(
-            lambda bound, part: jax.tree.map(lambda x: x - bound.astype(x.dtype), part),
-            self.bounds,
-            values,
-        )
+        try:
+            excess = jax.tree.map(
+                lambda bound, part: jax.tree.map(lambda x: x - bound.astype(x.dtype), part),
+                self.bounds,
+                values,
+            )
+        except ValueError as error:
+            raise ValueError(
+                "ConstrainedProblem: bounds: expected a prefix of what the constraints return, "
+                f"{jax.tree.structure(values)}, received {jax.tree.structure(self.bounds)}."
+            ) from error
         return objective, excess
 
     def of_batch(self, multipliers: PyTree, batch: PyTree) -> PyTree:

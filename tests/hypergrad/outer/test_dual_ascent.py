@@ -264,6 +264,9 @@ def test_the_doctor_knows_them():
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match=r"bounds\['rate'\]: expected finite numbers"):
         ConstrainedProblem(None, lambda w, b: w, {"rate": jnp.nan})
+    listed = ConstrainedProblem(None, lambda w, b: w, [1.0, 2.0, 3.0])
+    with pytest.raises(ValueError, match="bounds: expected a prefix of what the constraints"):
+        listed.parts(ZERO, T)
     with pytest.raises(ValueError, match="slack: expected a price > 0"):
         quadratic(C, slack=0.0)
     with pytest.raises(ValueError, match="multipliers of inequalities: expected numbers >= 0"):
