@@ -11,6 +11,8 @@ from hypergrad.diagnostics import check_hypergradient as check_hypergradient
 from hypergrad.doctor import Recommendation as Recommendation
 from hypergrad.doctor import Route as Route
 from hypergrad.doctor import recommend as recommend
+from hypergrad.envelope import Envelope as Envelope
+from hypergrad.envelope import ValueProblem as ValueProblem
 from hypergrad.estimator import Estimator as Estimator
 from hypergrad.estimator import FitInfo as FitInfo
 from hypergrad.estimator import Hypergradient as Hypergradient

@@ -40,8 +40,8 @@ class Route:
 
     - `name`: its path.
     - `family`: `"implicit"`, `"unrolled"`, `"search"`, or `"unused"`: nothing reads it;
-      `"evidence"`, `"sites"`, `"sampling"` or `"instances"` for a problem made for such an
-      estimator.
+      `"evidence"`, `"sites"`, `"sampling"`, `"instances"` or `"envelope"` for a problem made for
+      such an estimator.
     - `reason`: why, in words.
     """
 

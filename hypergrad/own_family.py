@@ -4,6 +4,7 @@ from typing import Any
 
 from jaxtyping import PyTree
 
+from hypergrad.envelope import Envelope, ValueProblem
 from hypergrad.estimator import Estimator
 from hypergrad.evidence import Bound, EvidenceProblem, Exact, LaplaceEvidence, Linearised, Subsets
 from hypergrad.gaussian_process import Gaussian, GPProblem, MarginalLikelihood, VariationalGP
@@ -50,6 +51,9 @@ def own_family(
         if isinstance(problem.likelihood, Gaussian):
             return "sites", reason, MarginalLikelihood(), "Gaussian noise: the evidence is exact"
         return "sites", reason, VariationalGP(), "variational sites, the evidence of EP at them"
+    if isinstance(problem, ValueProblem):
+        reason = "the outer loss is the inner one, up to its sign: no linear solve is needed"
+        return "envelope", reason, Envelope(solver), problem.advice
     if isinstance(problem, SamplingProblem):
         return (
             "sampling",

@@ -74,6 +74,38 @@ class BilevelProblem(eqx.Module):
         """The outer loss and its auxiliary output (`None` without `has_aux`)."""
         return self._loss("outer", self.outer, params, hparams, batch, key)
 
+    def evaluation_loss(
+        self, params: PyTree, hparams: PyTree, batch: PyTree, key: Array | None = None
+    ) -> Scalar:
+        """What a run is judged by: the outer loss, unless a problem knows better.
+
+        The worst case of a game, the objective of a feasible point; see `hypergrad.outer.run`.
+        """
+        return self.outer_loss(params, hparams, batch, key)[0]
+
+    def check_start(self, params: PyTree, hparams: PyTree) -> None:
+        """Refuse a start that the problem does not allow; any is allowed, by default.
+
+        **Raises:** `ValueError` that names the leaf.
+        """
+
+    @staticmethod
+    def minimax(
+        f: Callable,
+        *,
+        opponent: PyTree = None,
+        worst: Callable | None = None,
+        stochastic: bool = False,
+    ) -> "BilevelProblem":
+        """`min over hparams, max over params, of f(params, hparams, batch)`.
+
+        The problem with `inner = −f` and `outer = f`: a `hypergrad.outer.MinimaxProblem`, whose
+        page has the arguments.
+        """
+        from hypergrad.outer.minimax import MinimaxProblem
+
+        return MinimaxProblem(f, opponent=opponent, worst=worst, stochastic=stochastic)
+
     def residual(
         self, params: PyTree, hparams: PyTree, batch: PyTree, key: Array | None = None
     ) -> PyTree:

@@ -26,6 +26,7 @@ PUBLIC = [
     "hypergrad.risk",
     "hypergrad.sampling",
     "hypergrad.self_tuning",
+    "hypergrad.tasks",
     "hypergrad.unrolled",
     "strategies",
     "strategies.bandits",

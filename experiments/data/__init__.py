@@ -5,9 +5,10 @@ What scikit-learn bundles comes from there (`tabular`). Larger sets are read fro
 (`~/.cache/hypergrad` if the variable is not set), their contents checked by SHA-256.
 """
 
+from experiments.data.arrests import arrests
 from experiments.data.fashion_mnist import fashion_mnist
 from experiments.data.lcbench import LCBench
 from experiments.data.omniglot import omniglot
 from experiments.data.tabular import Data, Part, tabular
 
-__all__ = ["Data", "LCBench", "Part", "fashion_mnist", "omniglot", "tabular"]
+__all__ = ["Data", "LCBench", "Part", "arrests", "fashion_mnist", "omniglot", "tabular"]

@@ -25,8 +25,14 @@ RUNNING = 0
 STATIONARY = 1
 ACCURACY_LIMIT = 2
 BREAKDOWN = 3
+INFEASIBLE = 4
 
-STOPS = {STATIONARY: "stationary", ACCURACY_LIMIT: "accuracy_limit", BREAKDOWN: "breakdown"}
+STOPS = {
+    STATIONARY: "stationary",
+    ACCURACY_LIMIT: "accuracy_limit",
+    BREAKDOWN: "breakdown",
+    INFEASIBLE: "infeasible",
+}
 
 
 class Batches(eqx.Module):

@@ -103,8 +103,8 @@ class Minibatches(Sampler):
     ) -> Batches:
         """See `Sampler`."""
         outer_size = self.size if self.outer_size is None else self.outer_size
-        inner_total = _examples(inner_data, self.size, "inner_data", self.blocks)
-        outer_total = _examples(outer_data, outer_size, "outer_data", self.blocks)
+        inner_total = examples(inner_data, self.size, "inner_data", self.blocks)
+        outer_total = examples(outer_data, outer_size, "outer_data", self.blocks)
         inner_key, outer_key = jax.random.split(jax.random.fold_in(key, step))
         draws = {"same": 1, "fresh": self.fits, "independent": self.fits + 1}[self.policy]
         rows, numbers = self._draw(inner_key, draws, inner_total, self.size)
@@ -130,7 +130,8 @@ class Minibatches(Sampler):
         return numbers[:, None] + count * jnp.arange(size), numbers
 
 
-def _examples(data: PyTree, size: int, name: str, blocks: bool) -> int:
+def examples(data: PyTree, size: int, name: str, blocks: bool) -> int:
+    """How many rows the data have; refuses data that do not make a batch."""
     leaves = [x for x in jax.tree.leaves(data) if hasattr(x, "shape")]
     shapes = [jnp.shape(x) for x in leaves]
     lengths = {shape[0] if shape else None for shape in shapes}

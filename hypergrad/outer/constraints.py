@@ -185,8 +185,13 @@ def project(constraint: PyTree, hparams: PyTree) -> PyTree:
     return eqx.combine(projected, static)
 
 
-def check_start(constraint: PyTree, hparams: PyTree) -> None:
+def check_start(constraint: PyTree, hparams: PyTree, name: str = "hparams") -> None:
     """Refuse a start outside the feasible set.
+
+    **Arguments:**
+
+    - `constraint`, `hparams`: as for `project`.
+    - `name`: what the start is called in the error.
 
     **Raises:** `ValueError` naming the first offending leaf, its value and the nearest feasible.
     """
@@ -201,7 +206,7 @@ def check_start(constraint: PyTree, hparams: PyTree) -> None:
         if not bool(jnp.max(gap, initial=0.0) <= 10 * jnp.finfo(given.dtype).eps * scale):
             worst = jnp.argmax(jnp.where(jnp.isnan(gap), jnp.inf, gap))
             raise ValueError(
-                f"hparams{jax.tree_util.keystr(path)} starts outside its constraint: expected "
+                f"{name}{jax.tree_util.keystr(path)} starts outside its constraint: expected "
                 f"{jnp.ravel(nearest)[worst]} (the nearest feasible value), received "
                 f"{jnp.ravel(given)[worst]}. Move the start or widen the constraint."
             )

@@ -67,7 +67,8 @@ def run(
     **Arguments:**
 
     - `problem`: the two losses.
-    - `algorithm`: `Alternating`, `HOAG`, `MAID`, `SOBA`, `SABA` or `F2SA`.
+    - `algorithm`: `Alternating`, `HOAG`, `MAID`, `SOBA`, `SABA` or `F2SA`; `Extragradient` or
+      `DualAscent` for problems of two players or with constraints.
     - `params`: where the inner problem starts, any pytree.
     - `hparams`: where the outer problem starts, any pytree. Python floats are taken as arrays.
     - `inner_data`, `outer_data`: training and validation data, any pytrees.
@@ -129,6 +130,7 @@ def run(
     for name, part in zip(("inner_data", "outer_data", "holdout_data"), data, strict=True):
         _require_finite(name, part)
     check_start(algorithm.constraint, hparams)
+    problem.check_start(params, hparams)
     inner_data, outer_data, holdout_data = data
     root = jax.random.key(seed)
     key, evaluation_key = jax.random.split(root)
@@ -304,7 +306,7 @@ def _advance(
 def _outer_loss(
     problem: BilevelProblem, params: PyTree, hparams: PyTree, data: PyTree, key: Array
 ) -> Array:
-    return problem.outer_loss(params, hparams, data, key)[0]
+    return problem.evaluation_loss(params, hparams, data, key)
 
 
 def _require_finite(name: str, data: PyTree) -> None:

@@ -35,8 +35,9 @@ class Result:
     - `hparams`, `params`: the last hyperparameters visited, and the inner parameters there.
     - `value`: their outer loss.
     - `status`: "steps" (all taken), "stationary", "patience", "callback", "accuracy_limit" (no
-      decrease can be certified with the accuracy that can be had), or "breakdown" (a number was not
-      finite: nothing moved in that step).
+      decrease can be certified with the accuracy that can be had), "infeasible" (`DualAscent`: no
+      point near meets the constraints), or "breakdown" (a number was not finite: nothing moved in
+      that step).
     - `best`: the point of smallest outer loss among those evaluated.
     - `holdout_best`: the point of smallest held-out loss; its `value` is that loss. `None` without
       held-out data.

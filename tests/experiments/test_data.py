@@ -2,16 +2,19 @@
 
 import gzip
 import hashlib
+import importlib
 import os
 import urllib.error
 
 import numpy as np
 import pytest
 
-from experiments.data import LCBench, fashion_mnist, omniglot, tabular
+from experiments.data import LCBench, arrests, fashion_mnist, omniglot, tabular
 from experiments.data import files as files_module
 from experiments.data.files import data_folder, read
 
+#: The module, whose name its function has taken.
+ARRESTS = importlib.import_module("experiments.data.arrests")
 CONTENTS = b"some numbers"
 SHA256 = hashlib.sha256(CONTENTS).hexdigest()
 
@@ -97,6 +100,15 @@ def test_fashion_mnist():
     assert (train.x.shape, test.x.shape) == ((60000, 28, 28), (10000, 28, 28))
     np.testing.assert_array_equal(np.bincount(train.y), [6000] * 10)
     np.testing.assert_array_equal(np.bincount(test.y), [1000] * 10)
+
+
+def test_arrests():
+    here("arrests/arrests.zip", ARRESTS._installed())
+    data = arrests()
+    assert data.x.shape == (5226, 7)
+    assert int(data.y.sum()) == 4334
+    assert int(data.x[:, 0].sum()) == 1288  # black
+    assert (data.x[:, 2].min(), data.x[:, 2].max()) == (12, 66)  # age
 
 
 def test_omniglot():
