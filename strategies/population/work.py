@@ -162,6 +162,10 @@ class Rungs:
         """See `Work`; a scheduler that has results is ahead of its file."""
         if not self._scheduler.candidates and state_exists(path):
             self._scheduler.restore(path)
+        self._take_over()
+
+    def _take_over(self) -> None:
+        """Let the ledger know what the scheduler knows."""
         for candidate in self._scheduler.candidates.values():
             if candidate.results:
                 self.ledger.record(candidate.results[max(candidate.results)])
