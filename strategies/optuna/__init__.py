@@ -38,6 +38,7 @@ except ImportError as error:  # pragma: no cover -- the extra is installed where
 
 from strategies.optuna.history import observations_of
 from strategies.optuna.journal import JournalFile
+from strategies.optuna.population import run_population
 from strategies.optuna.sampler import HypergradSampler
 from strategies.optuna.schedule import RungPruner, run_schedule
 from strategies.optuna.spaces import space_from_optuna, space_from_trials, space_to_optuna
@@ -52,6 +53,7 @@ __all__ = [
     "observations_of",
     "report",
     "report_of",
+    "run_population",
     "run_schedule",
     "space_from_optuna",
     "space_from_trials",
