@@ -33,6 +33,7 @@ except ImportError as error:  # pragma: no cover -- the extra is installed where
         'strategies.ray needs Ray Tune: pip install "hypergrad-engine[ray]"'
     ) from error
 
+from strategies.ray.population import population_trainable
 from strategies.ray.recovery import can_restore, restore
 from strategies.ray.reports import MAX_NUMBERS, report, result, trainable, worker_environment
 from strategies.ray.scheduler import BracketProgress, HypergradScheduler, ScheduledSearch
@@ -46,6 +47,7 @@ __all__ = [
     "HypergradSearch",
     "ScheduledSearch",
     "can_restore",
+    "population_trainable",
     "report",
     "restore",
     "result",
