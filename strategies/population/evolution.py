@@ -12,7 +12,7 @@ from strategies.ledger import Ledger
 from strategies.local.results import Trial
 from strategies.observation import Observation, Report
 from strategies.population import checkpoint
-from strategies.population.lanes import Stored
+from strategies.population.checkpoint import Stored
 from strategies.population.pbt import PBT
 from strategies.population.program import Program
 from strategies.population.progress import Progress

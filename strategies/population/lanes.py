@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from strategies.population.checkpoint import Stored
 from strategies.population.program import Program
 from strategies.population.rows import to_host
 from strategies.schedulers.base import Job
@@ -39,14 +40,6 @@ class Arrival:
     value: float
     metrics: Any
     lane: int
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A member's state outside of the lanes: its age, and the leaves on the host."""
-
-    age: int
-    leaves: list[np.ndarray]
 
 
 class Lanes:

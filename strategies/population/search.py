@@ -13,7 +13,8 @@ from strategies.local.results import Result, Trial
 from strategies.observation import Observation, Report
 from strategies.population import checkpoint
 from strategies.population.buckets import key_of
-from strategies.population.lanes import Arrival, Lanes, Stored
+from strategies.population.checkpoint import Stored
+from strategies.population.lanes import Arrival, Lanes
 from strategies.population.program import Program
 from strategies.population.progress import Progress
 from strategies.population.rows import to_host

@@ -1,7 +1,11 @@
 """Trials of Ray Tune in one program: each has its own id, results and checkpoints."""
 
+import functools
+import json
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import ray
@@ -9,7 +13,8 @@ from ray import tune
 
 from strategies import RandomSearcher
 from strategies.population import Population
-from strategies.ray import HypergradSearch, population_trainable
+from strategies.ray import HypergradSearch, ScheduledSearch, population_trainable
+from strategies.schedulers import Hyperband
 from tests.strategies.population.problem import SPACE, alone, batch, evaluate, init, step
 
 
@@ -130,3 +135,92 @@ def test_a_key_that_the_space_has():
     )
     with pytest.raises(ValueError, match="'number_key': expected a key that the space does not"):
         search.suggest("trial")
+
+
+@pytest.mark.slow
+def test_rungs_pause_and_go_on_from_their_checkpoints(population, tmp_path):
+    search = ScheduledSearch(
+        functools.partial(Hyperband, max_resource=4, eta=2),
+        RandomSearcher(SPACE, seed=4),
+        metric="value",
+        mode="min",
+        number_key="member",
+    )
+    tune.Tuner(
+        population_trainable(population, steps=2, iterations=4),
+        tune_config=tune.TuneConfig(
+            num_samples=-1,
+            max_concurrent_trials=population.size,
+            search_alg=search,
+            scheduler=search.trial_scheduler,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(storage_path=str(tmp_path), name="run", verbose=0),
+    ).fit()
+    local = population.run(Hyperband(RandomSearcher(SPACE, seed=4), 4, eta=2), steps=2)
+    found = {
+        (number, search.schedule.resources[level], o.value)
+        for number, candidate in search.schedule.candidates.items()
+        for level, o in candidate.results.items()
+    }
+    assert found == {(o.number, o.resource, o.value) for o in local.history}
+
+
+_DRIVER = """
+import json, os, signal, sys
+import jax
+jax.config.update("jax_enable_x64", True)
+import ray
+from ray import tune
+from strategies.population import Population
+from strategies.ray import can_restore, population_trainable, restore
+from tests.strategies.population.problem import SPACE, batch, evaluate, init, step
+from tests.strategies.ray.test_ray_population import tuner, values
+
+ray.init(
+    "local", num_cpus=1, include_dashboard=False, logging_level="error", log_to_driver=False,
+    runtime_env={"env_vars": {"JAX_ENABLE_X64": "1"}},
+)
+folder = sys.argv[1]
+seen = []
+
+
+class Kill(tune.Callback):
+    def on_trial_result(self, iteration, trials, trial, result, **info):
+        seen.append(result)
+        # Read when it is needed: a restored run has the callbacks of the run before.
+        if len(seen) == int(os.environ["LAST"]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+population = Population(init, step, evaluate, 3, space=SPACE, batch=batch)
+trainable = population_trainable(population, steps=2, iterations=3)
+path = os.path.join(folder, "run")
+if can_restore(path):
+    results = restore(path, trainable).fit()
+else:
+    results = tuner(
+        trainable, folder, population, 5, callbacks=[Kill()],
+        checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1),
+    ).fit()
+print(json.dumps(values(results)))
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_driver_is_restored(population, tmp_path):
+    def drive(last):
+        return subprocess.run(
+            [sys.executable, "-c", _DRIVER, str(tmp_path)],
+            env=os.environ | {"TUNE_GLOBAL_CHECKPOINT_S": "0", "LAST": str(last)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    assert drive(8).returncode == -signal.SIGKILL
+    done = drive(-1)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.strip().rpartition("\n")[2])
+    local = population.run(RandomSearcher(SPACE, seed=4), trials=5, steps=6)
+    assert found == {str(o.number): o.value for o in local.history}
