@@ -81,10 +81,7 @@ def run_population(
             work = StudyTrials(study, population, count, length)
             begun = work.begun
         elif isinstance(search, Scheduler):
-            jobs = None if trials is None else integer("trials", trials, 0)
-            work = StudyRungs(
-                study, search, jobs, 1 if steps is None else integer("steps", steps, 1)
-            )
+            work = StudyRungs(study, search, trials, steps)
             begun = work.begun
         elif isinstance(search, PBT):
             if trials is not None or steps is not None:
@@ -185,14 +182,15 @@ class StudyTrials:
 class StudyRungs(Rungs):
     """The jobs of a scheduler, each a trial of a study."""
 
-    def __init__(self, study: Any, schedule: Scheduler, jobs: int | None, steps: int) -> None:
+    def __init__(
+        self, study: Any, schedule: Scheduler, trials: int | None, steps: int | None
+    ) -> None:
+        super().__init__(schedule, trials, steps)
         self._study_jobs = StudyJobs(study, schedule, alone=True)
         self._study_jobs.synchronise()
         self.begun = bool(schedule.candidates)
         self._given = 0
-        self._most = jobs
         self._open: dict[int, tuple[optuna.Trial, Job]] = {}
-        super().__init__(schedule, None, steps)
         self._take_over()
 
     def again(self) -> list[Job]:
@@ -201,7 +199,7 @@ class StudyRungs(Rungs):
 
     def ask(self, running: int) -> Job | None:
         """The next job, and a trial for it."""
-        if self._most is not None and self._given >= self._most:
+        if self._jobs is not None and self._given >= self._jobs:
             return None
         found = self._study_jobs.ask()
         if found is None:

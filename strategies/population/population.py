@@ -260,14 +260,7 @@ class Population:
     ) -> PopulationResult:
         if isinstance(search, Scheduler):
             self._same_space(search.searcher.space)
-            endless = getattr(search, "iterations", 1) is None or (
-                getattr(search, "configurations", 1) is None
-            )
-            if endless and trials is None:
-                raise ValueError("'trials': expected a number, as this scheduler has no end")
-            jobs = None if trials is None else integer("trials", trials, 0)
-            unit = 1 if steps is None else integer("steps", steps, 1)
-            work: Rungs | Trials = Rungs(search, jobs, unit)
+            work: Rungs | Trials = Rungs(search, trials, steps)
         elif isinstance(search, Searcher | Ledger):
             ledger = ledger_of(search)
             self._same_space(ledger.space)

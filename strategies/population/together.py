@@ -1,6 +1,5 @@
 """An objective that JAX can trace, evaluated for many configurations in one compiled call."""
 
-import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -41,8 +40,8 @@ class Together:
         self._examples = examples(space, self._buckets)
         #: How many configurations a program takes at a time.
         self.lanes = -(-size // len(self._examples))
-        #: How often the objective was compiled: once for each combination that has come.
-        self.compiled = 0
+        #: By combination of plain values, as it comes.
+        self._programs: dict[Any, tuple[Training, Callable[..., Any]]] = {}
 
     def __call__(self, suggestions: Sequence[Suggestion]) -> list[tuple[Report, float]]:
         """Reports, and seconds of each, in the order of the suggestions."""
@@ -61,7 +60,9 @@ class Together:
         return [found[place] for place in range(len(points))]
 
     def _evaluate(self, key: Any, points: list[Point]) -> list[Report]:
-        training, call = self._program(key)
+        if key not in self._programs:
+            self._programs[key] = self._compiled(key)
+        training, call = self._programs[key]
         # Lanes that are left over repeat the last configuration.
         filled = points + points[-1:] * (self.lanes - len(points))
         types = training.types.items()
@@ -69,8 +70,7 @@ class Together:
         told = jax.device_get(call(arrays))
         return [_report(jax.tree.map(lambda leaf, i=i: leaf[i], told)) for i in range(len(points))]
 
-    @functools.cache  # noqa: B019 -- as many entries as there are combinations
-    def _program(self, key: Any) -> tuple[Training, Callable[..., Any]]:
+    def _compiled(self, key: Any) -> tuple[Training, Callable[..., Any]]:
         functions = Functions(lambda key, config: (), self._step, lambda *_: jnp.zeros(()))
         training = Training(functions, self._space, self._examples[key], self._buckets, 0)
         training.state_shape()
@@ -88,7 +88,6 @@ class Together:
             self.lanes, peak(whole.jaxpr) / self.lanes, shared, available(jax.devices()[0]),
             name="population",
         )  # fmt: skip
-        self.compiled += 1
         return training, traced.lower().compile()
 
     def _step(self, state: Any, config: Any, batch: Any, key: Any) -> tuple[Any, Any]:

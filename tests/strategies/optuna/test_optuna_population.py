@@ -166,6 +166,10 @@ def test_a_schedule_continues(population):
         ({"trials": 4}, "'steps'"),
         ({"steps": 4}, "'trials'"),
         ({"search": PBT(RandomSearcher(SPACE), 4, 2), "steps": 3}, "as a PBT has its own steps"),
+        (
+            {"search": ASHA(RandomSearcher(SPACE), max_resource=4)},
+            "'trials': expected a number, as this scheduler has no end",
+        ),
         ({"search": 3}, "'search': expected a scheduler or a PBT, received 3"),
     ],
 )
