@@ -61,6 +61,8 @@ class Lanes:
         self.waiting: list[tuple[Job, Point, int]] = []
         self.stored: dict[int, Stored] = {}
         self.states: Any = None
+        #: The number that a member's random keys come from, where that is not its own.
+        self.keys: dict[int, int] = {}
 
     @property
     def running(self) -> int:
@@ -124,8 +126,10 @@ class Lanes:
         return self.program.arrays([(m or someone).point for m in self.members])
 
     def numbers(self) -> np.ndarray:
-        """The numbers of the members, 0 in empty lanes."""
-        return np.array([0 if m is None else m.number for m in self.members])
+        """The numbers that the members' keys come from, 0 in empty lanes."""
+        return np.array(
+            [0 if m is None else self.keys.get(m.number, m.number) for m in self.members]
+        )
 
     def advance(self) -> list[Arrival]:
         """Train until the first member arrives: no lane runs for nothing."""

@@ -38,43 +38,53 @@ class Holder:
         self._lock = asyncio.Lock()
 
     async def train(
-        self, number: int, config: Config, since: int, until: int, kept: Stored | None = None
+        self,
+        label: int,
+        number: int,
+        config: Config,
+        since: int,
+        until: int,
+        kept: Stored | None = None,
     ) -> tuple[float, Any] | None:
         """Train a member on, and evaluate it; `None` if nobody knows its state at `since`.
 
         **Arguments:**
 
-        - `number`, `config`: of the member.
+        - `label`: of the trial; no other has it.
+        - `number`: that the member's keys come from. A trial that has taken over another one's
+          configuration may have the same.
+        - `config`: of the member.
         - `since`, `until`: its steps before, and after.
         - `kept`: its state at `since`, in place of any that is here.
         """
         point = self._population.space.point(config)
         lanes = self._lanes[key_of(point, self._population.buckets)]
         async with self._lock:
-            if since and kept is None and not lanes.knows(number, since):
+            if since and kept is None and not lanes.knows(label, since):
                 return None
             if kept is not None or not since:
-                lanes.replace(number, kept)
-            self._settled.discard(number)
+                lanes.replace(label, kept)
+            lanes.keys[label] = number
+            self._settled.discard(label)
             future = asyncio.get_running_loop().create_future()
-            self._asked[number] = future
-            self._new.append((lanes, Job(number, config, until, since, 0), point))
+            self._asked[label] = future
+            self._new.append((lanes, Job(label, config, until, since, 0), point))
         if self._loop is None or self._loop.done():
             self._loop = asyncio.create_task(self._work())
         found: tuple[float, Any] = await future
         return found
 
-    async def state(self, number: int, age: int) -> Stored | None:
+    async def state(self, label: int, age: int) -> Stored | None:
         """A member's state, for a checkpoint; `None` if it is not known at this age."""
         async with self._lock:
             for lanes in self._lanes.values():
-                if lanes.knows(number, age):
-                    return lanes.state(number)
+                if lanes.knows(label, age):
+                    return lanes.state(label)
         return None
 
-    def forget(self, number: int) -> None:
+    def forget(self, label: int) -> None:
         """Nobody asks for a member again without bringing its state."""
-        self._settled.add(number)
+        self._settled.add(label)
 
     def compiled(self) -> tuple[int, int]:
         """How many programs were traced, and the process that holds them."""

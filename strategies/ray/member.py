@@ -33,7 +33,8 @@ class MemberTrainable(tune.Trainable):
     def _begin(self, config: Mapping[str, Any]) -> None:
         self._config = {key: value for key, value in config.items() if key != self.number_key}
         given = config.get(self.number_key)
-        self._number = zlib.crc32(self.trial_id.encode()) if given is None else int(given)
+        self._label = zlib.crc32(self.trial_id.encode())
+        self._number = self._label if given is None else int(given)
         self._age = 0
         #: The state at the last checkpoint, and whether the actor may have another one.
         self._kept: Stored | None = None
@@ -58,12 +59,13 @@ class MemberTrainable(tune.Trainable):
         return {**row, "done": not math.isfinite(value) or until >= self.iterations * self.steps}
 
     def _train(self, since: int, until: int, kept: Stored | None = None) -> Any:
-        return ray.get(self.holder.train.remote(self._number, self._config, since, until, kept))
+        asked = (self._label, self._number, self._config, since, until, kept)
+        return ray.get(self.holder.train.remote(*asked))
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Called by Ray: the member's state, as it is in the actor, or as it was before."""
         if not self._loaded:
-            self._kept = ray.get(self.holder.state.remote(self._number, self._age)) or self._kept
+            self._kept = ray.get(self.holder.state.remote(self._label, self._age)) or self._kept
         stored = {} if self._kept is None else {"member": self._kept}
         mine = {"age": self._age, "life": self._life()}
         checkpoint.write(os.path.join(checkpoint_dir, _FILE), stored, mine)
@@ -87,7 +89,7 @@ class MemberTrainable(tune.Trainable):
 
     def cleanup(self) -> None:
         """Called by Ray at the end of the trial."""
-        self.holder.forget.remote(self._number)
+        self.holder.forget.remote(self._label)
 
 
 __all__ = ["MemberTrainable"]

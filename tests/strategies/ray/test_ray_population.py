@@ -93,6 +93,7 @@ def test_members_are_trials_whose_actor_may_die(population, tmp_path):
     assert values(results) == {o.number: o.value for o in local.history}
 
 
+@pytest.mark.slow
 def test_the_trials_of_a_scheduler_that_stops_some(population, tmp_path):
     trainable = population_trainable(population, steps=1, iterations=4)
     scheduler = tune.schedulers.ASHAScheduler(max_t=4, grace_period=1, reduction_factor=2)
