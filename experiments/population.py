@@ -5,17 +5,23 @@ The same trainings are run by one population, by a Python loop over one compiled
 people write), by a Python loop over one compiled training, and in a process for each trial. Counted
 is processor time, without compilation except for the processes, which compile for themselves; so
 the ratios are those of one core. Members are compared with the same trainings alone, and the memory
-that the compiler allots with what was predicted.
+that the compiler allots with what was predicted. The same on two cores, in wall time: the
+population has half of its lanes on each.
 
 Then learning-rate schedules, at equal total steps: population-based training with perturbation,
 with PB2, and along the hypergradient; the best of as many constant rates; the best of as many
 cosine decays. What each found is replayed on other seeds.
 """
 
+import json
+import multiprocessing
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -152,21 +158,114 @@ class Alone:
         return float(self._whole(config, number))
 
 
-def in_process(steps: int) -> float:
-    """Processor seconds of a process that imports, compiles and trains one configuration."""
-    code = (
-        "from experiments.population import Alone, Task\n"
-        f"Alone(Task({steps}, 0)).whole({{'rate': 0.1, 'decay': 1e-4, 'cosine': 0.0}}, 0)\n"
-        "import time; print(time.process_time())"
+def on_cores(members: int, steps: int, some: int, pool: bool) -> None:
+    """Print wall seconds of a trial on two cores; called in a process that has them as devices."""
+    task = Task(steps, 0)
+    alone, space = Alone(task), task.space(0.0)
+    shared = Population(
+        task.init, task.step, task.evaluate, members,
+        space=space, batch=task.batch, devices=jax.devices(),
+    )  # fmt: skip
+    shared.run(RandomSearcher(space), trials=members, steps=1)
+    config = space.default()
+    alone.whole(config, 0)
+
+    def together() -> None:
+        # A searcher remembers what it has asked.
+        shared.run(RandomSearcher(space, seed=1), trials=members, steps=steps)
+
+    found = {
+        "population": walled(together) / members,
+        "training": walled(lambda: [alone.whole(config, i) for i in range(some)]) / some,
+    }
+    if pool:
+        began = time.perf_counter()
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(2, context, _prepare, (steps,)) as workers:
+            list(workers.map(_train, [config] * members, range(members), chunksize=8))
+        found["pool"] = (time.perf_counter() - began) / members
+    print(json.dumps(found))
+
+
+def on_ray(trials: int, steps: int) -> None:
+    """Print wall seconds of a trial of Ray Tune, in two processes that are used again."""
+    import ray
+    from ray import tune
+
+    class Reused(tune.Trainable):
+        def setup(self, config: dict) -> None:
+            self.alone, self.given = Alone(Task(steps, 0)), config
+
+        def reset_config(self, new_config: dict) -> bool:
+            self.given = new_config
+            return True
+
+        def step(self) -> dict:
+            return {"loss": self.alone.whole(self.given, 0), "done": True}
+
+        def save_checkpoint(self, checkpoint_dir: str) -> None: ...
+
+    ray.init(
+        "local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error"
     )
+    space = {"rate": tune.loguniform(1e-3, 1.0), "decay": tune.loguniform(1e-5, 1e-2), "cosine": 0}
+    with tempfile.TemporaryDirectory() as folder:
+        tuner = tune.Tuner(
+            Reused,
+            param_space=space,
+            tune_config=tune.TuneConfig(
+                metric="loss", mode="min", num_samples=trials, reuse_actors=True
+            ),
+            run_config=tune.RunConfig(storage_path=folder, verbose=0),
+        )
+        began = time.perf_counter()
+        tuner.fit()
+    print((time.perf_counter() - began) / trials)
+
+
+def walled(call: Callable[[], Any]) -> float:
+    """Wall seconds of a call, the least of some."""
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
+_WORKER: list[Alone] = []
+
+
+def _prepare(steps: int) -> None:
+    """Compile in a process of the pool."""
+    _WORKER.append(Alone(Task(steps, 0)))
+
+
+def _train(config: dict, number: int) -> float:
+    return _WORKER[0].whole(config, number)
+
+
+def apart(code: str, **environment: str) -> str:
+    """What a Python process of its own prints, on its last line."""
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", f"from experiments.population import *\n{code}"],
         cwd=Path(__file__).parents[1],
+        env=os.environ | environment,
         capture_output=True,
         text=True,
         check=True,
     )
-    return float(done.stdout)
+    return done.stdout.strip().rpartition("\n")[2]
+
+
+def in_process(steps: int) -> float:
+    """Processor seconds of a process that imports, compiles and trains one configuration."""
+    return float(
+        apart(
+            f"Alone(Task({steps}, 0)).whole({{'rate': 0.1, 'decay': 1e-4, 'cosine': 0.0}}, 0)\n"
+            "print(time.process_time())"
+        )
+    )
 
 
 def clocked(call: Callable[[], Any]) -> tuple[float, Any]:
@@ -179,10 +278,50 @@ def clocked(call: Callable[[], Any]) -> tuple[float, Any]:
     return min(seconds), found
 
 
-def compare(context: Context, task: Task, size: int, some: int, processes: int) -> Population:
+def compare_on_cores(context: Context, steps: int, process: float) -> None:
+    """Trials per second of wall time, where there are two cores for all.
+
+    **Arguments:**
+
+    - `process`: processor seconds of a process for one trial; half of that on two cores at best.
+    """
+    options = context.options
+    call = f"on_cores({options.members}, {steps}, {options.alone}, {options.pool})"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+    found = json.loads(apart(call, XLA_FLAGS=flags))
+    seconds = {
+        "one population, half of the lanes on each core": found["population"],
+        "Python loop, compiled training": found["training"],
+        "a process each, two at a time": process / 2.0,
+    }
+    base = found["population"]
+    if options.pool:
+        seconds["two processes for all, start included"] = found["pool"]
+        context.measure("pool on cores", found["pool"] / base)
+    if options.ray:
+        each = float(apart(f"on_ray({options.ray}, {steps})"))
+        seconds["Ray Tune, two processes used again"] = each
+        context.measure("Ray on cores", each / base)
+    context.table(
+        "trials per second on two cores",
+        [
+            {
+                "way": name,
+                "trials per second": 1.0 / each,
+                "times the population's time": each / base,
+            }
+            for name, each in seconds.items()
+        ],
+    )
+    context.measure("training on cores", found["training"] / base)
+    context.measure("processes on cores", process / 2.0 / base)
+
+
+def compare(context: Context, task: Task, population: Population) -> None:
     """Trials per processor second of the ways to run them; whether all give the same."""
-    population, alone = task.population(size), Alone(task)
-    population.run(RandomSearcher(population.space), trials=size, steps=1)
+    options, alone = context.options, Alone(task)
+    size, some = options.members, options.alone
+    population.run(RandomSearcher(population.space), trials=population.size, steps=1)
 
     def together() -> list[Trial]:
         search = RandomSearcher(population.space, seed=1)
@@ -190,7 +329,7 @@ def compare(context: Context, task: Task, size: int, some: int, processes: int) 
 
     took, trials = clocked(together)
     seconds = {"one population": took / size}
-    apart = []
+    differences = []
     for name, trained in (("compiled step", alone.by_steps), ("compiled training", alone.whole)):
         trained(trials[0].config, 0)
         took, values = clocked(
@@ -198,8 +337,10 @@ def compare(context: Context, task: Task, size: int, some: int, processes: int) 
         )
         seconds[f"Python loop, {name}"] = took / some
         told = np.array([np.nan if t.value is None else t.value for t in trials[:some]])
-        apart.append(np.nanmax(np.abs(np.array(values) / told - 1.0)))
-    seconds["a process each"] = float(np.mean([in_process(task.steps) for _ in range(processes)]))
+        differences.append(np.nanmax(np.abs(np.array(values) / told - 1.0)))
+    seconds["a process each"] = float(
+        np.mean([in_process(task.steps) for _ in range(options.processes)])
+    )
     base = seconds["one population"]
     context.table(
         "trials per processor second",
@@ -215,7 +356,8 @@ def compare(context: Context, task: Task, size: int, some: int, processes: int) 
     context.measure("steps", seconds["Python loop, compiled step"] / base)
     context.measure("training", seconds["Python loop, compiled training"] / base)
     context.measure("processes", seconds["a process each"] / base)
-    context.measure("alone", float(max(apart)))
+    context.measure("alone", float(max(differences)))
+    compare_on_cores(context, task.steps, seconds["a process each"])
     (program,) = population.programs().values()
     allotted = program.compiled.memory_analysis()
     taken = (
@@ -226,7 +368,6 @@ def compare(context: Context, task: Task, size: int, some: int, processes: int) 
         + tree_size([*task.train, *task.validation])
     )
     context.measure("memory", taken / population.predicted_bytes)
-    return population
 
 
 # -- schedules -------------------------------------------------------------------------------
@@ -324,6 +465,8 @@ def ancestry(history: list[Observation], last: Observation, size: int) -> list[O
         Option("members", 256, quick=64, help="configurations in one program"),
         Option("alone", 32, quick=8, help="of them, those that are trained alone too"),
         Option("processes", 3, quick=1, help="processes that train one configuration each"),
+        Option("pool", True, quick=False, help="compare with a pool of two processes"),
+        Option("ray", 32, quick=0, help="trials of Ray Tune to compare with"),
         Option("steps", 1000, quick=300, help="of a training"),
         Option("rounds", 40, quick=20, help="of exploiting and exploring"),
         Option("horizon", 10, help="steps that the hypergradient looks ahead"),
@@ -333,6 +476,29 @@ def ancestry(history: list[Observation], last: Observation, size: int) -> list[O
         Claim("steps", "cost of a Python loop over a compiled step, in populations", at_least=3.0),
         Claim("training", "cost of a loop over a compiled training, in populations", at_least=0.7),
         Claim("processes", "cost of a process for each trial, in populations", at_least=15.0),
+        Claim(
+            "training on cores",
+            "time of a loop over a compiled training on two cores, in populations",
+            at_least=3.0,
+            quick=0.5,
+        ),
+        Claim(
+            "pool on cores",
+            "time of a pool of two processes, in populations",
+            at_least=1.0,
+            when=lambda options: options.pool,
+        ),
+        Claim(
+            "processes on cores",
+            "time of a process for each trial on two cores, in populations",
+            at_least=15.0,
+        ),
+        Claim(
+            "Ray on cores",
+            "time of Ray Tune with processes that are used again, in populations",
+            at_least=15.0,
+            when=lambda options: options.ray > 0,
+        ),
         Claim("compilations", "programs that were traced for all configurations", at_most=1.0),
         Claim("alone", "largest relative difference from trainings alone (float32)", at_most=1e-4),
         Claim("memory", "memory that the compiler allots, over the predicted", at_most=1.2),
@@ -349,7 +515,8 @@ def run(context: Context) -> None:
     """Compare the ways to run trials, then the schedules."""
     options = context.options
     task = Task(options.steps, options.seed)
-    population = compare(context, task, options.members, options.alone, options.processes)
+    population = task.population(options.members)
+    compare(context, task, population)
     context.measure("compilations", float(population.traces))
     schedules(context, task, population, options.rounds)
 

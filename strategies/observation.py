@@ -2,6 +2,7 @@
 
 import functools
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -178,6 +179,8 @@ def report(
     - `resource`: the epochs, steps or samples it was given.
     - `info`: further numbers to keep with the trial.
 
+    Inside a function that JAX traces the report holds traced arrays (see `minimize(population=)`).
+
     **Raises:** `ValueError` if `value` is not a scalar or the gradient is not a mapping.
     """
     if isinstance(value, Report):
@@ -193,8 +196,7 @@ def report(
         gradient = value.grad if gradient is None else gradient
         if gradient_error is None:
             error = _scalar(getattr(value.info, "error", None), "gradient_error")
-            # NaN is "not known"; infinity is "known to be unreliable" and must stay.
-            gradient_error = None if error is None or math.isnan(error) else error
+            gradient_error = known_error(error)
         value = value.value
     if gradient is not None and not isinstance(gradient, Mapping):
         raise ValueError(
@@ -236,7 +238,24 @@ def number_of(value: Any, name: str) -> Any:
     raise error(f"{name!r}: expected a number, received {value!r:.80}")
 
 
-def _scalar(value: Any, name: str) -> float | None:
+def known_error(error: Any) -> Any:
+    """An estimated error, `None` for NaN, which is "not known"; infinity stays, "unreliable"."""
+    if error is None or is_traced(error):
+        return error
+    return None if math.isnan(error) else error
+
+
+def is_traced(value: Any) -> bool:
+    """Whether a value has no number yet, as its function is being compiled by JAX."""
+    jax = sys.modules.get("jax")
+    return jax is not None and isinstance(value, jax.core.Tracer)
+
+
+def _scalar(value: Any, name: str) -> Any:
+    if is_traced(value):
+        if value.size != 1:
+            raise ValueError(f"{name!r}: expected a number, received {value.dtype}{value.shape}")
+        return value.reshape(())
     return None if value is None else float(number_of(value, name))
 
 
@@ -247,6 +266,8 @@ def plain(tree: Any) -> Any:
     if isinstance(tree, list | tuple):
         return [plain(leaf) for leaf in tree]
     if tree is None or isinstance(tree, bool | int | float | str):
+        return tree
+    if is_traced(tree):
         return tree
     if hasattr(tree, "__array__"):
         array = np.asarray(tree)

@@ -55,6 +55,7 @@ def test_every_extra_that_users_need_is_in_all(project):
         "all",
         "dev",
         "docs",
+        "gymnax",  # one experiment's alone, and it holds JAX back
     }
 
 

@@ -84,3 +84,20 @@ def work(
                 running.renew(dead[0][1].error)
     finally:
         running.stop()
+
+
+def work_together(
+    more: Callable[[int], T | None],
+    call: Callable[[list[T]], list[Any]],
+    record: Callable[[T, Any], None],
+    size: int,
+) -> None:
+    """Evaluate tasks `size` at a time, by one call, until there are none left; see `work`."""
+    while True:
+        tasks: list[T] = []
+        while len(tasks) < size and (task := more(len(tasks))) is not None:
+            tasks.append(task)
+        if not tasks:
+            return
+        for task, result in zip(tasks, call(tasks), strict=True):
+            record(task, result)

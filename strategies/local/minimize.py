@@ -7,11 +7,11 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from strategies.arguments import asks_to_stop, integer, positive
 from strategies.ledger import Ledger, ledger_of
-from strategies.local.executors import work
+from strategies.local.executors import work, work_together
 from strategies.local.progress import shown
 from strategies.local.results import Result, Trial
 from strategies.local.running import Lost
@@ -20,6 +20,9 @@ from strategies.searchers.base import Searcher
 from strategies.space import Config, SearchSpace
 from strategies.space.point import copied
 from strategies.state import exclusive_lock, save_if_there_is_space, state_exists
+
+if TYPE_CHECKING:
+    from strategies.population.together import Together
 
 Objective = Callable[[Config], Any]
 
@@ -37,6 +40,7 @@ def minimize(
     callbacks: Iterable[Callable[[Trial], bool | None]] = (),
     raise_errors: bool = False,
     progress: bool | None = None,
+    population: int | None = None,
 ) -> Result:
     """Search for the configuration with the smallest objective.
 
@@ -63,6 +67,12 @@ def minimize(
       the trial is recorded as failed, with a warning, and the search goes on.
     - `progress`: show trials, incumbent, failures and the time left on the standard error stream.
       Default: where that is a terminal.
+    - `population`: evaluate so many trials at a time in one compiled program. The objective is
+      traced by JAX: the numbers of a configuration arrive as JAX values, other hyperparameters, and
+      those that decide whether there are others, as plain values with a program for each
+      combination. `report` works there as it does elsewhere, gradients included. The searcher is
+      asked for all of them before the first is told, so suggestions depend on this number and the
+      seed. Default: one by one, any objective.
 
     **Returns:** A `Result`.
 
@@ -71,6 +81,7 @@ def minimize(
     trial; everything told before it is in `state_path`. Also if another run works on `state_path`.
     `BrokenExecutor` if an executor dies that is no `ProcessPoolExecutor`, or one that never gives a
     result. Otherwise a trial that kills its worker is tried again, alone, and has failed then.
+    What an objective raises while it is traced for a `population` is an error of all its trials.
     """
     if not isinstance(space, SearchSpace):
         space = SearchSpace(space)
@@ -79,6 +90,13 @@ def minimize(
         workers = integer("workers", workers, 1)
     if timeout is not None:
         timeout = positive("timeout", timeout)
+    if population is not None:
+        population = integer("population", population, 2)
+        if workers != 1 or timeout is not None:
+            raise ValueError(
+                "'workers', 'timeout': expected none beside 'population', whose trials are one "
+                f"program, received workers={workers!r:.80}, timeout={timeout!r}"
+            )
     if not callable(objective):
         raise ValueError(f"'objective': expected a function, received {objective!r:.80}")
     if searcher is not None and not isinstance(searcher, Searcher | Ledger):
@@ -90,22 +108,52 @@ def minimize(
     ledger = ledger_of(searcher)
     if ledger.space != space:
         raise ValueError(f"'searcher': expected one on {space}, received one on {ledger.space}")
+    evaluate: _Alone | _Batches = _Alone(objective, workers, timeout)
+    if population is not None:
+        from strategies.population.together import Together
+
+        evaluate = _Batches(Together(objective, space, population), population)
     with exclusive_lock(state_path):
         if state_path is not None and state_exists(state_path):
             ledger.restore(state_path)
         with shown(progress, ledger, trials) as show:
             told = (*show, *callbacks)
-            return _search(
-                objective, ledger, trials, workers, timeout, state_path, told, raise_errors
-            )
+            return _search(evaluate, ledger, trials, state_path, told, raise_errors)
+
+
+@dataclass(frozen=True)
+class _Alone:
+    """Each trial is a call of the objective."""
+
+    objective: Objective
+    workers: int | Executor
+    timeout: float | None
+
+    def __call__(self, more: "_More", record: "_Record") -> None:
+        def call(task: Suggestion) -> tuple[Any, ...]:
+            return _evaluate, self.objective, copied(task.config)
+
+        work(more, call, record, self.workers, self.timeout)
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """Many trials are one call of a compiled program."""
+
+    together: "Together"
+    size: int
+
+    def __call__(self, more: "_More", record: "_Record") -> None:
+        def call(tasks: list[Suggestion]) -> list[_Outcome]:
+            return [_Outcome(made, seconds) for made, seconds in self.together(tasks)]
+
+        work_together(more, call, record, self.size)
 
 
 def _search(
-    objective: Objective,
+    evaluate: _Alone | _Batches,
     ledger: Ledger,
     trials: int,
-    workers: int | Executor,
-    timeout: float | None,
     state_path: str | os.PathLike[str] | None,
     callbacks: Iterable[Callable[[Trial], bool | None]],
     raise_errors: bool,
@@ -160,7 +208,7 @@ def _search(
             return None
         return again.pop(0) if again else ledger.ask()
 
-    work(more, lambda task: (_evaluate, objective, copied(task.config)), record, workers, timeout)
+    evaluate(more, record)
     best = ledger.best
     return Result(
         best_config=None if best is None else dict(best.config),
@@ -169,6 +217,10 @@ def _search(
         trials=finished,
         ledger=ledger,
     )
+
+
+_More: TypeAlias = Callable[[int], Suggestion | None]
+_Record: TypeAlias = Callable[[Suggestion, "_Outcome | Lost"], None]
 
 
 @dataclass(frozen=True)

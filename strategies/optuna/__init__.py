@@ -29,6 +29,8 @@ the trials. So a study that is loaded again, from whatever storage and by whatev
 continues as if it had not been interrupted.
 """
 
+from typing import TYPE_CHECKING, Any
+
 try:
     import optuna  # noqa: F401
 except ImportError as error:  # pragma: no cover -- the extra is installed where this is tested
@@ -44,6 +46,9 @@ from strategies.optuna.spaces import space_from_optuna, space_from_trials, space
 from strategies.optuna.study import study_of
 from strategies.optuna.trials import objective, report, report_of, suggest
 
+if TYPE_CHECKING:
+    from strategies.optuna.population import run_population
+
 __all__ = [
     "HypergradSampler",
     "JournalFile",
@@ -52,6 +57,7 @@ __all__ = [
     "observations_of",
     "report",
     "report_of",
+    "run_population",
     "run_schedule",
     "space_from_optuna",
     "space_from_trials",
@@ -59,3 +65,12 @@ __all__ = [
     "study_of",
     "suggest",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use: it needs JAX, and most studies do not.
+    if name == "run_population":
+        from strategies.optuna.population import run_population
+
+        return run_population
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

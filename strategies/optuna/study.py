@@ -58,11 +58,11 @@ def study_of(
     now = datetime.now()
     # Optuna compares all complete trials, so those that were stopped at a lower rung are pruned.
     least = min((item.resource or 0.0 for item in seen.complete), default=0.0)
-    study.add_trials([_trial(names, items, least, now) for items in groups.values()])
+    study.add_trials([trial_of(names, items, least, now) for items in groups.values()])
     return study
 
 
-def _trial(names: Names, items: list[Observation], least: float, now: datetime) -> FrozenTrial:
+def trial_of(names: Names, items: list[Observation], least: float, now: datetime) -> FrozenTrial:
     """One trial of all results of one suggestion; what it is said to be is the last of them."""
     items = sorted(items, key=lambda item: item.resource or 0.0)
     last = items[-1]

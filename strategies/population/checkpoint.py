@@ -6,11 +6,18 @@ import os
 import warnings
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from strategies.population.lanes import Stored
+
+@dataclass(frozen=True)
+class Stored:
+    """A member's state outside of the lanes: its age, and the leaves on the host."""
+
+    age: int
+    leaves: list[np.ndarray]
 
 
 def write(path: str, members: Mapping[str, Stored], note: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from strategies.ledger import Ledger
 from strategies.local.results import Trial
 from strategies.observation import Observation, Report
 from strategies.population import checkpoint
-from strategies.population.lanes import Stored
+from strategies.population.checkpoint import Stored
 from strategies.population.pbt import PBT
 from strategies.population.program import Program
 from strategies.population.progress import Progress
@@ -45,21 +45,22 @@ class Evolution(PopulationResult):
         return np.arange(len(values)) * self.interval, np.array(values)
 
 
-def evolve(search: PBT, program: Program, keeping: Keeping) -> Evolution:
+def evolve(search: PBT, program: Program, keeping: Keeping, ledger: Ledger) -> Evolution:
     """Run population-based training; see `Population.run`."""
-    return _Run(search, program, keeping).run()
+    return _Run(search, program, keeping, ledger).run()
 
 
 class _Run:
-    def __init__(self, search: PBT, program: Program, keeping: Keeping) -> None:
+    def __init__(self, search: PBT, program: Program, keeping: Keeping, ledger: Ledger) -> None:
         self._search, self._program, self._keeping = search, program, keeping
-        self._ledger = Ledger(search.searcher)
+        self._ledger = ledger
         self._size = program.lanes
         self._members = np.arange(self._size)
         self._trials: list[Trial] = []
         self._states: Any = None
         self._best: tuple[float, int] | None = None
         self._best_state: Any = None
+        self._stopped = False
 
     def run(self) -> Evolution:
         self._began = self._written = time.monotonic()
@@ -70,6 +71,9 @@ class _Run:
             self._known.append(self._round(number))
             self._save(number + 1, last=number + 1 == self._search.rounds)
             self._announce(number)
+            if self._stopped:
+                self._save(number + 1, last=True)
+                break
         best = self._ledger.best
         return Evolution(
             best_config=None if best is None else dict(best.config),
@@ -174,8 +178,7 @@ class _Run:
                 info={"metrics": jax.tree.map(lambda leaf, i=i: leaf[i].tolist(), self._metrics)},
             )
             self._trials.append(trial)
-            for callback in self._keeping.callbacks:
-                callback(trial)
+            self._stopped |= self._keeping.tell(trial)
         if self._keeping.progress is None:
             return
         done, seconds = number + 1 - self._first, time.monotonic() - self._began
@@ -194,9 +197,10 @@ class _Run:
 
     def _save(self, rounds: int, *, last: bool) -> None:
         path, members = self._keeping.state_path, self._keeping.members_path
-        if path is None or members is None:
+        if path is not None:
+            save_if_there_is_space(self._ledger.save, path)
+        if members is None:
             return
-        save_if_there_is_space(self._ledger.save, path)
         now = time.monotonic()
         if not last and now - self._written < self._keeping.checkpoint_seconds:
             return
@@ -212,9 +216,10 @@ class _Run:
         Rounds after the checkpoint are trained again, with the same results.
         """
         path, members = self._keeping.state_path, self._keeping.members_path
-        if path is None or members is None or not state_exists(path):
+        if path is not None and state_exists(path):
+            self._ledger.restore(path)
+        if members is None or not self._ledger.history:
             return 0
-        self._ledger.restore(path)
         stored, note = checkpoint.read(members)
         if "all" not in stored:
             return 0

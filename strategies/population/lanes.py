@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from strategies.population.checkpoint import Stored
 from strategies.population.program import Program
 from strategies.population.rows import to_host
 from strategies.schedulers.base import Job
@@ -41,14 +42,6 @@ class Arrival:
     lane: int
 
 
-@dataclass(frozen=True)
-class Stored:
-    """A member's state outside of the lanes: its age, and the leaves on the host."""
-
-    age: int
-    leaves: list[np.ndarray]
-
-
 class Lanes:
     """The members of one program, and those that had to leave their lane for a while.
 
@@ -60,10 +53,16 @@ class Lanes:
 
     def __init__(self, program: Program, settled: Callable[[int], bool]) -> None:
         self.program, self._settled = program, settled
-        self.members: list[Member | None] = [None] * program.lanes
+        self.clear()
+
+    def clear(self) -> None:
+        """Nobody is here, as at the beginning, or after an advance that has failed."""
+        self.members: list[Member | None] = [None] * self.program.lanes
         self.waiting: list[tuple[Job, Point, int]] = []
         self.stored: dict[int, Stored] = {}
         self.states: Any = None
+        #: The number that a member's random keys come from, where that is not its own.
+        self.keys: dict[int, int] = {}
 
     @property
     def running(self) -> int:
@@ -82,7 +81,7 @@ class Lanes:
             del self.waiting[0]
             present = self.members[lane]
             if present is not None and present.number == job.number and present.age <= until:
-                self.members[lane] = replace(present, until=until, job=job)
+                self.members[lane] = replace(present, point=point, until=until, job=job)
                 continue
             if present is not None and not self._settled(present.number):
                 # In its lane until now, wanted later; evicted before its lane is written.
@@ -127,8 +126,10 @@ class Lanes:
         return self.program.arrays([(m or someone).point for m in self.members])
 
     def numbers(self) -> np.ndarray:
-        """The numbers of the members, 0 in empty lanes."""
-        return np.array([0 if m is None else m.number for m in self.members])
+        """The numbers that the members' keys come from, 0 in empty lanes."""
+        return np.array(
+            [0 if m is None else self.keys.get(m.number, m.number) for m in self.members]
+        )
 
     def advance(self) -> list[Arrival]:
         """Train until the first member arrives: no lane runs for nothing."""
@@ -157,6 +158,29 @@ class Lanes:
                 )
                 arrived.append(Arrival(member.job, age, float(values[lane]), seen, lane))
         return arrived
+
+    def knows(self, number: int, age: int) -> bool:
+        """Whether a member's state at an age is here."""
+        kept = self.stored.get(number)
+        return (kept is not None and kept.age == age) or any(
+            m is not None and m.number == number and m.age == age for m in self.members
+        )
+
+    def state(self, number: int) -> Stored:
+        """The state of a member, on the host."""
+        for lane, member in enumerate(self.members):
+            if member is not None and member.number == number:
+                return Stored(member.age, to_host(self.program.take(self.states, lane)))
+        return self.stored[number]
+
+    def replace(self, number: int, kept: Stored | None) -> None:
+        """Give a member that does not work another state, or none: it begins anew."""
+        for lane, member in enumerate(self.members):
+            if member is not None and member.number == number:
+                self.leave(lane)
+        self.stored.pop(number, None)
+        if kept is not None:
+            self.stored[number] = kept
 
     def leave(self, lane: int) -> None:
         """The member of a lane has failed: the lane is free."""

@@ -100,6 +100,31 @@ def _flat(
         yield name, inner, known(equation.invars), list(equation.outvars)
 
 
+def refuse(
+    size: int, per_member: float, shared: float, free: int | None, *, name: str = "size"
+) -> None:
+    """Refuse a population that does not fit.
+
+    **Arguments:**
+
+    - `size`: members.
+    - `per_member`, `shared`: predicted bytes.
+    - `free`: bytes that it may take; `None` if nobody knows.
+    - `name`: of the option that says how many members.
+
+    **Raises:** `ValueError` with the number of members that would fit.
+    """
+    if free is None:
+        return
+    fitting = max(int((free - shared) / per_member), 0) if per_member else size
+    if size > fitting:
+        raise ValueError(
+            f"{name!r}: expected at most {fitting} members, as each takes {per_member / 2**20:.3g} "
+            f"MiB beside {shared / 2**20:.3g} MiB for all and {free / 2**20:.3g} MiB are free, "
+            f"received {size}"
+        )
+
+
 def available(device: jax.Device) -> int | None:
     """Bytes that are free on a device, `None` if it does not say."""
     if device.platform == "cpu":

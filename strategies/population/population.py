@@ -11,17 +11,17 @@ from strategies.ledger import Ledger, ledger_of
 from strategies.local.results import Trial
 from strategies.population import checkpoint
 from strategies.population.buckets import checked, examples
-from strategies.population.evolution import evolve
-from strategies.population.memory import available
+from strategies.population.evolution import Evolution, evolve
+from strategies.population.memory import available, refuse
 from strategies.population.pbt import PBT
 from strategies.population.program import Program
 from strategies.population.progress import Progress
 from strategies.population.search import Keeping, PopulationResult, Search
 from strategies.population.training import Functions, Training
-from strategies.population.work import Rungs, Trials
+from strategies.population.work import Rungs, Trials, Work
 from strategies.schedulers.base import Scheduler
 from strategies.searchers.base import Searcher
-from strategies.space import SearchSpace
+from strategies.space import Point, SearchSpace
 from strategies.state import exclusive_lock, state_exists
 
 PyTree = Any
@@ -108,15 +108,23 @@ class Population:
         self.buckets = checked(self.space, buckets)
         self.seed = integer("seed", seed, 0)
         self._memory = None if memory is None else integer("memory", memory, 1)
-        self._devices = tuple(devices)
+        self.devices = tuple(devices)
         self._examples = examples(self.space, self.buckets)
         self._lanes = -(-self.size // len(self._examples))
-        if self._lanes % max(len(self._devices), 1):
+        if self._lanes % max(len(self.devices), 1):
             raise ValueError(
-                f"'size': expected lanes that {len(self._devices)} devices can share equally, "
+                f"'size': expected lanes that {len(self.devices)} devices can share equally, "
                 f"received {self._lanes} for each of {len(self._examples)} programs"
             )
         self._programs: dict[int, dict[tuple[Any, ...], Program]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Programs and points belong to their process.
+        return {k: v for k, v in self.__dict__.items() if k != "_examples"} | {"_programs": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._examples = examples(self.space, self.buckets)
 
     # What is compiled
 
@@ -128,17 +136,23 @@ class Population:
         """
         if horizon not in self._programs:
             made = {
-                key: Program(
-                    Training(self._functions, self.space, example, self.buckets, self.seed),
-                    self._lanes,
-                    horizon,
-                    self._devices,
-                )
+                key: Program(self._training(example), self._lanes, horizon, self.devices)
                 for key, example in self._examples.items()
             }
             self._refuse(list(made.values()))
             self._programs[horizon] = made
         return self._programs[horizon]
+
+    def check(self) -> None:
+        """Refuse functions that do not fit together, without compiling anything.
+
+        **Raises:** `ValueError` naming what to change.
+        """
+        for example in self._examples.values():
+            self._training(example).state_shape()
+
+    def _training(self, example: Point) -> Training:
+        return Training(self._functions, self.space, example, self.buckets, self.seed)
 
     @property
     def predicted_bytes(self) -> int:
@@ -153,24 +167,16 @@ class Population:
         return sum(one.traces for made in self._programs.values() for one in made.values())
 
     def _refuse(self, programs: list[Program]) -> None:
-        devices = self._devices or (jax.devices()[0],)
+        devices = self.devices or (jax.devices()[0],)
         free = self._memory
         if free is None:
             each = available(devices[0])
             # The devices of a CPU share its memory.
             same = devices[0].platform == "cpu"
             free = None if each is None else each * (1 if same else len(devices))
-        if free is None:
-            return
         shared = max(one.shared for one in programs)
         members = sum(one.per_member for one in programs) / len(programs)
-        fitting = max(int((free - shared) / members), 0) if members else self.size
-        if self.size > fitting:
-            raise ValueError(
-                f"'size': expected at most {fitting} members, as each takes {members / 2**20:.3g} "
-                f"MiB beside {shared / 2**20:.3g} MiB for all and {free / 2**20:.3g} MiB are free, "
-                f"received {self.size}"
-            )
+        refuse(self.size, members, shared, free)
 
     # Running
 
@@ -182,7 +188,7 @@ class Population:
         steps: int | None = None,
         state_path: str | os.PathLike[str] | None = None,
         checkpoint_seconds: float = 60.0,
-        callbacks: Iterable[Callable[[Trial], None]] = (),
+        callbacks: Iterable[Callable[[Trial], bool | None]] = (),
         progress: Callable[[Progress], None] | None = None,
     ) -> PopulationResult:
         """Search.
@@ -199,36 +205,62 @@ class Population:
           are beside it, in `state_path + ".members"`. If it exists the run resumes there.
         - `checkpoint_seconds`: how often states are written, at most. What was not written is
           trained again, with the same result.
-        - `callbacks`: called with a `Trial` after each result.
+        - `callbacks`: called with a `Trial` after each result. One that returns `True` ends the
+          run; what was being trained is trained on by the same call.
         - `progress`: called with a `Progress` at each boundary; `print` will do.
 
         **Returns:** A `PopulationResult`, for a `PBT` an `Evolution`.
 
         **Raises:** `ValueError` for options that do not fit, and see `programs`.
         """
-        if not 0 <= checkpoint_seconds < float("inf"):
-            positive("checkpoint_seconds", checkpoint_seconds)
-        keeping = Keeping(state_path, checkpoint_seconds, tuple(callbacks), progress)
+        members = None if state_path is None else f"{os.fspath(state_path)}.members"
+        keeping = _keeping(state_path, members, checkpoint_seconds, callbacks, progress)
         with exclusive_lock(state_path):
             if keeping.members_path is not None and not state_exists(state_path or ""):
                 checkpoint.discard(keeping.members_path)
             if isinstance(search, PBT):
-                return self._evolve(search, trials, steps, keeping)
+                if trials is not None or steps is not None:
+                    raise ValueError("'trials', 'steps': expected none, as a PBT has its own steps")
+                return self._evolve(search, keeping, Ledger(search.searcher))
             return self._search(search, trials, steps, keeping)
+
+    def run_on(
+        self,
+        work: Work | PBT,
+        *,
+        ledger: Ledger | None = None,
+        members_path: str | os.PathLike[str] | None = None,
+        checkpoint_seconds: float = 60.0,
+        callbacks: Iterable[Callable[[Trial], bool | None]] = (),
+        progress: Callable[[Progress], None] | None = None,
+    ) -> PopulationResult:
+        """Train what somebody else hands out and keeps the results of, such as a study of Optuna.
+
+        **Arguments:**
+
+        - `work`: hands out jobs, and is told what came of them; or a `PBT`.
+        - `ledger`: of the `PBT`, which keeps its results. Default: one that keeps them here.
+        - `members_path`: file for the members' states. Default: none; what was not finished is then
+          trained again from its beginning, with the same results.
+        - `checkpoint_seconds`, `callbacks`, `progress`: as for `run`.
+        """
+        members = None if members_path is None else os.fspath(members_path)
+        keeping = _keeping(None, members, checkpoint_seconds, callbacks, progress)
+        if isinstance(work, PBT):
+            return self._evolve(work, keeping, ledger or Ledger(work.searcher))
+        self._same_space(work.ledger.space)
+        return self._work(work, keeping)
+
+    def _work(self, work: Work, keeping: Keeping) -> PopulationResult:
+        programs = self.programs()
+        return Search(self.space, programs, self.buckets, work, self.size, keeping).run()
 
     def _search(
         self, search: Any, trials: int | None, steps: int | None, keeping: Keeping
     ) -> PopulationResult:
         if isinstance(search, Scheduler):
             self._same_space(search.searcher.space)
-            endless = getattr(search, "iterations", 1) is None or (
-                getattr(search, "configurations", 1) is None
-            )
-            if endless and trials is None:
-                raise ValueError("'trials': expected a number, as this scheduler has no end")
-            jobs = None if trials is None else integer("trials", trials, 0)
-            unit = 1 if steps is None else integer("steps", steps, 1)
-            work: Rungs | Trials = Rungs(search, jobs, unit)
+            work: Rungs | Trials = Rungs(search, trials, steps)
         elif isinstance(search, Searcher | Ledger):
             ledger = ledger_of(search)
             self._same_space(ledger.space)
@@ -237,23 +269,30 @@ class Population:
             raise ValueError(
                 f"'search': expected a searcher, a scheduler or a PBT, received {search!r:.80}"
             )
-        programs = self.programs()
-        return Search(self.space, programs, self.buckets, work, self.size, keeping).run()
+        return self._work(work, keeping)
 
-    def _evolve(
-        self, search: "PBT", trials: int | None, steps: int | None, keeping: Keeping
-    ) -> PopulationResult:
+    def _evolve(self, search: PBT, keeping: Keeping, ledger: Ledger) -> Evolution:
         self._same_space(search.searcher.space)
-        if trials is not None or steps is not None:
-            raise ValueError("'trials', 'steps': expected none, as a PBT has its own steps")
         if len(self._examples) > 1:
             raise ValueError(
                 f"'buckets': expected none, as weights are copied between members, "
                 f"received {list(self.buckets)}"
             )
         (program,) = self.programs(search.explore.horizon).values()
-        return evolve(search, program, keeping)
+        return evolve(search, program, keeping, ledger)
 
     def _same_space(self, space: SearchSpace) -> None:
         if space != self.space:
             raise ValueError(f"'search': expected one on {self.space}, received one on {space}")
+
+
+def _keeping(
+    state_path: str | os.PathLike[str] | None,
+    members_path: str | None,
+    seconds: float,
+    callbacks: Iterable[Callable[[Trial], bool | None]],
+    progress: Callable[[Progress], None] | None,
+) -> Keeping:
+    if not 0 <= seconds < float("inf"):
+        positive("checkpoint_seconds", seconds)
+    return Keeping(state_path, members_path, seconds, tuple(callbacks), progress)

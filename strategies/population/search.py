@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from strategies.arguments import asks_to_stop
 from strategies.local.results import Result, Trial
 from strategies.observation import Observation, Report
 from strategies.population import checkpoint
 from strategies.population.buckets import key_of
-from strategies.population.lanes import Arrival, Lanes, Stored
+from strategies.population.checkpoint import Stored
+from strategies.population.lanes import Arrival, Lanes
 from strategies.population.program import Program
 from strategies.population.progress import Progress
 from strategies.population.rows import to_host
@@ -41,21 +43,22 @@ class PopulationResult(Result):
 class Keeping:
     """What a run writes, and whom it tells.
 
-    - `state_path`: file for results; states are beside it, in `state_path + ".members"`.
+    - `state_path`: file for results.
+    - `members_path`: file for the members' states.
     - `checkpoint_seconds`: the least time between two writings of states.
-    - `callbacks`: called with each `Trial`.
+    - `callbacks`: called with each `Trial`; one that returns `True` ends the run.
     - `progress`: called with a `Progress` at each boundary.
     """
 
     state_path: str | os.PathLike[str] | None
+    members_path: str | None
     checkpoint_seconds: float
-    callbacks: tuple[Callable[[Trial], None], ...]
+    callbacks: tuple[Callable[[Trial], bool | None], ...]
     progress: Callable[[Progress], None] | None
 
-    @property
-    def members_path(self) -> str | None:
-        """Where states of members are."""
-        return None if self.state_path is None else f"{os.fspath(self.state_path)}.members"
+    def tell(self, trial: Trial) -> bool:
+        """Call the callbacks; whether one asks to stop."""
+        return any([asks_to_stop(callback(trial)) for callback in self.callbacks])
 
 
 class Search:
@@ -84,12 +87,13 @@ class Search:
         self._best: tuple[float, int] | None = None
         self._best_state: Any = None
         self._steps = 0
+        self._stopped = False
 
     def run(self) -> PopulationResult:
         """Work until there is nothing left to do."""
         self._began = self._written = time.monotonic()
         again = self._restore()
-        while True:
+        while not self._stopped:
             self._ask(again)
             for lanes in self._lanes.values():
                 lanes.fill()
@@ -155,8 +159,7 @@ class Search:
             info={"steps": arrival.age, "metrics": arrival.metrics},
         )
         self._trials.append(trial)
-        for callback in self._keeping.callbacks:
-            callback(trial)
+        self._stopped |= self._keeping.tell(trial)
 
     def _show(self) -> None:
         if self._keeping.progress is None:
@@ -178,9 +181,10 @@ class Search:
 
     def _save(self, *, last: bool = False) -> None:
         path, members = self._keeping.state_path, self._keeping.members_path
-        if path is None or members is None:
+        if path is not None:
+            save_if_there_is_space(self._work.save, path)
+        if members is None:
             return
-        save_if_there_is_space(self._work.save, path)
         now = time.monotonic()
         if not last and now - self._written < self._keeping.checkpoint_seconds:
             return
@@ -200,9 +204,10 @@ class Search:
     def _restore(self) -> list[Job]:
         """Take over what an earlier run has left; what that was working on."""
         path, members = self._keeping.state_path, self._keeping.members_path
-        if path is None or members is None:
+        if path is not None:
+            self._work.restore(path)
+        if members is None:
             return self._work.again()
-        self._work.restore(path)
         stored, note = checkpoint.read(members)
         best, kept = self._work.best(), stored.pop(_BEST, None)
         points = {o.number: o.config for o in self._work.history()}

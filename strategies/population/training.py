@@ -79,7 +79,7 @@ class Training:
     def begin(self, config: Arrays, number: Any) -> PyTree:
         """The initial state of a member."""
         key = jax.random.fold_in(self._key(number), 0)
-        return _arrays(self._functions.init(key, self._nested(config)))
+        return _arrays("init", self._functions.init(key, self._nested(config)))
 
     def step(self, state: PyTree, config: Arrays, number: Any, age: Any) -> tuple[PyTree, PyTree]:
         """The state after one more step, and its metrics."""
@@ -92,7 +92,7 @@ class Training:
             raise ValueError(
                 f"'step': expected a pair of state and metrics, received {type(found).__name__}"
             )
-        return _arrays(found[0]), _arrays(found[1])
+        return _arrays("step", found[0]), _arrays("step", found[1])
 
     def value(self, state: PyTree, config: Arrays) -> Any:
         """What `evaluate` gives."""
@@ -138,21 +138,27 @@ class Training:
         try:
             return self._abstract(inputs, {})
         except _SHAPE_ERRORS as error:
+            # What fails with plain values, too, fails for another reason.
             guilty = [path for path in inputs if not self._traceable(path)]
-            if not guilty:
+            if not guilty or not self._traceable(None):
                 raise
             raise ValueError(
                 f"{guilty[0]!r}: expected a hyperparameter that changes no shape and no branch, as "
                 f"it is an input of the program; received one that does (all such: {guilty}). Name "
-                "it in 'buckets', for one program for each of its values, or mask: "
-                "jnp.arange(largest) < config[...]"
+                "it in 'buckets' of a Population, for one program for each of its values, or "
+                "mask: jnp.arange(largest) < config[...]"
             ) from error
 
-    def _traceable(self, path: str) -> bool:
-        """Whether a hyperparameter can be traced while all others are plain values."""
-        others = {p: self._example.flat[p] for p in self.types if p != path}
+    def _traceable(self, path: str | None) -> bool:
+        """Whether a hyperparameter (or none) can be traced while all others are plain values."""
+        flat = self._example.flat
+        others = {
+            p: np.asarray(flat[p]) if isinstance(flat[p], list) else flat[p]
+            for p in self.types
+            if p != path
+        }
         try:
-            self._abstract({path: self.inputs()[path]}, others)
+            self._abstract({} if path is None else {path: self.inputs()[path]}, others)
         except _SHAPE_ERRORS:
             return False
         return True
@@ -175,9 +181,33 @@ class Training:
         return jax.random.fold_in(jax.random.key(self._seed), number)
 
 
-def _arrays(tree: PyTree) -> PyTree:
-    """Arrays with a type of their own in place of Python numbers."""
-    return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), tree)
+def _arrays(name: str, tree: PyTree) -> PyTree:
+    """Arrays with a type of their own in place of Python numbers.
+
+    **Raises:** `ValueError` for what is no array, naming the function that returned it.
+    """
+
+    def array(path: Any, leaf: Any) -> jax.Array:
+        if isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float | complex):
+            return jnp.asarray(leaf)
+        where = jax.tree_util.keystr(path)
+        raise ValueError(
+            f"{name!r}: expected arrays, received {leaf!r:.60} at {where or 'the top'}; keep it "
+            "out of what is returned, as equinox.partition(model, equinox.is_array) does"
+        )
+
+    return jax.tree_util.tree_map_with_path(array, tree)
+
+
+def is_input(path: str, space: SearchSpace) -> bool:
+    """Whether a hyperparameter can be an input of a program: a number, or a constant."""
+    if isinstance(space.domains[path], Constant):
+        return True
+    try:
+        _type_of(path, space)
+    except ValueError:
+        return False
+    return True
 
 
 def _type_of(path: str, space: SearchSpace) -> Any:

@@ -4,6 +4,7 @@ import os
 from dataclasses import replace
 from typing import Protocol
 
+from strategies.arguments import integer
 from strategies.ledger import Ledger
 from strategies.observation import Observation, Report, Suggestion
 from strategies.schedulers.base import Job, Scheduler
@@ -105,12 +106,21 @@ class Rungs:
     **Arguments:**
 
     - `scheduler`: decides who is trained how far.
-    - `jobs`: how many in all; `None` for all that the scheduler has.
-    - `steps`: training steps of one unit of its resource.
+    - `trials`: the most jobs; `None` for all that the scheduler has.
+    - `steps`: training steps of one unit of its resource. Default 1.
+
+    **Raises:** `ValueError` for a scheduler that has no end, without `trials`.
     """
 
-    def __init__(self, scheduler: Scheduler, jobs: int | None, steps: int) -> None:
-        self._scheduler, self._jobs, self._steps = scheduler, jobs, steps
+    def __init__(self, scheduler: Scheduler, trials: int | None, steps: int | None) -> None:
+        endless = getattr(scheduler, "iterations", 1) is None or (
+            getattr(scheduler, "configurations", 1) is None
+        )
+        if endless and trials is None:
+            raise ValueError("'trials': expected a number, as this scheduler has no end")
+        self._scheduler = scheduler
+        self._jobs = None if trials is None else integer("trials", trials, 0)
+        self._steps = 1 if steps is None else integer("steps", steps, 1)
         #: The last result of each configuration.
         self.ledger = Ledger(scheduler.searcher)
         self.save = scheduler.save
@@ -162,6 +172,10 @@ class Rungs:
         """See `Work`; a scheduler that has results is ahead of its file."""
         if not self._scheduler.candidates and state_exists(path):
             self._scheduler.restore(path)
+        self._take_over()
+
+    def _take_over(self) -> None:
+        """Let the ledger know what the scheduler knows."""
         for candidate in self._scheduler.candidates.values():
             if candidate.results:
                 self.ledger.record(candidate.results[max(candidate.results)])

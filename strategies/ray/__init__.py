@@ -26,6 +26,8 @@ there ends the experiment; so mistakes in the set-up are raised before the first
 goes wrong later is logged and tolerated.
 """
 
+from typing import TYPE_CHECKING, Any
+
 try:
     import ray.tune  # noqa: F401
 except ImportError as error:  # pragma: no cover -- the extra is installed where this is tested
@@ -39,6 +41,9 @@ from strategies.ray.scheduler import BracketProgress, HypergradScheduler, Schedu
 from strategies.ray.search import HypergradSearch
 from strategies.ray.spaces import space_from_ray, space_to_ray
 
+if TYPE_CHECKING:
+    from strategies.ray.population import population_trainable
+
 __all__ = [
     "MAX_NUMBERS",
     "BracketProgress",
@@ -46,6 +51,7 @@ __all__ = [
     "HypergradSearch",
     "ScheduledSearch",
     "can_restore",
+    "population_trainable",
     "report",
     "restore",
     "result",
@@ -54,3 +60,12 @@ __all__ = [
     "trainable",
     "worker_environment",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use: it needs JAX, which the process of a trial may do without.
+    if name == "population_trainable":
+        from strategies.ray.population import population_trainable
+
+        return population_trainable
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -56,6 +56,8 @@ class HypergradSearch(RaySearcher):
       leaves that to Ray. `TuneConfig(max_concurrent_trials=...)` and `ConcurrencyLimiter` set it
       too.
     - `seed`: an integer; with the position of a suggestion it decides all randomness.
+    - `number_key`: put the position of each suggestion into its config, under this key. Default:
+      not.
 
     Ray asks for the next configuration one trial ahead of need; a search that should see each
     result before the next step wants `max_concurrent=1`.
@@ -78,6 +80,7 @@ class HypergradSearch(RaySearcher):
         points_to_evaluate: Sequence[Mapping[str, Any]] | None = None,
         max_concurrent: int = 0,
         seed: int = 0,
+        number_key: str | None = None,
     ) -> None:
         if mode is not None and not (isinstance(mode, str) and mode in ("min", "max")):
             raise ValueError(f"'mode': expected 'min' or 'max', received {mode!r:.80}")
@@ -95,6 +98,9 @@ class HypergradSearch(RaySearcher):
             )
         self.max_concurrent = integer("max_concurrent", max_concurrent, 0)
         self._seed = integer("seed", seed, 0)
+        if number_key is not None and not isinstance(number_key, str):
+            raise ValueError(f"'number_key': expected a name, received {number_key!r:.80}")
+        self._number_key = number_key
         self._make = searcher
         points = () if points_to_evaluate is None else points_to_evaluate
         if isinstance(points, Mapping | str) or not isinstance(points, Iterable):
@@ -226,7 +232,15 @@ class HypergradSearch(RaySearcher):
         assert self._layout is not None
         self._numbers[trial_id] = number
         self._live[trial_id] = None
-        return self._layout.to_ray(config)
+        given = self._layout.to_ray(config)
+        if self._number_key is None:
+            return given
+        if self._number_key in given:
+            raise ValueError(
+                f"'number_key': expected a key that the space does not have, received "
+                f"{self._number_key!r}"
+            )
+        return given | {self._number_key: number}
 
     def on_pause(self, trial_id: str) -> None:
         """A scheduler paused a trial: it no longer counts as running."""

@@ -72,6 +72,19 @@ def test_a_killed_run_is_resumed_bit_for_bit(population, tmp_path, name, every):
     assert resumed.best_value == whole.best_value
 
 
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_callback_ends_a_run_and_the_same_call_goes_on(population, tmp_path, name):
+    search, options = SEARCHES[name]
+    path = tmp_path / "state"
+    stopped = population.run(
+        search(), state_path=path, callbacks=[lambda trial: trial.number >= 4], **options
+    )
+    resumed = population.run(search(), state_path=path, **options)
+    whole = population.run(search(), **options)
+    assert len(stopped.trials) < len(whole.trials)
+    assert exact(resumed) == exact(whole)
+
+
 def exact_history(result):
     return sorted(str((o.number, o.resource, o.config, o.value)) for o in result.history)
 
