@@ -26,8 +26,8 @@ from hypergrad.outer import ConstrainedProblem, Extragradient, Simplex, optimali
 
 #: Penalty on the weights: the game is strongly convex in them, if only just.
 RIDGE = 1e-3
-#: One step for both players, on both sets.
-STEP = 1.0
+#: The step of both players: near the largest with which extragradient converges.
+STEPS = {"digits": 1.0, "breast_cancer": 5.0}
 LOADERS = {"digits": load_digits, "breast_cancer": load_breast_cancer}
 
 
@@ -96,7 +96,7 @@ def accuracies(w: np.ndarray, batch: dict) -> np.ndarray:
     return np.array([100 * right[np.asarray(batch["y"]) == k].mean() for k in range(w.shape[1])])
 
 
-def played(batch: dict, classes: int, steps: int, look_ahead: bool) -> tuple[Curve, Any]:
+def played(name: str, batch: dict, classes: int, steps: int, look_ahead: bool) -> tuple[Curve, Any]:
     """The duality gap of the iterate against steps, and the result."""
     shape = (batch["x"].shape[1], classes)
     gaps: list[float] = []
@@ -110,7 +110,7 @@ def played(batch: dict, classes: int, steps: int, look_ahead: bool) -> tuple[Cur
 
     result = run(
         GAME,
-        Extragradient(STEP, look_ahead=look_ahead),
+        Extragradient(STEPS[name], look_ahead=look_ahead),
         jnp.full(classes, 1 / classes),
         jnp.zeros(shape),
         batch,
@@ -131,7 +131,7 @@ def bounded(batch: dict, steps: int) -> float:
     )
     zero = jnp.zeros((batch["x"].shape[1], 2))
     result = run(
-        problem, Extragradient(STEP), zero, jnp.zeros(1), batch, batch, steps=steps, every=steps
+        problem, Extragradient(1.0), zero, jnp.zeros(1), batch, batch, steps=steps, every=steps
     )
     return optimality_report(problem, result.params, result.hparams, batch).residual
 
@@ -181,7 +181,7 @@ def run_experiment(context: Context) -> None:
             _, erm = best_answer(counts / counts.sum(), train, shape)
             gaps = {}
             for label, look_ahead in (("extragradient", True), ("descent-ascent", False)):
-                curve, result = played(train, classes, options.steps, look_ahead)
+                curve, result = played(name, train, classes, options.steps, look_ahead)
                 curves[f"{name}, {label}"] = curve
                 gaps[label] = float(np.asarray(curve.y)[-1])
                 rows.append(

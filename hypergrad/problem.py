@@ -83,6 +83,10 @@ class BilevelProblem(eqx.Module):
         """
         return self.outer_loss(params, hparams, batch, key)[0]
 
+    def fitting(self, params: PyTree, data: PyTree) -> PyTree:
+        """A part of all data on which the losses can be traced with these params; all of them."""
+        return data
+
     def check_start(self, params: PyTree, hparams: PyTree) -> None:
         """Refuse a start that the problem does not allow; any is allowed, by default.
 

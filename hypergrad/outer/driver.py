@@ -331,7 +331,7 @@ def _identity(
     data: tuple,
     seed: int,
 ) -> dict[str, str]:
-    inner_data, outer_data, _ = data
+    inner_data, outer_data = (problem.fitting(params, part) for part in data[:2])
     key = jax.random.key(0)
     inner = problem.residual if problem.inner is None else problem.inner_loss
     programs = {

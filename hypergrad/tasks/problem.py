@@ -69,6 +69,14 @@ class TaskProblem(BilevelProblem):
 
         return _each_task(loss, tasks.inner, tasks.outer)
 
+    def fitting(self, params: PyTree, data: PyTree) -> PyTree:
+        """The first tasks, as many as the params are for."""
+        leaves = [leaf for leaf in jax.tree.leaves(params) if eqx.is_array(leaf) and leaf.ndim]
+        if not leaves:
+            return data
+        count = leaves[0].shape[0]
+        return jax.tree.map(lambda x: x[:count] if eqx.is_array(x) and x.ndim else x, data)
+
     def evaluation_loss(
         self, params: PyTree, hparams: PyTree, batch: PyTree, key: Array | None = None
     ) -> Scalar:

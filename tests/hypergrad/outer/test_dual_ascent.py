@@ -85,7 +85,8 @@ def test_multipliers_are_sensitivities():
     for k in range(3):
         shift = step * np.eye(3)[k]
         ends = [0.5 * np.sum((kkt_point(C + s * shift)[0] - T) ** 2) for s in (1, -1)]
-        assert float(slopes[k]) == pytest.approx((ends[0] - ends[1]) / (2 * step), abs=1e-8)
+        difference = float(ends[0] - ends[1]) / (2 * step)
+        assert float(slopes[k]) == pytest.approx(difference, abs=1e-8)
 
 
 def test_the_history_tells_objective_violation_and_the_best_feasible_point():
@@ -192,7 +193,7 @@ def test_feasible_learning_meets_every_example():
     algorithm = DualAscent(ONE_STEP, 0.5)
     result = run(problem, algorithm, 0.0, start, data, data, steps=800, every=800)
     assert result.history[-1]["violation"] < 1e-3
-    assert int(np.argmax(result.hparams)) == 3
+    assert 1 - 0.3**0.5 - 1e-3 < float(result.params) < 0.3**0.5 + 1e-3
 
 
 def test_multipliers_follow_what_is_measured():
