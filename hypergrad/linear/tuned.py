@@ -60,7 +60,7 @@ class Tuned(LinearSolver):
     The first two solves are the first arm's. Then each of the others is tried once, and later again
     at times, drawn by the Tsallis-INF rule of their costs, while `share` of all products allows it.
     Arms that learn from solve to solve (`RecyclingCG`) have five solves to begin with. An arm whose
-    preconditioner costs more to build than a solve takes is left alone. One that is tried may take
+    preconditioner costs half a solve to build is left alone. One that is tried may take
     as many steps as the best arm is expected to need; then the best arm goes on from where it
     stopped. So all answers reach the same tolerance, and what is chosen changes the products only.
 
@@ -194,9 +194,9 @@ class Tuned(LinearSolver):
 
     def _arm(self, state: TunedState, best: Array, expected: Scalar) -> Array:
         """Which arm begins: one not yet tried, else the best one, or one to try again."""
-        # What building alone would cost as much as a solve need not be tried.
+        # Where building alone would cost half of a solve there is little to be gained.
         building = jnp.asarray([arm.building for arm in self.arms], state.costs.dtype)
-        untried = (state.plays < self._wanted(state)) & (building < expected)
+        untried = (state.plays < self._wanted(state)) & (2 * building < expected)
         first = jnp.argmax(untried).astype(jnp.int32)
         solves = jnp.sum(state.plays)
         key = jax.random.fold_in(jax.random.key(self.seed), solves)
