@@ -325,17 +325,17 @@ def quadratics(context: Context) -> None:
 def real(context: Context) -> None:
     """Mini-batch trainings of real data; the outer loss is the log of the whole training loss."""
     options = context.options
-    horizon, count = options.horizon, options.instances
+    horizon, count = options.horizon, options.judges
     one = BilevelProblem(loss, lambda p, theta, batch: jnp.log(loss(p, theta, batch) + FLOOR))
 
-    def drawn(length: int, seed: int) -> tuple[Set, list[str]]:
+    def drawn(count: int, length: int, seed: int) -> tuple[Set, list[str]]:
         made = trainings(count, length, seed)
         return Set(*made[:3]), made.names
 
-    seen, _ = drawn(horizon, options.seed)
-    guard, _ = drawn(horizon, options.seed + 1)
-    unseen, names = drawn(horizon, options.seed + 12)
-    longer, _ = drawn(3 * horizon, options.seed + 13)
+    seen, _ = drawn(options.instances, horizon, options.seed)
+    guard, _ = drawn(count, horizon, options.seed + 1)
+    unseen, names = drawn(count, horizon, options.seed + 12)
+    longer, _ = drawn(count, 3 * horizon, options.seed + 13)
     judged, history = learned(
         context, one, horizon, seen, guard,
         {"unseen": (unseen, horizon), "unseen, three times as long": (longer, 3 * horizon)},
@@ -386,7 +386,8 @@ def real(context: Context) -> None:
     paper="Adriaensen et al. 2022, arXiv:2205.13881",
     options=[
         Option("trials", 100, quick=20, help="policies tried on LeadingOnes"),
-        Option("instances", 12, quick=8, help="trainings to learn from, and as many to judge"),
+        Option("instances", 12, quick=8, help="trainings to learn from"),
+        Option("judges", 48, quick=8, help="trainings of the guard, and of each test"),
         Option("horizon", 80, quick=30, help="steps of a training"),
         Option("steps", 40, quick=25, help="outer steps on the trainings"),
         Option("toy_steps", 150, quick=40, help="outer steps on the parabolas"),

@@ -24,8 +24,9 @@ from hypergrad.linear.system import System
 
 #: Weight of the last solve in the cost of an arm: systems change along a run.
 _NEWEST = 0.5
-#: Solves by which an arm is judged that is the first, or learns: its first one began with nothing.
-_BEGIN = 2
+#: Solves by which an arm is judged: the first one begins with nothing; those that learn from solve
+#: to solve need a few until they know something.
+_ONCE, _FIRST, _LEARNS = 1, 2, 5
 #: Fewest steps that an arm is tried for.
 _LEAST = 3
 #: Steps of an arm that nothing limits.
@@ -56,12 +57,12 @@ class TunedState(eqx.Module):
 class Tuned(LinearSolver):
     """Several solvers, of which the one is used that has needed fewest products so far.
 
-    The first two solves are the first arm's. Then each of the others is tried once (twice, if it
-    learns from solve to solve), and later again at times, drawn by the Tsallis-INF rule of their
-    costs, while `share` of all products allows it. An arm whose preconditioner costs more to build
-    than a solve takes is left alone. One that is tried may take as many steps as the best arm is
-    expected to need; then the best arm goes on from where it stopped. So all answers reach the same
-    tolerance, and what is chosen changes the products only.
+    The first two solves are the first arm's. Then each of the others is tried once, and later again
+    at times, drawn by the Tsallis-INF rule of their costs, while `share` of all products allows it.
+    Arms that learn from solve to solve (`RecyclingCG`) have five solves to begin with. An arm whose
+    preconditioner costs half a solve to build is left alone. One that is tried may take
+    as many steps as the best arm is expected to need; then the best arm goes on from where it
+    stopped. So all answers reach the same tolerance, and what is chosen changes the products only.
 
     It learns where it is given its state back: within `ImplicitDifferentiation(warm_start=True)`,
     and so in all outer algorithms, and in their checkpoints. Without a state it is its first arm.
@@ -193,12 +194,9 @@ class Tuned(LinearSolver):
 
     def _arm(self, state: TunedState, best: Array, expected: Scalar) -> Array:
         """Which arm begins: one not yet tried, else the best one, or one to try again."""
-        wanted = jnp.asarray(
-            [_BEGIN if i == 0 or jax.tree.leaves(m) else 1 for i, m in enumerate(state.learned)]
-        )
-        # What building alone would cost as much as a solve need not be tried.
+        # Where building alone would cost half of a solve there is little to be gained.
         building = jnp.asarray([arm.building for arm in self.arms], state.costs.dtype)
-        untried = (state.plays < wanted) & (building < expected)
+        untried = (state.plays < self._wanted(state)) & (2 * building < expected)
         first = jnp.argmax(untried).astype(jnp.int32)
         solves = jnp.sum(state.plays)
         key = jax.random.fold_in(jax.random.key(self.seed), solves)
@@ -212,6 +210,16 @@ class Tuned(LinearSolver):
         affordable = state.tried + expected <= self.share * state.spent
         settled = jnp.where(affordable, drawn, best)
         return jnp.where(jnp.any(untried), first, settled)
+
+    def _wanted(self, state: TunedState) -> Int[Array, " arms"]:
+        """The solves by which each arm is judged."""
+        least = [_FIRST, *[_ONCE] * (len(self.arms) - 1)]
+        return jnp.asarray(
+            [
+                _LEARNS if jax.tree.leaves(m) else n
+                for m, n in zip(state.learned, least, strict=True)
+            ]
+        )
 
     def _play(
         self, system: System, learned: tuple, arm: Array, most: Array
@@ -257,10 +265,11 @@ class Tuned(LinearSolver):
         # A right-hand side of zero says nothing.
         told = took > 0
         old = state.costs[arm]
-        mean = jnp.where(state.plays[arm] >= _BEGIN, (1 - _NEWEST) * old + _NEWEST * cost, cost)
+        judged = state.plays[arm] >= self._wanted(state)[arm]
+        mean = jnp.where(judged, (1 - _NEWEST) * old + _NEWEST * cost, cost)
         # Systems that have become harder for one arm have for all: between two solves in a row by
         # the same arm, the others move along, so that one tried long ago does not look better.
-        again = told & (state.arm == arm) & (state.plays[arm] >= _BEGIN) & ~trying
+        again = told & (state.arm == arm) & judged & ~trying
         others = jnp.where(again, mean / old, 1) * state.costs
         extra = jnp.where(trying, jnp.maximum(products - expected, 0), 0)
         return TunedState(
