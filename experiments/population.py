@@ -158,7 +158,7 @@ class Alone:
         return float(self._whole(config, number))
 
 
-def on_cores(members: int, steps: int, some: int, pool: bool) -> None:
+def on_cores(members: int, steps: int, some: int) -> None:
     """Print wall seconds of a trial on two cores; called in a process that has them as devices."""
     task = Task(steps, 0)
     alone, space = Alone(task), task.space(0.0)
@@ -178,12 +178,11 @@ def on_cores(members: int, steps: int, some: int, pool: bool) -> None:
         "population": walled(together) / members,
         "training": walled(lambda: [alone.whole(config, i) for i in range(some)]) / some,
     }
-    if pool:
-        began = time.perf_counter()
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(2, context, _prepare, (steps,)) as workers:
-            list(workers.map(_train, [config] * members, range(members), chunksize=8))
-        found["pool"] = (time.perf_counter() - began) / members
+    began = time.perf_counter()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, context, _prepare, (steps,)) as workers:
+        list(workers.map(_train, [config] * members, range(members), chunksize=8))
+    found["pool"] = (time.perf_counter() - began) / members
     print(json.dumps(found))
 
 
@@ -286,18 +285,17 @@ def compare_on_cores(context: Context, steps: int, process: float) -> None:
     - `process`: processor seconds of a process for one trial; half of that on two cores at best.
     """
     options = context.options
-    call = f"on_cores({options.members}, {steps}, {options.alone}, {options.pool})"
+    call = f"on_cores({options.members}, {steps}, {options.alone})"
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
     found = json.loads(apart(call, XLA_FLAGS=flags))
     seconds = {
         "one population, half of the lanes on each core": found["population"],
         "Python loop, compiled training": found["training"],
+        "two processes for all, start included": found["pool"],
         "a process each, two at a time": process / 2.0,
     }
     base = found["population"]
-    if options.pool:
-        seconds["two processes for all, start included"] = found["pool"]
-        context.measure("pool on cores", found["pool"] / base)
+    context.measure("pool on cores", found["pool"] / base)
     if options.ray:
         each = float(apart(f"on_ray({options.ray}, {steps})"))
         seconds["Ray Tune, two processes used again"] = each
@@ -357,7 +355,8 @@ def compare(context: Context, task: Task, population: Population) -> None:
     context.measure("training", seconds["Python loop, compiled training"] / base)
     context.measure("processes", seconds["a process each"] / base)
     context.measure("alone", float(max(differences)))
-    compare_on_cores(context, task.steps, seconds["a process each"])
+    if options.cores:
+        compare_on_cores(context, task.steps, seconds["a process each"])
     (program,) = population.programs().values()
     allotted = program.compiled.memory_analysis()
     taken = (
@@ -465,8 +464,8 @@ def ancestry(history: list[Observation], last: Observation, size: int) -> list[O
         Option("members", 256, quick=64, help="configurations in one program"),
         Option("alone", 32, quick=8, help="of them, those that are trained alone too"),
         Option("processes", 3, quick=1, help="processes that train one configuration each"),
-        Option("pool", True, quick=False, help="compare with a pool of two processes"),
-        Option("ray", 32, quick=0, help="trials of Ray Tune to compare with"),
+        Option("cores", True, quick=False, help="compare wall time on two cores, which are free"),
+        Option("ray", 32, help="trials of Ray Tune to compare with"),
         Option("steps", 1000, quick=300, help="of a training"),
         Option("rounds", 40, quick=20, help="of exploiting and exploring"),
         Option("horizon", 10, help="steps that the hypergradient looks ahead"),
@@ -480,24 +479,25 @@ def ancestry(history: list[Observation], last: Observation, size: int) -> list[O
             "training on cores",
             "time of a loop over a compiled training on two cores, in populations",
             at_least=3.0,
-            quick=0.5,
+            when=lambda options: options.cores,
         ),
         Claim(
             "pool on cores",
             "time of a pool of two processes, in populations",
             at_least=1.0,
-            when=lambda options: options.pool,
+            when=lambda options: options.cores,
         ),
         Claim(
             "processes on cores",
             "time of a process for each trial on two cores, in populations",
             at_least=15.0,
+            when=lambda options: options.cores,
         ),
         Claim(
             "Ray on cores",
             "time of Ray Tune with processes that are used again, in populations",
             at_least=15.0,
-            when=lambda options: options.ray > 0,
+            when=lambda options: options.cores and options.ray > 0,
         ),
         Claim("compilations", "programs that were traced for all configurations", at_most=1.0),
         Claim("alone", "largest relative difference from trainings alone (float32)", at_most=1e-4),
