@@ -22,7 +22,7 @@ from sklearn.model_selection import train_test_split
 
 from experiments.harness import Claim, Context, Curve, Option, experiment
 from hypergrad import BilevelProblem
-from hypergrad.outer import ConstrainedProblem, Extragradient, Simplex, optimality_report, run
+from hypergrad.outer import ConstrainedProblem, Extragradient, ScaledSimplex, optimality_report, run
 
 #: Penalty on the weights: the game is strongly convex in them, if only just.
 RIDGE = 1e-3
@@ -67,7 +67,7 @@ def penalty(w: jax.Array) -> jax.Array:
 
 GAME = BilevelProblem.minimax(
     lambda p, w, batch: p @ group_losses(w, batch) + penalty(w),
-    opponent=Simplex(),
+    opponent=ScaledSimplex(),
     worst=lambda w, batch: jnp.max(group_losses(w, batch)) + penalty(w),
 )
 

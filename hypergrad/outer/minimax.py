@@ -14,13 +14,13 @@ from hypergrad.outer.constraints import (
     Budget,
     Constraint,
     L1Ball,
-    Simplex,
+    ScaledSimplex,
     check_start,
     project,
 )
 
 # Sets whose projection has a projection as its Jacobian.
-_POLYHEDRAL = (Box, Budget, L1Ball, Simplex)
+_POLYHEDRAL = (Box, Budget, L1Ball, ScaledSimplex)
 
 
 class MinimaxProblem(ValueProblem):
@@ -34,7 +34,7 @@ class MinimaxProblem(ValueProblem):
 
     - `f`: `f(params, hparams, batch) -> scalar`: the opponent first, as params are in every loss.
     - `opponent`: the set of the params, as the `constraint` of an outer algorithm: `None`, a
-      `Constraint` (`Simplex()`, `Box(...)`), or a pytree prefix of `params` of these.
+      `Constraint` (`ScaledSimplex()`, `Box(...)`), or a pytree prefix of `params` of these.
     - `worst`: optional `worst(hparams, batch) -> scalar`, `max over params of f` where it is known
       in closed form (the largest loss of a group). With it a run is judged by the worst case:
       `Result.value` and `best`, patience, the guard against over-tuning. Without it they are about

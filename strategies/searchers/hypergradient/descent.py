@@ -17,7 +17,7 @@ def descent(view: View, least: float) -> list[Offer]:
     as many evaluations, and no more than the search has gained lately, as no function falls for
     ever. A step that is being evaluated takes its gain from the next one.
     """
-    offers = []
+    offers: list[Offer] = []
     for position, chain in enumerate(view.chains):
         better = view.chains[:position]
         count = sum(move.move == "step" and move.chain == chain.name for move in view.waiting)

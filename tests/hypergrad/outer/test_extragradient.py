@@ -17,7 +17,7 @@ from hypergrad.outer import (
     Box,
     Extragradient,
     PairedBatches,
-    Simplex,
+    ScaledSimplex,
     run,
     second_order_report,
 )
@@ -121,13 +121,13 @@ def test_the_report_is_about_stationary_points():
 
 MATRIX = jnp.array([[3.0, -1.0], [-2.0, 1.0]])  # value 1/7 at x = (3/7, 4/7), y = (2/7, 5/7)
 GAME = BilevelProblem.minimax(
-    lambda y, x, _: x @ MATRIX @ y, opponent=Simplex(), worst=lambda x, _: jnp.max(x @ MATRIX)
+    lambda y, x, _: x @ MATRIX @ y, opponent=ScaledSimplex(), worst=lambda x, _: jnp.max(x @ MATRIX)
 )
 HALF = jnp.array([0.5, 0.5])
 
 
 def test_the_last_iterate_solves_a_matrix_game():
-    algorithm = Extragradient(0.2, constraint=Simplex())
+    algorithm = Extragradient(0.2, constraint=ScaledSimplex())
     result = run(GAME, algorithm, HALF, HALF, None, None, steps=2000, every=100, tol=1e-7)
     assert result.status == "stationary"
     np.testing.assert_allclose(result.hparams, [3 / 7, 4 / 7], atol=1e-6)
@@ -135,7 +135,7 @@ def test_the_last_iterate_solves_a_matrix_game():
     assert result.value == pytest.approx(1 / 7, abs=1e-6)
     # Judged by the worst case, which is known here: the best point is the last.
     assert float(result.best.value) >= 1 / 7 - 1e-9
-    plain = Extragradient(0.2, constraint=Simplex(), look_ahead=False)
+    plain = Extragradient(0.2, constraint=ScaledSimplex(), look_ahead=False)
     spiral = run(GAME, plain, HALF, HALF, None, None, steps=2000, every=100)
     assert spiral.value > 1 / 7 + 0.1
 
@@ -176,7 +176,7 @@ def test_mini_batches_and_a_resumed_run(tmp_path):
     rng = np.random.default_rng(0)
     data = jnp.asarray(rng.normal(size=(40, 3)))
     problem = BilevelProblem.minimax(
-        lambda p, w, rows: jnp.mean((rows - w) ** 2 @ p), opponent=Simplex()
+        lambda p, w, rows: jnp.mean((rows - w) ** 2 @ p), opponent=ScaledSimplex()
     )
     start = (jnp.ones(3) / 3, jnp.zeros(3), data, data)
 
