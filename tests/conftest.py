@@ -1,5 +1,6 @@
 """Tests compare against float64 truths; float32 is tested by building float32 arrays."""
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
@@ -9,6 +10,12 @@ from beartype import BeartypeConf, beartype
 from jaxtyping import AbstractArray, install_import_hook
 
 jax.config.update("jax_enable_x64", True)
+
+# Tests compile far more than they compute: without LLVM's optimisations compiling takes a third
+# less. JAX reads this at its first computation; processes that a test starts inherit it.
+UNOPTIMISED = "--xla_backend_optimization_level=0"
+if UNOPTIMISED not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {UNOPTIMISED}"
 
 
 def _has_shape(hint: Any) -> bool:

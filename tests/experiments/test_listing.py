@@ -15,10 +15,13 @@ KEYS = {"name", "paper", "settings", "versions", "seconds", "plots", "tables", "
 
 
 def run(*arguments):
+    # Experiments compute more than they compile: with the optimisations that tests/conftest.py
+    # takes away.
+    flags = os.environ.get("XLA_FLAGS", "").replace("--xla_backend_optimization_level=0", "")
     return subprocess.run(
         [sys.executable, "-m", *arguments],
         cwd=ROOT,
-        env={**os.environ, "MPLBACKEND": "Agg"},
+        env={**os.environ, "MPLBACKEND": "Agg", "XLA_FLAGS": flags},
         capture_output=True,
         text=True,
         timeout=600,
