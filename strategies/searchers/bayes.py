@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from strategies.arguments import integer, switch
+from strategies.feasibility import feasible_first
 from strategies.observation import Observation, Suggestion
 from strategies.searchers.base import Searcher
 from strategies.space import SearchSpace
@@ -32,6 +33,7 @@ from strategies.surrogates.acquisition import (
     log_expected_improvement_slopes,
 )
 from strategies.surrogates.candidates import maximise
+from strategies.surrogates.feasibility import Feasibility, feasibility
 from strategies.surrogates.fidelities import aligned, paired
 from strategies.surrogates.gaussian_process import GaussianProcess, Prior, Rows, fit
 from strategies.surrogates.geometry import geometry
@@ -71,6 +73,7 @@ class _Belief:
     - `through`: the resource at which a suggestion is going to be observed.
     - `own`: standard deviation of what a configuration has beside the smooth process; none where
       several resources are modelled together.
+    - `limits`: what is believed of the constraints, if there are any.
     """
 
     process: GaussianProcess
@@ -80,6 +83,7 @@ class _Belief:
     at: Vector
     through: Vector
     own: float
+    limits: Feasibility | None = None
 
     def score(self, points: Matrix) -> Vector:
         if len(self.at):
@@ -89,11 +93,16 @@ class _Belief:
         else:
             mean, deviation = self.process.predict(points)
             deviation = np.hypot(deviation, self.own)
-        return log_expected_improvement(mean, deviation, self.best)
+        gain = log_expected_improvement(mean, deviation, self.best)
+        return gain if self.limits is None else self.limits.weigh(gain, points)
 
 
 class BayesSearcher(Searcher):
     """A Gaussian process and expected improvement over the whole, mixed space.
+
+    Constraints have a process each: improvement below the best feasible point is weighed by the
+    probability of being feasible (`strategies.surrogates.feasibility`). Where the results of
+    several resources are modelled together, they are ranked.
 
     **Arguments:**
 
@@ -149,6 +158,11 @@ class BayesSearcher(Searcher):
         )
         config = self.space.sample(rng) if point is None else self.space.decode(point)
         return Suggestion(number, config, {"origin": "model"})
+
+    def seen(self, history: Sequence[Observation]) -> Sequence[Observation]:
+        """The history itself: constraints are modelled, unless several resources are."""
+        usable = [item for item in history if item.status != "failed"]
+        return feasible_first(history) if paired(usable) else history
 
     def _tried(self, history: Sequence[Observation], pending: Sequence[Suggestion]) -> Matrix:
         """Everything that need not be tried again, at whatever resource it was."""
@@ -210,7 +224,20 @@ class BayesSearcher(Searcher):
         if joint:
             tried = np.unique(tried, axis=0)
         mean, _ = process.predict(_extended(tried, at))
-        anchors = tried[np.argsort(mean, kind="stable")[:_ANCHORS]]
+        # Nothing is expected of an infeasible point, however small its value.
+        behind = np.zeros(len(mean))
+        limits = None
+        if not joint:
+            behind = np.array([history[i].violation for i in order])
+            limits = feasibility(
+                history,
+                self._stretch,
+                self._groups,
+                self.prior,
+                rng,
+                self._derivatives if self.gradients else None,
+            )
+        anchors = tried[np.lexsort((mean, behind))[:_ANCHORS]]
         if pending or stopped:
             waiting = np.stack([one.unit for one in [*pending, *stopped]]) * self._stretch
             guess, _ = process.predict(_extended(waiting, through))
@@ -227,7 +254,10 @@ class BayesSearcher(Searcher):
             own = _OWN_SHARE * process.noise
             # The weights of the values are what is left over, in units of the noise variance.
             mean = mean + own * process.weights[process.rows.is_value > 0]
-        return _Belief(process, float(mean.min()), tried, anchors, at, through, float(np.sqrt(own)))
+        if limits is not None:
+            mean = mean[: len(behind)][behind == behind.min()]
+        best = float(mean.min())
+        return _Belief(process, best, tried, anchors, at, through, float(np.sqrt(own)), limits)
 
     def _usable(self, item: Observation) -> bool:
         """Whether the gradient of an observation may be conditioned on."""
@@ -277,7 +307,7 @@ class BayesSearcher(Searcher):
         free = self.space.differentiable
         if free.any() and belief.process.rows.direction.any():
             center, scales = belief.anchors[0, free], belief.process.scales[: len(free)][free]
-            low[free], high[free] = box(center, scales, side(history))
+            low[free], high[free] = box(center, scales, side(feasible_first(history)))
         return low, high
 
     def _climb(
@@ -296,6 +326,10 @@ class BayesSearcher(Searcher):
             value = log_expected_improvement(mean, total, belief.best)
             to_mean, to_total = log_expected_improvement_slopes(mean, total, belief.best)
             slope = to_mean * by_mean + to_total * deviation / total * by_deviation
+            if belief.limits is not None:
+                value, slope = belief.limits.weigh_slopes(
+                    float(value), slope, moved * self._stretch, free
+                )
             return -float(value), -slope * self._stretch[free]
 
         if not len(free):
