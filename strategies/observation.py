@@ -2,8 +2,8 @@
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -180,6 +180,20 @@ class Report:
     gradients: Sequence[Mapping[str, Any] | None] | None = None
     constraints: Mapping[str, float] | None = None
     constraint_gradients: Mapping[str, Mapping[str, Any]] | None = None
+
+    def mapped(self, function: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> "Report":
+        """The report with a function applied to each of its gradients."""
+
+        def each(gradient: Any) -> Any:
+            return function(gradient) if isinstance(gradient, Mapping) else gradient
+
+        constraints = self.constraint_gradients
+        return replace(
+            self,
+            gradient=each(self.gradient),
+            gradients=self.gradients and [each(gradient) for gradient in self.gradients],
+            constraint_gradients=constraints and {n: each(g) for n, g in constraints.items()},
+        )
 
     def to_json(self) -> dict[str, Any]:
         """A dict of JSON values without NaN or infinity (they become `None`)."""

@@ -33,6 +33,7 @@ from strategies.surrogates.acquisition import (
     log_expected_improvement_slopes,
 )
 from strategies.surrogates.candidates import maximise
+from strategies.surrogates.derivative_rows import derivative_rows
 from strategies.surrogates.feasibility import Feasibility, feasibility
 from strategies.surrogates.fidelities import aligned, paired
 from strategies.surrogates.gaussian_process import GaussianProcess, Prior, Rows, fit
@@ -209,7 +210,7 @@ class BayesSearcher(Searcher):
         rows, y = Rows.values(x), target[order]
         fit_rows = np.arange(min(len(order), fit_room))
         if any(gradient is not None for gradient in gradients):
-            extra, extra_y = self._derivatives(
+            extra, extra_y = derivative_rows(
                 [gradients[i] for i in order],
                 [history[i].gradient_error for i in order],
                 x,
@@ -235,7 +236,7 @@ class BayesSearcher(Searcher):
                 self._groups,
                 self.prior,
                 rng,
-                self._derivatives if self.gradients else None,
+                derivative_rows if self.gradients else None,
             )
         anchors = tried[np.lexsort((mean, behind))[:_ANCHORS]]
         if pending or stopped:
@@ -262,42 +263,6 @@ class BayesSearcher(Searcher):
     def _usable(self, item: Observation) -> bool:
         """Whether the gradient of an observation may be conditioned on."""
         return self.gradients and item.status != "failed"
-
-    def _derivatives(
-        self,
-        gradients: Sequence[Vector | None],
-        errors: Sequence[float | None],
-        x: Matrix,
-        slope: Vector,
-        room: int,
-    ) -> tuple[Rows, Vector]:
-        """Derivative rows, in the order of the points, until the room is used up."""
-        width = x.shape[1]
-        known = [(i, raw) for i, raw in enumerate(gradients) if raw is not None]
-        entries = sum(int(np.isfinite(raw).sum()) for _, raw in known)
-        at: list[int] = []
-        directions: list[Vector] = []
-        y: list[float] = []
-        noise: list[float] = []
-        for i, raw in known:
-            error, gradient = errors[i], slope[i] * np.nan_to_num(raw)
-            size = float(np.linalg.norm(gradient))
-            if error is not None and not error < 1:
-                continue
-            if entries <= room:
-                along = np.eye(len(raw), width)[np.isfinite(raw)]
-            elif len(y) < room and size > 0:
-                along = np.pad(gradient / size, (0, width - len(raw)))[None]
-            else:
-                continue
-            spread = 0.0 if error is None else error * size / np.sqrt(np.isfinite(raw).sum())
-            at += [i] * len(along)
-            directions += list(along)
-            y += list(along[:, : len(raw)] @ gradient)
-            noise += [spread] * len(along)
-        if not y:
-            return Rows.values(np.empty((0, width))), np.empty(0)
-        return Rows(x[at], np.array(directions), np.array(noise)), np.array(y)
 
     # The acquisition
 

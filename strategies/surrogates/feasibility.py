@@ -27,7 +27,7 @@ _FIT_ROWS = 100
 _ROWS = 300
 
 #: Derivative rows of gradients, reported errors, places, and slopes of the transformation; see
-#: `BayesSearcher._derivatives`.
+#: `derivative_rows`.
 Derivatives = Callable[
     [Sequence[Vector | None], Sequence[float | None], Matrix, Vector, int], tuple[Rows, Vector]
 ]
