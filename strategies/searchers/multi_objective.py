@@ -11,12 +11,10 @@ which all of them fall compete with everything else.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 
 from strategies.arguments import integer, switch
 from strategies.observation import Observation, Suggestion
@@ -25,11 +23,11 @@ from strategies.space import SearchSpace
 from strategies.surrogates.candidates import maximise
 from strategies.surrogates.common_descent import common_descent
 from strategies.surrogates.derivative_rows import derivative_rows
-from strategies.surrogates.feasibility import Feasibility, feasibility
-from strategies.surrogates.gaussian_process import GaussianProcess, Prior, Rows, fit
+from strategies.surrogates.feasibility import feasibility
+from strategies.surrogates.gaussian_process import Prior
 from strategies.surrogates.geometry import geometry
-from strategies.surrogates.hypervolume import Improvement, dominated, improvement
-from strategies.surrogates.outputs import shifted
+from strategies.surrogates.hypervolume import dominated, improvement
+from strategies.surrogates.objectives import ROWS, Belief, believed, climbed
 from strategies.surrogates.startup import sobol_point
 
 Vector = NDArray[np.float64]
@@ -37,69 +35,19 @@ Matrix = NDArray[np.float64]
 
 #: Volumes of more objectives say little: nearly nothing dominates anything.
 _MOST = 4
-#: Values are of interest up to so many times the distance of the median from the best.
-_TAIL = 5.0
-#: Rows that the hyperparameters of a process are fitted to, and rows of its posterior.
-_FIT_ROWS = 160
-_ROWS = 500
+#: Several objectives are rarely as rugged as one, and a front of noise is
+#: full of false members.
+_PRIOR = Prior(lengthscale=0.6, noise=1e-4)
 #: Members of the front whose neighbourhoods are looked at.
 _ANCHORS = 8
 #: Lengths of the steps along a common descent direction, in box sides.
 _STEPS = (0.003, 0.01, 0.03, 0.1, 0.3)
-#: The reference lies beyond the front's worst values by so much of its extent.
-_BEYOND = 0.1
+#: The reference lies beyond the front's worst values by so much of the extent of what was seen, of
+#: which the largest values, from diverged trainings, are left out.
+_BEYOND, _MOST_OF_ALL = 0.1, 0.9
+#: Points are the same if no coordinate differs by so much.
+_SAME = 1e-9
 _LEAST = 1e-300
-
-
-@dataclass(frozen=True)
-class _Objective:
-    """One objective: its process, and the way back from what that models, `log(y - low)`."""
-
-    process: GaussianProcess
-    low: float
-    centre: float
-    spread: float
-
-    def belief(self, x: Matrix) -> tuple[Vector, Vector]:
-        """Mean and deviation of the logarithm of what is above `low`."""
-        mean, deviation = self.process.predict(x)
-        return self.centre + self.spread * mean, self.spread * deviation
-
-    def slopes(self, x: Vector, free: NDArray[np.intp]) -> tuple[Vector, Vector, Vector, Vector]:
-        """The same at one point, and their derivatives along coordinates."""
-        mean, *rest = self.process.predict_slopes(x, free)
-        return (self.centre + self.spread * mean, *(self.spread * each for each in rest))
-
-
-@dataclass(frozen=True)
-class _Belief:
-    objectives: tuple[_Objective, ...]
-    gain: Improvement
-    limits: Feasibility | None
-    stretch: Vector
-
-    def score(self, units: Matrix) -> Vector:
-        x = units * self.stretch
-        beliefs = [objective.belief(x) for objective in self.objectives]
-        mean = np.stack([mean for mean, _ in beliefs], axis=1)
-        deviation = np.stack([deviation for _, deviation in beliefs], axis=1)
-        gain = np.log(np.maximum(self.gain(mean, deviation), _LEAST))
-        return gain if self.limits is None else self.limits.weigh(gain, x)
-
-    def slope(self, unit: Vector, free: NDArray[np.intp]) -> tuple[float, Vector]:
-        x = unit * self.stretch
-        found = [objective.slopes(x, free) for objective in self.objectives]
-        mean = np.array([float(each[0]) for each in found])
-        deviation = np.array([float(each[1]) for each in found])
-        gain, by_mean, by_deviation = self.gain.slopes(mean, deviation)
-        slope = sum(
-            m * each[2] + d * each[3]
-            for m, d, each in zip(by_mean, by_deviation, found, strict=True)
-        )
-        log_gain, slope = np.log(max(gain, _LEAST)), slope / max(gain, _LEAST)
-        if self.limits is not None:
-            log_gain, slope = self.limits.weigh_slopes(log_gain, slope, x, free)
-        return float(log_gain), slope * self.stretch[free]
 
 
 class MultiObjectiveSearcher(Searcher):
@@ -142,7 +90,7 @@ class MultiObjectiveSearcher(Searcher):
             raise ValueError(f"'reference': expected a number each, received {reference!r:.80}")
         if prior is not None and not isinstance(prior, Prior):
             raise ValueError(f"'prior': expected a Prior, received {prior!r:.80}")
-        self.prior = prior or Prior()
+        self.prior = prior or _PRIOR
         self._groups, self._stretch = geometry(self.space)
 
     def check(self, observation: Observation) -> None:
@@ -175,12 +123,16 @@ class MultiObjectiveSearcher(Searcher):
         belief, members = self._believe(history, pending, rng)
         free = np.flatnonzero(self.space.differentiable)
 
-        def climb(point: Vector, score: float) -> tuple[Vector, float]:
-            return _climbed(belief, free, point, score)
-
         anchors = np.stack([item.unit for item in members])
         anchors = anchors[rng.permutation(len(anchors))[:_ANCHORS]]
         tried = np.stack([item.unit for item in [*history, *pending]])
+
+        def climb(point: Vector, score: float) -> tuple[Vector, float]:
+            moved, better = climbed(belief, free, point, score)
+            # The end of a climb may be a corner that was tried.
+            known = np.abs(tried - moved).max(axis=1).min() < _SAME
+            return (point, score) if known else (moved, better)
+
         point = maximise(self.space, belief.score, anchors, tried, rng, climb)
         origin = "model"
         steps = self._steps(known)
@@ -197,7 +149,7 @@ class MultiObjectiveSearcher(Searcher):
         history: Sequence[Observation],
         pending: Sequence[Suggestion],
         rng: np.random.Generator,
-    ) -> tuple[_Belief, list[Observation | Suggestion]]:
+    ) -> tuple[Belief, list[Observation | Suggestion]]:
         """What is believed, and the configurations whose posterior means are the front."""
         limits = feasibility(
             history,
@@ -210,14 +162,23 @@ class MultiObjectiveSearcher(Searcher):
         count = len(next(item for item in history if item.values).values)
         values = np.array([item.values or (np.inf,) * count for item in history], float)
         ordered = np.argsort(_layers(values), kind="stable")
-        if len(ordered) > _ROWS:
-            near, rest = ordered[: _ROWS // 2], ordered[_ROWS // 2 :]
-            ordered = np.r_[near, rng.choice(rest, _ROWS - len(near), replace=False)]
+        if len(ordered) > ROWS:
+            near, rest = ordered[: ROWS // 2], ordered[ROWS // 2 :]
+            ordered = np.r_[near, rng.choice(rest, ROWS - len(near), replace=False)]
         items = [history[i] for i in ordered]
         waiting = np.array([item.unit for item in pending]).reshape(-1, self.space.dimension)
         objectives, means = [], []
         for i in range(count):
-            objective, mean = self._objective(items, values[ordered, i], i, waiting)
+            slopes = [item.slopes[i] if self.gradients and item.slopes else None for item in items]
+            objective, mean = believed(
+                items,
+                values[ordered, i],
+                slopes,
+                waiting,
+                self._stretch,
+                self._groups,
+                self.prior,
+            )
             objectives.append(objective)
             means.append(mean)
         points = np.stack(means, axis=1)
@@ -231,45 +192,7 @@ class MultiObjectiveSearcher(Searcher):
         reference = self.reference if self.reference is not None else _reference(points, best)
         gain = improvement(points - lows, reference - lows, [True] * count)
         members = [one for one, good in zip(places, best, strict=True) if good]
-        return _Belief(tuple(objectives), gain, limits, self._stretch), members
-
-    def _objective(
-        self, items: Sequence[Observation], values: Vector, index: int, waiting: Matrix
-    ) -> tuple[_Objective, Vector]:
-        """One objective, and its posterior means at all items and at what is waited for."""
-        worst = float(values[np.isfinite(values)].max())
-        values = np.where(np.isfinite(values), values, worst)
-        # Diverged trainings would take all of the range, and are bad enough at the cap.
-        middle = float(np.median(values))
-        cap = middle + _TAIL * (middle - values.min())
-        capped = np.minimum(values, cap) if cap > middle else values
-        above = shifted(capped)
-        low = float(capped.min() - above.min())
-        logs = np.log(above)
-        centre, spread = float(logs.mean()), max(float(logs.std()), 1e-12)
-        y = (logs - centre) / spread
-        x = np.stack([item.unit for item in items]) * self._stretch
-        rows, fit_rows = Rows.values(x), np.arange(min(len(x), _FIT_ROWS))
-        slopes = [
-            item.slopes[index] if self.gradients and item.slopes and value == kept else None
-            for item, value, kept in zip(items, values, capped, strict=True)
-        ]
-        if any(slope is not None for slope in slopes):
-            errors = [item.gradient_error for item in items]
-            room = _ROWS - len(x)
-            more, more_y = derivative_rows(slopes, errors, x, 1.0 / (spread * above), room)
-            extra = min(len(more_y), max(_FIT_ROWS - len(x), 0))
-            fit_rows = np.r_[fit_rows, len(x) + np.arange(extra)]
-            rows, y = rows.join(more), np.r_[y, more_y]
-        process = fit(rows, y, self._groups, prior=self.prior, fit_rows=fit_rows)
-        mean, _ = process.predict(x)
-        if len(waiting):
-            guess, _ = process.predict(waiting * self._stretch)
-            process = process.condition(
-                rows.join(Rows.values(waiting * self._stretch)), np.r_[y, guess]
-            )
-            mean = np.r_[mean, guess]
-        return _Objective(process, low, centre, spread), low + np.exp(centre + spread * mean)
+        return Belief(tuple(objectives), gain, limits, self._stretch), members
 
     def _steps(self, known: Sequence[Observation]) -> Matrix:
         """Steps along the common descent directions of the front's members that have gradients."""
@@ -309,40 +232,13 @@ def _layers(values: Matrix) -> Vector:
 
 
 def _reference(points: Matrix, best: NDArray[np.bool_]) -> Vector:
-    """A little beyond the worst of the front; beyond the worst of all where that has no extent."""
-    front = points[best]
-    worst, least = front.max(axis=0), front.min(axis=0)
-    flat = worst - least <= 0
-    worst = np.where(flat, points.max(axis=0), worst)
-    return worst + _BEYOND * np.maximum(worst - least, 1e-12 + 1e-9 * np.abs(worst))
+    """A little beyond the worst of the front, by a part of the extent of all that was seen.
 
-
-def _climbed(
-    belief: _Belief, free: NDArray[np.intp], point: Vector, score: float
-) -> tuple[Vector, float]:
-    """Follow the slope of the acquisition in the continuous coordinates."""
-    if not len(free):
-        return point, score
-
-    def negative(values: Vector) -> tuple[float, Vector]:
-        moved = point.copy()
-        moved[free] = values
-        value, slope = belief.slope(moved, free)
-        return -value, -slope
-
-    result = minimize(
-        negative,
-        point[free],
-        jac=True,
-        method="L-BFGS-B",
-        bounds=[(0.0, 1.0)] * len(free),
-        options={"maxiter": 20},
-    )
-    if not -result.fun > score:
-        return point, score
-    moved = point.copy()
-    moved[free] = result.x
-    return moved, -float(result.fun)
+    A front that has no extent yet is to get one.
+    """
+    worst = points[best].max(axis=0)
+    extent = np.quantile(points, _MOST_OF_ALL, axis=0) - points.min(axis=0)
+    return worst + _BEYOND * np.maximum(extent, 1e-12 + 1e-9 * np.abs(worst))
 
 
 __all__ = ["MultiObjectiveSearcher"]
