@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         SearchSpace,
         Simplex,
     )
+    from strategies.stopping import Stop
 
 __all__ = [
     "AutoSearcher",
@@ -56,6 +57,7 @@ __all__ = [
     "Searcher",
     "Simplex",
     "SobolSearcher",
+    "Stop",
     "Suggestion",
     "TPESearcher",
     "report",
@@ -90,6 +92,7 @@ _HOMES = {
         "SearchSpace",
         "Simplex",
     ],
+    "stopping": ["Stop"],
 }
 
 

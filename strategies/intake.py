@@ -108,7 +108,7 @@ class Intake:
             number=None if number is None else int(number),
             note=note or {},
             status=status,
-            values=tuple(s * float(each) for s, each in zip(signs, values, strict=True))
+            values=tuple(s * float(each or 0.0) for s, each in zip(signs, values, strict=True))
             if values
             else (),
             gradients=tuple(

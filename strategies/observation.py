@@ -135,8 +135,9 @@ class Observation(_Located):
     @property
     def rank(self) -> tuple[float, float]:
         """The smaller, the better: the least violation first, then the smallest value."""
-        usable = self.status != "failed" and self.value is not None
-        return self.violation, self.value if usable else math.inf  # type: ignore[return-value]
+        if self.status == "failed" or self.value is None:
+            return math.inf, math.inf
+        return self.violation, self.value
 
     @functools.cached_property
     def size(self) -> float:

@@ -109,7 +109,9 @@ def _trial(names: Names, items: list[Observation], least: float, now: datetime) 
     }
     trial = optuna.trial.create_trial(
         state=state,
-        values=list(last.values or [last.value]) if state == TrialState.COMPLETE else None,
+        values=list(last.values or [float(last.value or 0.0)])
+        if state == TrialState.COMPLETE
+        else None,
         params=params,
         distributions={name: names.distributions[name] for name in params},
         user_attrs=user,

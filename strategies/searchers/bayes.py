@@ -292,9 +292,10 @@ class BayesSearcher(Searcher):
             to_mean, to_total = log_expected_improvement_slopes(mean, total, belief.best)
             slope = to_mean * by_mean + to_total * deviation / total * by_deviation
             if belief.limits is not None:
-                value, slope = belief.limits.weigh_slopes(
+                weighed, slope = belief.limits.weigh_slopes(
                     float(value), slope, moved * self._stretch, free
                 )
+                return -weighed, -slope * self._stretch[free]
             return -float(value), -slope * self._stretch[free]
 
         if not len(free):

@@ -10,7 +10,7 @@ et al. 2019). An objective may also be log-normal: a model of its logarithm, and
 units.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -126,7 +126,9 @@ class Improvement:
 
     def slopes(self, mean: Vector, deviation: Vector) -> tuple[float, Vector, Vector]:
         """For one belief: its value, and the derivatives by means and deviations, each `(m,)`."""
-        factors, by_mean, by_deviation = [], [], []
+        factors: list[Vector] = []
+        by_mean: list[Vector] = []
+        by_deviation: list[Vector] = []
         for i, levels in enumerate(self.levels):
             log = self.logs[i]
             at = mean[None, i : i + 1], deviation[None, i : i + 1], levels
@@ -190,7 +192,7 @@ def _spread(front: Matrix, most: int) -> Matrix:
     return front[np.sort(chosen)]
 
 
-def _under(log: bool):
+def _under(log: bool) -> Callable[[Matrix, Matrix, Vector], Matrix]:
     return _expected_below_log if log else _expected_below
 
 

@@ -48,8 +48,14 @@ class Objective:
 
     def slopes(self, x: Vector, free: NDArray[np.intp]) -> tuple[Vector, Vector, Vector, Vector]:
         """The same at one point, and their derivatives along coordinates."""
-        mean, *rest = self.process.predict_slopes(x, free)
-        return (self.centre + self.spread * mean, *(self.spread * each for each in rest))
+        mean, deviation, by_mean, by_deviation = self.process.predict_slopes(x, free)
+        spread = self.spread
+        return (
+            self.centre + spread * mean,
+            spread * deviation,
+            spread * by_mean,
+            (spread * by_deviation),
+        )
 
 
 @dataclass(frozen=True)
