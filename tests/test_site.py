@@ -28,6 +28,7 @@ PUBLIC = [
     "hypergrad.unrolled",
     "strategies",
     "strategies.desirability",
+    "strategies.front",
     "strategies.importance",
     "strategies.local",
     "strategies.optuna",

@@ -92,6 +92,9 @@ class HypergradSampler(BaseSampler):
         if self._names is not None and searcher is not None:
             self._set_up(self._names, 1)
 
+    #: What was pickled before there was any has none.
+    _constraints: Callable[[FrozenTrial], Sequence[float]] | None = None
+
     def __getstate__(self) -> dict[str, Any]:
         # What is known of the trials is found again by a look at the study.
         state = self.__dict__ | {

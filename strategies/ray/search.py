@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ray.tune.experiment import Trial
@@ -122,6 +123,9 @@ class HypergradSearch(RaySearcher):
         elif space is not None:
             self._set_up(read_layout(space))
         self._own_space = self._ledger is not None
+
+    #: Upper bounds of metrics; what was pickled before there were any has none.
+    _bounds: Mapping[str, float] = MappingProxyType({})
 
     # Set-up
 

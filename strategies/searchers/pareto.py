@@ -149,7 +149,7 @@ class ParetoSearcher(Searcher):
         """
         found: list[Observation] = []
         told = self.ledger.history if history is None else history
-        known = [o for o in told if o.status == "complete" and o.cost]
+        known = [o for o in told if o.status == "complete" and o.feasible and o.cost]
         for item in sorted(known, key=lambda o: (o.cost, o.value)):
             if not found or item.value < found[-1].value:  # type: ignore[operator]
                 found.append(item)
