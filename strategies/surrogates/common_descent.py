@@ -40,7 +40,7 @@ def _shortest(face: Matrix) -> Vector | None:
     system = np.zeros((size + 1, size + 1))
     system[:size, :size] = (face / scale) @ (face / scale).T
     system[:size, size] = system[size, :size] = 1.0
-    solved = np.linalg.lstsq(system, np.r_[np.zeros(size), 1.0])[0]
+    solved = np.linalg.lstsq(system, np.r_[np.zeros(size), 1.0], rcond=None)[0]
     weights = solved[:size]
     if weights.min() < -_ROUNDING:
         return None

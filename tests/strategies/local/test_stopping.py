@@ -48,7 +48,7 @@ def test_a_search_needs_an_end():
 
 def test_time_and_cost():
     result = searched(Stop(seconds=0.2), lambda config: time.sleep(0.06) or bowl(config))
-    assert 2 <= len(result.history) <= 4
+    assert 1 <= len(result.history) <= 4
     assert "seconds of 0.2 are over" in result.stopped
     result = searched(Stop(cost=10.0), lambda config: report(bowl(config), cost=3.0), trials=50)
     assert len(result.history) == 4
