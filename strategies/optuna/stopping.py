@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from strategies.optuna.history import observations_of
@@ -45,7 +46,9 @@ class StopStudy:
         space = self._space
         if space is None:
             space = space_from_trials(study.get_trials(deepcopy=False))
-        if self._watch.over(observations_of(study, space), space=space):
+        # Trials count, which points that an earlier search has left would not.
+        history = [replace(o, number=i) for i, o in enumerate(observations_of(study, space))]
+        if self._watch.over(history, space=space):
             logger.info("The study ends: %s.", self._watch.reason)
             study.stop()
 

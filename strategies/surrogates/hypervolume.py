@@ -140,7 +140,10 @@ class Improvement:
             ):
                 found.append(under[self.upper[:, i]] - under[self.lower[:, i]])
         total = float(np.prod(factors, axis=0).sum())
-        others = [np.prod([*factors[:i], *factors[i + 1 :]], axis=0) for i in range(len(factors))]
+        one = np.ones(len(self.lower))
+        others = [
+            np.prod([one, *factors[:i], *factors[i + 1 :]], axis=0) for i in range(len(factors))
+        ]
         return (
             total,
             np.array([float(s @ o) for s, o in zip(by_mean, others, strict=True)]),

@@ -151,19 +151,20 @@ def test_front_volume_and_knee():
 @pytest.mark.parametrize(("slopes", "trials"), [(False, 25), (True, 14)])
 def test_the_front_is_found(slopes, trials):
     reference = [0.5, 0.5]
-    searcher = MultiObjectiveSearcher(SPACE, seed=0)
+    searcher = MultiObjectiveSearcher(SPACE, seed=0, reference=reference)
     result = minimize(
         lambda config: circles(config, slopes=slopes), SPACE, trials=trials, searcher=searcher
     )
     line = [circles({"x": [t, 0.5, 0.5]}).values for t in np.linspace(0.2, 0.8, 400)]
     whole = volume(np.array(line), np.array(reference))
-    assert result.hypervolume(reference) > 0.93 * whole
+    # Ten points evenly spread over the front have 0.977 of the whole.
+    assert result.hypervolume(reference) > 0.95 * whole
     drawn = minimize(circles, SPACE, trials=trials, searcher=RandomSearcher(SPACE, seed=0))
     assert result.hypervolume(reference) > drawn.hypervolume(reference)
     assert 0.3 < result.knee.config["x"][0] < 0.7
     assert len(result.front) >= 5
     # A pure function of what is known, whatever its order.
-    again = MultiObjectiveSearcher(SPACE, seed=0)
+    again = MultiObjectiveSearcher(SPACE, seed=0, reference=reference)
     assert again.propose(30, result.history[::-1], []) == searcher.propose(30, result.history, [])
 
 
