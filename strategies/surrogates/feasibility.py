@@ -136,8 +136,10 @@ def feasibility(
             extra = min(len(more_y), max(_FIT_ROWS - len(order), 0))
             fit_rows = np.r_[fit_rows, len(order) + np.arange(extra)]
             rows, y = rows.join(more), np.r_[y, more_y]
-        processes.append(fit(rows, y, groups, prior=prior, fit_rows=fit_rows))
-        bounds.append(-centre / spread)
+        process = fit(rows, y, groups, prior=prior, fit_rows=fit_rows)
+        processes.append(process)
+        # The objective pulls to the bound; within its noise a point there is as often outside.
+        bounds.append(-centre / spread - float(np.sqrt(process.noise)))
     found = any(item.status == "complete" and item.feasible for item in history)
     return Feasibility(tuple(processes), tuple(bounds), found)
 
