@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         EvolutionSearcher,
         GridSearcher,
         HypergradientSearcher,
+        MultiObjectiveSearcher,
         ParetoSearcher,
         RandomSearcher,
         Searcher,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         SearchSpace,
         Simplex,
     )
+    from strategies.stopping import Stop
 
 __all__ = [
     "AutoSearcher",
@@ -44,6 +46,7 @@ __all__ = [
     "HypergradientSearcher",
     "Int",
     "Ledger",
+    "MultiObjectiveSearcher",
     "Observation",
     "Ordered",
     "Ordinal",
@@ -54,6 +57,7 @@ __all__ = [
     "Searcher",
     "Simplex",
     "SobolSearcher",
+    "Stop",
     "Suggestion",
     "TPESearcher",
     "report",
@@ -70,6 +74,7 @@ _HOMES = {
         "EvolutionSearcher",
         "GridSearcher",
         "HypergradientSearcher",
+        "MultiObjectiveSearcher",
         "ParetoSearcher",
         "RandomSearcher",
         "Searcher",
@@ -87,6 +92,7 @@ _HOMES = {
         "SearchSpace",
         "Simplex",
     ],
+    "stopping": ["Stop"],
 }
 
 

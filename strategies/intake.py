@@ -10,13 +10,17 @@ r"""From a trial's report to a checked observation: the one way in, for all engi
 | `ValueError` |
 | reports a tuned configuration outside the space | an observation of the suggested one, \
 without gradient, and a warning | `ValueError` |
+| reports a constraint that is NaN, or no number | an observation that violates it | the same, \
+`ValueError` for what is no number |
+| reports another number of objectives than the trials before | a failed observation, and a \
+warning | `ValueError` |
 | reports what its searcher cannot use, such as a negative cost where costs are modelled \
 | a failed observation, and a warning | `ValueError` |
 """
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -44,6 +48,7 @@ class Intake:
     demand: Callable[[Observation], None] | None = None
     strict: bool = False
     _warned: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
+    _counts: list[int] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __call__(
         self,
@@ -53,7 +58,7 @@ class Intake:
         number: int | None = None,
         note: Mapping[str, Any] | None = None,
         status: Status = "complete",
-        maximise: bool = False,
+        maximise: bool | Sequence[bool] = False,
         trial: Any = None,
     ) -> Observation:
         """The observation of a report.
@@ -64,7 +69,8 @@ class Intake:
         - `report`: what the trial reported, its gradient and tuned configuration keyed by the paths
           of the space, nested or flat, possibly partial.
         - `number`, `note`, `status`: as in `Observation`.
-        - `maximise`: the value is to be maximised: value and gradient change their signs.
+        - `maximise`: the value is to be maximised: value and gradient change their signs. For
+          several objectives a list may say it of each.
         - `trial`: how warnings name the trial; its number if not given.
 
         **Raises:** `ValueError` naming the key, what was expected and what was received: always for
@@ -73,37 +79,110 @@ class Intake:
         trial = number if trial is None else trial
         point = self.space.point(config)
         value, gradient = number_of(report.value, "value"), report.gradient
+        values, gradients = tuple(report.values or ()), tuple(report.gradients or ())
+        if values:
+            values = tuple(number_of(each, "values") for each in values)
+            usable = all(each is not None and math.isfinite(each) for each in values)
+            value = values[0] if usable else None
+        constraint_gradients = report.constraint_gradients or {}
         if report.config is not None:
             try:
                 changes = self._paths(report.config, "config")
                 point = self.space.point({**point.flat, **changes})
             except ValueError as error:
                 self.complain(trial, "config", "the tuned configuration is ignored", error)
-                gradient = None
+                gradient, gradients, constraint_gradients = None, (), {}
         if value is None or not math.isfinite(value):
             value, status = None, "failed"
         if status == "failed":
-            gradient = None
-        sign = -1.0 if maximise else 1.0
+            gradient, gradients, values = None, (), ()
+        signs = self._signs(maximise, max(len(values), 1))
+        constraints = self._constraints(trial, report.constraints or {})
         observation = Observation(
             config=point.config,
-            value=None if value is None else sign * float(value),
-            gradient=None if gradient is None else self._fitting(trial, point, gradient, sign),
+            value=None if value is None else signs[0] * float(value),
+            gradient=None if gradient is None else self._fitting(trial, point, gradient, signs[0]),
             gradient_error=number_of(report.gradient_error, "gradient_error"),
             cost=number_of(report.cost, "cost"),
             resource=number_of(report.resource, "resource"),
             number=None if number is None else int(number),
             note=note or {},
             status=status,
+            values=tuple(s * float(each or 0.0) for s, each in zip(signs, values, strict=True))
+            if values
+            else (),
+            gradients=tuple(
+                None if each is None else self._fitting(trial, point, each, s)
+                for s, each in zip(signs, gradients, strict=True)
+            )
+            if gradients
+            else (),
+            constraints=constraints,
+            constraint_gradients=self._slopes(trial, point, constraints, constraint_gradients),
             point=point,
         )
-        if self.demand is not None and status != "failed":
+        if status != "failed":
             try:
-                self.demand(observation)
+                if self.demand is not None:
+                    self.demand(observation)
+                self._expect_as_many(observation)
             except ValueError as error:
                 self.complain(trial, "result", "the result counts as a failure", error)
-                return replace(observation, value=None, gradient=None, status="failed")
+                return replace(
+                    observation, value=None, gradient=None, values=(), gradients=(), status="failed"
+                )
         return observation
+
+    @staticmethod
+    def _signs(maximise: bool | Sequence[bool], count: int) -> list[float]:
+        each = [maximise] * count if isinstance(maximise, bool) else list(maximise)[:count]
+        return [-1.0 if one else 1.0 for one in each]
+
+    def _expect_as_many(self, observation: Observation) -> None:
+        """All trials of a search have as many objectives as the first that did not fail."""
+        count = max(len(observation.values), 1)
+        if not self._counts:
+            self._counts.append(count)
+        if count != self._counts[0]:
+            raise ValueError(
+                f"'values': expected {_objectives(self._counts[0])} as in the trials before, "
+                f"received {_objectives(count)}"
+            )
+
+    def _constraints(self, trial: Any, reported: Mapping[str, Any]) -> dict[str, float]:
+        """Constraints as plain numbers; one that is no number is violated."""
+        found: dict[str, float] = {}
+        for name, entry in reported.items():
+            try:
+                number = number_of(entry, f"constraints[{name}]")
+            except ValueError as error:
+                self.complain(trial, str(name), "a constraint counts as violated", error)
+                number = None
+            found[str(name)] = math.nan if number is None else float(number)
+        return found
+
+    def _slopes(
+        self,
+        trial: Any,
+        point: Point,
+        constraints: Mapping[str, float],
+        reported: Mapping[str, Any],
+    ) -> dict[str, dict[str, Any]]:
+        """The gradients of constraints whose value is known."""
+        found: dict[str, dict[str, Any]] = {}
+        for name, gradient in reported.items():
+            if name not in constraints:
+                self.complain(
+                    trial,
+                    f"constraint_gradients[{name}]",
+                    "the gradient of a constraint is ignored",
+                    f"expected one of {list(constraints)}, received {name!r}",
+                )
+            elif math.isfinite(constraints[name]):
+                kept = self._fitting(trial, point, gradient, 1.0)
+                if kept:
+                    found[name] = kept
+        return found
 
     def complain(self, trial: Any, key: str, what: str, why: Any) -> None:
         """Part of a report is ignored: an error if `strict`, else a warning, once for each key."""
@@ -148,6 +227,10 @@ class Intake:
                 if np.isfinite(array).any():
                     kept[name] = (sign * array).tolist()
         return kept or None
+
+
+def _objectives(count: int) -> str:
+    return f"{count} objectives" if count > 1 else "one objective"
 
 
 __all__ = ["Intake"]

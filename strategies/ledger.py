@@ -113,6 +113,10 @@ class Ledger:
                     observation.gradient_error,
                     cost=observation.cost,
                     resource=observation.resource,
+                    values=observation.values,
+                    gradients=observation.gradients,
+                    constraints=observation.constraints,
+                    constraint_gradients=observation.constraint_gradients,
                 ),
                 number=observation.number,
                 note=observation.note,
@@ -187,9 +191,12 @@ class Ledger:
 
     @property
     def best(self) -> Observation | None:
-        """The complete observation with the smallest value."""
+        """The complete observation with the smallest value; of several, with the smallest first.
+
+        Among those that are feasible, if there are any, else among those with the least violation.
+        """
         complete = [item for item in self.history if item.status == "complete"]
-        return min(complete, key=lambda item: item.value or 0.0, default=None)
+        return min(complete, key=lambda item: item.rank, default=None)
 
     # State
 
@@ -234,6 +241,7 @@ class Ledger:
                 if item["number"] is not None:
                     _count(item["number"])
                 fresh.tell(observation_from_json(self.space, item))
+        self.intake = fresh.intake
         self._next, self._pending = fresh._next, fresh._pending
         self._told, self._given = fresh._told, fresh._given
 

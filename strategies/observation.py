@@ -3,8 +3,8 @@
 import functools
 import math
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -16,7 +16,7 @@ Status = Literal["complete", "failed", "pruned"]
 
 
 #: What an observation computes once, of its point; it is not pickled.
-_DERIVED = ("slope", "size")
+_DERIVED = ("slope", "size", "violation", "slopes", "constraint_slopes")
 
 #: Of what is not NaN.
 _largest = functools.partial(np.fmax.reduce, initial=0.0)
@@ -72,6 +72,12 @@ class Observation(_Located):
     - `resource`: epochs, steps or samples that it was given.
     - `number`: the suggestion's number; `None` for a point that was not suggested.
     - `note`: the suggestion's note.
+    - `values`: of a search with several objectives, in their order, all minimised; `value` is the
+      first. One that is not finite makes the observation `failed`.
+    - `gradients`: of each of `values`, or nothing.
+    - `constraints`: name to value; the configuration is feasible if none is above 0. NaN is
+      violated, nobody knows by how much.
+    - `constraint_gradients`: of some of `constraints`, by name, each like `gradient`.
     - `point`: the configuration as it was checked, with its unit coordinates; set by whoever checks
       the observation, and always there in what a searcher's `_propose` is given.
     """
@@ -85,6 +91,10 @@ class Observation(_Located):
     status: Status = "complete"
     number: int | None = None
     note: Mapping[str, Any] = field(default_factory=dict)
+    values: tuple[float, ...] = ()
+    gradients: tuple[Mapping[str, Any] | None, ...] = ()
+    constraints: Mapping[str, float] = field(default_factory=dict)
+    constraint_gradients: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     point: "Point | None" = field(default=None, repr=False, compare=False)
 
     @functools.cached_property
@@ -93,20 +103,60 @@ class Observation(_Located):
 
         Read-only, computed once, of a checked observation.
         """
-        if self.point is None or not self.gradient:
+        return self._pulled_back(self.gradient)
+
+    @functools.cached_property
+    def slopes(self) -> tuple[np.ndarray | None, ...]:
+        """`slope` of each of `values`; nothing if no gradients were reported."""
+        return tuple(self._pulled_back(gradient) for gradient in self.gradients)
+
+    @functools.cached_property
+    def constraint_slopes(self) -> dict[str, np.ndarray]:
+        """`slope` of each constraint that has a gradient, by name."""
+        found = {n: self._pulled_back(g) for n, g in self.constraint_gradients.items()}
+        return {name: slope for name, slope in found.items() if slope is not None}
+
+    def _pulled_back(self, gradient: Mapping[str, Any] | None) -> np.ndarray | None:
+        if self.point is None or not gradient:
             return None
-        slope = self.point.space.pull_back(self.point, self.gradient)
+        slope = self.point.space.pull_back(self.point, gradient)
         slope.flags.writeable = False
         return slope
 
     @functools.cached_property
+    def violation(self) -> float:
+        """The sum of what the constraints have above 0: how far from feasible this is."""
+        return sum(max(c, 0.0) if c == c else math.inf for c in self.constraints.values())
+
+    @property
+    def feasible(self) -> bool:
+        """Whether no constraint is violated."""
+        return self.violation == 0
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """The smaller, the better: the least violation first, then the smallest value."""
+        if self.status == "failed" or self.value is None:
+            return math.inf, math.inf
+        return self.violation, self.value
+
+    @functools.cached_property
     def size(self) -> float:
-        """The largest absolute value of the value and the slope."""
-        largest = 0.0 if self.value is None or self.status == "failed" else abs(self.value)
-        return max(largest, 0.0 if self.slope is None else float(_largest(np.abs(self.slope))))
+        """The largest absolute value of the values and their slopes."""
+        slopes = [slope for slope in (self.slope, *self.slopes) if slope is not None]
+        known = () if self.value is None or self.status == "failed" else (self.value, *self.values)
+        return max(
+            max(map(abs, known), default=0.0),
+            max((float(_largest(np.abs(slope))) for slope in slopes), default=0.0),
+        )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "value", number_of(self.value, "value"))
+        if self.values:
+            values = tuple(number_of(each, "values") for each in self.values)
+            usable = all(each is not None and math.isfinite(each) for each in values)
+            object.__setattr__(self, "values", values)
+            object.__setattr__(self, "value", values[0] if usable else None)
         usable = self.value is not None and math.isfinite(self.value)
         if self.status == "complete" and not usable:
             object.__setattr__(self, "status", "failed")
@@ -117,8 +167,8 @@ class Report:
     """One trial's result: plain Python numbers and lists only, safe for JSON.
 
     The fields are those of `strategies.observation.Observation`, in the user's own orientation
-    (the engine knows whether the metric is minimised); `info` holds further numbers, such as the
-    residuals behind a hypergradient.
+    (the engine knows whether a metric is minimised; constraints have no orientation); `info` holds
+    further numbers, such as the residuals behind a hypergradient.
     """
 
     value: float | None
@@ -128,6 +178,24 @@ class Report:
     cost: float | None = None
     resource: float | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
+    values: Sequence[float | None] | None = None
+    gradients: Sequence[Mapping[str, Any] | None] | None = None
+    constraints: Mapping[str, float] | None = None
+    constraint_gradients: Mapping[str, Mapping[str, Any]] | None = None
+
+    def mapped(self, function: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> "Report":
+        """The report with a function applied to each of its gradients."""
+
+        def each(gradient: Any) -> Any:
+            return function(gradient) if isinstance(gradient, Mapping) else gradient
+
+        constraints = self.constraint_gradients
+        return replace(
+            self,
+            gradient=each(self.gradient),
+            gradients=self.gradients and [each(gradient) for gradient in self.gradients],
+            constraint_gradients=constraints and {n: each(g) for n, g in constraints.items()},
+        )
 
     def to_json(self) -> dict[str, Any]:
         """A dict of JSON values without NaN or infinity (they become `None`)."""
@@ -140,21 +208,26 @@ class Report:
         if self.gradient_error is not None:
             # Infinity, a gradient known to be unreliable, has no JSON number.
             stored["gradient_error"] = repr(self.gradient_error)
+        if self.constraints is not None:
+            stored["constraints"] = constraints_to_json(self.constraints)
         return stored
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> "Report":
         """The report that `to_json` stored; `None` inside a gradient is NaN again."""
         fields = dict(stored)
-        if fields.get("gradient") is not None:
-            fields["gradient"] = from_json_values(fields["gradient"])
+        for name in ("gradient", "gradients", "constraint_gradients"):
+            if fields.get(name) is not None:
+                fields[name] = _gradients_from_json(fields[name])
         if fields.get("gradient_error") is not None:
             fields["gradient_error"] = float(fields["gradient_error"])
+        if fields.get("constraints") is not None:
+            fields["constraints"] = constraints_from_json(fields["constraints"])
         return cls(**fields)
 
 
 def report(
-    value: Any,
+    value: Any = None,
     gradient: Any = None,
     *,
     gradient_error: Any = None,
@@ -162,6 +235,10 @@ def report(
     cost: Any = None,
     resource: Any = None,
     info: Mapping[str, Any] | None = None,
+    values: Any = None,
+    gradients: Any = None,
+    constraints: Any = None,
+    constraint_gradients: Any = None,
 ) -> Report:
     """A trial's result from arrays of any library.
 
@@ -178,17 +255,25 @@ def report(
     - `cost`: what the trial cost, in seconds or another unit.
     - `resource`: the epochs, steps or samples it was given.
     - `info`: further numbers to keep with the trial.
+    - `values`: in place of `value`, several objectives, always in the same order; each a scalar or
+      a `hypergrad.Hypergradient`.
+    - `gradients`: of `values`, one for each, `None` where there is none.
+    - `constraints`: what must not be above 0: a mapping of names to scalars or Hypergradients, or a
+      list of them, whose names are `"0"`, `"1"` and so on.
+    - `constraint_gradients`: of some of them, keyed alike, each like `gradient`.
 
     Inside a function that JAX traces the report holds traced arrays (see `minimize(population=)`).
 
-    **Raises:** `ValueError` if `value` is not a scalar or the gradient is not a mapping.
+    **Raises:** `ValueError` if `value` is not a scalar or the gradient is not a mapping, or if both
+    `value` and `values` are given.
     """
     if isinstance(value, Report):
-        if any(one is not None for one in (gradient, gradient_error, config, cost, resource, info)):
+        others = (gradient, gradient_error, config, cost, resource, info, values, gradients)
+        if any(one is not None for one in (*others, constraints, constraint_gradients)):
             raise ValueError("'value': expected a number beside other arguments, received a Report")
         return value
     details = dict(info or {})
-    if hasattr(value, "grad") and hasattr(value, "info") and hasattr(value, "value"):
+    if _is_hypergradient(value):
         for name in getattr(value.info, "__dataclass_fields__", {}):
             # An outcome is told by its two flags, which are plain.
             for each in ("nonpositive_curvature", "breakdown") if name == "outcome" else (name,):
@@ -198,20 +283,98 @@ def report(
             error = _scalar(getattr(value.info, "error", None), "gradient_error")
             gradient_error = known_error(error)
         value = value.value
-    if gradient is not None and not isinstance(gradient, Mapping):
-        raise ValueError(
-            "'gradient': expected a mapping keyed like the configuration, "
-            f"received {type(gradient).__name__}"
+    first = _scalar(value, "value")
+    several: dict[str, Any] = {}
+    if values is not None:
+        if value is not None or gradient is not None:
+            raise ValueError("'values': expected nothing beside 'value', received both")
+        pairs = _with_gradients("values", values, "gradients", gradients)
+        several["values"] = [number for number, _ in pairs.values()]
+        if any(slope is not None for _, slope in pairs.values()):
+            several["gradients"] = [slope for _, slope in pairs.values()]
+        first = several["values"][0]
+    if constraints is not None:
+        pairs = _with_gradients(
+            "constraints", constraints, "constraint_gradients", constraint_gradients
         )
+        several["constraints"] = {
+            name: math.nan if number is None else number for name, (number, _) in pairs.items()
+        }
+        slopes = {name: slope for name, (_, slope) in pairs.items() if slope is not None}
+        if slopes:
+            several["constraint_gradients"] = slopes
     return Report(
-        value=_scalar(value, "value"),
-        gradient=None if gradient is None else plain(gradient),
+        value=first,
+        gradient=_mapping(gradient, "gradient"),
         gradient_error=_scalar(gradient_error, "gradient_error"),
         config=None if config is None else plain(config),
         cost=_scalar(cost, "cost"),
         resource=_scalar(resource, "resource"),
         info=plain(details),
+        **several,
     )
+
+
+def _is_hypergradient(value: Any) -> bool:
+    return hasattr(value, "grad") and hasattr(value, "info") and hasattr(value, "value")
+
+
+def _mapping(gradient: Any, name: str) -> Any:
+    if gradient is not None and not isinstance(gradient, Mapping):
+        raise ValueError(
+            f"{name!r}: expected a mapping keyed like the configuration, "
+            f"received {type(gradient).__name__}"
+        )
+    return None if gradient is None else plain(gradient)
+
+
+def _with_gradients(
+    name: str, entries: Any, gradient_name: str, gradients: Any
+) -> dict[str, tuple[float | None, Any]]:
+    """Numbers and gradients by name; the names of a list are its positions."""
+    named = _named(name, entries)
+    given = {} if gradients is None else _named(gradient_name, gradients)
+    for key in given:
+        if key not in named:
+            raise ValueError(f"{gradient_name!r}: expected one of {list(named)}, received {key!r}")
+    found = {}
+    for key, entry in named.items():
+        gradient = given.get(key)
+        if _is_hypergradient(entry):
+            gradient = entry.grad if gradient is None else gradient
+            entry = entry.value
+        gradient = _mapping(gradient, f"{gradient_name}[{key}]")
+        found[key] = _scalar(entry, f"{name}[{key}]"), gradient
+    return found
+
+
+def _named(name: str, entries: Any) -> dict[str, Any]:
+    if isinstance(entries, Mapping):
+        named = {str(key): entry for key, entry in entries.items()}
+    elif isinstance(entries, str) or not hasattr(entries, "__len__") or np.ndim(entries) == 0:
+        raise ValueError(f"{name!r}: expected a list or a mapping, received {entries!r:.80}")
+    else:
+        named = {str(i): entry for i, entry in enumerate(entries)}
+    if not named and name == "values":
+        raise ValueError("'values': expected at least one objective, received none")
+    return named
+
+
+def constraints_to_json(constraints: Mapping[str, float]) -> dict[str, Any]:
+    """Constraints as JSON values; what is not finite as text, as JSON has no such numbers."""
+    return {n: c if math.isfinite(c) else repr(float(c)) for n, c in constraints.items()}
+
+
+def constraints_from_json(stored: Mapping[str, Any]) -> dict[str, float]:
+    """The inverse of `constraints_to_json`."""
+    return {str(name): float(entry) for name, entry in stored.items()}
+
+
+def _gradients_from_json(stored: Any) -> Any:
+    """`None` is "no gradient" where one would be, and NaN inside one."""
+    if isinstance(stored, list):
+        return [None if one is None else from_json_values(one) for one in stored]
+    return from_json_values(stored)
 
 
 class NoNumberError(ValueError):

@@ -40,8 +40,8 @@ class Searched:
 
     @property
     def best(self) -> Observation | None:
-        """The complete, comparable observation with the smallest value."""
-        return min(self.complete, key=lambda item: item.value or 0.0, default=None)
+        """The complete, comparable observation with the smallest value, feasible if any is."""
+        return min(self.complete, key=lambda item: item.rank, default=None)
 
     @functools.cached_property
     def values(self) -> np.ndarray:

@@ -12,7 +12,13 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from strategies.observation import Observation, from_json_values, to_json_values
+from strategies.observation import (
+    Observation,
+    constraints_from_json,
+    constraints_to_json,
+    from_json_values,
+    to_json_values,
+)
 from strategies.space import SearchSpace
 
 if TYPE_CHECKING:
@@ -25,8 +31,9 @@ def observation_to_json(
     """JSON values of an observation in a space.
 
     With `of`, a configuration that is stored elsewhere, an observation of that one has none itself.
+    Several objectives and constraints are there if the observation has some.
     """
-    return {
+    stored: dict[str, Any] = {
         "number": observation.number,
         "status": observation.status,
         "config": None
@@ -42,6 +49,15 @@ def observation_to_json(
         "resource": observation.resource,
         "note": dict(observation.note),
     }
+    if observation.values:
+        stored["values"] = list(observation.values)
+    if observation.gradients:
+        stored["gradients"] = to_json_values(observation.gradients)
+    if observation.constraints:
+        stored["constraints"] = constraints_to_json(observation.constraints)
+    if observation.constraint_gradients:
+        stored["constraint_gradients"] = to_json_values(observation.constraint_gradients)
+    return stored
 
 
 def observation_from_json(
@@ -55,6 +71,12 @@ def observation_from_json(
     fields["gradient"] = fields["gradient"] and from_json_values(fields["gradient"])
     error = fields["gradient_error"]
     fields["gradient_error"] = None if error is None else float(error)
+    fields["values"] = tuple(fields.get("values", ()))
+    fields["gradients"] = tuple(
+        None if each is None else from_json_values(each) for each in fields.get("gradients", ())
+    )
+    fields["constraints"] = constraints_from_json(fields.get("constraints", {}))
+    fields["constraint_gradients"] = from_json_values(fields.get("constraint_gradients", {}))
     return Observation(**fields)
 
 

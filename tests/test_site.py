@@ -31,6 +31,7 @@ PUBLIC = [
     "strategies",
     "strategies.bandits",
     "strategies.desirability",
+    "strategies.front",
     "strategies.importance",
     "strategies.local",
     "strategies.optuna",

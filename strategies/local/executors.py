@@ -33,7 +33,8 @@ def work(
     - `workers`: a number of threads, or an executor; with 1 and no `timeout`, this thread.
     - `timeout`: seconds after which a task is given up. Default: never.
 
-    **Raises:** What a call raises, after what came with it was recorded. `BrokenExecutor` if the
+    **Raises:** `KeyboardInterrupt`, after what had ended was recorded. What a call raises, after
+    what came with it was recorded. `BrokenExecutor` if the
     executor cannot be replaced, or never gives a result.
     """
     if workers == 1 and timeout is None:
@@ -82,6 +83,13 @@ def work(
                 if deaths >= _DEATHS and not results:
                     raise dead[0][1].error
                 running.renew(dead[0][1].error)
+    except KeyboardInterrupt:
+        # What has ended by now is paid for; what runs is not waited for.
+        for task, found in running.ended():
+            if not isinstance(found, Lost | Raised):
+                record(task, found)
+        running.stop(wait_for=False)
+        raise
     finally:
         running.stop()
 

@@ -20,6 +20,7 @@ from strategies.searchers.base import Searcher
 from strategies.space import Config, SearchSpace
 from strategies.space.point import copied
 from strategies.state import exclusive_lock, save_if_there_is_space, state_exists
+from strategies.stopping import Stop, Watch
 
 if TYPE_CHECKING:
     from strategies.population.together import Together
@@ -31,7 +32,8 @@ def minimize(
     objective: Objective,
     space: SearchSpace | Mapping[str, Any],
     *,
-    trials: int,
+    trials: int | None = None,
+    stop: Stop | None = None,
     searcher: Searcher | Ledger | None = None,
     seed: int = 0,
     workers: int | Executor = 1,
@@ -47,12 +49,16 @@ def minimize(
     **Arguments:**
 
     - `objective`: takes a configuration (nested dict of plain Python values) and returns a number,
-      or a `Report` from `strategies.report(value, gradient, ...)`.
+      or a `Report` from `strategies.report(value, gradient, ...)`, which may carry constraints, or
+      several objectives in place of one.
     - `space`: a `SearchSpace`, or the mapping that makes one.
     - `trials`: total number of trials to reach, those restored from `state_path` included; points
-      that it was given (`Ledger.warm_start`) are not counted.
+      that it was given (`Ledger.warm_start`) are not counted. May be left out beside `stop`.
+    - `stop`: what ends the search before: a `Stop` by time, cost, patience or expected gain. Why it
+      ended is `Result.stopped`.
     - `searcher`: decides what to try, or the `Ledger` of one, to go on from what that was told.
-      Default: `AutoSearcher(space, seed=seed)`.
+      Default: `AutoSearcher(space, seed=seed)`. Several objectives take a
+      `MultiObjectiveSearcher`.
     - `seed`: for the default searcher.
     - `workers`: trials at a time: a number of threads, or a `concurrent.futures.Executor`.
       Suggestions then depend on which trials have finished; with 1 they depend on the seed only.
@@ -74,6 +80,9 @@ def minimize(
       asked for all of them before the first is told, so suggestions depend on this number and the
       seed. Default: one by one, any objective.
 
+    Ctrl-C ends the search: what has finished is in the result, what was running is pending and is
+    evaluated again by a search that resumes at `state_path` or goes on with `Result.ledger`.
+
     **Returns:** A `Result`.
 
     **Raises:** `ValueError` if a returned value or gradient does not fit the space, naming the
@@ -85,7 +94,11 @@ def minimize(
     """
     if not isinstance(space, SearchSpace):
         space = SearchSpace(space)
-    trials = integer("trials", trials, 0)
+    if stop is not None and not isinstance(stop, Stop):
+        raise ValueError(f"'stop': expected a Stop, received {stop!r:.80}")
+    if trials is None and stop is None:
+        raise ValueError("'trials', 'stop': expected one of them, as the search has no end")
+    trials = None if trials is None else integer("trials", trials, 0)
     if not isinstance(workers, Executor):
         workers = integer("workers", workers, 1)
     if timeout is not None:
@@ -116,9 +129,10 @@ def minimize(
     with exclusive_lock(state_path):
         if state_path is not None and state_exists(state_path):
             ledger.restore(state_path)
-        with shown(progress, ledger, trials) as show:
+        watch = None if stop is None else Watch(stop, space)
+        with shown(progress, ledger, trials, watch) as show:
             told = (*show, *callbacks)
-            return _search(evaluate, ledger, trials, state_path, told, raise_errors)
+            return _search(evaluate, ledger, trials, watch, state_path, told, raise_errors)
 
 
 @dataclass(frozen=True)
@@ -153,7 +167,8 @@ class _Batches:
 def _search(
     evaluate: _Alone | _Batches,
     ledger: Ledger,
-    trials: int,
+    trials: int | None,
+    watch: Watch | None,
     state_path: str | os.PathLike[str] | None,
     callbacks: Iterable[Callable[[Trial], bool | None]],
     raise_errors: bool,
@@ -196,6 +211,8 @@ def _search(
             note=suggestion.note,
             info=made.info,
             error=outcome.error,
+            values=told.values,
+            constraints=told.constraints,
         )
         finished.append(trial)
         stops.extend(callback for callback in callbacks if asks_to_stop(callback(trial)))
@@ -204,11 +221,20 @@ def _search(
     again = ledger.pending
 
     def more(running: int) -> Suggestion | None:
-        if stops or ledger.trials + running >= trials:
+        if stops or (trials is not None and ledger.trials + running >= trials):
+            return None
+        if watch is not None and watch.over(ledger.history):
             return None
         return again.pop(0) if again else ledger.ask()
 
-    evaluate(more, record)
+    interrupted = False
+    try:
+        evaluate(more, record)
+    except KeyboardInterrupt:
+        interrupted = True
+    stopped = "it was interrupted" if interrupted else "a callback asked for it" if stops else None
+    if stopped is None and watch is not None and (trials is None or ledger.trials < trials):
+        stopped = watch.reason
     best = ledger.best
     return Result(
         best_config=None if best is None else dict(best.config),
@@ -216,6 +242,7 @@ def _search(
         history=ledger.history,
         trials=finished,
         ledger=ledger,
+        stopped=stopped,
     )
 
 

@@ -8,23 +8,29 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+from strategies.front import front
 from strategies.ledger import Ledger
+from strategies.stopping import Watch
 
 #: Columns of the plain line; what it does not need is blank, so that a longer one is gone.
 _WIDTH = 78
 
 
 @contextmanager
-def shown(progress: bool | None, ledger: Ledger, total: int) -> Iterator[tuple[Callable, ...]]:
+def shown(
+    progress: bool | None, ledger: Ledger, total: int | None, watch: Watch | None = None
+) -> Iterator[tuple[Callable, ...]]:
     """The callbacks of a search that shows its progress on the standard error stream.
 
     **Arguments:**
 
     - `progress`: whether; with `None` where that stream is a terminal.
     - `ledger`: of the search, with the trials restored.
-    - `total`: number of trials to reach.
+    - `total`: number of trials to reach, if there is one.
+    - `watch`: what may end the search before; its estimate of what is left to be gained is shown.
     """
-    if not (sys.stderr.isatty() if progress is None else progress) or ledger.trials >= total:
+    reached = total is not None and ledger.trials >= total
+    if not (sys.stderr.isatty() if progress is None else progress) or reached:
         yield ()
         return
     start, before = time.monotonic(), ledger.trials
@@ -32,11 +38,18 @@ def shown(progress: bool | None, ledger: Ledger, total: int) -> Iterator[tuple[C
     def state() -> tuple[int, str]:
         done = ledger.trials
         words = []
-        if (best := ledger.best) is not None:
-            words.append(f"best {best.value:.6g}")
-        if failed := sum(item.status == "failed" for item in ledger.history):
+        history = ledger.history
+        if any(item.values for item in history):
+            words.append(f"{len(front(history))} on the front")
+        elif (best := ledger.best) is not None:
+            words.append(f"best {best.value:.6g}" if best.feasible else "best infeasible")
+        if any(item.constraints for item in history):
+            words.append(f"{sum(item.feasible for item in history)} feasible")
+        if failed := sum(item.status == "failed" for item in history):
             words.append(f"{failed} failed")
-        if done > before:
+        if watch is not None and watch.gain is not None:
+            words.append(f"gain {watch.gain:.2g} expected")
+        if done > before and total is not None:
             seconds = (time.monotonic() - start) / (done - before) * max(total - done, 0)
             words.append(f"{_duration(seconds)} left")
         return done, "  ".join(words)
@@ -47,7 +60,7 @@ def shown(progress: bool | None, ledger: Ledger, total: int) -> Iterator[tuple[C
 
 
 @contextmanager
-def _display(stream: TextIO, total: int) -> Iterator[Callable[[int, str], None]]:
+def _display(stream: TextIO, total: int | None) -> Iterator[Callable[[int, str], None]]:
     """A bar of rich where that is installed and the stream a terminal, a line otherwise."""
     if not (stream.isatty() and importlib.util.find_spec("rich")):
         with _line(stream, total) as show:
@@ -68,16 +81,16 @@ def _display(stream: TextIO, total: int) -> Iterator[Callable[[int, str], None]]
 
 
 @contextmanager
-def _line(stream: TextIO, total: int) -> Iterator[Callable[[int, str], None]]:
+def _line(stream: TextIO, total: int | None) -> Iterator[Callable[[int, str], None]]:
     # On a terminal the line is written over; a file has a line for each tenth.
-    over, every, last = stream.isatty(), max(total // 10, 1), -math.inf
+    over, every, last = stream.isatty(), max((total or 100) // 10, 1), -math.inf
 
     def show(done: int, text: str) -> None:
         nonlocal last
-        line = f"trial {done}/{total}  {text}"
+        line = f"trial {done}  {text}" if total is None else f"trial {done}/{total}  {text}"
         if over:
             stream.write(f"\r{line:<{_WIDTH}}")
-        elif done - last >= every or done >= total:
+        elif done - last >= every or (total is not None and done >= total):
             last = done
             stream.write(line.rstrip() + "\n")
         stream.flush()

@@ -176,6 +176,12 @@ class Running(Generic[T]):
             for call in waiting
         )
 
+    def ended(self) -> list[tuple[T, Any]]:
+        """What has ended and was not taken yet, without waiting for anything."""
+        done = [future for future in self._calls if future.done() and not future.cancelled()]
+        calls = [(self._calls.pop(future), future) for future in done]
+        return [(call.task, _outcome(f, 0.0)) for call, f in calls if call.task is not None]
+
     def renew(self, error: BaseException) -> None:
         """Replace a process pool that has died by one like it.
 
@@ -193,10 +199,12 @@ class Running(Generic[T]):
         )
         self._own = True
 
-    def stop(self) -> None:
+    def stop(self, *, wait_for: bool = True) -> None:
         """Start nothing more; wait for what has started, unless it may hang."""
         for future in self._calls:
             future.cancel()
+        if not wait_for:
+            self._calls = {}
         if self._timeout is None:
             wait(self._calls)
         if self._own:

@@ -43,6 +43,7 @@ from strategies.optuna.journal import JournalFile
 from strategies.optuna.sampler import HypergradSampler
 from strategies.optuna.schedule import RungPruner, run_schedule
 from strategies.optuna.spaces import space_from_optuna, space_from_trials, space_to_optuna
+from strategies.optuna.stopping import StopStudy
 from strategies.optuna.study import study_of
 from strategies.optuna.trials import objective, report, report_of, suggest
 
@@ -53,6 +54,7 @@ __all__ = [
     "HypergradSampler",
     "JournalFile",
     "RungPruner",
+    "StopStudy",
     "objective",
     "observations_of",
     "report",

@@ -1,18 +1,18 @@
 """A finished study of Optuna as observations, from which any searcher may start."""
 
-from optuna.study import Study, StudyDirection
+from optuna.study import Study
 from optuna.trial import TrialState
 
 from strategies.intake import Intake
 from strategies.observation import Observation, Status
 from strategies.optuna.names import Names
-from strategies.optuna.study_view import point_of
+from strategies.optuna.study_view import maximised, point_of
 from strategies.optuna.trials import report_of
 from strategies.space import SearchSpace
 
 
 def observations_of(study: Study, space: SearchSpace) -> list[Observation]:
-    """The finished trials of a study with one objective, for `Ledger.warm_start`.
+    """The finished trials of a study, for `Ledger.warm_start`.
 
     **Arguments:**
 
@@ -20,14 +20,11 @@ def observations_of(study: Study, space: SearchSpace) -> list[Observation]:
     - `space`: where the observations are meant to be. Trials that have no configuration in it are
       left out.
 
-    **Returns:** Observations whose values are minimised, with gradients where trials reported them.
-
-    **Raises:** `ValueError` for a study with several objectives.
+    **Returns:** Observations whose values are minimised, with gradients where trials reported them,
+    and with the constraints that were set.
     """
-    if len(study.directions) > 1:
-        raise ValueError(f"study: expected one objective, received {len(study.directions)}")
     names, intake = Names(space), Intake(space)
-    maximise = study.direction == StudyDirection.MAXIMIZE
+    maximise = maximised(study)
     found = []
     for trial in study.get_trials(deepcopy=False):
         if not trial.state.is_finished():

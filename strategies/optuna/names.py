@@ -79,17 +79,20 @@ class Names:
         """
         if not (self._entries or self.inexact):
             return report
-        gradient, config = report.gradient, report.config
-        if isinstance(gradient, Mapping):
-            gradient = self._by_path(gradient)
-            for path in gradient.keys() & self.parameters.keys() & flat.keys():
-                gradient[path] = self.parameters[path].slope(flat[path], gradient[path])
+        config = report.config
+
+        def sloped(gradient: Mapping[str, Any]) -> dict[str, Any]:
+            found = self._by_path(gradient)
+            for path in found.keys() & self.parameters.keys() & flat.keys():
+                found[path] = self.parameters[path].slope(flat[path], found[path])
+            return found
+
         if isinstance(config, Mapping):
             config = self._by_path(config)
             for path in config.keys() & self.parameters.keys():
                 if isinstance(self.parameters[path], Coordinate):
                     config[path] = self.parameters[path].value([config[path]])
-        return replace(report, gradient=gradient, config=config)
+        return replace(report.mapped(sloped), config=config)
 
     def _by_path(self, tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         found: dict[str, Any] = {}

@@ -41,17 +41,20 @@ _SECOND_LOOKS = 10
 
 
 class HypergradSampler(BaseSampler):
-    """Any of our searchers as a sampler of Optuna, for one objective.
+    """Any of our searchers as a sampler of Optuna.
 
     **Arguments:**
 
     - `searcher`: a searcher; or a function `(space, *, seed) -> searcher`, such as a searcher's
-      class or a `functools.partial` of it. Default: `AutoSearcher`.
+      class or a `functools.partial` of it. Default: `AutoSearcher`, and for studies with several
+      directions `MultiObjectiveSearcher`.
     - `space`: where to search. Default: the parameters, with their distributions, that all complete
       trials so far have in common; until there are any, and for other parameters, values are drawn
       at random. Any name, range and choice will do. A range that changes is the newest one; a
       parameter that is new counts after ten trials, and once half of all have it.
     - `seed`: an integer; with the number of a trial it decides all randomness.
+    - `constraints_func`: from a finished trial to its constraints, feasible when none is above 0,
+      as Optuna's own samplers take it. What `trial.set_constraint` says counts as well.
 
     Value and gradient are turned around for studies that maximise. Failed trials (an exception,
     NaN) are failed observations; pruned ones come with their last intermediate value; those that
@@ -69,6 +72,7 @@ class HypergradSampler(BaseSampler):
         searcher: Searcher | Callable[..., Searcher] | None = None,
         space: SearchSpace | Mapping[str, Any] | None = None,
         seed: int = 0,
+        constraints_func: Callable[[FrozenTrial], Sequence[float]] | None = None,
     ) -> None:
         if isinstance(searcher, Searcher):
             if space is not None:
@@ -78,6 +82,11 @@ class HypergradSampler(BaseSampler):
             space = searcher.space
         if space is not None and not isinstance(space, SearchSpace):
             space = SearchSpace(space)
+        if constraints_func is not None and not callable(constraints_func):
+            raise ValueError(
+                f"'constraints_func': expected a function, received {constraints_func!r:.80}"
+            )
+        self._constraints = constraints_func
         self._make = searcher
         self._seed = integer("seed", seed, 0)
         self._lock = threading.RLock()
@@ -88,8 +97,11 @@ class HypergradSampler(BaseSampler):
         self._found: Names | None = None
         self._others = OtherProcesses()
         self._view: StudyView | None = None
-        if self._names is not None:
-            self._set_up(self._names)
+        if self._names is not None and searcher is not None:
+            self._set_up(self._names, 1)
+
+    #: What was pickled before there was any has none.
+    _constraints: Callable[[FrozenTrial], Sequence[float]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # What is known of the trials is found again by a look at the study.
@@ -107,15 +119,15 @@ class HypergradSampler(BaseSampler):
         self.__dict__.update(state)
         self._lock = threading.RLock()
 
-    def _set_up(self, names: Names) -> tuple[Searcher, StudyView]:
+    def _set_up(self, names: Names, objectives: int) -> tuple[Searcher, StudyView]:
         """Searcher and view for a space; those there are if they were made for it."""
         space = names.space
         if self._searcher is None or self._view is None or self._view.names is not names:
             make = self._make
             if make is None:
-                from strategies.searchers import AutoSearcher
+                from strategies.searchers import AutoSearcher, MultiObjectiveSearcher
 
-                make = AutoSearcher
+                make = AutoSearcher if objectives == 1 else MultiObjectiveSearcher
             self._searcher = make if isinstance(make, Searcher) else make(space, seed=self._seed)
             self._view = StudyView(names, Intake(space, self._searcher.check))
         return self._searcher, self._view
@@ -127,8 +139,6 @@ class HypergradSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
         """The parameters that are suggested together."""
-        if study._is_multi_objective():
-            return {}
         if self._names is not None:
             return dict(self._names.offered)
         with self._lock:
@@ -138,7 +148,6 @@ class HypergradSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """The searcher's suggestion."""
-        self._raise_error_if_multi_objective(study)
         if not search_space:
             return {}
         patience = time.monotonic() + _PATIENCE
@@ -172,7 +181,13 @@ class HypergradSampler(BaseSampler):
         *,
         alone: bool,
     ) -> dict[str, Any]:
-        searcher, view = self._set_up(names)
+        objectives = len(study.directions)
+        searcher, view = self._set_up(names, objectives)
+        if objectives > 1 and not searcher.several_objectives:
+            raise ValueError(
+                f"'searcher': expected one for {objectives} objectives, such as "
+                f"MultiObjectiveSearcher, received {type(searcher).__name__}"
+            )
         suggestion = searcher.propose(trial.number, *view.look(study, trials, trial))
         view.keep(study, trial, suggestion)
         for _ in range(_SECOND_LOOKS):
@@ -226,11 +241,10 @@ class HypergradSampler(BaseSampler):
 
         Optuna also asks for one whose suggested value it finds off the grid, by rounding errors.
         """
-        self._raise_error_if_multi_objective(study)
         names = self._names or self._found
         if names is not None and names.offered.get(param_name) == param_distribution:
             with self._lock:
-                params = self._set_up(names)[1].suggested(trial)
+                params = self._set_up(names, len(study.directions))[1].suggested(trial)
             if param_name in params:
                 return params[param_name]
         name = zlib.crc32(param_name.encode())
@@ -240,7 +254,10 @@ class HypergradSampler(BaseSampler):
     def after_trial(
         self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
     ) -> None:
-        """Take note that it has ended."""
+        """Take note that it has ended, and of its constraints."""
+        if self._constraints is not None and state in (TrialState.COMPLETE, TrialState.PRUNED):
+            found = [float(each) for each in self._constraints(trial)]
+            study._storage.set_trial_system_attr(trial._trial_id, "constraints", found)
         with self._lock:
             self._trials.ended(study, trial)
             self._others.has_ended(trial)

@@ -10,7 +10,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from strategies.observation import Observation, Report
 from strategies.optuna.spaces import Names
-from strategies.optuna.trials import REPORT, SUMMARY, _summary, write_attribute
+from strategies.optuna.trials import (
+    REPORT,
+    SUMMARY,
+    _summary,
+    constraint_attributes,
+    write_attribute,
+)
 from strategies.searched import searched
 from strategies.space import SearchSpace
 
@@ -38,7 +44,8 @@ def study_of(
     path, and what `strategies.optuna.report` would have stored is there too: `observations_of`
     finds the same observations in the study. The value at a resource is an intermediate value, and
     results of one trial at several resources are one trial, pruned if it did not
-    reach the largest that four have. Values are minimised.
+    reach the largest that four have. Values are minimised. Several objectives are several
+    directions, constraints those of the trials.
 
     **Arguments:**
 
@@ -50,7 +57,10 @@ def study_of(
     """
     seen = searched(source, space)
     names = Names(seen.space)
-    study = optuna.create_study(study_name=study_name, storage=storage, direction="minimize")
+    objectives = max((len(item.values) for item in seen.history), default=1)
+    study = optuna.create_study(
+        study_name=study_name, storage=storage, directions=["minimize"] * max(objectives, 1)
+    )
     groups: dict[Any, list[Observation]] = {}
     for i, item in enumerate(seen.history):
         groups.setdefault(("given", i) if item.number is None else item.number, []).append(item)
@@ -80,8 +90,12 @@ def trial_of(names: Names, items: list[Observation], least: float, now: datetime
         last.gradient_error,
         cost=last.cost,
         resource=last.resource,
+        values=list(last.values) or None,
+        gradients=list(last.gradients) or None,
+        constraints=dict(last.constraints) or None,
+        constraint_gradients=dict(last.constraint_gradients) or None,
     )
-    system: dict[str, Any] = {}
+    system: dict[str, Any] = constraint_attributes(last.constraints)
     write_attribute(report.to_json(), REPORT, system.__setitem__)
     user: dict[str, Any] = {SUMMARY: _summary(report)}
     if last.number is not None:
@@ -95,7 +109,9 @@ def trial_of(names: Names, items: list[Observation], least: float, now: datetime
     }
     trial = optuna.trial.create_trial(
         state=state,
-        value=last.value if state == TrialState.COMPLETE else None,
+        values=list(last.values or [float(last.value or 0.0)])
+        if state == TrialState.COMPLETE
+        else None,
         params=params,
         distributions={name: names.distributions[name] for name in params},
         user_attrs=user,

@@ -10,7 +10,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from strategies.intake import Intake
 from strategies.observation import Observation, Report, Suggestion
-from strategies.optuna.constraints import feasible_first, violation
 from strategies.optuna.names import Names
 from strategies.optuna.trials import (
     REPORT,
@@ -32,8 +31,6 @@ class _Known(NamedTuple):
     trial: FrozenTrial
     observation: Observation | None
     pending: Suggestion | None
-    #: Above zero if it is infeasible.
-    violation: float
     #: Numbers of trials whose process died; this one takes their place, they have not failed.
     retried: tuple[int, ...]
 
@@ -45,7 +42,6 @@ class _Past:
     trials: Sequence[FrozenTrial] = ()
     seen: int = 0
     history: list[Observation] = field(default_factory=list)
-    violations: dict[int, float] = field(default_factory=dict)
     retried: set[int] = field(default_factory=set)
 
 
@@ -76,16 +72,14 @@ class StudyView:
     ) -> tuple[list[Observation], list[Suggestion]]:
         """What is known, values to be minimised, and what is being evaluated besides `current`.
 
-        Trials that are infeasible by `trial.set_constraint` are worse than all that are feasible.
-
         **Arguments:**
 
-        - `study`: with one objective.
+        - `study`: whose trials they are.
         - `trials`: of this study. If they are the same object as before they have only grown, by
           finished trials, and are taken up where they ended.
         - `current`: the trial that a suggestion is made for.
         """
-        maximise = study.direction == StudyDirection.MAXIMIZE
+        maximise = maximised(study)
         past = self._past = self._past if self._past.trials is trials else _Past(trials)
         pending: list[Suggestion] = []
         for trial in itertools.islice(trials, past.seen, None):
@@ -97,14 +91,10 @@ class StudyView:
             past.retried.update(seen.retried)
             if seen.observation is not None:
                 past.history.append(seen.observation)
-                if seen.violation > 0:
-                    past.violations[trial.number] = seen.violation
             elif seen.pending is not None and seen.pending.number != current.number:
                 pending.append(seen.pending)
         past.seen = len(trials)
         history = past.history.copy()
-        if past.violations:
-            history = feasible_first(history, past.violations)
         if not past.retried:
             return history, pending
         return (
@@ -129,17 +119,16 @@ class StudyView:
         found = self._suggested(trial)
         return {} if found is None else self.names.to_params(found[0])
 
-    def _look(self, trial: FrozenTrial, maximise: bool) -> _Known:
+    def _look(self, trial: FrozenTrial, maximise: Sequence[bool]) -> _Known:
         running = trial.state == TrialState.RUNNING
         return _Known(
             trial,
             self._observation(trial, maximise) if trial.state.is_finished() else None,
             self._pending(trial) if running else None,
-            violation(trial),
             _retried(trial),
         )
 
-    def _observation(self, trial: FrozenTrial, maximise: bool) -> Observation | None:
+    def _observation(self, trial: FrozenTrial, maximise: Sequence[bool]) -> Observation | None:
         point = point_of(trial, self.names)
         if point is None:
             return None
@@ -176,6 +165,11 @@ class StudyView:
                 return self.space.from_json(stored["config"]), dict(stored["note"])
         except ValueError:
             return None
+
+
+def maximised(study: Any) -> list[bool]:
+    """Which of a study's objectives are maximised."""
+    return [direction == StudyDirection.MAXIMIZE for direction in study.directions]
 
 
 def _retried(trial: FrozenTrial) -> tuple[int, ...]:

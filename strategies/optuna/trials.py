@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,9 @@ REPORT = "hypergrad:report"
 SUMMARY = "hypergrad"
 #: As many characters as `optuna-dashboard` shows without growing wider than the window.
 _WIDTH = 110
+
+#: The system attribute of a trial in which Optuna has its constraints; a prefix from version 5 on.
+_CONSTRAINTS = "constraints"
 
 #: Longer values are split: MySQL keeps an attribute in a column of 64 KiB.
 _CHUNK = 60_000
@@ -83,7 +87,7 @@ def _ask(trial: BaseTrial, name: str, distribution: BaseDistribution) -> Any:
     return trial.suggest_categorical(name, distribution.choices)
 
 
-def report(trial: BaseTrial, value: Any, gradient: Any = None, **details: Any) -> float:
+def report(trial: BaseTrial, value: Any = None, gradient: Any = None, **details: Any) -> Any:
     """Hand a trial's hypergradient over, and return the value for the objective to return.
 
     Stored with the trial: plain JSON data, in several attributes if it is long, which `report_of`
@@ -97,15 +101,25 @@ def report(trial: BaseTrial, value: Any, gradient: Any = None, **details: Any) -
       and its residuals along; or a `strategies.Report`.
     - `gradient`: derivative of `value` with respect to the hyperparameters' natural values, keyed
       by their names, nested or flat, partial.
-    - `gradient_error`, `config`, `cost`, `resource`, `info`: as in `strategies.report`. The
-      searcher takes the trial's duration in seconds for the cost if it is not given.
+    - `gradient_error`, `config`, `cost`, `resource`, `info`, `values`, `gradients`, `constraints`,
+      `constraint_gradients`: as in `strategies.report`. The searcher takes the trial's duration in
+      seconds for the cost if it is not given. Constraints are constraints of the trial, as by
+      `trial.set_constraint`; those set so need not be given again, but may have gradients here.
 
-    **Returns:** The value as a float, NaN if there is none: Optuna takes that for a failure.
+    **Returns:** The value as a float, NaN if there is none: Optuna takes that for a failure. Of
+    several objectives, a tuple.
 
     **Raises:** `ValueError` if the value is not a scalar or the gradient not a mapping.
     """
     given = _report(value, gradient, **details)
     keep_report(trial, given)
+    return returned(given)
+
+
+def returned(given: Report) -> Any:
+    """What an objective of Optuna returns for a report."""
+    if given.values is not None:
+        return tuple(math.nan if each is None else each for each in given.values)
     return math.nan if given.value is None else given.value
 
 
@@ -118,7 +132,33 @@ def keep_report(trial: BaseTrial, given: Report) -> None:
             REPORT,
             lambda key, part: storage.set_trial_system_attr(number, key, part),
         )
+        known = constraints_of(storage.get_trial(trial._trial_id))
+        for key, part in constraint_attributes(given.constraints or {}, known).items():
+            storage.set_trial_system_attr(trial._trial_id, key, part)
     trial.set_user_attr(SUMMARY, _summary(given))
+
+
+def constraints_of(trial: FrozenTrial) -> dict[str, float]:
+    """What `trial.set_constraint`, or a `constraints_func`, has said of a trial."""
+    found = getattr(trial, "constraints", None)
+    if found is None:  # before version 5 there was a list of them
+        found = dict(enumerate(trial.system_attrs.get(_CONSTRAINTS) or ()))
+    return {str(name): float(each) for name, each in found.items()}
+
+
+def constraint_attributes(
+    constraints: Mapping[str, float], known: Mapping[str, float] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Constraints as the system attributes in which Optuna has them, without those it knows."""
+    # Optuna has no NaN there, which is violated.
+    new = {
+        name: math.inf if math.isnan(each) else each
+        for name, each in constraints.items()
+        if name not in known
+    }
+    if not new or hasattr(FrozenTrial, "constraints"):
+        return {f"{_CONSTRAINTS}:{name}": each for name, each in new.items()}
+    return {_CONSTRAINTS: [*known.values(), *new.values()]}
 
 
 def _summary(given: Report) -> str:
@@ -128,6 +168,7 @@ def _summary(given: Report) -> str:
         parts.append(f"gradient norm {_brief([e for _, e in _leaves(given.gradient)])}")
     if given.gradient_error is not None:
         parts.append(f"its error {given.gradient_error:.3g}")
+    parts += [f"{name} {each:.3g}" for name, each in (given.constraints or {}).items()]
     if given.config:
         parts.append(f"tuned {', '.join(given.config)}")
     parts += [f"{path} {_brief(entries)}" for path, entries in _leaves(given.info)]
@@ -160,7 +201,7 @@ def _listed(entries: Any) -> list[Any]:
 
 def objective(
     function: Callable[[dict[str, Any]], Any], space: SearchSpace
-) -> Callable[[Any], float]:
+) -> Callable[[Any], Any]:
     """An objective of Optuna from one of the embedded engine.
 
     **Arguments:**
@@ -172,7 +213,7 @@ def objective(
     **Returns:** What `Study.optimize` takes.
     """
 
-    def evaluate(trial: BaseTrial) -> float:
+    def evaluate(trial: BaseTrial) -> Any:
         return report(trial, function(suggest(trial, space)))
 
     return evaluate
@@ -197,10 +238,16 @@ def report_of(trial: FrozenTrial) -> Report:
             given = Report(None) if stored is None else Report.from_json(stored)
     except ValueError as error:
         raise ValueError(f"trial {trial.number}: {REPORT!r}: {error}") from None
+    constraints = constraints_of(trial)
     return Report(
         value=plain.value,
         # The gradient belongs to the value that it was reported with.
         gradient=given.gradient if plain.value == given.value else None,
+        values=plain.values,
+        gradients=given.gradients if plain.values == given.values else None,
+        # What was NaN is infinite for Optuna.
+        constraints={**constraints, **(given.constraints or {})} or None,
+        constraint_gradients=given.constraint_gradients,
         gradient_error=given.gradient_error,
         config=given.config,
         cost=plain.cost if given.cost is None else given.cost,
@@ -210,15 +257,19 @@ def report_of(trial: FrozenTrial) -> Report:
 
 
 def result_of(trial: FrozenTrial) -> Report:
-    """What Optuna itself knows of a finished trial: its value, its seconds and its last step."""
-    value = None
-    if trial.state == TrialState.COMPLETE:
-        value = trial.value
+    """What Optuna itself knows of a finished trial: values, constraints, seconds, the last step."""
+    value, values = None, None
+    if trial.state == TrialState.COMPLETE and trial.values is not None:
+        value = trial.values[0]
+        values = list(trial.values) if len(trial.values) > 1 else None
     elif trial.state == TrialState.PRUNED and trial.last_step is not None:
         value = trial.intermediate_values[trial.last_step]
     start, end = trial.datetime_start, trial.datetime_complete
     seconds = (end - start).total_seconds() if start and end else None
-    return Report(value, cost=seconds, resource=trial.last_step)
+    constraints = constraints_of(trial) or None
+    return Report(
+        value, cost=seconds, resource=trial.last_step, values=values, constraints=constraints
+    )
 
 
 def write_attribute(content: Any, key: str, put: Callable[[str, Any], None]) -> None:

@@ -40,6 +40,7 @@ from strategies.ray.reports import MAX_NUMBERS, report, result, trainable, worke
 from strategies.ray.scheduler import BracketProgress, HypergradScheduler, ScheduledSearch
 from strategies.ray.search import HypergradSearch
 from strategies.ray.spaces import space_from_ray, space_to_ray
+from strategies.ray.stopper import SearchStopper
 
 if TYPE_CHECKING:
     from strategies.ray.population import population_trainable
@@ -50,6 +51,7 @@ __all__ = [
     "HypergradScheduler",
     "HypergradSearch",
     "ScheduledSearch",
+    "SearchStopper",
     "can_restore",
     "population_trainable",
     "report",

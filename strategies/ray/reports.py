@@ -1,7 +1,7 @@
 """How a trial of Ray Tune hands over its hypergradient."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,10 +22,10 @@ MAX_NUMBERS = 10_000
 
 
 def result(
-    value: Any,
+    value: Any = None,
     gradient: Any = None,
     *,
-    metric: str = "value",
+    metric: str | Sequence[str] = "value",
     metrics: Mapping[str, Any] | None = None,
     **details: Any,
 ) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def result(
     extra = {
         name: entry
         for name, entry in given.__dict__.items()
-        if name != "value" and entry is not None and entry != {}
+        if name not in ("value", "values") and entry is not None and entry != {}
     }
     size = _count(extra)
     if size > MAX_NUMBERS:
@@ -46,13 +46,22 @@ def result(
             "write large arrays into a checkpoint"
         )
     row = dict(metrics or {})
-    row[metric] = math.nan if given.value is None else given.value
+    names = [metric] if isinstance(metric, str) else list(metric)
+    values = [given.value] if given.values is None else list(given.values)
+    if len(names) != len(values):
+        raise ValueError(f"'metric': expected {len(values)} names, received {metric!r:.80}")
+    row |= {n: math.nan if v is None else v for n, v in zip(names, values, strict=True)}
+    if "gradients" in extra:
+        # Ray flattens what has names, so lists have their positions.
+        extra["gradients"] = {str(i): g for i, g in enumerate(extra["gradients"]) if g is not None}
     if extra:
         row[RESERVED] = extra
     return row
 
 
-def report(value: Any, gradient: Any = None, *, checkpoint: Any = None, **details: Any) -> None:
+def report(
+    value: Any = None, gradient: Any = None, *, checkpoint: Any = None, **details: Any
+) -> None:
     """Report from inside a trainable: `tune.report` with a hypergradient.
 
     Everything is turned into plain Python numbers and lists first: the driver never has to unpickle
@@ -66,9 +75,10 @@ def report(value: Any, gradient: Any = None, *, checkpoint: Any = None, **detail
       or flat, partial. Without one the trial still counts.
     - `checkpoint`: a `tune.Checkpoint`, passed on to `tune.report`.
     - `metric`: the name under which `value` is reported, that of `TuneConfig(metric=...)`. Default
-      `"value"`.
+      `"value"`. Of several objectives, a name each, those of `HypergradSearch(metric=[...])`.
     - `metrics`: further metrics to report beside it.
-    - `gradient_error`, `config`, `cost`, `resource`, `info`: as in `strategies.report`. The
+    - `gradient_error`, `config`, `cost`, `resource`, `info`, `values`, `gradients`, `constraints`,
+      `constraint_gradients`: as in `strategies.report`. The
       searcher takes Ray's `time_total_s` and `training_iteration` for cost and resource when they
       are not given.
 
@@ -82,7 +92,7 @@ def report(value: Any, gradient: Any = None, *, checkpoint: Any = None, **detail
 
 
 def trainable(
-    objective: Callable[[dict[str, Any]], Any], *, metric: str = "value"
+    objective: Callable[[dict[str, Any]], Any], *, metric: str | Sequence[str] = "value"
 ) -> Callable[[dict[str, Any]], None]:
     """A function trainable from an objective of the embedded engine.
 
@@ -92,7 +102,7 @@ def trainable(
       a `hypergrad.Hypergradient` or a `strategies.Report`; for instance a
       `strategies.lamarckian.LamarckianTrial`. Its configurations are those of a `SearchSpace`, so
       give that space to `HypergradSearch`, or a `param_space` that is nested alike.
-    - `metric`: the name under which the value is reported.
+    - `metric`: the name under which the value is reported, or a name for each of several.
 
     **Returns:** What `tune.Tuner` takes. Everything else that the objective reports reaches the
     searcher as with `report`.

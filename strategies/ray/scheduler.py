@@ -218,7 +218,7 @@ class ScheduledSearch(HypergradSearch):
         last = self._live.pop(trial_id)
         self._paused.discard(trial_id)
         number = self._numbers[trial_id]
-        if result is not None and self._metric in result:
+        if result is not None and self._has_metric(result):
             last = self._read_result(result)
         elif failed or (result and last is None):
             last = Report(None)
@@ -239,7 +239,7 @@ class ScheduledSearch(HypergradSearch):
     def _tell_schedule(self, trial_id: str | None, number: int, last: Report) -> None:
         config = self.schedule.candidates[number].config
         report = self._translated(trial_id or f"of configuration {number}", config, last)
-        self.schedule.tell(number, report, maximise=self._mode == "max", strict=False)
+        self.schedule.tell(number, report, maximise=self._maximised()[0], strict=False)
 
     def _end(self, trial_id: str) -> None:
         self._live.pop(trial_id, None)

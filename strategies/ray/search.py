@@ -2,11 +2,13 @@
 
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ray.tune.experiment import Trial
@@ -18,6 +20,7 @@ from strategies.arguments import integer
 from strategies.intake import Intake
 from strategies.ledger import Ledger, ledger_of
 from strategies.observation import Report, plain
+from strategies.ray.aims import expected_aim, expected_bounds
 from strategies.ray.layout import Layout
 from strategies.ray.recovery import (
     EXPERIMENT,
@@ -51,6 +54,10 @@ class HypergradSearch(RaySearcher):
       `param_space` of the tuner.
     - `metric`, `mode`: what to optimise, `"min"` or `"max"`. Default: those of `TuneConfig`. They
       must be given here when the tuner has no `param_space`: Ray does not pass them on then.
+      Several objectives are a list of metrics, with a list of modes or one for all; `TuneConfig`
+      takes none, and the default searcher is `MultiObjectiveSearcher`.
+    - `constraints`: names of metrics that must not be above 0, or a mapping of names to what they
+      must not be above. What `report(constraints=...)` says counts as well.
     - `points_to_evaluate`: configurations to try first, nested or flat, complete or partial.
     - `max_concurrent`: the most trials that may run at once, paused ones not counted. 0 (default)
       leaves that to Ray. `TuneConfig(max_concurrent_trials=...)` and `ConcurrencyLimiter` set it
@@ -75,18 +82,17 @@ class HypergradSearch(RaySearcher):
         searcher: Searcher | Ledger | Callable[..., Searcher] | None = None,
         *,
         space: SearchSpace | Mapping[str, Any] | None = None,
-        metric: str | None = None,
-        mode: str | None = None,
+        metric: str | Sequence[str] | None = None,
+        mode: str | Sequence[str] | None = None,
+        constraints: Sequence[str] | Mapping[str, float] = (),
         points_to_evaluate: Sequence[Mapping[str, Any]] | None = None,
         max_concurrent: int = 0,
         seed: int = 0,
         number_key: str | None = None,
     ) -> None:
-        if mode is not None and not (isinstance(mode, str) and mode in ("min", "max")):
-            raise ValueError(f"'mode': expected 'min' or 'max', received {mode!r:.80}")
-        if metric is not None and not isinstance(metric, str):
-            raise ValueError(f"'metric': expected one metric, received {metric!r:.80}")
+        metric, mode = expected_aim(metric, mode)
         super().__init__(metric=metric, mode=mode)
+        self._bounds = expected_bounds(constraints)
         # The base class drops either of them when the other is missing.
         self._metric, self._mode = metric, mode
         given = isinstance(searcher, Searcher | Ledger)
@@ -125,6 +131,9 @@ class HypergradSearch(RaySearcher):
             self._set_up(read_layout(space))
         self._own_space = self._ledger is not None
 
+    #: Upper bounds of metrics; what was pickled before there were any has none.
+    _bounds: Mapping[str, float] = MappingProxyType({})
+
     # Set-up
 
     @property
@@ -142,9 +151,9 @@ class HypergradSearch(RaySearcher):
     def _set_up(self, layout: Layout) -> None:
         make = self._make
         if make is None:
-            from strategies.searchers import AutoSearcher
+            from strategies.searchers import AutoSearcher, MultiObjectiveSearcher
 
-            make = AutoSearcher
+            make = MultiObjectiveSearcher if isinstance(self._metric, list) else AutoSearcher
         assert not isinstance(make, Searcher | Ledger)
         try:
             first = [layout.point(point) for point in self._points]
@@ -164,8 +173,7 @@ class HypergradSearch(RaySearcher):
         Returns whether `config` was taken as the space: it is not if the space was given to the
         constructor. Trials of an earlier experiment that never ended are forgotten.
         """
-        if isinstance(metric, list | tuple):
-            raise ValueError(f"'metric': expected one metric, received {metric!r}")
+        metric, mode = expected_aim(metric, mode)
         for name, given in (("metric", metric), ("mode", mode)):
             mine = self._aim()[name]
             if self._numbers and given and mine and given != mine:
@@ -275,14 +283,32 @@ class HypergradSearch(RaySearcher):
             self._end(trial_id)
 
     def _note_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
-        if trial_id in self._live and self._metric in result:
+        if trial_id in self._live and self._has_metric(result):
             # Ray may end the trial without repeating its result.
             self._live[trial_id] = self._read_result(result)
 
     def _read_result(self, result: Mapping[str, Any]) -> Report:
         """What matters in a flat result, in Ray's keys."""
+        names = [self._metric] if isinstance(self._metric, str) else list(self._metric or [""])
+        values = [as_number(result.get(name)) for name in names]
+        gradients = _under(result, f"{RESERVED}/gradients")
+        constraints = {
+            name: math.nan if (number := as_number(entry)) is None else number
+            for name, entry in _under(result, f"{RESERVED}/constraints").items()
+        }
+        for name, bound in self._bounds.items():
+            found = as_number(result.get(name))
+            constraints[name] = math.nan if found is None else found - bound
         return Report(
-            value=as_number(result.get(self._metric or "")),
+            value=values[0],
+            values=values if len(values) > 1 else None,
+            gradients=[_under(gradients, str(i)) or None for i in range(len(values))]
+            if gradients
+            else None,
+            constraints=constraints or None,
+            constraint_gradients=_by_name(
+                _under(result, f"{RESERVED}/constraint_gradients"), constraints
+            ),
             gradient=_under(result, f"{RESERVED}/gradient"),
             gradient_error=as_number(result.get(f"{RESERVED}/gradient_error")),
             config=_under(result, f"{RESERVED}/config"),
@@ -299,7 +325,7 @@ class HypergradSearch(RaySearcher):
             self._adopt(trial_id, result, failed)
             return
         last = self._live[trial_id]
-        if result is not None and self._metric in result:
+        if result is not None and self._has_metric(result):
             last = self._read_result(result)
         elif failed or (result and last is None):
             # It raised, or it reported, but never the metric.
@@ -321,7 +347,7 @@ class HypergradSearch(RaySearcher):
         files makes trials that we do not know, too. Their config is in the result.
         """
         assert self._layout is not None
-        if failed or result is None or self._metric not in result:
+        if failed or result is None or not self._has_metric(result):
             return
         config = self.ledger.space.validate(self._layout.from_ray(_under(result, "config")))
         failures = {o.number: o.config for o in self.ledger.history if o.status == "failed"}
@@ -342,24 +368,36 @@ class HypergradSearch(RaySearcher):
                 config,
                 self._translated(trial_id, config, last),
                 number=number,
-                maximise=self._mode == "max",
+                maximise=self._maximised(),
                 trial=trial_id,
             )
         )
+
+    def _maximised(self) -> list[bool]:
+        modes = [self._mode] if isinstance(self._mode, str) else list(self._mode or ["min"])
+        return [mode == "max" for mode in modes]
+
+    def _has_metric(self, result: Mapping[str, Any]) -> bool:
+        """Whether a flat result holds what is optimised, at least some of it."""
+        if isinstance(self._metric, list):
+            return any(name in result for name in self._metric)
+        return self._metric in result
 
     def _translated(self, trial_id: str, config: Mapping[str, Any], report: Report) -> Report:
         """A report in the paths of our space."""
         assert self._layout is not None
         known = {_first(path) for path in self._layout.space.domains}
-        for key in report.gradient or {}:
-            if _first(key) not in known:
-                self._intake.complain(
-                    trial_id, key, "a gradient entry is ignored", f"{key!r} is no hyperparameter"
-                )
+        layout = self._layout
+
+        def translated(gradient: Mapping[str, Any]) -> dict[str, Any]:
+            for key in gradient:
+                if _first(key) not in known:
+                    why = f"{key!r} is no hyperparameter"
+                    self._intake.complain(trial_id, key, "a gradient entry is ignored", why)
+            return layout.from_ray(gradient, of=config)
+
         return replace(
-            report,
-            gradient=self._layout.from_ray(report.gradient or {}, of=config),
-            config=self._layout.from_ray(report.config or {}, of=config),
+            report.mapped(translated), config=layout.from_ray(report.config or {}, of=config)
         )
 
     def _end(self, trial_id: str) -> None:
@@ -401,7 +439,7 @@ class HypergradSearch(RaySearcher):
                 self._layout.from_ray(parameters),
                 Report(None if error else as_number(value)),
                 status="pruned" if pruned else "complete",
-                maximise=self._mode == "max",
+                maximise=self._maximised(),
             )
         )
 
@@ -575,7 +613,7 @@ class HypergradSearch(RaySearcher):
 
     def _cut_off(self, trial: Trial, result: Mapping[str, Any]) -> None:
         """A trial that ended with the whole run counts as far as it came, if it came anywhere."""
-        if self._live[trial.trial_id] is None and self._metric not in result:
+        if self._live[trial.trial_id] is None and not self._has_metric(result):
             self._lose(trial.trial_id)
         else:
             self.on_trial_complete(trial.trial_id, dict(result))
@@ -604,6 +642,14 @@ def _newest(folder: str, template: str) -> list[str]:
     before, after = template.split("{}")
     found = [n for n in os.listdir(folder) if n.startswith(before) and n.endswith(after)]
     return sorted(found, reverse=True)
+
+
+def _by_name(
+    entries: Mapping[str, Any], constraints: Mapping[str, float]
+) -> dict[str, dict[str, Any]] | None:
+    """Gradients of constraints out of a flat result; a name may have slashes of its own."""
+    found = {name: _under(entries, name) for name in constraints}
+    return {name: gradient for name, gradient in found.items() if gradient} or None
 
 
 def _first(path: str) -> str:

@@ -92,10 +92,20 @@ class Scheduler(abc.ABC):
         # By level: who has a result there. With `candidates` the one table; see `_record`.
         self._known: dict[int, list[int]] = {}
         self._stored: dict[int, dict[str, Any]] = {}
+        #: Why the last `run` ended before there was nothing left to do; `None` if it did not.
+        self.stopped: str | None = None
         self._rungs_known: tuple[Fraction, tuple[int | float, ...]] | None = None
         self._intakes = {
-            strict: Intake(searcher.space, searcher.check, strict) for strict in (True, False)
+            strict: Intake(searcher.space, self._check, strict) for strict in (True, False)
         }
+
+    def _check(self, observation: Observation) -> None:
+        if observation.values:
+            raise ValueError(
+                f"'values': expected one objective, as rungs rank by one, received "
+                f"{len(observation.values)}"
+            )
+        self.searcher.check(observation)
 
     # -- resources ---------------------------------------------------------------------------
 
@@ -253,6 +263,17 @@ class Scheduler(abc.ABC):
             if ranked and math.isfinite(self.candidates[ranked[0]].value(level)):
                 best[resource] = self.candidates[ranked[0]].results[level]
         return best
+
+    def results(self) -> list[Observation]:
+        """Those at the highest rung that has any, by number."""
+        levels = [level for level, numbers in self._known.items() if numbers]
+        level = max(levels, default=0)
+        return [self.candidates[n].results[level] for n in sorted(self._at(level))]
+
+    def costs(self) -> float:
+        """What all jobs have cost that reported it, in their own unit."""
+        results = [item for c in self.candidates.values() for item in c.results.values()]
+        return sum(item.cost or 0.0 for item in results)
 
     @property
     def spent(self) -> int | float:
@@ -431,9 +452,12 @@ class Scheduler(abc.ABC):
         return self._known.get(level, ())
 
     def _ranked(self, numbers: Sequence[int] | Mapping[int, Any], level: int) -> list[int]:
-        """Those with a result at a level, best first; ties by number, which is creation order."""
+        """Those with a result at a level, best first; ties by number, which is creation order.
+
+        The feasible come before the infeasible, those by their violation.
+        """
         known = [n for n in numbers if level in self.candidates[n].results]
-        return sorted(known, key=lambda n: (self.candidates[n].value(level), n))
+        return sorted(known, key=lambda n: (*self.candidates[n].results[level].rank, n))
 
     def _job(self, number: int, level: int) -> Job:
         candidate, resources = self.candidates[number], self.resources

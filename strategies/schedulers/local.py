@@ -14,6 +14,7 @@ from strategies.observation import NoNumberError, Report, report
 from strategies.schedulers.base import Job, Scheduler
 from strategies.space.point import copied
 from strategies.state import exclusive_lock, save_if_there_is_space, state_exists
+from strategies.stopping import Stop, Watch
 
 Objective = Callable[[Job], Any]
 
@@ -24,6 +25,7 @@ def run(
     *,
     jobs: int | None = None,
     budget: float | None = None,
+    stop: Stop | None = None,
     workers: int = 1,
     timeout: float | None = None,
     state_path: str | os.PathLike[str] | None = None,
@@ -40,6 +42,9 @@ def run(
     - `jobs`: stop after so many jobs in all, those before a restore included.
     - `budget`: start no job once this much resource is spent (`Scheduler.spent_resumed`) or will
       be by the jobs that run.
+    - `stop`: what else ends the run before: a `Stop` by time, cost, patience or expected gain; the
+      last two look at the results at the highest rung that has any. Why it ended is
+      `Scheduler.stopped`.
     - `workers`: threads. With 1 the order of jobs is reproducible; the decisions always are.
     - `timeout`: seconds after which a job is given up: a failure. Its thread is left alone.
       Default: never.
@@ -47,6 +52,9 @@ def run(
       new, the run resumes there: results are kept, and what was being worked on is done again.
     - `callbacks`: called with a job and its report after each, in this thread. One that returns
       `True` ends the run; what is running then is still recorded.
+
+    Ctrl-C ends the run: what has finished is known, what was running is pending, and is done again
+    by a run that resumes.
 
     **Returns:** The scheduler.
 
@@ -61,10 +69,15 @@ def run(
     endless = getattr(scheduler, "iterations", 1) is None or (
         getattr(scheduler, "configurations", 1) is None
     )
-    if jobs is None and budget is None and endless:
+    if stop is not None and not isinstance(stop, Stop):
+        raise ValueError(f"'stop': expected a Stop, received {stop!r:.80}")
+    if jobs is None and budget is None and stop is None and endless:
         raise ValueError("'jobs', 'budget': expected one of them, as this scheduler has no end")
+    watch = None if stop is None else Watch(stop, scheduler.searcher.space)
     with exclusive_lock(state_path):
-        return _run(objective, scheduler, jobs, budget, workers, timeout, state_path, callbacks)
+        return _run(
+            objective, scheduler, jobs, budget, watch, workers, timeout, state_path, callbacks
+        )
 
 
 def _run(
@@ -72,6 +85,7 @@ def _run(
     scheduler: Scheduler,
     jobs: int | None,
     budget: float | None,
+    watch: Watch | None,
     workers: int,
     timeout: float | None,
     state_path: str | os.PathLike[str] | None,
@@ -87,6 +101,8 @@ def _run(
     def more(running: int) -> Job | None:
         done = sum(len(c.results) for c in scheduler.candidates.values())
         if stops or (jobs is not None and done + running >= jobs):
+            return None
+        if watch is not None and watch.over(scheduler.results(), scheduler.costs()):
             return None
         if again:
             return again.pop(0)
@@ -107,7 +123,14 @@ def _run(
     def call(job: Job) -> tuple[Any, ...]:
         return _evaluate, objective, replace(job, config=copied(job.config))
 
-    work(more, call, record, workers, timeout)
+    interrupted = False
+    try:
+        work(more, call, record, workers, timeout)
+    except KeyboardInterrupt:
+        interrupted = True
+    scheduler.stopped = None if watch is None else watch.reason
+    if interrupted or stops:
+        scheduler.stopped = "it was interrupted" if interrupted else "a callback asked for it"
     return scheduler
 
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from strategies.searchers.evolution import EvolutionSearcher
     from strategies.searchers.grid import GridSearcher
     from strategies.searchers.hypergradient import HypergradientSearcher
+    from strategies.searchers.multi_objective import MultiObjectiveSearcher
     from strategies.searchers.pareto import ParetoSearcher
     from strategies.searchers.random import RandomSearcher
     from strategies.searchers.sobol import SobolSearcher
@@ -23,6 +24,7 @@ __all__ = [
     "EvolutionSearcher",
     "GridSearcher",
     "HypergradientSearcher",
+    "MultiObjectiveSearcher",
     "ParetoSearcher",
     "RandomSearcher",
     "Searcher",
@@ -38,6 +40,7 @@ _HOMES = {
     "EvolutionSearcher": "evolution",
     "GridSearcher": "grid",
     "HypergradientSearcher": "hypergradient",
+    "MultiObjectiveSearcher": "multi_objective",
     "ParetoSearcher": "pareto",
     "RandomSearcher": "random",
     "Searcher": "base",

@@ -55,8 +55,13 @@ class AutoSearcher(Searcher):
         self, number: int, history: Sequence[Observation], pending: Sequence[Suggestion]
     ) -> Suggestion:
         name, why = self._choice(history)
-        suggestion = self._searcher(name)._propose(number, history, pending)
+        searcher = self._searcher(name)
+        suggestion = searcher._propose(number, searcher.seen(history), pending)
         return replace(suggestion, note={**suggestion.note, "searcher": name, "why": why})
+
+    def seen(self, history: Sequence[Observation]) -> Sequence[Observation]:
+        """The history itself: the searcher that is chosen sees it in its own way."""
+        return history
 
     def _choice(self, history: Sequence[Observation]) -> tuple[str, str]:
         complete = [item for item in history if item.status == "complete"]

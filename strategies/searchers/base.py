@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from strategies.arguments import integer
+from strategies.feasibility import feasible_first
 from strategies.observation import Observation, Suggestion
 from strategies.searchers.single_thread import single_thread
 from strategies.space import SearchSpace
@@ -54,6 +55,8 @@ class Searcher(ABC):
     #: Whether `propose` compares results at different resources by itself. A scheduler shows such a
     #: searcher the results of all rungs, and any other those of one rung.
     all_resources = False
+    #: Whether trials may report several objectives.
+    several_objectives = False
 
     #: Names of other searchers whose saved searches this one may go on with.
     continues: tuple[str, ...] = ()
@@ -72,11 +75,25 @@ class Searcher(ABC):
     def check(self, observation: Observation) -> None:
         """What this searcher demands beyond the space of an observation that has not failed.
 
-        Here nothing. All engines and schedulers ask, through `strategies.intake.Intake`.
+        Here that it has one objective, unless `several_objectives`. All engines and schedulers ask,
+        through `strategies.intake.Intake`.
 
         **Raises:** `ValueError` naming what was expected and what was received.
         """
-        del observation
+        if len(observation.values) > 1 and not self.several_objectives:
+            raise ValueError(
+                f"'values': {type(self).__name__} expected one objective, received "
+                f"{len(observation.values)}; MultiObjectiveSearcher takes several"
+            )
+
+    def seen(self, history: Sequence[Observation]) -> Sequence[Observation]:
+        """A history as `_propose` is given it.
+
+        Here a ranking without constraints, in which the infeasible are worse than all feasible ones
+        (`strategies.feasibility.feasible_first`). A searcher that models constraints returns the
+        history itself.
+        """
+        return feasible_first(history)
 
     def rng(self, number: int) -> np.random.Generator:
         """The generator that decides everything random about one suggestion."""
@@ -96,6 +113,7 @@ class Searcher(ABC):
         if number < len(self.first):
             return self._located(Suggestion(number, self.first[number], {"origin": "first"}))
         history = _within_reach(sorted(map(self._received, history), key=_place))
+        history = self.seen(history)
         pending = sorted(map(self._located, pending), key=lambda suggestion: suggestion.number)
         with single_thread():
             suggestion = self._propose(number, history, pending)
@@ -150,7 +168,7 @@ class Searcher(ABC):
         """The farthest allowed point on the way from the incumbent to a suggestion, or a draw."""
         complete = [item for item in history if item.status == "complete"]
         if complete:
-            best = min(complete, key=lambda item: (item.value, item.number or 0))
+            best = min(complete, key=lambda item: (*item.rank, item.number or 0))
             start = best.unit
             way = self.space.encode(suggestion.config) - start
             for fraction in (0.9, 0.75, 0.5, 0.25, 0.1):
@@ -194,11 +212,16 @@ def _within_reach(history: list[Observation]) -> list[Observation]:
         replace(
             item,
             value=None if item.value is None else _UNIT * item.value,
-            gradient=item.gradient
-            and {p: (_UNIT * np.asarray(g, float)).tolist() for p, g in item.gradient.items()},
+            gradient=_scaled(item.gradient),
+            values=tuple(_UNIT * each for each in item.values),
+            gradients=tuple(_scaled(each) for each in item.gradients),
         )
         for item in history
     ]
+
+
+def _scaled(gradient: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    return gradient and {p: (_UNIT * np.asarray(g, float)).tolist() for p, g in gradient.items()}
 
 
 def _place(observation: Observation) -> tuple[int, float, str]:

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from strategies.arguments import integer, switch
+from strategies.feasibility import feasible_first
 from strategies.observation import Observation, Suggestion
 from strategies.searchers.base import Searcher
 from strategies.space import SearchSpace
@@ -40,6 +41,8 @@ from strategies.surrogates.acquisition import (
     log_expected_improvement_slopes,
 )
 from strategies.surrogates.candidates import maximise
+from strategies.surrogates.derivative_rows import derivative_rows
+from strategies.surrogates.feasibility import Feasibility, feasibility
 from strategies.surrogates.fidelities import aligned, paired, stacked
 from strategies.surrogates.gaussian_process import GaussianProcess, Prior, Rows, fit
 from strategies.surrogates.geometry import geometry
@@ -83,6 +86,7 @@ class _Belief:
       several resources are modelled together.
     - `skill`: share of the squares of the values that is predicted when each is left out in turn;
       one where gradients are known or several resources are modelled together.
+    - `limits`: what is believed of the constraints, if there are any.
     """
 
     process: GaussianProcess
@@ -93,6 +97,7 @@ class _Belief:
     through: Vector
     own: float
     skill: float
+    limits: Feasibility | None = None
 
     def score(self, points: Matrix) -> Vector:
         if len(self.at):
@@ -102,11 +107,16 @@ class _Belief:
         else:
             mean, deviation = self.process.predict(points)
             deviation = np.hypot(deviation, self.own)
-        return log_expected_improvement(mean, deviation, self.best)
+        gain = log_expected_improvement(mean, deviation, self.best)
+        return gain if self.limits is None else self.limits.weigh(gain, points)
 
 
 class BayesSearcher(Searcher):
     """A Gaussian process and expected improvement over the whole, mixed space.
+
+    Constraints have a process each: improvement below the best feasible point is weighed by the
+    probability of being feasible (`strategies.surrogates.feasibility`). Where the results of
+    several resources are modelled together, they are ranked.
 
     **Arguments:**
 
@@ -168,6 +178,11 @@ class BayesSearcher(Searcher):
         """A draw from the prior; those of a search are evenly spread."""
         return self.space.from_uniform(sobol_point(self.space.uniforms, self.seed, number))
 
+    def seen(self, history: Sequence[Observation]) -> Sequence[Observation]:
+        """The history itself: constraints are modelled, unless several resources are."""
+        usable = [item for item in history if item.status != "failed"]
+        return feasible_first(history) if paired(usable) else history
+
     def _tried(self, history: Sequence[Observation], pending: Sequence[Suggestion]) -> Matrix:
         """Everything that need not be tried again, at whatever resource it was."""
         return np.stack([item.unit for item in [*history, *pending]])
@@ -210,7 +225,7 @@ class BayesSearcher(Searcher):
         rows, y = Rows.values(x), target[order]
         fit_rows = np.arange(min(len(order), fit_room))
         if any(gradient is not None for gradient in gradients):
-            extra, extra_y = self._derivatives(
+            extra, extra_y = derivative_rows(
                 [gradients[i] for i in order],
                 [history[i].gradient_error for i in order],
                 x,
@@ -226,7 +241,20 @@ class BayesSearcher(Searcher):
         if joint:
             tried = np.unique(tried, axis=0)
         mean, _ = process.predict(_extended(tried, at))
-        anchors = tried[np.argsort(mean, kind="stable")[:_ANCHORS]]
+        # Nothing is expected of an infeasible point, however small its value.
+        behind = np.zeros(len(mean))
+        limits = None
+        if not joint:
+            behind = np.array([history[i].violation for i in order])
+            limits = feasibility(
+                history,
+                self._stretch,
+                self._groups,
+                self.prior,
+                rng,
+                derivative_rows if self.gradients else None,
+            )
+        anchors = tried[np.lexsort((mean, behind))[:_ANCHORS]]
         if pending:
             waiting = np.stack([one.unit for one in pending]) * self._stretch
             guess, _ = process.predict(_extended(waiting, through))
@@ -240,48 +268,14 @@ class BayesSearcher(Searcher):
             own = _OWN_SHARE * process.noise
             # The weights of the values are what is left over, in units of the noise variance.
             mean = mean + own * process.weights[process.rows.is_value > 0]
-        own = float(np.sqrt(own))
-        return _Belief(process, float(mean.min()), tried, anchors, at, through, own, skill)
+        if limits is not None:
+            mean = mean[: len(behind)][behind == behind.min()]
+        best, deviation = float(mean.min()), float(np.sqrt(own))
+        return _Belief(process, best, tried, anchors, at, through, deviation, skill, limits)
 
     def _usable(self, item: Observation) -> bool:
         """Whether the gradient of an observation may be conditioned on."""
         return self.gradients and item.status != "failed"
-
-    def _derivatives(
-        self,
-        gradients: Sequence[Vector | None],
-        errors: Sequence[float | None],
-        x: Matrix,
-        slope: Vector,
-        room: int,
-    ) -> tuple[Rows, Vector]:
-        """Derivative rows, in the order of the points, until the room is used up."""
-        width = x.shape[1]
-        known = [(i, raw) for i, raw in enumerate(gradients) if raw is not None]
-        entries = sum(int(np.isfinite(raw).sum()) for _, raw in known)
-        at: list[int] = []
-        directions: list[Vector] = []
-        y: list[float] = []
-        noise: list[float] = []
-        for i, raw in known:
-            error, gradient = errors[i], slope[i] * np.nan_to_num(raw)
-            size = float(np.linalg.norm(gradient))
-            if error is not None and not error < 1:
-                continue
-            if entries <= room:
-                along = np.eye(len(raw), width)[np.isfinite(raw)]
-            elif len(y) < room and size > 0:
-                along = np.pad(gradient / size, (0, width - len(raw)))[None]
-            else:
-                continue
-            spread = 0.0 if error is None else error * size / np.sqrt(np.isfinite(raw).sum())
-            at += [i] * len(along)
-            directions += list(along)
-            y += list(along[:, : len(raw)] @ gradient)
-            noise += [spread] * len(along)
-        if not y:
-            return Rows.values(np.empty((0, width))), np.empty(0)
-        return Rows(x[at], np.array(directions), np.array(noise)), np.array(y)
 
     # The acquisition
 
@@ -291,7 +285,7 @@ class BayesSearcher(Searcher):
         free = self.space.differentiable
         if free.any() and belief.process.rows.direction.any():
             center, scales = belief.anchors[0, free], belief.process.scales[: len(free)][free]
-            low[free], high[free] = box(center, scales, side(history))
+            low[free], high[free] = box(center, scales, side(feasible_first(history)))
         return low, high
 
     def _climb(
@@ -310,6 +304,11 @@ class BayesSearcher(Searcher):
             value = log_expected_improvement(mean, total, belief.best)
             to_mean, to_total = log_expected_improvement_slopes(mean, total, belief.best)
             slope = to_mean * by_mean + to_total * deviation / total * by_deviation
+            if belief.limits is not None:
+                weighed, slope = belief.limits.weigh_slopes(
+                    float(value), slope, moved * self._stretch, free
+                )
+                return -weighed, -slope * self._stretch[free]
             return -float(value), -slope * self._stretch[free]
 
         if not len(free):

@@ -32,6 +32,8 @@ class GridSearcher(Searcher):
     `size` is the number of configurations.
     """
 
+    several_objectives = True
+
     def __init__(
         self,
         space: SearchSpace,

@@ -23,7 +23,7 @@ from strategies.space import Float, Int, SearchSpace
 from strategies.surrogates.candidates import maximise
 from strategies.surrogates.gaussian_process import Prior, Rows, fit
 from strategies.surrogates.geometry import geometry
-from strategies.surrogates.hypervolume import expected_improvement, pareto_front
+from strategies.surrogates.hypervolume import improvement, pareto_front
 from strategies.surrogates.outputs import shifted, standardised
 from strategies.surrogates.startup import sobol_point
 
@@ -78,6 +78,7 @@ class ParetoSearcher(Searcher):
 
         **Raises:** `ValueError` naming the trial whose cost is not.
         """
+        super().check(observation)
         if not 0 < (observation.cost or 0) < math.inf:
             raise ValueError(
                 f"trial {observation.number}: 'cost': expected a positive number, "
@@ -122,6 +123,7 @@ class ParetoSearcher(Searcher):
         points = np.stack([np.exp(centre + spread * means[:, 0]), means[:, 1]], axis=1)
         worst = points.max(axis=0)
         reference = worst + 0.1 * (worst - points.min(axis=0))
+        gain = improvement(points, reference, logs=(True, False))
 
         def score(candidates: Matrix) -> NDArray[np.float64]:
             (value, value_error), (cost, cost_error) = (
@@ -129,8 +131,7 @@ class ParetoSearcher(Searcher):
             )
             mean = np.stack([centre + spread * value, cost], axis=1)
             deviation = np.stack([spread * value_error, cost_error], axis=1)
-            gain = expected_improvement(mean, deviation, points, reference, log_first=True)
-            return np.log(np.maximum(gain, 1e-300))
+            return np.log(np.maximum(gain(mean, deviation), 1e-300))
 
         front = {tuple(row) for row in pareto_front(points)}
         members = np.flatnonzero([tuple(row) in front for row in points])
@@ -148,7 +149,7 @@ class ParetoSearcher(Searcher):
         """
         found: list[Observation] = []
         told = self.ledger.history if history is None else history
-        known = [o for o in told if o.status == "complete" and o.cost]
+        known = [o for o in told if o.status == "complete" and o.feasible and o.cost]
         for item in sorted(known, key=lambda o: (o.cost, o.value)):
             if not found or item.value < found[-1].value:  # type: ignore[operator]
                 found.append(item)

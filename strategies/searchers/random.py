@@ -9,6 +9,8 @@ from strategies.searchers.base import Searcher
 class RandomSearcher(Searcher):
     """Independent draws from the space's prior; suggestion `n` depends on the seed and `n` only."""
 
+    several_objectives = True
+
     def _propose(
         self, number: int, history: Sequence[Observation], pending: Sequence[Suggestion]
     ) -> Suggestion:

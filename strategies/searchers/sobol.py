@@ -20,6 +20,8 @@ class SobolSearcher(Searcher):
     **Raises:** `ValueError` if the space needs more than 21201 variates, the sequence's limit.
     """
 
+    several_objectives = True
+
     def __init__(
         self, space: SearchSpace, *, seed: int = 0, first: Iterable[Mapping[str, Any]] = ()
     ):

@@ -19,6 +19,7 @@ import numpy as np
 from strategies.arguments import integer, positive
 from strategies.observation import Observation, Suggestion
 from strategies.searchers.base import Searcher
+from strategies.searchers.bayes import BayesSearcher
 from strategies.searchers.hypergradient.additive import additive
 from strategies.searchers.hypergradient.chains import chains
 from strategies.searchers.hypergradient.change import change
@@ -34,6 +35,7 @@ from strategies.searchers.hypergradient.points import (
 from strategies.searchers.hypergradient.restart import farthest, restart
 from strategies.searchers.hypergradient.view import Mover, Offer, View
 from strategies.space import SearchSpace
+from strategies.surrogates.lagrangian import has_all_slopes, lagrangian
 
 # In this order, as the later ones need not compute what cannot win any more.
 _MOVERS: tuple[Mover, ...] = (descent, change, model, additive, restart)
@@ -47,6 +49,10 @@ class HypergradientSearcher(Searcher):
     smaller errors shorten the steps and drop curvature that they could have caused. Where the
     gradients seen do not predict the values seen, they are ignored altogether. Where the best
     configuration has none to follow, a Gaussian process decides (`BayesSearcher`).
+
+    Constraints that come with gradients are folded into the objective, as an augmented Lagrangian
+    (`strategies.surrogates.lagrangian`). Where one that is violated has none, `BayesSearcher`
+    decides, too.
 
     **Arguments:**
 
@@ -72,10 +78,18 @@ class HypergradientSearcher(Searcher):
         self.radius = float(positive("radius", radius, 1.0))
         self.memory = integer("memory", memory, 1)
 
+    def seen(self, history: Sequence[Observation]) -> Sequence[Observation]:
+        """The history itself: constraints are walked along, or modelled."""
+        return history
+
     def _propose(
         self, number: int, history: Sequence[Observation], pending: Sequence[Suggestion]
     ) -> Suggestion:
-        points = smooth([point_of(item) for item in history])
+        if not has_all_slopes(history):
+            model = BayesSearcher(self.space, seed=self.seed)
+            config = model.propose(number, history, pending).config
+            return Suggestion(number, config, Move("model", number, way="model").note())
+        points = smooth([point_of(item) for item in lagrangian(history)])
         known = [point for point in points if np.isfinite(point.value)]
         waiting = [move for item in pending if (move := Move.of(item.note)) is not None]
         units = [point.unit for point in points]

@@ -229,7 +229,8 @@ def test_infeasible_trials_are_behind_all_feasible_ones(direction):
     study.enqueue_trial({"x": 0.625})
     study.optimize(objective, n_trials=20)
     trials = study.get_trials(deepcopy=False)
-    history, _ = study.sampler._view.look(study, trials, create_trial(value=0.0))
+    known, _ = study.sampler._view.look(study, trials, create_trial(value=0.0))
+    history = RandomSearcher(space).seen(known)
     near, far = history[2], history[0]
     worst = max(o.value for o in history if o.config["x"] >= 0.7)
     assert worst < near.value < far.value

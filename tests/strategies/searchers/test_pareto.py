@@ -7,7 +7,7 @@ from strategies.observation import Observation
 from strategies.searchers.pareto import ParetoSearcher
 from strategies.searchers.random import RandomSearcher
 from strategies.space import Float, SearchSpace
-from strategies.surrogates.hypervolume import expected_improvement, hypervolume, pareto_front
+from strategies.surrogates.hypervolume import hypervolume, improvement, pareto_front
 
 REFERENCE = np.array([1.0, 1.0])
 
@@ -26,7 +26,7 @@ def test_expected_improvement_is_its_sampled_mean():
     rng = np.random.default_rng(0)
     points = rng.random((6, 2))
     mean, deviation = np.array([[0.3, 0.4], [0.1, 0.9], [1.2, 0.2]]), np.full((3, 2), 0.3)
-    expected = expected_improvement(mean, deviation, points, REFERENCE)
+    expected = improvement(points, REFERENCE)(mean, deviation)
     before = hypervolume(points, REFERENCE)
     for m, d, value in zip(mean, deviation, expected, strict=True):
         draws = m + d * rng.standard_normal((4000, 2))
@@ -38,7 +38,7 @@ def test_expected_improvement_of_a_log_normal_objective():
     rng = np.random.default_rng(1)
     points = rng.random((6, 2))
     mean, deviation = np.array([[-1.0, 0.4], [-2.0, 0.9], [0.3, 0.2]]), np.full((3, 2), 0.4)
-    expected = expected_improvement(mean, deviation, points, REFERENCE, log_first=True)
+    expected = improvement(points, REFERENCE, (True, False))(mean, deviation)
     before = hypervolume(points, REFERENCE)
     for m, d, value in zip(mean, deviation, expected, strict=True):
         draws = m + d * rng.standard_normal((4000, 2))
@@ -48,9 +48,8 @@ def test_expected_improvement_of_a_log_normal_objective():
 
 
 def test_expected_improvement_without_points():
-    value = expected_improvement(
-        np.array([[0.5, 0.5]]), np.full((1, 2), 1e-9), np.empty((0, 2)), REFERENCE
-    )
+    gain = improvement(np.empty((0, 2)), REFERENCE)
+    value = gain(np.array([[0.5, 0.5]]), np.full((1, 2), 1e-9))
     assert value == pytest.approx([0.25])
 
 
