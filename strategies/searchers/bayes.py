@@ -245,7 +245,7 @@ class BayesSearcher(Searcher):
         behind = np.zeros(len(mean))
         limits = None
         if not joint:
-            behind = np.array([history[i].violation for i in order])
+            behind = np.array([history[i].rank[0] for i in order])
             limits = feasibility(
                 history,
                 self._stretch,
