@@ -36,6 +36,7 @@ LENGTH, RATE = 32, 0.01
 # Training steps between two steps of the weights.
 BETWEEN = 5
 ONLINE, FIRST_ORDER = "learned, forward mode", "learned, F2SA"
+LAST = "learned, forward mode, the last weights"
 
 
 def adam() -> optax.GradientTransformation:
@@ -43,20 +44,19 @@ def adam() -> optax.GradientTransformation:
     return optax.adam(RATE, eps_root=1e-8)
 
 
-def both(domains: dict[str, Domain], part: str) -> np.ndarray:
+def both(domains: dict[str, Domain], part: str, each: int) -> np.ndarray:
     """Pieces of the target: equally many of its two domains."""
-    parts = [getattr(domains[name], part) for name in TARGETS]
-    count = min(len(pieces) for pieces in parts)
-    return np.concatenate([pieces[:count] for pieces in parts])
+    return np.concatenate([getattr(domains[name], part)[:each] for name in TARGETS])
 
 
 @experiment(
     paper="Pan et al. 2024 (ScaleBiO), arXiv:2406.19976",
     options=[
-        Option("steps", 400, quick=60, help="training steps"),
-        Option("batch", 24, quick=12, help="pieces in a mini-batch"),
+        Option("steps", 400, quick=40, help="training steps"),
+        Option("batch", 24, quick=8, help="pieces in a mini-batch"),
         Option("seeds", 3, quick=1, help="runs"),
         Option("random", 8, quick=2, help="random mixtures tried"),
+        Option("held", 1024, quick=128, help="validation pieces, and as many for the test"),
     ],
     claims=[
         Claim(
@@ -79,7 +79,8 @@ def run_experiment(context: Context) -> None:
     domains = text_domains(LENGTH, seed=options.seed)
     names = list(domains)
     data = {name: jnp.asarray(part.train) for name, part in domains.items()}
-    validation, test = jnp.asarray(both(domains, "validation")), both(domains, "test")
+    each = options.held // len(TARGETS)
+    validation, test = (jnp.asarray(both(domains, part, each)) for part in ("validation", "test"))
     sizes = np.array([len(part) for part in data.values()])
     first = jnp.asarray(np.cumsum([0, *sizes])[:-1])
     together, count = jnp.concatenate(list(data.values())), jnp.asarray(sizes)
@@ -137,6 +138,7 @@ def run_experiment(context: Context) -> None:
                 )
                 found[name] = _vector(out.average, names)
                 if name == ONLINE:
+                    found[LAST] = _vector(out.weights, names)
                     traces.append(out.trace)
             rng = np.random.default_rng(seed)
             tried = rng.dirichlet(np.ones(len(names)), size=options.random)
