@@ -111,6 +111,8 @@ def run_experiment(context: Context) -> None:
             optax.adam(0.1), inner_steps=BETWEEN, step_size=0.5, multiplier=3.0, most=10.0
         ),
     }
+    if options.quick:
+        del algorithms[FIRST_ORDER]
     outer_steps = options.steps // BETWEEN
     bits: dict[str, list[float]] = {}
     weights_of: dict[str, list[np.ndarray]] = {}

@@ -73,12 +73,14 @@ def _names() -> bytes:
 
 def _documentation() -> bytes:
     """Docstrings of the modules that `_code` leaves out."""
-    texts = []
+    text = ""
     for path in _files("[i-z]*.py"):
         for node in ast.walk(ast.parse(path.read_bytes())):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-                texts.append(ast.get_docstring(node) or "")
-    return "\n".join(texts).encode()
+                text += (ast.get_docstring(node) or "") + "\n"
+        if len(text) > _BYTES:
+            break
+    return text.encode()
 
 
 def _entities() -> bytes:
