@@ -16,10 +16,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from hypergrad.compiled import as_arrays
+from hypergrad.data.frames import to_frame, without_frames
+from hypergrad.data.trained import check_count, check_order, check_queries, over_weights
 from hypergrad.data.weighted import WeightedExamples
 from hypergrad.estimator import Estimator, HypergradientInfo
 from hypergrad.implicit import ImplicitDifferentiation
@@ -38,11 +39,14 @@ class Attribution(eqx.Module):
     - `losses`: of the queries.
     - `info`: the estimator's account for each query, every field of shape `(m,)`. `info.error` is
       the estimated error of a query's row of scores, relative to the row's norm.
+    - `index`, `query_index`: of the rows, if examples or queries were data frames.
     """
 
     scores: Float[Array, "m n"]
     losses: Float[Array, "m"]
     info: HypergradientInfo
+    index: Any = None
+    query_index: Any = None
 
     @property
     def leave_one_out(self) -> Float[Array, "m n"]:
@@ -56,10 +60,24 @@ class Attribution(eqx.Module):
 
     def select(self, k: int) -> Int[Array, "k"]:
         """Numbers of the `k` examples whose weight lowers the mean query loss most, best first."""
-        count = self.scores.shape[1]
-        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= count:
-            raise ValueError(f"k: expected an integer from 1 to {count}, received {k!r}.")
+        k = check_count("k", k, self.scores.shape[1])
         return jnp.argsort(jnp.mean(self.scores, axis=0))[:k]
+
+    def frame(self, query: int | None = None) -> Any:
+        """A pandas data frame with a row an example: `score`, `leave_one_out`; most harmful first.
+
+        Of one query, by its number, or the means over all of them. Raises `ImportError` without
+        pandas, `ValueError` for a query that there is not.
+        """
+        count = self.scores.shape[0]
+        if query is not None and (isinstance(query, bool) or query not in range(count)):
+            raise ValueError(f"query: expected a number from 0 to {count - 1}, received {query!r}.")
+
+        def of(values: Array) -> Array:
+            return jnp.mean(values, axis=0) if query is None else values[query]
+
+        columns = {"score": of(self.scores), "leave_one_out": of(self.leave_one_out)}
+        return to_frame(columns, self.index).sort_values("score", ascending=False, kind="stable")
 
 
 def attribute(
@@ -82,7 +100,8 @@ def attribute(
       loss is what a query is judged by.
     - `params`: the trained parameters; for unrolled estimators where the training starts.
     - `hparams`: the hyperparameters, held fixed.
-    - `examples`: an inner batch with all training examples, `n` along the leading axis.
+    - `examples`: an inner batch with all training examples, `n` along the leading axis. Data
+      frames are taken as arrays.
     - `queries`: an outer batch with all queries, `m` along the leading axis; each is judged alone.
     - `estimator`: by default `ImplicitDifferentiation()`. Any other will do: with `Unrolled` it is
       the attribution through the whole training.
@@ -99,19 +118,19 @@ def attribute(
     estimator = ImplicitDifferentiation() if estimator is None else estimator
     check_estimator(estimator)
     check_key(key)
+    examples, index = without_frames("examples", examples)
+    queries, query_index = without_frames("queries", queries)
     params, hparams, examples, queries = as_arrays((params, hparams, examples, queries))
     weighted = WeightedExamples(problem, hparams, examples)
     # Checks the queries' axes, too.
     count = WeightedExamples(problem, hparams, queries).size
+    check_queries(weighted, params, queries, key)
     everyone = jnp.arange(weighted.size)
     _require_mean(weighted, params, everyone, key)
-    numbers = everyone if order is None else _checked_order(order, weighted.size)
-    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
-        raise ValueError(f"chunk: expected a positive integer, received {chunk!r}.")
-    losses, scores, info = _attributed(
-        weighted, estimator, params, numbers, queries, min(chunk, count), key
-    )
-    return Attribution(scores, losses, info)
+    numbers = everyone if order is None else check_order(order, weighted.size)
+    chunk = min(check_count("chunk", chunk), count)
+    losses, scores, info = _attributed(weighted, estimator, params, numbers, queries, chunk, key)
+    return Attribution(scores, losses, info, index, query_index)
 
 
 @eqx.filter_jit
@@ -124,14 +143,10 @@ def _attributed(
     chunk: int,
     key: Array | None,
 ) -> tuple[Array, Array, HypergradientInfo]:
-    original = weighted.problem
     dtype = jnp.result_type(jnp.float32, *_floating(params))
     weights = jnp.ones(weighted.size, dtype)
 
-    def query_loss(params: PyTree, _: Array, query: PyTree, key: Array | None = None) -> Array:
-        return original.outer_loss(params, weighted.hparams, query, key)[0]
-
-    problem = BilevelProblem(weighted, query_loss, stochastic=original.stochastic)
+    problem = over_weights(weighted)
     state = estimator.init(problem, params, weights, numbers, key=key)
     state, _ = estimator.fit(problem, state, weights, numbers, key=key)
     arrays, rest = eqx.partition(queries, eqx.is_array)
@@ -161,17 +176,6 @@ def _require_mean(
             f"one is {float(alone):.6g}. Divide a sum by the size of the batch; layers that mix "
             "examples (batch norm) have no loss of a single one."
         )
-
-
-def _checked_order(order: Any, size: int) -> Array:
-    numbers = np.asarray(order)
-    whole = np.issubdtype(numbers.dtype, np.integer)
-    if not whole or numbers.ndim != 2 or numbers.min() < 0 or numbers.max() >= size:
-        raise ValueError(
-            f"order: expected integers from 0 to {size - 1} of shape (steps, batch), received "
-            f"{numbers.dtype} of shape {numbers.shape}."
-        )
-    return jnp.asarray(numbers)
 
 
 def _floating(tree: PyTree) -> list[Array]:

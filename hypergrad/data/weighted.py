@@ -15,7 +15,7 @@ class WeightedExamples(eqx.Module):
 
     `f_i(w) = inner(w, hparams, example i as a batch of one)`, a penalty included. At
     equal weights it is the inner loss itself, if that is a mean over examples; with `p_i = 0` it is
-    the inner loss without example `i`.
+    the inner loss without example `i`. A batch whose weights are all zero has the loss zero.
 
     **Arguments:**
 
@@ -62,7 +62,8 @@ class WeightedExamples(eqx.Module):
     ) -> Scalar:
         """The loss on the examples with these numbers, e.g. `jnp.arange(size)`."""
         p = weights[chosen]
-        return jnp.sum(p * self.losses(params, chosen, key)) / jnp.sum(p)
+        total = jnp.sum(p)
+        return jnp.sum(p * self.losses(params, chosen, key)) / jnp.where(total == 0, 1, total)
 
     def _alone(self) -> Callable:
         def loss(params: PyTree, i: Array, key: Array | None) -> Scalar:

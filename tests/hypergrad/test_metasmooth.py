@@ -55,6 +55,20 @@ def test_each_hyperparameter_may_have_a_step_of_its_own():
     assert found.value > 0.99
 
 
+def test_it_is_the_published_formula():
+    """Written out for a training whose end is known: `w = noise(λ)`, each entry by itself."""
+    problem = BilevelProblem(lambda w, h, b: 0.5 * jnp.sum((w - jnp.sin(300 * h)) ** 2), to_target)
+    h, step = jnp.linspace(0, 1, SIZE), 0.01
+    found = metasmoothness(
+        problem, jnp.zeros(SIZE), h, estimator=Unrolled(optax.sgd(1.0), 1), step=step, directions=2
+    )
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(2, SIZE))
+    ends = [np.sin(300 * (np.asarray(h) + k * step * signs)) for k in (0, 1, 2)]
+    agree = np.sign(ends[1] - ends[0]) * np.sign(ends[2] - ends[1])
+    size = np.abs(ends[2] - ends[0])
+    assert found.value == pytest.approx(np.mean((size * agree).sum(1) / size.sum(1)), abs=1e-9)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
