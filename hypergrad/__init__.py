@@ -53,6 +53,7 @@ from hypergrad.paths import BiasedHypergradientWarning as BiasedHypergradientWar
 from hypergrad.problem import BilevelProblem as BilevelProblem
 from hypergrad.recompilation import RecompilationWarning as RecompilationWarning
 from hypergrad.routed import Routed as Routed
+from hypergrad.stateful import Stateful as Stateful
 from hypergrad.tolerance import HasTolerance as HasTolerance
 from hypergrad.unrolled import ForwardUnrolled as ForwardUnrolled
 from hypergrad.unrolled import OnlineUnrolled as OnlineUnrolled
