@@ -25,6 +25,7 @@ from hypergrad.implicit.estimate import ErrorEstimate as ErrorEstimate
 from hypergrad.implicit.optimality import KKT as KKT
 from hypergrad.implicit.optimality import FixedPoint as FixedPoint
 from hypergrad.implicit.optimality import ProximalStep as ProximalStep
+from hypergrad.implicit.reduced import Reduced as Reduced
 from hypergrad.inner import FunctionSolver as FunctionSolver
 from hypergrad.inner import InnerSolution as InnerSolution
 from hypergrad.inner import InnerSolver as InnerSolver
