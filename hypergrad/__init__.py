@@ -27,6 +27,7 @@ from hypergrad.implicit.estimate import ErrorEstimate as ErrorEstimate
 from hypergrad.implicit.optimality import KKT as KKT
 from hypergrad.implicit.optimality import FixedPoint as FixedPoint
 from hypergrad.implicit.optimality import ProximalStep as ProximalStep
+from hypergrad.implicit.reduced import Reduced as Reduced
 from hypergrad.inner import FunctionSolver as FunctionSolver
 from hypergrad.inner import InnerSolution as InnerSolution
 from hypergrad.inner import InnerSolver as InnerSolver
@@ -55,6 +56,7 @@ from hypergrad.paths import BiasedHypergradientWarning as BiasedHypergradientWar
 from hypergrad.problem import BilevelProblem as BilevelProblem
 from hypergrad.recompilation import RecompilationWarning as RecompilationWarning
 from hypergrad.routed import Routed as Routed
+from hypergrad.stateful import Stateful as Stateful
 from hypergrad.tolerance import HasTolerance as HasTolerance
 from hypergrad.unrolled import ForwardUnrolled as ForwardUnrolled
 from hypergrad.unrolled import OnlineUnrolled as OnlineUnrolled

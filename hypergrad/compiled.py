@@ -11,6 +11,7 @@ from jaxtyping import Array, PyTree
 
 from hypergrad.estimator import Estimator, Hypergradient, HypergradientInfo
 from hypergrad.implicit import ImplicitDifferentiation
+from hypergrad.implicit.second_order import answered
 from hypergrad.mistakes import check_estimator, check_key, check_leaves, check_state
 from hypergrad.outcome import Outcome, text_of
 from hypergrad.over_keys import OverKeys
@@ -44,7 +45,8 @@ def hypergradient(
 
     Compiled once for each problem, estimator and structure of the arguments; new values of
     `hparams`, `params`, the batches or the state never compile again. Usable inside `jit`, `vmap`
-    and `scan`.
+    and `scan`; with `ImplicitDifferentiation` also inside `jax.grad`, `jax.jvp` and `jax.hessian`
+    (`hypergrad.implicit.second_order`), with the unrolled estimators inside `jax.jvp`.
 
     **Arguments:**
 
@@ -119,8 +121,11 @@ def _compiled(
         state = estimator.init(problem, params, hparams, inner_batch, key=key)
     elif params is not None:
         state = eqx.tree_at(lambda s: s.params, state, params)
-    state, _ = estimator.fit(problem, state, hparams, inner_batch, key=key)
-    out = estimator.hypergradient(problem, state, hparams, inner_batch, outer_batch, key=key)
+    if isinstance(estimator, ImplicitDifferentiation):
+        out = answered(problem, estimator, state, arguments[1:], key)
+    else:
+        state, _ = estimator.fit(problem, state, hparams, inner_batch, key=key)
+        out = estimator.hypergradient(problem, state, hparams, inner_batch, outer_batch, key=key)
     if not problem.stochastic or isinstance(estimator, OverKeys):
         return out
     # One key does not show how keys differ. What is known to be large is a lower bound.

@@ -118,7 +118,7 @@ class BilevelProblem(eqx.Module):
         if self.optimality is not None:
             value = self.optimality(params, hparams, batch, *self._key(key))
             expected = eqx.filter(params, eqx.is_inexact_array)
-            if jax.tree.map(jnp.shape, value) != jax.tree.map(jnp.shape, expected):
+            if not same_form(value, expected):
                 raise ValueError(
                     "The optimality map must return a pytree like params: expected "
                     f"{jax.tree.map(jnp.shape, expected)}, received "
@@ -204,6 +204,16 @@ class BilevelProblem(eqx.Module):
                 f"received shape {loss.shape}, dtype {loss.dtype}."
             )
         return loss, aux
+
+
+def same_form(one: PyTree, other: PyTree) -> bool:
+    """Whether two pytrees have the same structure and shapes.
+
+    Compared leaf by leaf: a container of the user's need not know when it equals another.
+    """
+    leaves, structure = jax.tree.flatten(one)
+    others, expected = jax.tree.flatten(other)
+    return structure == expected and list(map(jnp.shape, leaves)) == list(map(jnp.shape, others))
 
 
 def _require_real(**trees: PyTree) -> None:

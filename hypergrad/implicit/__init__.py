@@ -10,3 +10,4 @@ from hypergrad.implicit.estimate import ErrorEstimate as ErrorEstimate
 from hypergrad.implicit.optimality import KKT as KKT
 from hypergrad.implicit.optimality import FixedPoint as FixedPoint
 from hypergrad.implicit.optimality import ProximalStep as ProximalStep
+from hypergrad.implicit.reduced import Reduced as Reduced

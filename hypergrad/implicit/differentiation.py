@@ -28,7 +28,7 @@ from hypergrad.linear.cg import CG
 from hypergrad.linear.jacobian import solver_for
 from hypergrad.outcome import Outcome
 from hypergrad.paths import require_effect, trace_paths
-from hypergrad.problem import BilevelProblem
+from hypergrad.problem import BilevelProblem, same_form
 from hypergrad.residual import oriented, residual_scale
 from hypergrad.restricted import RestrictedProblem
 
@@ -198,8 +198,8 @@ class ImplicitDifferentiation(Estimator):
         paths = trace_paths(traced.problem, state.params, hparams, inner_batch, outer_batch, key)
         require_effect(paths, type(self).__name__, unseen=self.unseen == "none")
         dynamic = given.w
-        expected, received = (jax.tree.map(jnp.shape, t) for t in (state.adjoint, dynamic))
-        if expected != received:
+        if not same_form(state.adjoint, dynamic):
+            expected, received = (jax.tree.map(jnp.shape, t) for t in (state.adjoint, dynamic))
             raise ValueError(
                 "The state belongs to params of another structure: expected "
                 f"{expected}, received {received}. Make a new state with init."

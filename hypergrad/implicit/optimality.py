@@ -8,9 +8,11 @@ from collections.abc import Callable
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, PyTree, Scalar
 
 from hypergrad.linear import vector
+from hypergrad.problem import same_form
 from hypergrad.residual import Oriented
 
 
@@ -94,52 +96,82 @@ class FixedPoint(Oriented):
 
 
 class KKT(Oriented):
-    """The Karush-Kuhn-Tucker conditions of an equality-constrained inner problem.
+    """The Karush-Kuhn-Tucker conditions of a constrained inner problem.
 
-    For `minimise objective(x, λ) subject to constraint(x, λ) = 0` the inner parameters are the pair
-    `(x, y)` of the solution and its multipliers, and
+    For `minimise objective(x, λ) subject to constraint(x, λ) = 0, inequality(x, λ) <= 0` the inner
+    parameters are the tuple `(x, y, z)` of the solution and its multipliers, and
 
-        r = (∂objective/∂x + (∂constraint/∂x)ᵀ y,  constraint)
+        r = (∂objective/∂x + (∂constraint/∂x)ᵀ y + (∂inequality/∂x)ᵀ z,
+             constraint,
+             min(z, −inequality))
+
+    The minimum is the complementarity `z >= 0, inequality <= 0, z · inequality = 0` in one equation
+    (Qi & Sun 1993): its derivative takes the active inequalities as equations, and the multipliers
+    of the others as zero. So `Newton` is a primal-dual active-set method (Hintermüller, Ito &
+    Kunisch 2002). The derivative is right where each inequality has either a positive multiplier or
+    room; where both are zero the solution has a kink, and the derivative is that of one side.
 
     **Arguments:**
 
     - `objective`: `objective(x, hparams, batch) -> scalar`.
     - `constraint`: `constraint(x, hparams, batch) -> pytree`, zero where it holds; `y` has its
-      structure and shapes.
+      structure and shapes. `None` without equations: the parameters are then `(x, z)`.
+    - `inequality`: `inequality(x, hparams, batch) -> pytree`, at most zero where it holds; `z` has
+      its structure and shapes. `None` without inequalities: the parameters are then `(x, y)`.
 
-    For a stochastic problem both get a fourth argument `key`. The outer loss gets the pair, too.
+    For a stochastic problem each gets a fourth argument `key`. The outer loss gets the tuple, too.
     """
 
     objective: Callable
-    constraint: Callable
+    constraint: Callable | None = None
+    inequality: Callable | None = None
+
+    def __check_init__(self) -> None:
+        if self.constraint is None and self.inequality is None:
+            raise ValueError("KKT: expected a constraint or an inequality; both are None.")
 
     def parts(self) -> list[Callable]:
         """The user's functions, each as `(params, hparams, batch[, key])`."""
         return [
-            lambda params, *rest: self.objective(params[0], *rest),
-            lambda params, *rest: self.constraint(params[0], *rest),
+            lambda params, *rest, part=part: part(params[0], *rest)
+            for part in (self.objective, self.constraint, self.inequality)
+            if part is not None
         ]
 
     def __call__(self, params: PyTree, hparams: PyTree, batch: PyTree, *key: Array) -> PyTree:
-        """The residual at `params = (x, y)`."""
-        if not (isinstance(params, tuple) and len(params) == 2):
+        """The residual at `params`."""
+        restrictions = [part for part in (self.constraint, self.inequality) if part is not None]
+        if not (isinstance(params, tuple) and len(params) == 1 + len(restrictions)):
+            wanted = "triple (x, y, z)"
+            if len(restrictions) == 1:
+                wanted = "pair (x, z)" if self.constraint is None else "pair (x, y)"
             raise ValueError(
-                "With KKT, params: expected the pair (x, y) of the solution and the multipliers "
-                "of its "
-                f"constraints, received {type(params).__name__}."
+                f"With KKT, params: expected the {wanted} of the solution and the multipliers of "
+                f"its constraints, received {type(params).__name__}."
             )
-        x, y = params
+        x, *multipliers = params
         dynamic, static = eqx.partition(x, eqx.is_inexact_array)
-        value, pull = jax.vjp(
-            lambda p: self.constraint(eqx.combine(p, static), hparams, batch, *key), dynamic
-        )
-        if jax.tree.map(lambda a: a.shape, value) != jax.tree.map(lambda a: a.shape, y):
-            raise ValueError(
-                "KKT: the multipliers must have the shapes of the constraint: expected "
-                f"{jax.tree.map(lambda a: a.shape, value)}, received "
-                f"{jax.tree.map(lambda a: a.shape, y)}."
-            )
-        gradient = jax.grad(lambda p: self.objective(eqx.combine(p, static), hparams, batch, *key))(
-            dynamic
-        )
-        return jax.tree.map(lambda a, b: a + b, gradient, pull(y)[0]), value
+
+        def at(part: Callable) -> Callable:
+            return lambda p: part(eqx.combine(p, static), hparams, batch, *key)
+
+        stationarity = jax.grad(at(self.objective))(dynamic)
+        values = []
+        for part, multiplier in zip(restrictions, multipliers, strict=True):
+            value, pull = jax.vjp(at(part), dynamic)
+            if not same_form(value, multiplier):
+                raise ValueError(
+                    "KKT: the multipliers must have the shapes of the constraint: expected "
+                    f"{jax.tree.map(jnp.shape, value)}, received "
+                    f"{jax.tree.map(jnp.shape, multiplier)}."
+                )
+            stationarity = jax.tree.map(jnp.add, stationarity, pull(multiplier)[0])
+            if part is self.inequality:
+                value = jax.tree.map(_complementarity, multiplier, value)
+            values.append(value)
+        return stationarity, *values
+
+
+def _complementarity(multiplier: Array, value: Array) -> Array:
+    """`min(z, −h)`, by selection: at a tie `jnp.minimum` would average the two derivatives."""
+    return jnp.where(multiplier + value > 0, -value, multiplier)

@@ -9,7 +9,7 @@ from jaxtyping import Array, PyTree
 
 from hypergrad.inner.base import InnerSolution, InnerSolver
 from hypergrad.linear import vector
-from hypergrad.problem import BilevelProblem
+from hypergrad.problem import BilevelProblem, same_form
 
 
 class FunctionSolver(InnerSolver):
@@ -33,12 +33,12 @@ class FunctionSolver(InnerSolver):
         """See `InnerSolver.run`."""
         extra = (key,) if problem.stochastic else ()
         solved = self.fn(params, hparams, batch, *extra)
-        expected = jax.tree.map(jnp.shape, eqx.filter(params, eqx.is_array))
-        received = jax.tree.map(jnp.shape, eqx.filter(solved, eqx.is_array))
-        if expected != received:
+        expected, received = (eqx.filter(t, eqx.is_array) for t in (params, solved))
+        if not same_form(expected, received):
             raise ValueError(
                 "The inner solver function must return params of the structure and shapes it was "
-                f"given: expected {expected}, received {received}."
+                f"given: expected {jax.tree.map(jnp.shape, expected)}, "
+                f"received {jax.tree.map(jnp.shape, received)}."
             )
         residual = vector.norm(problem.residual(solved, hparams, batch, key))
         return InnerSolution(solved, None, jnp.ones((), jnp.int32), residual)

@@ -1,7 +1,7 @@
 """Steps of an optax optimizer."""
 
 from dataclasses import replace
-from typing import Self
+from typing import Any, Self
 
 import equinox as eqx
 import jax
@@ -13,6 +13,7 @@ from hypergrad.inner.base import InnerSolution, InnerSolver
 from hypergrad.linear import vector
 from hypergrad.problem import BilevelProblem
 from hypergrad.restricted import RestrictedProblem
+from hypergrad.stateful import Stateful
 
 
 class OptaxSolver(InnerSolver):
@@ -31,6 +32,8 @@ class OptaxSolver(InnerSolver):
 
     The residual reported is measured at the returned point when `tol` stopped the run, else one
     step before it (so that a run of one step costs one gradient and not two).
+
+    Of a `Stateful` problem each step moves the weights, and takes the state that the loss returns.
     """
 
     optimizer: optax.GradientTransformation
@@ -68,36 +71,60 @@ class OptaxSolver(InnerSolver):
                 return key
             return jax.random.fold_in(key, step)
 
-        def descent(point: PyTree, key: Array | None) -> tuple[Scalar, PyTree]:
-            here = replace(given, key=key)
+        renews = isinstance(problem.optimality, Stateful)
+        rest = eqx.filter(params, _is_counter) if renews else None
+
+        def at(point: PyTree, rest: PyTree) -> PyTree:
+            return eqx.combine(rest, given.params_at(point)) if renews else given.params_at(point)
+
+        def descent(
+            point: PyTree, rest: PyTree, key: Array | None
+        ) -> tuple[Scalar, PyTree, Scalar, PyTree]:
+            """Value, gradient, norm of the residual, and the next state (`None` without one)."""
+            here = replace(given, params=at(point, rest), key=key)
+            if isinstance(problem.optimality, Stateful):
+                value, gradient, moved = problem.optimality.evaluated(
+                    here.params, hparams, batch, *here.extra
+                )
+                change = vector.sub(point[1], eqx.filter(moved, eqx.is_inexact_array))
+                return value, gradient, vector.norm((gradient[0], change)), moved
             if problem.inner is None:
                 residual = here.residual(point)
-                return vector.norm(residual), residual
-            return jax.value_and_grad(here.inner_loss)(point)
+                return vector.norm(residual), residual, vector.norm(residual), None
+            value, gradient = jax.value_and_grad(here.inner_loss)(point)
+            return value, gradient, vector.norm(gradient), None
 
         def unfinished(carry: tuple) -> Array:
-            _, _, step, residual = carry
+            _, _, _, step, residual = carry
             return (step < self.steps) & ~(residual <= self.tol)
 
         def body(carry: tuple) -> tuple:
-            point, opt_state, step, _ = carry
+            point, rest, opt_state, step, _ = carry
             key = step_key(step)
-            value, gradient = descent(point, key)
-            residual = vector.norm(gradient)
+            value, gradient, residual, moved = descent(point, rest, key)
             updates, new_state = optimizer.update(
                 gradient,
                 opt_state,
                 point,
                 value=value,
                 grad=gradient,
-                value_fn=lambda p: descent(p, key)[0],
+                value_fn=lambda p: descent(p, rest, key)[0],
             )
+            new_point = optax.apply_updates(point, updates)
             done = residual <= self.tol
-            point = vector.where(done, point, optax.apply_updates(point, updates))
+            if renews:
+                new_point = (new_point[0], eqx.filter(moved, eqx.is_inexact_array))
+                rest = vector.where(done, rest, (rest[0], eqx.filter(moved, _is_counter)))
+            point = vector.where(done, point, new_point)
             opt_state = vector.where(done, opt_state, new_state)
-            return point, opt_state, step + jnp.where(done, 0, 1), residual
+            return point, rest, opt_state, step + jnp.where(done, 0, 1), residual
 
         dtype = vector.norm(dynamic).dtype
-        start = (dynamic, state, jnp.zeros((), jnp.int32), jnp.full((), jnp.inf, dtype))
-        point, state, iterations, residual = jax.lax.while_loop(unfinished, body, start)
-        return InnerSolution(given.params_at(point), state, iterations, residual)
+        start = (dynamic, rest, state, jnp.zeros((), jnp.int32), jnp.full((), jnp.inf, dtype))
+        point, rest, state, iterations, residual = jax.lax.while_loop(unfinished, body, start)
+        return InnerSolution(at(point, rest), state, iterations, residual)
+
+
+def _is_counter(leaf: Any) -> bool:
+    """An array that is carried and not differentiated."""
+    return eqx.is_array(leaf) and not eqx.is_inexact_array(leaf)

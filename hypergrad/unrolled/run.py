@@ -14,7 +14,7 @@ from jaxtyping import Array, PyTree
 from hypergrad.jumps import hidden_reads
 from hypergrad.linear import vector
 from hypergrad.paths import Reach, inputs_of, leaf_names, refuse_biased
-from hypergrad.problem import BilevelProblem
+from hypergrad.problem import BilevelProblem, same_form
 from hypergrad.restricted import RestrictedProblem
 from hypergrad.unrolled.steps import InnerStep
 
@@ -259,11 +259,10 @@ def is_array(leaf: Any) -> bool:
 
 def _like(new: PyTree, old: PyTree, what: str) -> PyTree:
     """`new` in the dtypes of `old`, after a check of structure and shapes."""
-    expected, received = jax.tree.map(jnp.shape, old), jax.tree.map(jnp.shape, new)
-    if expected != received:
+    if not same_form(old, new):
         raise ValueError(
-            f"An inner step must keep structure and shapes; of {what} it expected {expected}, "
-            f"received {received}."
+            f"An inner step must keep structure and shapes; of {what} it expected "
+            f"{jax.tree.map(jnp.shape, old)}, received {jax.tree.map(jnp.shape, new)}."
         )
     return jax.tree.map(lambda a, b: _strong(a, b.dtype), new, old)
 

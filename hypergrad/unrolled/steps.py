@@ -9,8 +9,10 @@ import jax
 import optax
 from jaxtyping import Array, PyTree
 
+from hypergrad.linear import vector
 from hypergrad.problem import BilevelProblem
 from hypergrad.restricted import RestrictedProblem
+from hypergrad.stateful import Stateful
 from hypergrad.unrolled.gradient import grad
 
 
@@ -67,6 +69,9 @@ class OptaxStep(InnerStep):
     Adam and its relatives divide by the square root of a running mean of squares, whose derivative
     is infinite where a parameter never had a gradient (a dead pixel): give them a positive
     `eps_root`.
+
+    Of a `Stateful` problem the optimizer moves the weights, and the state that the loss returns is
+    that of the next step. It is differentiated as well.
     """
 
     optimizer: Callable[[PyTree], optax.GradientTransformation]
@@ -99,19 +104,36 @@ class OptaxStep(InnerStep):
     ) -> tuple[PyTree, PyTree]:
         """See `InnerStep.settings`."""
         given = RestrictedProblem(problem, params, loss_hparams, batch, key=key)
+        renewing = problem.optimality if isinstance(problem.optimality, Stateful) else None
+        fixed = (loss_hparams, batch, *given.extra)
+
+        def loss(w: PyTree) -> Array:
+            if renewing is not None:
+                return renewing.value(given.params_at(w), *fixed)
+            return given.inner_loss(w)
 
         def update(gradient: PyTree, state: PyTree, w: PyTree, value: Array) -> tuple:
             updates, state = self._build(hparams).update(
-                gradient, state, w, value=value, grad=gradient, value_fn=given.inner_loss
+                gradient, state, w, value=value, grad=gradient, value_fn=loss
             )
             return optax.apply_updates(w, updates), state
 
-        gradient = grad(given.inner_loss)(given.w)
-        w, state = jax.checkpoint(update)(gradient, state, given.w, given.inner_loss(given.w))
-        return given.params_at(w), state
+        if renewing is None:
+            gradient = grad(loss)(given.w)
+        else:
+            weights, carried = given.w
+            gradient = grad(lambda weights, carried: loss((weights, carried)))(weights, carried)
+            gradient = (gradient, vector.zeros_like(carried))
+        w, state = jax.checkpoint(update)(gradient, state, given.w, loss(given.w))
+        params = given.params_at(w)
+        if renewing is not None:
+            params = (params[0], renewing.renewed(given.params, *fixed))
+        return params, state
 
     def losses(self, problem: BilevelProblem) -> list[Callable]:
         """See `InnerStep.losses`."""
+        if isinstance(problem.optimality, Stateful):
+            return problem.inner_parts()
         return [lambda *arguments: problem.inner_loss(*arguments)[0]]
 
     def _build(self, hparams: PyTree) -> optax.GradientTransformationExtraArgs:

@@ -276,3 +276,75 @@ def test_equality_constraints_by_kkt():
         hypergradient(problem, jnp.zeros(3), lam)
     with pytest.raises(ValueError, match="multipliers"):
         hypergradient(problem, (jnp.zeros(3), jnp.zeros(2)), lam)
+
+
+def test_a_box_by_kkt_and_an_equation_beside_it():
+    # A quadratic programme whose solution has entries at the lower, at the upper bound and inside.
+    rng = np.random.default_rng(3)
+    half = rng.normal(size=(6, 6))
+    matrix = jnp.asarray(half @ half.T + 2 * np.eye(6))
+    row = jnp.ones(6)
+
+    def objective(x, lam, batch):
+        return 0.5 * x @ matrix @ x - lam["slope"] @ x
+
+    def box(x, lam, batch):
+        return {"low": -lam["width"] - x, "high": x - lam["width"]}
+
+    problem = BilevelProblem(
+        None,
+        lambda p, lam, batch: jnp.sum(jnp.sin(p[0])) + jnp.sum(p[2]["high"] ** 2),
+        KKT(objective, lambda x, lam, batch: row @ x - lam["sum"], box),
+    )
+    lam = {
+        "slope": jnp.asarray(4 * rng.normal(size=6)),
+        "width": jnp.asarray(0.5),
+        "sum": jnp.asarray(0.4),
+    }
+    start = (jnp.zeros(6), jnp.zeros(()), {"low": jnp.zeros(6), "high": jnp.zeros(6)})
+    estimator = ImplicitDifferentiation(Newton(), CG(tol=1e-12))
+    out = hypergradient(problem, start, lam, estimator=estimator)
+    x, _, z = out.state.params
+    low, high, inside = np.asarray(z["low"] > 0), np.asarray(z["high"] > 0), np.abs(x) < 0.5 - 1e-9
+    assert low.sum() >= 1
+    assert high.sum() >= 1
+    assert inside.sum() >= 2
+    assert np.all(low + high + inside == 1)  # strictly complementary
+
+    def closed_form(lam):
+        # On these active sets the programme is linear in its data.
+        pinned = jnp.where(low, -lam["width"], jnp.where(high, lam["width"], 0.0))
+        keep = jnp.diag(inside.astype(float))
+        kkt = jnp.block(
+            [
+                [keep @ matrix @ keep + jnp.diag(1.0 - inside), (row * inside)[:, None]],
+                [(row * inside)[None], jnp.zeros((1, 1))],
+            ]
+        )
+        rest = jnp.append(inside * (lam["slope"] - matrix @ pinned), lam["sum"] - row @ pinned)
+        solved = jnp.linalg.solve(kkt, rest)
+        x = pinned + solved[:6]
+        z_high = high * (lam["slope"] - matrix @ x - solved[6] * row)
+        return jnp.sum(jnp.sin(x)) + jnp.sum(z_high**2)
+
+    assert abs(out.value - closed_form(lam)) < 1e-10
+    assert relative_error(out.grad, jax.grad(closed_form)(lam)) < 1e-9
+    assert out.info.error < 1e-6
+
+
+def test_inequalities_alone_and_what_kkt_refuses():
+    def objective(x, lam, batch):
+        return 0.5 * jnp.sum((x - lam) ** 2)
+
+    ball = KKT(objective, inequality=lambda x, lam, batch: 0.5 * (x @ x - 1))
+    problem = BilevelProblem(None, lambda p, lam, batch: p[0][0], ball)
+    lam = jnp.array([3.0, 4.0])
+    estimator = ImplicitDifferentiation(Newton(), CG(tol=1e-12))
+    start = (jnp.array([0.5, 0.5]), jnp.asarray(1.0))
+    out = hypergradient(problem, start, lam, estimator=estimator)
+    # The projection onto the unit ball, λ/‖λ‖: its Jacobian is (I − nnᵀ)/‖λ‖.
+    assert relative_error(out.grad, jnp.array([16.0, -12.0]) / 125) < 1e-9
+    with pytest.raises(ValueError, match="both are None"):
+        KKT(objective)
+    with pytest.raises(ValueError, match=r"pair \(x, z\)"):
+        hypergradient(problem, jnp.zeros(2), lam)
