@@ -7,7 +7,6 @@ import pytest
 from optuna.testing.pytest_samplers import (
     BasicSamplerTestCase,
     RelativeSamplerTestCase,
-    SingleOnlySamplerTestCase,
     parametrize_suggest_method,
 )
 
@@ -25,7 +24,7 @@ OPTIONS = {
 }
 
 
-class TestSampler(BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySamplerTestCase):
+class TestSampler(BasicSamplerTestCase, RelativeSamplerTestCase):
     """All of them; the thirty-six pairs of distributions only where time does not count."""
 
     @pytest.fixture(params=SEARCHERS)

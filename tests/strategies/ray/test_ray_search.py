@@ -284,8 +284,10 @@ def test_points_that_were_evaluated_elsewhere():
 def test_mistakes_in_the_set_up_are_named():
     with pytest.raises(ValueError, match="expected 'min' or 'max'"):
         HypergradSearch(mode="up")
-    with pytest.raises(ValueError, match="one metric"):
-        HypergradSearch(metric=["a", "b"])
+    with pytest.raises(ValueError, match="expected the name of a metric"):
+        HypergradSearch(metric=3)
+    with pytest.raises(ValueError, match="expected different metrics"):
+        HypergradSearch(metric=["a", "a"])
     with pytest.raises(ValueError, match="param_space"):
         HypergradSearch(RandomSearcher, metric="loss", mode="min").suggest("a")
     search = HypergradSearch(RandomSearcher, space=SPACE)
