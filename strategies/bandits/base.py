@@ -137,8 +137,8 @@ class Bandit(Searcher):
             first = {"origin": "first", "probability": 1.0, **note}
             return self._located(Suggestion(number, self.first[number], first))
         late = [item for item in pending if item.number <= number - _LATE]
-        told = map(self._received, history)
-        rounds = sorted([*told, *late], key=lambda item: item.number or 0)
+        rounds: list[Observation | Suggestion] = [*map(self._received, history), *late]
+        rounds.sort(key=lambda item: item.number or 0)
         learner = self._learned(list(self._losses(rounds)))
         arm, probability = learner.draw(self.rng(number), context)
         note = {"probability": probability, **note}
