@@ -199,9 +199,14 @@ def test_judge_is_a_plain_training(case):
     np.testing.assert_allclose(judged.settings["rate"], float(settings["rate"]))
     w, optimizer = first(params), sgd(settings)
     state = optimizer.init(w)
-    for _ in range(9):
+
+    @jax.jit
+    def trained(w, state):
         update, state = optimizer.update(jax.grad(loss)(w, None, first(inner)), state)
-        w = optax.apply_updates(w, update)
+        return optax.apply_updates(w, update), state
+
+    for _ in range(9):
+        w, state = trained(w, state)
     np.testing.assert_allclose(judged.values[0], ONE.outer(w, None, first(outer)), rtol=1e-10)
     assert judged.failures == {}
     mean, error = judged.excess(judge(ONE, STEP, params, theta, inner, outer, horizon=9))
@@ -209,8 +214,9 @@ def test_judge_is_a_plain_training(case):
 
 
 def test_features_are_what_they_say():
-    features = TrainingFeatures(decay=0.5)
-    memory = features.init(jnp.zeros(2))
+    described = TrainingFeatures(decay=0.5)
+    features = jax.jit(described.__call__)
+    memory = described.init(jnp.zeros(2))
     up, right = jnp.asarray([0.0, 2.0]), jnp.asarray([1.0, 0.0])
     seen, memory = features(memory, jnp.asarray(0.0), jnp.asarray(4.0), up)
     np.testing.assert_allclose(seen, [1, 0, np.log10(2), 0, 0], atol=1e-12)
@@ -221,7 +227,7 @@ def test_features_are_what_they_say():
     # Trainings that end at zero have features, and derivatives, too.
     seen, _ = features(memory, jnp.asarray(1.0), jnp.asarray(0.0), 0 * up)
     assert np.isfinite(seen).all()
-    slope = jax.grad(lambda g: features(memory, 1.0 * seen[0], seen[0], g)[0].sum())(0 * up)
+    slope = jax.jit(jax.grad(lambda g: described(memory, seen[0], seen[0], g)[0].sum()))(0 * up)
     assert np.isfinite(slope).all()
 
 
