@@ -342,8 +342,8 @@ def predicted(w: dict, batch: dict) -> np.ndarray:
 @experiment(
     paper="Elenter et al. 2024, arXiv:2403.11844; Ramirez et al. 2025, arXiv:2501.14912",
     options=[
-        Option("steps", 3000, quick=600, help="steps of each training on arrests"),
-        Option("widths", "2,8,32,128", quick="2,128", help="hidden units of the networks"),
+        Option("steps", 3000, quick=400, help="steps of each training on arrests"),
+        Option("widths", "2,8,32,128", quick="2,32", help="hidden units of the networks"),
         Option("networks", 3, quick=1, help="networks of each width"),
         Option("images", 2000, quick=600, help="training images"),
         Option("image_steps", 2000, quick=240, help="steps of each training on images"),

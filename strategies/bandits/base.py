@@ -20,6 +20,12 @@ from strategies.space.combinations import combinations
 
 #: More arms than can be told apart by playing them.
 _MOST = 10_000
+#: Rounds after which what is still pending counts as failed, until it is told.
+_LATE = 20
+
+
+#: Arm, loss above the lowest, and where both come from.
+Round = tuple[int, float, Observation | Suggestion]
 
 
 class Learner(ABC):
@@ -52,15 +58,17 @@ class Bandit(Searcher):
     with the ledger; an observation without it (a point that was not suggested) teaches nothing.
 
     An instance that failed, or never returned and was given up (`minimize(timeout=)`), counts as
-    `failed`. What is pending counts as not played: an arm that never returns and is never told has
-    no loss.
+    `failed`. What is pending counts as not played at first; after twenty further rounds it counts
+    as failed, too, until it is told: an arm that never returns must not look like one that costs
+    nothing.
 
     **Arguments:**
 
     - `space`: finite: `Ordinal`, `Categorical`, `Int` and `Choice` only, at most 10,000 arms.
     - `seed`, `first`: as for every searcher.
     - `lowest`: the smallest loss that there can be. Default 1: a number of iterations.
-    - `failed`: the loss of a failure. Default: the largest one seen, and twice `lowest` at least.
+    - `failed`: the loss of a failure. Default: the largest one seen, and twice `lowest` (1, if
+      `lowest` is 0) at least.
     """
 
     #: Whether `propose` needs a context.
@@ -92,7 +100,7 @@ class Bandit(Searcher):
         self._index = {repr(arm): number for number, arm in enumerate(self.arms)}
         self.lowest = float(positive("lowest", lowest)) if lowest else 0.0
         self.failed = None if failed is None else float(positive("failed", failed))
-        self._last: tuple[list[tuple[int, float, Observation]], Any] = ([], None)
+        self._last: tuple[list[Round], Any] = ([], None)
 
     @abstractmethod
     def learner(self) -> Learner:
@@ -128,7 +136,9 @@ class Bandit(Searcher):
         if number < len(self.first):
             first = {"origin": "first", "probability": 1.0, **note}
             return self._located(Suggestion(number, self.first[number], first))
-        rounds = sorted(map(self._received, history), key=lambda item: item.number or 0)
+        late = [item for item in pending if item.number <= number - _LATE]
+        rounds: list[Observation | Suggestion] = [*map(self._received, history), *late]
+        rounds.sort(key=lambda item: item.number or 0)
         learner = self._learned(list(self._losses(rounds)))
         arm, probability = learner.draw(self.rng(number), context)
         note = {"probability": probability, **note}
@@ -139,7 +149,7 @@ class Bandit(Searcher):
     ) -> Suggestion:
         return self.propose(number, history, pending)
 
-    def _learned(self, rounds: list[tuple[int, float, Observation]]) -> Learner:
+    def _learned(self, rounds: list[Round]) -> Learner:
         """A learner that has seen these rounds; the last one goes on, if it has seen the first."""
         seen, learner = self._last
         if (
@@ -156,15 +166,16 @@ class Bandit(Searcher):
         self._last = rounds, learner
         return learner
 
-    def _losses(self, rounds: Sequence[Observation]) -> Iterable[tuple[int, float, Observation]]:
-        """Arm, loss above the lowest, and observation of each round that was drawn."""
+    def _losses(self, rounds: Sequence[Observation | Suggestion]) -> Iterable[Round]:
+        """Arm, loss above the lowest, and the item of each round that was drawn."""
         drawn = [item for item in rounds if "probability" in item.note]
-        known = [float(item.value or 0.0) for item in drawn if item.status != "failed"]
+        values = [_value(item) for item in drawn]
         failed = self.failed
         if failed is None:
-            failed = max([2 * self.lowest, *known])
-        for item in drawn:
-            value = failed if item.status == "failed" else float(item.value or 0.0)
+            known = [value for value in values if value is not None]
+            failed = max([2 * self.lowest or 1.0, *known])
+        for item, known_value in zip(drawn, values, strict=True):
+            value = failed if known_value is None else known_value
             yield self._index[repr(dict(item.config))], value - self.lowest, item
 
     def _context(self, context: Any) -> float | None:
@@ -181,6 +192,13 @@ class Bandit(Searcher):
                 f"{context!r:.80}"
             )
         return float(number)
+
+
+def _value(item: Observation | Suggestion) -> float | None:
+    """What a round cost; `None` if it failed, or is late."""
+    if isinstance(item, Suggestion) or item.status == "failed":
+        return None
+    return float(item.value or 0.0)
 
 
 def interval(contexts: Any) -> tuple[float, float]:

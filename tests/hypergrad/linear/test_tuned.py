@@ -1,5 +1,7 @@
 """A solver that chooses among solvers: right answers, few products, and a state that is kept."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,10 +35,19 @@ def system(t, rng):
 
 SYSTEMS = [system(t, np.random.default_rng(t)) for t in range(40)]
 GOOD, BAD = PCG(Diagonal(DIAGONAL), tol=TOL), CG(tol=TOL)
+SOLVERS = {
+    "good": GOOD,
+    "bad": BAD,
+    "good first": Tuned([GOOD, BAD]),
+    "bad first": Tuned([BAD, GOOD]),
+    "broken": Tuned([GOOD, PCG(Diagonal(jnp.full(SIZE, jnp.nan)), tol=TOL)]),
+}
 
 
-def solves(solver):
+@cache
+def solves(name):
     """Products of each of a sequence of solves, the states after each, and the worst error."""
+    solver = SOLVERS[name]
 
     @jax.jit
     def one(matrix, rhs, state):
@@ -54,29 +65,25 @@ def solves(solver):
     return np.array(products), states, worst
 
 
-@pytest.fixture(scope="module")
-def alone():
-    return {name: solves(arm)[0] for name, arm in (("good", GOOD), ("bad", BAD))}
-
-
-@pytest.mark.parametrize("arms", [(GOOD, BAD), (BAD, GOOD)], ids=["good first", "bad first"])
-def test_it_finds_the_best_arm_and_every_answer_is_as_accurate(arms, alone):
-    assert alone["good"].sum() < 0.2 * alone["bad"].sum()
-    products, states, worst = solves(Tuned(arms))
+@pytest.mark.parametrize("name", ["good first", "bad first"])
+def test_it_finds_the_best_arm_and_every_answer_is_as_accurate(name):
+    alone = solves("good")[0]
+    assert alone.sum() < 0.2 * solves("bad")[0].sum()
+    products, states, worst = solves(name)
     assert worst <= 10 * TOL
-    good = arms.index(GOOD)
+    good = 0 if name == "good first" else 1
     assert [int(s.arm) for s in states[10:]].count(good) >= 28
     # After the solves by which each arm is judged: nearly what the best arm takes alone.
     judged = 2 if good == 0 else 3
-    assert products[judged:].sum() <= 1.1 * alone["good"][judged:].sum()
+    assert products[judged:].sum() <= 1.1 * alone[judged:].sum()
     assert float(states[-1].spent) == products.sum()
 
 
-def test_an_arm_that_is_worse_is_cut_short(alone):
-    products, states, _ = solves(Tuned([GOOD, BAD]))
+def test_an_arm_that_is_worse_is_cut_short():
+    products, states, _ = solves("good first")
     arms = np.array([int(s.arm) for s in states])
     # Its limit, and the best arm from there on.
-    assert products[arms == 1].max() <= 2.5 * alone["good"].max()
+    assert products[arms == 1].max() <= 2.5 * solves("good")[0].max()
 
 
 def test_it_solves_in_float32():
@@ -101,8 +108,7 @@ def test_without_a_state_it_is_its_first_arm():
 
 
 def test_an_arm_that_breaks_down_is_finished_by_the_best_one():
-    broken = PCG(Diagonal(jnp.full(SIZE, jnp.nan)), tol=TOL)
-    _, states, worst = solves(Tuned([GOOD, broken]))
+    _, states, worst = solves("broken")
     assert worst <= 10 * TOL
     assert [int(s.arm) for s in states].count(1) <= 3
 

@@ -43,19 +43,21 @@ def draw(count, seed=0):
 
 
 ALL = FunctionSolver(lambda w, h, b: jax.vmap(lambda one: closed_form(None, h, one))(b))
+ESTIMATOR = ImplicitDifferentiation(ALL, Dense())
+COLD = Alternating(ESTIMATOR, optax.sgd(0.3), start="cold")
 
 
 def test_the_hypergradient_is_the_mean_of_the_tasks():
     train, valid = draw(5)
     h = jnp.asarray(-1.0)
-    estimator = ImplicitDifferentiation(ALL, Dense())
-    out = hypergradient(TASKS, jnp.zeros((5, 4)), h, train, valid, estimator=estimator)
+    out = hypergradient(TASKS, jnp.zeros((5, 4)), h, train, valid, estimator=ESTIMATOR)
 
     def value(h, i):
         own, other = (jax.tree.map(lambda a: a[i], part) for part in (train, valid))
         return mse(closed_form(None, h, own), h, other)
 
-    truth = [jax.value_and_grad(value)(h, i) for i in range(5)]
+    slope = jax.jit(jax.value_and_grad(value))
+    truth = [slope(h, i) for i in range(5)]
     assert float(out.value) == pytest.approx(np.mean([float(v) for v, _ in truth]), rel=1e-10)
     assert float(out.grad) == pytest.approx(np.mean([float(g) for _, g in truth]), rel=1e-8)
     at_solution = TASKS.unseen_losses(h, UnseenTasks(train, valid, jnp.zeros(4)))
@@ -67,7 +69,7 @@ def tuned(steps, path=None, **options):
     unseen = UnseenTasks(*draw(20, seed=9), jnp.zeros(4))
     return run(
         TASKS,
-        Alternating(ImplicitDifferentiation(ALL, Dense()), optax.sgd(0.3), start="cold"),
+        COLD,
         jnp.zeros((4, 4)),
         jnp.asarray(-3.0),
         train,

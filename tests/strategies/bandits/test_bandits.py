@@ -167,6 +167,22 @@ def test_an_arm_that_never_returns_is_played_less_and_less():
     assert losses == [1e4 - 1]
 
 
+def test_an_arm_that_is_never_told_does_not_look_free():
+    """It hangs whenever it is played: after some rounds each of these counts as failed."""
+    ledger, arms = Ledger(TsallisINF(ARMS, seed=2)), []
+    for _ in range(300):
+        suggestion = ledger.ask()
+        arms.append(suggestion.config["arm"])
+        if arms[-1] != 2:
+            value = 2.0 if arms[-1] == 0 else 3.0
+            ledger.tell(Observation(suggestion.config, value, number=suggestion.number))
+    assert arms[-100:].count(2) < 15 < 50 < arms[-100:].count(0)
+    # What comes back after all is counted as what it was.
+    late = ledger.pending[0]
+    ledger.tell(Observation(late.config, 7.0, number=late.number))
+    assert 6.0 in [loss for _, loss, _ in ledger.searcher._losses(ledger.history)]
+
+
 def test_a_loss_below_the_scale_is_refused_and_nothing_is_lost():
     ledger = Ledger(TsallisINF(ARMS))
     told(ledger, lambda t, arm: 2.0, 3)
