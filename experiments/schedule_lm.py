@@ -1,10 +1,10 @@
 """Schedules of a language model's training: learned layer by layer, against tuned ones.
 
 A byte-level model is trained on Python code by Adam. `learn_schedules` starts from the best
-constant learning rate and moves, for each of three layers, learning rate, momentum and the weights of the
-batches over time, by derivatives through the whole training. Against the constant, the cosine and
-the trapezoid (a rise, a level, a fall), whose peak was tuned on a grid by the same validation
-pieces.
+constant learning rate and moves, for each of three layers, learning rate, momentum and the weights
+of the batches over time, by derivatives through the whole training. Against the constant, the
+cosine and the trapezoid (a rise, a level, a fall), whose peak was tuned on a grid by the same
+validation pieces.
 
 What is learned is learned on one start and one order of batches. The table therefore has two
 columns of held-out bits per byte: for that training, and for others (other start, other batches)
