@@ -23,9 +23,9 @@ and a weight decay for each tensor of each block. The reference takes the traini
 `Unrolled` does; in the last row the loss has `jax.checkpoint` around the model's blocks as well.
 `memory` is the ratio of `XLA MiB`. Wanted of the last row: memory at most 0.1, time at most 1.
 
-The bounds are for these sizes. The fewer steps, the larger the share of them that `2 sqrt(T)` states
-are: of the short runs of `--quick` only less memory than the reference's, and its gradient, are
-wanted.
+The bounds are for these sizes. The fewer steps, the larger the share of them that `2 sqrt(T)`
+states are: of the short runs of `--quick` only less memory than the reference's, and its gradient,
+are wanted.
 """
 
 import argparse

@@ -80,7 +80,6 @@ SHAPES: dict[str, Callable[[float, int], optax.Schedule]] = {
             "below_tuned",
             "bits per byte below the best tuned schedule, other trainings",
             at_least=0.0,
-            when=lambda o: not o.quick,
         ),
     ],
 )
