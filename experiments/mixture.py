@@ -52,11 +52,11 @@ def both(domains: dict[str, Domain], part: str, each: int) -> np.ndarray:
 @experiment(
     paper="Pan et al. 2024 (ScaleBiO), arXiv:2406.19976",
     options=[
-        Option("steps", 400, quick=40, help="training steps"),
-        Option("batch", 24, quick=8, help="pieces in a mini-batch"),
+        Option("steps", 300, quick=40, help="training steps"),
+        Option("batch", 16, quick=8, help="pieces in a mini-batch"),
         Option("seeds", 3, quick=1, help="runs"),
-        Option("random", 8, quick=2, help="random mixtures tried"),
-        Option("held", 1024, quick=128, help="validation pieces, and as many for the test"),
+        Option("random", 6, quick=2, help="random mixtures tried"),
+        Option("held", 512, quick=128, help="validation pieces, and as many for the test"),
     ],
     claims=[
         Claim(

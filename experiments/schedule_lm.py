@@ -63,12 +63,12 @@ SHAPES: dict[str, Callable[[float, int], optax.Schedule]] = {
 @experiment(
     paper="Maclaurin et al. 2015; Engstrom et al. 2025, arXiv:2503.13751",
     options=[
-        Option("steps", 150, quick=20, help="steps of a training"),
-        Option("batch", 32, quick=8, help="pieces in a mini-batch"),
+        Option("steps", 120, quick=20, help="steps of a training"),
+        Option("batch", 16, quick=8, help="pieces in a mini-batch"),
         Option("iterations", 15, quick=3, help="metagradient steps"),
         Option("peaks", 8, quick=3, help="peaks on the grid, for each shape"),
         Option("others", 5, quick=2, help="other trainings with the same schedules"),
-        Option("held", 1024, quick=256, help="validation pieces, and as many for the test"),
+        Option("held", 512, quick=256, help="validation pieces, and as many for the test"),
     ],
     claims=[
         Claim(
