@@ -22,6 +22,10 @@ and a weight decay for each tensor of each block. The reference takes the traini
 `jax.grad`, which is then differentiated in reverse mode once more; `forward over reverse` is what
 `Unrolled` does; in the last row the loss has `jax.checkpoint` around the model's blocks as well.
 `memory` is the ratio of `XLA MiB`. Wanted of the last row: memory at most 0.1, time at most 1.
+
+The bounds are for these sizes. The fewer steps, the larger the share of them that `2 sqrt(T)`
+states are: of the short runs of `--quick` only less memory than the reference's, and its gradient,
+are wanted.
 """
 
 import argparse
@@ -40,6 +44,7 @@ MEBIBYTE = 2**20
 STORED = 2**40
 BOUNDS = {"memory": 0.08, "time": 1.5}
 BOUNDS_TRANSFORMER = {"memory": 0.1, "time": 1.0}
+BOUNDS_QUICK = {"memory": 1.0}
 REFERENCE = "plain scan"
 # A function, its arguments, the bytes predicted in MiB, and steps run without being differentiated.
 Made = tuple[Callable, tuple, float | None, int | None]
@@ -190,7 +195,7 @@ def measure(point: str, quick: bool) -> dict:
 
 
 def main() -> int:
-    """Print the table; 1 if the default misses a bound or a gradient is wrong."""
+    """Print the tables; 1 if a bound is missed or a gradient is wrong."""
     parser = options(__doc__.splitlines()[0])
     parser.add_argument("--budgets", type=float, nargs="*", default=[200, 50, 25, 12])
     parser.add_argument("--point", help=argparse.SUPPRESS)
@@ -204,9 +209,11 @@ def main() -> int:
         "memory": _table([REFERENCE, "default", *budgets], "peak MiB", chosen.quick),
         "transformer": _table(TRANSFORMER, "XLA MiB", chosen.quick),
     }
-    report("unroll_memory", tables, BOUNDS, chosen)
-    met = _within(tables["memory"][1], BOUNDS)
-    met = met and _within(tables["transformer"][-1], BOUNDS_TRANSFORMER)
+    bounds = BOUNDS_QUICK if chosen.quick else BOUNDS
+    report("unroll_memory", tables, bounds, chosen)
+    met = _within(tables["memory"][1], bounds)
+    last = BOUNDS_QUICK if chosen.quick else BOUNDS_TRANSFORMER
+    met = met and _within(tables["transformer"][-1], last)
     right = all(row["difference"] < 1e-3 for rows in tables.values() for row in rows)
     return 0 if met and right else 1
 

@@ -1,4 +1,4 @@
-"""What each training example does: predicted by six ways, and measured by training again.
+"""What each training example does: predicted in several ways, and measured by training again.
 
 A network of one smooth hidden layer is trained on digits by gradient descent with momentum, in a
 fixed order of mini-batches. Then it is trained again on many random subsets of its examples. The
@@ -6,7 +6,8 @@ linear-datamodelling score (LDS) of an attribution is the rank correlation, over
 losses of a query with the sum of the scores of the subset's examples; the mean over the queries.
 
 Ours are the derivative through the whole training and the one at its end by implicit
-differentiation, which is influence functions with conjugate gradients. Beside them TracIn (products
+differentiation, with the Hessian or the Gauss-Newton matrix, which is influence functions with
+conjugate gradients. Beside them TracIn (products
 of gradients along the training), the same product at the end, the distance of the inputs among
 those of the query's class, and chance. For twenty examples the loss without each is measured, too.
 
@@ -24,7 +25,7 @@ from scipy.stats import spearmanr
 
 from experiments.data import tabular
 from experiments.harness import COLOURS, Claim, Context, Option, experiment
-from hypergrad import CG, BilevelProblem, ImplicitDifferentiation
+from hypergrad import CG, BilevelProblem, GaussNewton, ImplicitDifferentiation
 from hypergrad.data import WeightedExamples, attribute
 from hypergrad.unrolled import Unrolled
 
@@ -60,6 +61,19 @@ def penalised(params: dict, hparams: None, batch: tuple) -> jax.Array:
 
 
 PROBLEM = BilevelProblem(penalised, cross_entropy)
+
+
+def weighted_curvature(x: jax.Array, y: jax.Array) -> GaussNewton:
+    """Positive definite also where the training was stopped before a minimum."""
+
+    def loss(scores: jax.Array, p: jax.Array, chosen: jax.Array) -> jax.Array:
+        each = optax.softmax_cross_entropy_with_integer_labels(scores, y[chosen])
+        return jnp.sum(p[chosen] * each) / jnp.sum(p[chosen])
+
+    def penalty(params: dict, p: jax.Array) -> jax.Array:
+        return 0.5 * RIDGE * sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params))
+
+    return GaussNewton(lambda params, p, chosen: logits(params, x[chosen]), loss, penalty)
 
 
 def losses_of(params: dict, queries: tuple) -> jax.Array:
@@ -136,7 +150,7 @@ def run_experiment(context: Context) -> None:
     def retrained(weights: jax.Array) -> jax.Array:
         return jax.lax.map(lambda p: losses_of(path(p)[0], queries), weights)
 
-    with context.progress("ways", total=3) as bar:
+    with context.progress("ways", total=4) as bar:
         through = attribute(
             PROBLEM,
             start,
@@ -159,6 +173,20 @@ def run_experiment(context: Context) -> None:
             ),
         )
         bar.advance()
+        gauss_newton = attribute(
+            PROBLEM,
+            end,
+            None,
+            examples,
+            queries,
+            estimator=ImplicitDifferentiation(
+                linear_solver=CG(tol=1e-4, max_steps=200),
+                curvature=weighted_curvature(*examples),
+                damping=0.01,
+                error_estimate=False,
+            ),
+        )
+        bar.advance()
         asked, trained = jax.jit(gradients, static_argnums=1), penalised
         kept = np.linspace(0, steps - 1, 10).astype(int)
         at = [jax.tree.map(lambda leaf, t=t: leaf[t], before) for t in kept]
@@ -170,7 +198,8 @@ def run_experiment(context: Context) -> None:
     near = jnp.where(same, -1.0, 1.0) * jnp.exp(-(distances**2))
     ways = {
         OURS: through.scores,
-        "implicit, at the end (influence by CG)": implicit.scores,
+        "implicit, Hessian (influence by CG)": implicit.scores,
+        "implicit, Gauss-Newton": gauss_newton.scores,
         "TracIn, ten checkpoints": tracin,
         "product of gradients at the end": last,
         "nearness of the inputs": near,
@@ -211,7 +240,11 @@ def run_experiment(context: Context) -> None:
             axes.plot(changes.ravel(), predicted.ravel(), ".", color=COLOURS[0], alpha=0.5)
             ends = [changes.min(), changes.max()]
             axes.plot(ends, ends, color="grey", lw=0.8)
-            axes.set(title=name, xlabel="change without the example", ylabel="predicted")
+            axes.set(
+                title=name.partition(" (")[0],
+                xlabel="change without the example",
+                ylabel="predicted",
+            )
     context.say(
         f"{size} of {options.train} examples in a subset; the network classifies "
         f"{100 * np.mean(np.argmax(logits(end, data.test.x / 16), 1) == data.test.y):.1f} % of the "

@@ -66,7 +66,7 @@ def features(x: np.ndarray) -> jax.Array:
             "below_oracle",
             "points of test accuracy below the oracle, the better of the two",
             at_most=0.5,
-            when=lambda o: not o.quick,
+            quick=3.0,
         ),
         Claim("above_all", "points of test accuracy above training on all", at_least=1.0),
         Claim("kept_right", "share of right labels in the subset", at_least=0.8),

@@ -25,6 +25,7 @@ PUBLIC = [
     "hypergrad.policy",
     "hypergrad.risk",
     "hypergrad.sampling",
+    "hypergrad.schedule",
     "hypergrad.self_tuning",
     "hypergrad.tasks",
     "hypergrad.unrolled",
