@@ -13,7 +13,7 @@ from experiments.implicit_zoo.member import Member
 
 IMAGES, ATOMS = 8, 6
 L1, L2 = 0.2, 0.1
-COUNTS = (10, 20, 40, 80, 160, 240, 320, 400, 480, 560, 640, 800, 5000)
+ITERATIONS = 6400
 
 
 def members(seed: int) -> list[Member]:
@@ -38,6 +38,6 @@ def members(seed: int) -> list[Member]:
             theta=atoms,
             start=jnp.zeros((IMAGES, ATOMS)),
             advance=step,
-            counts=COUNTS,
+            iterations=ITERATIONS,
         )
     ]

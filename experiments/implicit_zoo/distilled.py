@@ -14,7 +14,7 @@ from experiments.implicit_zoo.member import Member
 
 CLASSES = 3
 RIDGE, RATE = 0.1, 0.5
-COUNTS = (*range(20, 260, 20), 1500)
+ITERATIONS = 1600
 
 
 def members(seed: int) -> list[Member]:
@@ -35,7 +35,7 @@ def members(seed: int) -> list[Member]:
             theta=images,
             start=jnp.zeros((images.shape[1], CLASSES)),
             advance=lambda w, images: w - RATE * jax.grad(loss)(w, images),
-            counts=COUNTS,
+            iterations=ITERATIONS,
             loss=loss,
         )
     ]

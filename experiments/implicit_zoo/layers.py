@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 from experiments.implicit_zoo.member import Member
 
 UNITS, INPUTS = 16, 5
-COUNTS = (*range(1, 21), 300)
+ITERATIONS = 160
 
 
 def members(seed: int) -> list[Member]:
@@ -42,7 +42,7 @@ def members(seed: int) -> list[Member]:
             },
             start=jnp.zeros(UNITS),
             advance=layer,
-            counts=COUNTS,
+            iterations=ITERATIONS,
         ),
         Member(
             name="inverse function",
@@ -54,6 +54,6 @@ def members(seed: int) -> list[Member]:
             },
             start=jnp.zeros(UNITS),
             advance=lambda x, theta: x - (flow(x, theta) - output),
-            counts=COUNTS,
+            iterations=ITERATIONS,
         ),
     ]

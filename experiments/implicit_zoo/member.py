@@ -18,7 +18,10 @@ from hypergrad.linear import LinearSolver
 #: Step of central differences, of a direction of unit length.
 STEP = 1e-5
 DENSE = Dense()
-#: Errors of iterates, relative, between which the slope is fitted.
+#: Iterates of a run that are kept, and how many of them Jacobians are taken at.
+WATCHED, TAKEN = 160, 12
+#: Errors of these iterates, relative. The theorem is local: far away there is another active set,
+#: or another basin, and very close the rounding of the solution itself.
 FAR, NEAR = 1e-4, 1e-8
 
 
@@ -31,8 +34,8 @@ class Member:
     - `theta`: the hyperparameters, any pytree.
     - `start`: where the solver begins, an array.
     - `advance`: `advance(state, theta) -> state`, one iteration of the solver.
-    - `counts`: after how many iterations its iterates are looked at, increasing; the last one is
-      taken as the solution.
+    - `iterations`: of a run. The end is taken as the solution; `WATCHED` iterates on the way are
+      kept, evenly spaced.
     - `begin`, `point`: the solver's state at an `x`, and the `x` of a state; by default the state
       is the point itself.
     - `loss`: where the residual is the gradient of a loss, that loss.
@@ -45,7 +48,7 @@ class Member:
     theta: PyTree
     start: Array
     advance: Callable[[Any, PyTree], Any]
-    counts: tuple[int, ...]
+    iterations: int
     begin: Callable[[Array], Any] = lambda x: x
     point: Callable[[Any], Array] = lambda state: state
     loss: Callable[[Array, PyTree], Array] | None = None
@@ -59,8 +62,9 @@ class Member:
 
     @cached_property
     def path(self) -> Callable:
-        """`path(vector, start) -> iterates`, of shape `(counts, *x)`."""
-        gaps = jnp.diff(jnp.asarray((0, *self.counts)))
+        """`path(vector, start) -> iterates`, of shape `(WATCHED, *x)`."""
+        ends = np.linspace(0, self.iterations, WATCHED + 1).astype(int)
+        gaps = jnp.asarray(np.diff(ends))
 
         @jax.jit
         def path(vector: Array, start: Array) -> Array:
@@ -119,11 +123,10 @@ class Member:
 class Derivatives:
     """What was measured of a member.
 
-    - `iterate_errors`, `jacobian_errors`: at each iterate but the last, relative to the last.
+    - `iterate_errors`, `jacobian_errors`: at iterates close by, relative to the end.
     - `differences`, `jaxopt`: relative errors of our derivative at the solution, against central
       differences of solving again, and against jaxopt's.
-    - `slope`: of the logarithm of the one error over that of the other, at iterates close by; NaN
-      with fewer than three.
+    - `slope`: of the logarithm of the one error over that of the other.
     - `derivative`: at the solution, shape `(directions, *x)`.
     - `residual`: largest entry of the residual at the solution.
     """
@@ -142,7 +145,15 @@ def derivatives(member: Member, directions: Float[Array, "k h"]) -> Derivatives:
     vector, _ = member.flat
     iterates = member.path(vector, member.start)
     solution = iterates[-1]
-    found = np.asarray(member.ours(iterates, directions))
+    errors = _norms(np.asarray(iterates - solution)) / _norm(solution)
+    close = np.flatnonzero((errors < FAR) & (errors > NEAR))
+    if len(close) < 3:
+        raise RuntimeError(
+            f"{member.name}: expected three iterates or more between {NEAR} and {FAR} of the "
+            f"solution, received {len(close)}."
+        )
+    chosen = close[np.linspace(0, len(close) - 1, TAKEN).round().astype(int)]
+    found = np.asarray(member.ours(iterates[np.append(chosen, -1)], directions))
     exact = found[-1]
 
     solved = [
@@ -151,14 +162,9 @@ def derivatives(member: Member, directions: Float[Array, "k h"]) -> Derivatives:
     ]
     difference = np.stack([(high - low) / (2 * STEP) for high, low in solved])
     others = np.asarray(member.jaxopts(solution, directions))
-    x_errors = _norms(np.asarray(iterates)[:-1] - np.asarray(solution)) / _norm(solution)
+    x_errors = errors[chosen]
     j_errors = _norms(found[:-1] - exact) / _norm(exact)
-    # The theorem is local: far away there is another active set, or another basin, and very close
-    # the rounding of the solution itself.
-    inside = (x_errors < FAR) & (x_errors > NEAR)
-    slope = np.nan
-    if inside.sum() >= 3:
-        slope = np.polyfit(np.log(x_errors[inside]), np.log(j_errors[inside]), 1)[0]
+    slope = np.polyfit(np.log(x_errors), np.log(j_errors), 1)[0]
     return Derivatives(
         iterate_errors=x_errors,
         jacobian_errors=j_errors,

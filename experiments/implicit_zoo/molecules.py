@@ -21,7 +21,7 @@ SPHERES = 20
 PACKING = 1.0
 #: Time step of FIRE at most; a sphere with six contacts swings with a period of about 3.
 LONGEST = 0.3
-COUNTS = (*range(100, 800, 40), 5000)
+ITERATIONS = 3200
 
 
 class Fire(NamedTuple):
@@ -83,7 +83,7 @@ def members(seed: int) -> list[Member]:
             theta=jnp.asarray(ratio),
             start=jnp.asarray(side * rng.uniform(size=(SPHERES, 2))),
             advance=advance,
-            counts=COUNTS,
+            iterations=ITERATIONS,
             begin=begin,
             point=lambda state: state.x,
             loss=potential,
