@@ -211,9 +211,9 @@ def same_form(one: PyTree, other: PyTree) -> bool:
 
     Compared leaf by leaf: a container of the user's need not know when it equals another.
     """
-    leaves, structure = jax.tree.flatten(one)
-    others, expected = jax.tree.flatten(other)
-    return structure == expected and list(map(jnp.shape, leaves)) == list(map(jnp.shape, others))
+    structure: Any = jax.tree.structure(one)
+    shapes, expected = (list(map(jnp.shape, jax.tree.leaves(tree))) for tree in (one, other))
+    return bool(structure == jax.tree.structure(other)) and shapes == expected
 
 
 def _require_real(**trees: PyTree) -> None:

@@ -1,0 +1,1 @@
+"""Inner problems of many kinds, one a file, each with a map whose zero is its solution."""
