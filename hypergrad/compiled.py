@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from hypergrad.estimator import Estimator, Hypergradient, HypergradientInfo
+from hypergrad.expected import require
 from hypergrad.implicit import ImplicitDifferentiation
 from hypergrad.implicit.second_order import answered
 from hypergrad.mistakes import check_estimator, check_key, check_leaves, check_state
@@ -78,6 +79,7 @@ def hypergradient(
     In eager use a result that is not to be trusted comes with an `InaccurateHypergradientWarning`,
     once for each place it is called from.
     """
+    require("hypergradient", "problem", problem, BilevelProblem, "BilevelProblem(inner, outer)")
     if estimator is None:
         estimator = ImplicitDifferentiation()
     check_estimator(estimator)

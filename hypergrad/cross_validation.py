@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from hypergrad.expected import received, require
 from hypergrad.problem import BilevelProblem
 
 
@@ -36,7 +37,14 @@ def cross_validated(problem: BilevelProblem, folds: Iterable[tuple[Any, Any]]) -
 
     **Raises:** `ValueError` for fewer than two folds, or one without rows.
     """
-    rows = [(np.asarray(train), np.asarray(held)) for train, held in folds]
+    require("cross_validated", "problem", problem, BilevelProblem, "BilevelProblem(inner, outer)")
+    try:
+        rows = [(np.asarray(train), np.asarray(held)) for train, held in folds]
+    except (TypeError, ValueError):
+        raise ValueError(
+            "cross_validated: folds: expected pairs (training rows, validation rows), received "
+            f"{received(folds)}."
+        ) from None
     if len(rows) < 2:
         raise ValueError(f"cross_validated: expected at least two folds, received {len(rows)}.")
     for number, pair in enumerate(rows):

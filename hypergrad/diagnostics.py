@@ -12,6 +12,7 @@ from jaxtyping import Array, PyTree, Scalar
 
 from hypergrad.compiled import as_arrays
 from hypergrad.estimator import Estimator, HypergradientInfo
+from hypergrad.expected import require
 from hypergrad.implicit import ImplicitDifferentiation
 from hypergrad.inner import Newton
 from hypergrad.linear import vector
@@ -155,6 +156,9 @@ def check_hypergradient(
 
     **Raises:** `ValueError` as `hypergradient` does.
     """
+    require(
+        "check_hypergradient", "problem", problem, BilevelProblem, "BilevelProblem(inner, outer)"
+    )
     if estimator is None:
         estimator = ImplicitDifferentiation()
     arguments = as_arrays((params, hparams, inner_batch, outer_batch))

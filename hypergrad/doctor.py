@@ -11,6 +11,7 @@ from jaxtyping import Array, PyTree
 
 from hypergrad.compiled import as_arrays
 from hypergrad.estimator import Estimator
+from hypergrad.expected import require
 from hypergrad.implicit import ImplicitDifferentiation
 from hypergrad.implicit.curvature import Hessian
 from hypergrad.linear import vector
@@ -119,6 +120,7 @@ def recommend(
 
     **Raises:** `ValueError` as `hypergradient` does for losses that make no problem.
     """
+    require("recommend", "problem", problem, BilevelProblem, "BilevelProblem(inner, outer)")
     check_leaves(params=params, hparams=hparams, inner_batch=inner_batch, outer_batch=outer_batch)
     check_key(key)
     params, hparams, inner_batch, outer_batch = as_arrays(

@@ -1,7 +1,10 @@
 """Arguments of another kind than expected, refused in one line that says what was given."""
 
+from numbers import Integral, Real
 from typing import Any
 
+import jax
+import numpy as np
 import optax
 
 
@@ -58,3 +61,39 @@ def require_function(owner: str, name: str, value: Any) -> None:
     """
     if not callable(value) or isinstance(value, type):
         raise ValueError(f"{owner}: {name!r}: expected a function, received {received(value)}.")
+
+
+def require_count(owner: str, name: str, value: Any, least: int = 1) -> None:
+    """Refuse what is no integer, of any library, of at least `least`.
+
+    **Raises:** `ValueError` that names the argument.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ValueError(
+            f"{owner}: {name}: expected an integer >= {least}, received {_number(value)}."
+        )
+
+
+def require_number(owner: str, name: str, value: Any) -> None:
+    """Refuse what is no real number of Python or NumPy.
+
+    **Raises:** `ValueError` that names the argument.
+    """
+    if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
+        raise ValueError(f"{owner}: {name}: expected a number, received {_number(value)}.")
+
+
+def require_choice(owner: str, name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Refuse what is none of some words.
+
+    **Raises:** `ValueError` that lists them.
+    """
+    if not isinstance(value, str) or value not in choices:
+        listed = ", ".join(f'"{choice}"' for choice in choices[:-1]) + f' or "{choices[-1]}"'
+        given = repr(value) if isinstance(value, str) else received(value)
+        raise ValueError(f"{owner}: {name}: expected {listed}, received {given}.")
+
+
+def _number(value: Any) -> str:
+    plain = isinstance(value, Real) and not isinstance(value, np.ndarray | jax.Array)
+    return f"{value!r:.40}" if plain else received(value)

@@ -26,6 +26,7 @@ from jaxtyping import Array, PyTree
 
 from hypergrad.compiled import as_arrays
 from hypergrad.estimator import Estimator, Hypergradient
+from hypergrad.expected import require
 from hypergrad.problem import BilevelProblem
 
 
@@ -86,6 +87,7 @@ def metasmoothness(
 
     **Raises:** `ValueError` for a step or a number of directions out of range.
     """
+    require("metasmoothness", "problem", problem, BilevelProblem, "BilevelProblem(inner, outer)")
     if isinstance(directions, bool) or not isinstance(directions, int) or directions < 2:
         raise ValueError(f"directions: expected an integer of at least 2, received {directions!r}.")
     arguments = as_arrays((params, hparams, inner_batch, outer_batch))

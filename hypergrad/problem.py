@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree, Scalar
 
-from hypergrad.expected import require_function
+from hypergrad.expected import require_choice, require_function
 
 
 class BilevelProblem(eqx.Module):
@@ -49,10 +49,7 @@ class BilevelProblem(eqx.Module):
     biased: Literal["refuse", "keep"] = eqx.field(static=True, default="refuse")
 
     def __check_init__(self) -> None:
-        if self.biased not in ("refuse", "keep"):
-            raise ValueError(
-                f'BilevelProblem: biased expected "refuse" or "keep", received {self.biased!r}.'
-            )
+        require_choice("BilevelProblem", "biased", self.biased, ("refuse", "keep"))
         for name in ("inner", "outer", "optimality"):
             given = getattr(self, name)
             if given is not None or name == "outer":

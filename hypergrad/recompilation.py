@@ -42,7 +42,8 @@ def note_compilation(name: str, static: PyTree, arguments: PyTree) -> None:
     if not functions:
         return
     kinds = jax.tree.map(lambda x: None, eqx.filter(static, eqx.is_array))
-    shapes = jax.tree.map(lambda x: (x.shape, str(x.dtype)) if eqx.is_array(x) else None, arguments)
+    # The type tells the sharding on a mesh with explicit axes.
+    shapes = jax.tree.map(lambda x: str(jax.typeof(x)) if eqx.is_array(x) else None, arguments)
     numbers = [leaf for leaf in jax.tree.leaves(static) if isinstance(leaf, int | str)]
     seen = (name, tuple(functions), str(jax.tree.structure(kinds)), str(shapes), str(numbers))
     _compilations[seen] += 1

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
+from hypergrad.expected import require
 from hypergrad.implicit import ImplicitDifferentiation
 from hypergrad.outcome import Outcome
 from hypergrad.problem import BilevelProblem
@@ -46,8 +47,14 @@ class Routed(Estimator):
     unrolled: Estimator
 
     def __check_init__(self) -> None:
+        example = 'ImplicitDifferentiation(unseen="none")'
+        require("Routed", "implicit", self.implicit, ImplicitDifferentiation, example)
+        require("Routed", "unrolled", self.unrolled, Estimator, "Unrolled(...)")
         if self.implicit.unseen != "none":
-            raise ValueError('Routed needs ImplicitDifferentiation(..., unseen="none").')
+            raise ValueError(
+                'Routed: implicit: expected ImplicitDifferentiation(..., unseen="none"), received '
+                'unseen="raise".'
+            )
 
     def init(
         self,

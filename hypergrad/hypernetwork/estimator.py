@@ -9,7 +9,7 @@ Lorraine & Duvenaud, "Stochastic Hyperparameter Optimization through Hypernetwor
 Algorithms 2 and 3.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -20,7 +20,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
 from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
-from hypergrad.expected import require_optimizer
+from hypergrad.expected import require_count, require_optimizer
 from hypergrad.hypernetwork.distribution import (
     REACH,
     Distribution,
@@ -123,17 +123,16 @@ class Hypernetwork(Estimator):
     def __check_init__(self) -> None:
         require_optimizer("Hypernetwork", self.optimizer)
         for name, value in (("steps", self.steps), ("samples", self.samples)):
-            if value < 1:
-                raise ValueError(f"Hypernetwork: `{name}`: expected at least 1, received {value}.")
-        if any(width < 1 for width in self.hidden):
+            require_count("Hypernetwork", name, value)
+        if not isinstance(self.hidden, Sequence) or isinstance(self.hidden, str):
             raise ValueError(
-                f"Hypernetwork: widths: expected positive numbers, received hidden={self.hidden}."
+                "Hypernetwork: hidden: expected widths such as (50,), received "
+                f"{self.hidden!r:.40}."
             )
-        if self.bottleneck is not None and self.bottleneck < 1:
-            raise ValueError(
-                "Hypernetwork: `bottleneck`: expected a positive number, received "
-                f"{self.bottleneck}."
-            )
+        for width in self.hidden:
+            require_count("Hypernetwork", "hidden", width)
+        if self.bottleneck is not None:
+            require_count("Hypernetwork", "bottleneck", self.bottleneck)
         if not isinstance(self.distribution, Normal | Uniform | Perturbation):
             raise ValueError(
                 "Hypernetwork: `distribution`: expected a Normal, Uniform or Perturbation, "

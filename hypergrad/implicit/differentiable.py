@@ -52,6 +52,7 @@ def implicit_solver(
         grad = jax.grad(lambda lam: outer(solve(w0, lam, train), lam, valid))(lam)
         ```
     """
+    require("implicit_solver", "problem", problem, BilevelProblem, "BilevelProblem(inner, outer)")
     inner = as_inner_solver(solver)
     require("implicit_solver", "linear_solver", linear_solver, LinearSolver, "CG()")
     symmetric = problem.optimality is None

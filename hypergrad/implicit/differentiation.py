@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree, Scalar
 
 from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
-from hypergrad.expected import require
+from hypergrad.expected import require, require_choice
 from hypergrad.implicit.curvature import Curvature, Hessian
 from hypergrad.implicit.estimate import ErrorEstimate, Result
 from hypergrad.implicit.linearisation import linearised
@@ -114,8 +114,7 @@ class ImplicitDifferentiation(Estimator):
         require(name, "curvature", curvature, Curvature, "Hessian()")
         if not isinstance(error_estimate, bool):
             require(name, "error_estimate", error_estimate, ErrorEstimate, "ErrorEstimate()")
-        if unseen not in ("raise", "none"):
-            raise ValueError(f'unseen: expected "raise" or "none", received {unseen!r}.')
+        require_choice(name, "unseen", unseen, ("raise", "none"))
         self.unseen = unseen
         self.solver = None if solver is None else as_inner_solver(solver)
         self.linear_solver = linear_solver

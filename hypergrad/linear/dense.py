@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
 
+from hypergrad.expected import require_count
 from hypergrad.linear import vector
 from hypergrad.linear.base import LinearSolver
 from hypergrad.linear.operator import LinearOperator
@@ -37,8 +38,7 @@ class Dense(LinearSolver):
     chunk: int = eqx.field(static=True, default=128)
 
     def __check_init__(self) -> None:
-        if self.chunk < 1:
-            raise ValueError(f"Dense: chunk: expected >= 1, received {self.chunk}.")
+        require_count("Dense", "chunk", self.chunk)
 
     def solve_scaled(self, system: System) -> LinearSolution:
         """See `LinearSolver.solve_scaled`; a start is not used.

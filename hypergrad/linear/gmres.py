@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from hypergrad.expected import require_count
 from hypergrad.linear import vector
 from hypergrad.linear.base import IterativeSolver
 from hypergrad.linear.solution import LinearSolution, Spectrum, nothing_met
@@ -34,8 +35,7 @@ class GMRES(IterativeSolver):
     restart: int = eqx.field(static=True, default=30)
 
     def __check_init__(self) -> None:
-        if self.restart < 1:
-            raise ValueError(f"GMRES: restart: expected >= 1, received {self.restart}.")
+        require_count("GMRES", "restart", self.restart)
 
     def solve_scaled(self, system: System) -> LinearSolution:
         """See `LinearSolver.solve_scaled`."""

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree, Scalar
 
+from hypergrad.expected import require_count
 from hypergrad.linear import vector
 from hypergrad.linear.base import LinearSolver
 from hypergrad.linear.operator import LinearOperator
@@ -49,15 +50,11 @@ class Neumann(LinearSolver):
     key: Array | None = None
 
     def __check_init__(self) -> None:
-        if self.products < 0:
-            raise ValueError(f"Neumann: expected products >= 0, received {self.products}.")
+        require_count("Neumann", "products", self.products, 0)
         if isinstance(self.step, float | int) and not self.step > 0:
             raise ValueError(f"Neumann: expected step > 0, received {self.step}.")
-        if self.step is None and self.power_iterations < 1:
-            raise ValueError(
-                "Neumann without a step: expected power_iterations >= 1, received "
-                f"{self.power_iterations}."
-            )
+        if self.step is None:
+            require_count("Neumann without a step", "power_iterations", self.power_iterations)
 
     def solve_scaled(self, system: System) -> LinearSolution:
         """See `LinearSolver.solve_scaled`; a start is not used."""

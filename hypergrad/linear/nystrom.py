@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from hypergrad.expected import require_choice, require_count
 from hypergrad.linear import vector
 from hypergrad.linear.base import LinearSolver
 from hypergrad.linear.operator import LinearOperator, symmetric_operator
@@ -240,11 +241,7 @@ def _scaled(operator: LinearOperator, root: PyTree) -> LinearOperator:
 
 
 def _check_sketch(method: str, rank: int, sketch: str, chunk: int | None) -> None:
-    if rank < 1:
-        raise ValueError(f"{method}: rank: expected >= 1, received {rank}.")
-    if sketch not in ("gaussian", "columns"):
-        raise ValueError(
-            f"{method}: sketch: expected 'gaussian' or 'columns', received {sketch!r}."
-        )
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"{method}: chunk: expected >= 1, received {chunk}.")
+    require_count(method, "rank", rank)
+    require_choice(method, "sketch", sketch, ("gaussian", "columns"))
+    if chunk is not None:
+        require_count(method, "chunk", chunk)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
+from hypergrad.expected import require_count
 from hypergrad.linear.operator import LinearOperator
 
 
@@ -89,11 +90,8 @@ class Jacobi(Preconditioner):
     key: Array | None = None
 
     def __check_init__(self) -> None:
-        if self.probes < 2:
-            raise ValueError(
-                "Jacobi: expected probes >= 2 (the spread tells the noise), received "
-                f"{self.probes}."
-            )
+        # Two, for the spread tells the noise.
+        require_count("Jacobi", "probes", self.probes, 2)
 
     @property
     def building(self) -> int:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree, Scalar
 
+from hypergrad.expected import require_count
 from hypergrad.linear import vector
 from hypergrad.linear.base import IterativeSolver
 from hypergrad.linear.conjugate import Iteration, conjugate_gradient
@@ -105,10 +106,7 @@ class RecyclingCG(IterativeSolver):
     state: Memory | None = None
 
     def __check_init__(self) -> None:
-        if self.memory < _EARLIER + 1:
-            raise ValueError(
-                f"RecyclingCG: memory: expected >= {_EARLIER + 1}, received {self.memory}."
-            )
+        require_count("RecyclingCG", "memory", self.memory, _EARLIER + 1)
 
     def init_state(self, like: PyTree) -> Memory:
         """See `LinearSolver.init_state`."""

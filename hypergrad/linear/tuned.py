@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree, Scalar
 
 from hypergrad.bandit import tsallis_inf
+from hypergrad.expected import received
 from hypergrad.linear import vector
 from hypergrad.linear.base import IterativeSolver, LinearSolver
 from hypergrad.linear.operator import LinearOperator
@@ -95,6 +96,8 @@ class Tuned(LinearSolver):
         seed: int = 0,
         state: TunedState | None = None,
     ) -> None:
+        if not isinstance(arms, Sequence) or isinstance(arms, str):
+            raise ValueError(f"Tuned: arms expected a list of solvers, received {received(arms)}.")
         self.arms = tuple(arms)
         if len(self.arms) < 2:
             raise ValueError(f"Tuned: arms expected at least 2, received {len(self.arms)}.")

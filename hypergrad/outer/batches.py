@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
+from hypergrad.expected import require_choice, require_count
 from hypergrad.outer.base import Batches
 
 
@@ -88,15 +89,11 @@ class Minibatches(Sampler):
     blocks: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self) -> None:
-        if self.policy not in ("same", "fresh", "independent"):
-            raise ValueError(
-                'Minibatches: policy: expected "same", "fresh" or "independent", received '
-                f"{self.policy!r}."
-            )
+        require_choice("Minibatches", "policy", self.policy, ("same", "fresh", "independent"))
         for name in ("size", "outer_size", "fits"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"Minibatches: {name}: expected at least 1, received {value}.")
+            if value is not None or name != "outer_size":
+                require_count("Minibatches", name, value)
 
     def __call__(
         self, inner_data: PyTree, outer_data: PyTree, step: Int[Array, ""], key: Array

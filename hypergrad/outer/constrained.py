@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, PyTree, Scalar
 
 from hypergrad.envelope import ValueProblem
+from hypergrad.expected import require_function, require_number
 from hypergrad.outer.lagrangian import Lagrangian, NegativeDual
 
 
@@ -76,8 +77,14 @@ class ConstrainedProblem(ValueProblem):
         tolerance: float = 1e-3,
         stochastic: bool = False,
     ) -> None:
+        require_function("ConstrainedProblem", "constraints", constraints)
+        require_number("ConstrainedProblem", "tolerance", tolerance)
         for path, leaf in jax.tree_util.tree_leaves_with_path(bounds):
-            if not np.all(np.isfinite(np.asarray(leaf, np.float64))):
+            try:
+                finite = bool(np.all(np.isfinite(np.asarray(leaf, np.float64))))
+            except (TypeError, ValueError, OverflowError):
+                finite = False
+            if not finite:
                 raise ValueError(
                     f"ConstrainedProblem: bounds{jax.tree_util.keystr(path)}: expected finite "
                     f"numbers, received {leaf}; leave out a constraint that does not bind."

@@ -10,8 +10,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree, Scalar
+
+from hypergrad.expected import received, require
 
 
 class Constraint(eqx.Module):
@@ -39,6 +42,13 @@ class Box(Constraint):
 
     def __check_init__(self) -> None:
         lows, highs = jax.tree.leaves(self.lower), jax.tree.leaves(self.upper)
+        for name, bounds in (("lower", lows), ("upper", highs)):
+            for bound in bounds:
+                if not eqx.is_array(bound) and np.asarray(bound).dtype.kind not in "biuf":
+                    raise ValueError(
+                        f"Box: {name}: expected numbers or arrays of them, received "
+                        f"{received(bound)}."
+                    )
         for low, high in zip(lows, highs, strict=False):
             if bool(jnp.any(jnp.asarray(low) > jnp.asarray(high))):
                 raise ValueError(
@@ -175,6 +185,10 @@ def project(constraint: PyTree, hparams: PyTree) -> PyTree:
 
     def is_constraint(x: Any) -> bool:
         return x is None or isinstance(x, Constraint)
+
+    for each in jax.tree.leaves(constraint, is_leaf=is_constraint):
+        if each is not None:
+            require("project", "constraint", each, Constraint, "Box(0, 1)")
 
     projected = jax.tree.map(
         lambda c, part: part if c is None else c.project(part),

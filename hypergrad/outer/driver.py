@@ -275,7 +275,8 @@ def _advance(
     count: int,
 ) -> tuple[OuterState, OuterInfo]:
     """`count` steps; none is taken after one that says stop."""
-    note_compilation("outer.run", (problem, algorithm, count), (state, inner_data, outer_data))
+    static = (problem, algorithm, sampler, count)
+    note_compilation("outer.run", static, (state, inner_data, outer_data))
     draw, noise = jax.random.split(key)
 
     def step(state: OuterState) -> tuple[OuterState, OuterInfo]:

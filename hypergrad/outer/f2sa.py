@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree, Scalar
 
-from hypergrad.expected import require_optimizer
+from hypergrad.expected import require_count, require_optimizer
 from hypergrad.linear import vector
 from hypergrad.outer.base import (
     BREAKDOWN,
@@ -83,10 +83,7 @@ class F2SA(OuterAlgorithm):
 
     def __check_init__(self) -> None:
         require_optimizer("F2SA", self.optimizer)
-        if self.inner_steps < 1:
-            raise ValueError(
-                f"F2SA: inner_steps: expected at least 1, received {self.inner_steps}."
-            )
+        require_count("F2SA", "inner_steps", self.inner_steps)
 
     def init(
         self,

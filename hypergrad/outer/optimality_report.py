@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from hypergrad.expected import require
 from hypergrad.linear import vector
 from hypergrad.outer.constrained import ConstrainedProblem
 from hypergrad.restricted import RestrictedProblem
@@ -59,6 +60,8 @@ def optimality_report(
     - `params`, `multipliers`: `result.params` and `result.hparams` of a run.
     - `key`: for stochastic problems.
     """
+    example = "ConstrainedProblem(objective, constraints, bounds)"
+    require("optimality_report", "problem", problem, ConstrainedProblem, example)
     objective, violation, slope, products = _measured(problem, params, multipliers, batch, key)
     return OptimalityReport(
         objective=float(objective),

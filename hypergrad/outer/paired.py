@@ -4,6 +4,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Int, PyTree
 
+from hypergrad.expected import require_count
 from hypergrad.outer.base import Batches
 from hypergrad.outer.batches import Sampler, examples
 
@@ -29,8 +30,7 @@ class PairedBatches(Sampler):
     evaluate: bool = eqx.field(static=True, default=True)
 
     def __check_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"PairedBatches: size must be at least 1, got {self.size}.")
+        require_count("PairedBatches", "size", self.size)
 
     def __call__(
         self, inner_data: PyTree, outer_data: PyTree, step: Int[Array, ""], key: Array

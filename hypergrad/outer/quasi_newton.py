@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
+from hypergrad.expected import require_count
+
 # What of the mean of squares an old square keeps at each step.
 KEPT = 0.5
 
@@ -48,8 +50,7 @@ class QuasiNewton(eqx.Module):
     reach: float = 2.0
 
     def __check_init__(self) -> None:
-        if self.memory < 0:
-            raise ValueError(f"QuasiNewton: memory: expected >= 0, received {self.memory}.")
+        require_count("QuasiNewton", "memory", self.memory, 0)
 
     def init(self, hparams: PyTree) -> LimitedMemory:
         """Nothing known.
@@ -85,7 +86,7 @@ class QuasiNewton(eqx.Module):
         )
 
     def direction(
-        self, known: LimitedMemory, gradient: PyTree, free: Bool[PyTree, " ..."]
+        self, known: LimitedMemory, gradient: PyTree, free: PyTree[Bool[Array, " ..."]]
     ) -> PyTree:
         """Where to go, a pytree like the hyperparameters: a descent direction.
 

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from hypergrad.compiled import as_arrays
+from hypergrad.expected import require, require_count, require_function
 from hypergrad.inner import InnerSolver
 from hypergrad.problem import BilevelProblem
 
@@ -63,6 +64,10 @@ def retrain_gap(
 
     **Returns:** a `RetrainGap`.
     """
+    require("retrain_gap", "problem", problem, BilevelProblem, "BilevelProblem(inner, outer)")
+    require("retrain_gap", "solver", solver, InnerSolver, "Newton()")
+    require_function("retrain_gap", "initialise", initialise)
+    require_count("retrain_gap", "trainings", trainings)
     hparams, inner_data, outer_data = as_arrays((hparams, inner_data, outer_data))
 
     @eqx.filter_jit

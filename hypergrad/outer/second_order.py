@@ -11,6 +11,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree, Scalar
 
+from hypergrad.expected import require_function
+
 
 @dataclass(frozen=True)
 class SecondOrderReport:
@@ -79,6 +81,7 @@ def second_order_report(
     - `rank_tol`: eigenvalues up to this share of the largest entry of any block are zero. Default:
       the square root of the rounding error (1.5e-8 in float64).
     """
+    require_function("second_order_report", "f", f)
     (y, y_static), (x, x_static) = (
         eqx.partition(jax.tree.map(jnp.asarray, tree), eqx.is_inexact_array)
         for tree in (params, hparams)

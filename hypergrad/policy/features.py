@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree, Scalar
 
+from hypergrad.expected import require_number
 from hypergrad.linear import vector
 
 #: Decades stay within this, so that a training that ends at zero or diverges has features, too.
@@ -71,6 +72,7 @@ class TrainingFeatures(Features):
     decay: float = 0.9
 
     def __check_init__(self) -> None:
+        require_number("TrainingFeatures", "decay", self.decay)
         if not 0 <= self.decay < 1:
             raise ValueError(
                 f"TrainingFeatures: decay expected from 0 to below 1, received {self.decay}."

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Scalar
 
+from hypergrad.expected import require_number
+
 
 class Range(eqx.Module):
     """Where a setting lives: `low + (high - low) / (1 + exp(-z))`, of the logarithms with `log`.
@@ -25,6 +27,10 @@ class Range(eqx.Module):
     log: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self) -> None:
+        for name in ("low", "high", "start"):
+            value = getattr(self, name)
+            if value is not None or name != "start":
+                require_number("Range", name, value)
         if not -math.inf < self.low < self.high < math.inf or (self.log and self.low <= 0):
             positive = "0 < " if self.log else ""
             raise ValueError(
@@ -69,8 +75,12 @@ class LinearPolicy(eqx.Module):
     ranges: Mapping[str, Range]
 
     def __check_init__(self) -> None:
-        if not self.ranges or not all(isinstance(r, Range) for r in self.ranges.values()):
-            raise ValueError(f"LinearPolicy: expected a Range by name, received {self.ranges!r}.")
+        given = self.ranges.values() if isinstance(self.ranges, Mapping) else [self.ranges]
+        if not given or not all(isinstance(each, Range) for each in given):
+            raise ValueError(
+                'LinearPolicy: ranges: expected a dict of Range such as {"step": Range(0, 1)}, '
+                f"received {self.ranges!r:.80}."
+            )
 
     def init(self, features: int) -> dict[str, Float[Array, " features"]]:
         """Weights with which each setting is at its `start` whatever the features are.

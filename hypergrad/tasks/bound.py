@@ -2,6 +2,8 @@
 
 import math
 
+from hypergrad.expected import require_count, require_number
+
 
 def task_bound(
     tasks: int, pieces: int, degree: int, *, span: float = 1.0, confidence: float = 0.95
@@ -28,8 +30,9 @@ def task_bound(
     - `confidence`: `p` in (0, 1).
     """
     for name, value in (("tasks", tasks), ("pieces", pieces), ("degree", degree)):
-        if value < 1:
-            raise ValueError(f"task_bound: {name}: expected an integer >= 1, received {value!r}.")
+        require_count("task_bound", name, value)
+    for name, value in (("span", span), ("confidence", confidence)):
+        require_number("task_bound", name, value)
     if not span > 0 or not 0 < confidence < 1:
         raise ValueError(
             "task_bound: expected span > 0 and 0 < confidence < 1, received "

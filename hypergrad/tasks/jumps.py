@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
+from hypergrad.expected import require_count, require_function, require_number
+
 # By how many medians a cell must stand out to be looked into.
 _PROMINENT = 8.0
 # What a break must keep of its size over the last halvings; a smooth function loses half or more
@@ -75,7 +77,11 @@ def find_breaks(
 
     **Raises:** `ValueError` for an empty interval, or a value that is not finite (naming where).
     """
-    if not low < high or points < 5 or not width > 0:
+    require_function("find_breaks", "function", function)
+    require_count("find_breaks", "points", points, 5)
+    for name, value in (("low", low), ("high", high), ("width", width)):
+        require_number("find_breaks", name, value)
+    if not low < high or not width > 0:
         raise ValueError(
             "find_breaks: expected low < high, points >= 5 and width > 0, received "
             f"{low}, {high}, {points} and {width}."

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Scalar
 
+from hypergrad.expected import require
 from hypergrad.inner import InnerSolver, as_inner_solver
 from hypergrad.problem import BilevelProblem
 
@@ -40,6 +41,7 @@ class TaskProblem(BilevelProblem):
     solver: InnerSolver | None = None
 
     def __init__(self, one: BilevelProblem, solver: InnerSolver | None = None) -> None:
+        require("over_tasks", "problem", one, BilevelProblem, "BilevelProblem(inner, outer)")
         self.one = one
         self.solver = solver
         # Sum and mean: the solution of every task is its own, and the number of tasks scales

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Int, PyTree, Scalar
 
 from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
+from hypergrad.expected import require_choice
 from hypergrad.linear import vector
 from hypergrad.outcome import Outcome
 from hypergrad.paths import leaf_names
@@ -80,12 +81,14 @@ class UnrolledEstimator(Estimator):
         warm_start: bool = False,
         unseen: Literal["raise", "none"] = "raise",
     ) -> None:
-        if unseen not in ("raise", "none"):
-            raise ValueError(f'unseen: expected "raise" or "none", received {unseen!r}.')
+        require_choice(type(self).__name__, "unseen", unseen, ("raise", "none"))
         self.unseen = unseen
         self.steps = positive_int("steps", steps)
         if warm_start and initial is not None:
-            raise ValueError("A warm start continues from the last run: it excludes `initial`.")
+            raise ValueError(
+                "A warm start continues from the last run: it excludes `initial`; expected one of "
+                "the two."
+            )
         self.update = as_inner_step(update)
         self.initial = initial
         self.stacked = stacked

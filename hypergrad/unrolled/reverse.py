@@ -114,6 +114,8 @@ def reverse(
         adjoint, contribution, block_norms = pull(adjoint)
         intact = intact & vector.all_finite(contribution)
         grad = jax.tree.map(lambda g, c: g + jnp.where(intact, c, 0), grad, contribution)
+        # Where no cotangent passed, the zeros that come back lie on no mesh.
+        block_norms = jnp.broadcast_to(nothing, block_norms.shape) + block_norms
         norms = lax.dynamic_update_slice_in_dim(norms, block_norms, at, 0)
         count = count + jnp.where(intact, size, 0)
         return adjoint, grad, intact & vector.all_finite(adjoint), count, norms

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from strategies.arguments import positive
@@ -36,11 +37,13 @@ class Linear(Policy):
         log: bool = False,
         size: float = 1.0,
     ) -> None:
-        if isinstance(features, str) or _CONSTANT in features:
+        named = isinstance(features, Sequence) and all(isinstance(each, str) for each in features)
+        if not named or isinstance(features, str) or _CONSTANT in features:
             raise ValueError(
                 f"'features': expected names, none of them {_CONSTANT!r}, received {features!r:.80}"
             )
-        if not -math.inf < low < high < math.inf or (log and low <= 0):
+        numbers = isinstance(low, Real) and isinstance(high, Real)
+        if not numbers or not -math.inf < low < high < math.inf or (log and low <= 0):
             expected = "0 < low < high" if log else "low < high"
             raise ValueError(f"'low': expected {expected}, received {low!r} and {high!r}")
         self.features, self.low, self.high, self.log = tuple(features), low, high, log

@@ -3,6 +3,7 @@
 import abc
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,10 @@ class Perturb(Explore):
     resample: float = 0.25
 
     def __post_init__(self) -> None:
+        if not isinstance(self.factors, Sequence) or isinstance(self.factors, str):
+            raise ValueError(
+                f"'factors': expected numbers such as (0.8, 1.2), received {self.factors!r:.80}"
+            )
         for factor in self.factors:
             positive("factors", factor)
         _probability(self.resample)
@@ -217,7 +222,7 @@ def _with_changes(
 
 
 def _probability(value: float) -> None:
-    if not 0 <= value <= 1:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:
         raise ValueError(f"'resample': expected a probability, received {value!r:.80}")
 
 

@@ -36,12 +36,17 @@ def sgd(lam):
     return optax.sgd(0.1 + 0 * jnp.sum(lam))
 
 
+def plain_sgd(lam):
+    return optax.sgd(0.1)
+
+
 here = (start, lam, (x, y))
 ROWS = (put(start), put(lam), (put(x, "data", None), put(y, "data")))
 ESTIMATORS = {
     "newton": hg.ImplicitDifferentiation(hg.Newton()),
     "unrolled": hg.Unrolled(sgd, 20),
     "unrolled in blocks": hg.Unrolled(sgd, 50),
+    "unrolled, the optimizer without hyperparameters": hg.Unrolled(plain_sgd, 20),
     "forward": hg.ForwardUnrolled(sgd, 20),
 }
 ALGORITHMS = {"soba": (SOBA(), Minibatches(8))}

@@ -167,5 +167,5 @@ def test_the_seed_and_the_callbacks_of_a_run():
 
     with pytest.raises(ValueError, match="seed expected an integer, received None"):
         call(seed=None)
-    with pytest.raises(ValueError, match=r"returns True to stop the run.*received a dict"):
+    with pytest.raises(ValueError, match=r"expected True to stop the run.*received a dict"):
         call(callbacks=[lambda report: {}])

@@ -135,7 +135,7 @@ def test_a_limit_too_small_for_a_start_goes_without(limit: int) -> None:
 
 
 def test_refuses_what_it_cannot_do() -> None:
-    with pytest.raises(ValueError, match="memory: expected >= 4, received 3"):
+    with pytest.raises(ValueError, match="memory: expected an integer >= 4, received 3"):
         RecyclingCG(memory=3)
     with pytest.raises(ValueError, match="symmetric"):
         solve(RecyclingCG(), matrix("nonsymmetric"))

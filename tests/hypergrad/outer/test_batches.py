@@ -84,5 +84,5 @@ def test_ragged_data_and_unknown_policies_are_refused():
         Minibatches(2)((jnp.ones(3), jnp.ones(4)), OUTER, jnp.asarray(0), jax.random.key(0))
     with pytest.raises(ValueError, match="received 'other'"):
         Minibatches(2, policy="other")
-    with pytest.raises(ValueError, match="size: expected at least 1, received 0"):
+    with pytest.raises(ValueError, match="size: expected an integer >= 1, received 0"):
         Minibatches(0)

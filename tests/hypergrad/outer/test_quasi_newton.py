@@ -100,7 +100,7 @@ def test_changes_that_mislead_leave_the_diagonal():
 
 
 def test_a_negative_memory_is_refused():
-    with pytest.raises(ValueError, match="memory: expected >= 0, received -1"):
+    with pytest.raises(ValueError, match="memory: expected an integer >= 0, received -1"):
         QuasiNewton(memory=-1)
 
 

@@ -1,0 +1,85 @@
+"""Whatever a public name is given: it works, or an error says what was expected."""
+
+import inspect
+import random
+import warnings
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import hypergrad
+from hypergrad import (
+    CG,
+    BilevelProblem,
+    ImplicitDifferentiation,
+    Newton,
+    Unrolled,
+    linear,
+    outer,
+    policy,
+    tasks,
+    unrolled,
+)
+
+CALLS = 40
+
+
+class Odd:
+    """An object that is nothing that anybody expects."""
+
+
+VALUES = [
+    None, True, False, 0, 1, -1, 2, 10**400, 0.5, -2.5, float("nan"), float("inf"), "", "x", b"x",
+    1j, [], [1], (), (3,), {}, {"x": 0.5}, {1: 2}, np.float32(0.5), np.int64(2),
+    np.array([0.5, 0.1]), np.array(["a"]), np.zeros((2, 2)), jnp.ones(2), Odd(), Odd, len,
+    lambda *_: 0.0, CG(), CG, Newton(), optax.sgd(0.1), optax.sgd, ImplicitDifferentiation(),
+    Unrolled(optax.sgd(0.1), 3), BilevelProblem(lambda w, h, b: 0.0, lambda w, h, b: 0.0), set(),
+    range(3),
+]  # fmt: skip
+
+
+def made(module):
+    """The classes of a module that users make, by their name."""
+    names = getattr(module, "__all__", dir(module))
+    for name in names:
+        kind = getattr(module, name)
+        own = inspect.isclass(kind) and kind.__module__.startswith("hypergrad")
+        if own and not inspect.isabstract(kind) and not issubclass(kind, Exception):
+            yield f"{module.__name__}.{name}", kind
+
+
+MODULES = (hypergrad, linear, outer, policy, tasks, unrolled)
+FUNCTIONS = (
+    hypergrad.cross_validated, outer.optimality_report, outer.retrain_gap, tasks.find_breaks,
+    tasks.over_tasks, tasks.task_bound,
+)  # fmt: skip
+#: A protocol.
+OTHERS = ("HasTolerance",)
+ENTRIES = {kind: name for module in MODULES for name, kind in made(module)}
+ENTRIES = {name: kind for kind, name in ENTRIES.items() if not name.endswith(OTHERS)}
+ENTRIES |= {f.__name__: f for f in FUNCTIONS}
+
+
+@pytest.mark.parametrize("name", sorted(ENTRIES))
+def test_every_error_says_what_was_expected(name):
+    function, rng = ENTRIES[name], random.Random(name)
+    parameters = [
+        p for p in inspect.signature(function).parameters.values() if p.kind not in (2, 4)
+    ]
+    for _ in range(CALLS):
+        given = {
+            p.name: rng.choice(VALUES)
+            for p in parameters
+            if p.default is p.empty or rng.random() < 0.4
+        }
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                function(**given)
+            except Exception as error:
+                # "Expected type" is what the suite's checker of annotations says.
+                said = "expected" in str(error).lower()
+                if not said or not isinstance(error, ValueError | TypeError):
+                    pytest.fail(f"{name}({given!r:.300}): {error!r:.300}")
