@@ -27,6 +27,7 @@ PUBLIC = [
     "hypergrad.sampling",
     "hypergrad.self_tuning",
     "hypergrad.tasks",
+    "hypergrad.transfer",
     "hypergrad.unrolled",
     "strategies",
     "strategies.bandits",
