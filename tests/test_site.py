@@ -28,6 +28,7 @@ PUBLIC = [
     "hypergrad.schedule",
     "hypergrad.self_tuning",
     "hypergrad.tasks",
+    "hypergrad.transfer",
     "hypergrad.unrolled",
     "strategies",
     "strategies.bandits",
