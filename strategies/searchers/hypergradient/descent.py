@@ -17,15 +17,14 @@ def descent(view: View, least: float) -> list[Offer]:
     as many evaluations, and no more than the search has gained lately, as no function falls for
     ever. A step that is being evaluated takes its gain from the next one.
     """
-    offers: list[Offer] = []
+    offers = []
     for position, chain in enumerate(view.chains):
         better = view.chains[:position]
         count = sum(move.move == "step" and move.chain == chain.name for move in view.waiting)
         if count >= len(CONSTANTS.lengths) or any(_joined(chain, one) for one in better):
             continue
         way = "descent, behind" if better else "descent, another" if count else "descent"
-        # Of a chain that is not the best, its own pace is the record.
-        record = 1.0 if better else view.record(way)
+        record = view.record(way)
         cost = chain.needed(view.level, view.spread) if better else 1.0
         so_far = max((offer.worth for offer in offers), default=least)
         if better and record * CONSTANTS.even * view.spread / cost < so_far:

@@ -65,15 +65,10 @@ class View:
         values = np.array([point.value for point in self.known])
         before = values[: max(len(values) - CONSTANTS.recent, 1)].min()
         gained = float(before) - self.level
+        above = float(np.median(values)) - self.level or float(values.max()) - self.level
         # Nothing differs yet: what a step is predicted to gain is all that is known.
         unknown = self.ahead or abs(self.level) or 1.0
-        return max(gained, CONSTANTS.worth * self.above) or unknown
-
-    @cached_property
-    def above(self) -> float:
-        """Median distance of the values from the best, or the largest if that is zero."""
-        values = np.array([point.value for point in self.known])
-        return float(np.median(values)) - self.level or float(values.max()) - self.level
+        return max(gained, CONSTANTS.worth * above) or unknown
 
     @cached_property
     def ahead(self) -> float:
@@ -81,7 +76,7 @@ class View:
         return CONSTANTS.horizon * self.best.next[0].decrease
 
     def record(self, way: str) -> float:
-        """Achieved over promised gain of a way: the mean of its moves and of one that kept its word.
+        """Achieved over promised gain of a way: the mean of its moves and one that kept its word.
 
         What a start achieved is what its chain did, also by later steps. What a descent is worth
         changes on its way, so that its last moves count; luck elsewhere does not.
