@@ -13,11 +13,14 @@ from strategies.searchers.hypergradient.view import Offer, View
 def descent(view: View, least: float) -> list[Offer]:
     """A step of the best chain gains what the model predicts.
 
+    It is worth no less than the root of that times what the chain has gained lately for each
+    evaluation.
+
     A chain that is not the best has to get below it first: what it may gain in several steps, for
     as many evaluations, and no more than the search has gained lately, as no function falls for
     ever. A step that is being evaluated takes its gain from the next one.
     """
-    offers = []
+    offers: list[Offer] = []
     for position, chain in enumerate(view.chains):
         better = view.chains[:position]
         count = sum(move.move == "step" and move.chain == chain.name for move in view.waiting)
@@ -59,7 +62,9 @@ def descent(view: View, least: float) -> list[Offer]:
                 partial(dict, config),
                 cost,
                 record,
-                rate=0.0 if better else chain.rate * CONSTANTS.unsure**count,
+                # A model may stall for some steps and find its valley, yet one that expects next to
+                # nothing has found it: between the two orders of magnitude.
+                rate=0.0 if better else float(np.sqrt(gain * chain.rate)),
             )
         )
     return offers

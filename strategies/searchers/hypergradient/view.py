@@ -65,10 +65,15 @@ class View:
         values = np.array([point.value for point in self.known])
         before = values[: max(len(values) - CONSTANTS.recent, 1)].min()
         gained = float(before) - self.level
-        above = float(np.median(values)) - self.level or float(values.max()) - self.level
         # Nothing differs yet: what a step is predicted to gain is all that is known.
         unknown = self.ahead or abs(self.level) or 1.0
-        return max(gained, CONSTANTS.worth * above) or unknown
+        return max(gained, CONSTANTS.worth * self.above) or unknown
+
+    @cached_property
+    def above(self) -> float:
+        """Median distance of the values from the best, or the largest if that is zero."""
+        values = np.array([point.value for point in self.known])
+        return float(np.median(values)) - self.level or float(values.max()) - self.level
 
     @cached_property
     def ahead(self) -> float:
