@@ -16,7 +16,10 @@ def additive(view: View, least: float) -> list[Offer]:
     """The minimum of the sum's mean, that of a lower bound, and every coordinate's own best chance.
 
     The last is not for its value: a gradient tells of all coordinates at once, so that each can be
-    searched where it is least known, whatever the others do.
+    searched where it is least known, whatever the others do. What is promised is bounded by how far
+    the median of the values lies above the best: what was gained lately says nothing of a sum's
+    other valleys, yet no sum is so sure that it may promise more than values have been seen to
+    differ.
     """
     best = view.best.best
     # Gradients that do not predict a step may still be those of ripples.
@@ -77,5 +80,5 @@ def _offer(
         deviation,
         partial(view.space.decode, unit),
         record=view.record(way),
-        most=view.spread,
+        most=view.above,
     )

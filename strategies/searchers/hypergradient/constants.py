@@ -57,7 +57,7 @@ class Constants:
     """
 
     recent: int = 5
-    worth: float = 1e-4
+    worth: float = 1e-5
     most: float = 2.0
 
     unsure: float = 0.5

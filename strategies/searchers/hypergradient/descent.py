@@ -13,6 +13,9 @@ from strategies.searchers.hypergradient.view import Offer, View
 def descent(view: View, least: float) -> list[Offer]:
     """A step of the best chain gains what the model predicts.
 
+    It is worth no less than the root of that times what the chain has gained lately for each
+    evaluation.
+
     A chain that is not the best has to get below it first: what it may gain in several steps, for
     as many evaluations, and no more than the search has gained lately, as no function falls for
     ever. A step that is being evaluated takes its gain from the next one.
@@ -24,8 +27,7 @@ def descent(view: View, least: float) -> list[Offer]:
         if count >= len(CONSTANTS.lengths) or any(_joined(chain, one) for one in better):
             continue
         way = "descent, behind" if better else "descent, another" if count else "descent"
-        # Of a chain that is not the best, its own pace is the record.
-        record = 1.0 if better else view.record(way)
+        record = view.record(way)
         cost = chain.needed(view.level, view.spread) if better else 1.0
         so_far = max((offer.worth for offer in offers), default=least)
         if better and record * CONSTANTS.even * view.spread / cost < so_far:
@@ -60,7 +62,9 @@ def descent(view: View, least: float) -> list[Offer]:
                 partial(dict, config),
                 cost,
                 record,
-                rate=0.0 if better else chain.rate * CONSTANTS.unsure**count,
+                # A model may stall for some steps and find its valley, yet one that expects next to
+                # nothing has found it: between the two orders of magnitude.
+                rate=0.0 if better else float(np.sqrt(gain * chain.rate)),
             )
         )
     return offers

@@ -40,11 +40,12 @@ def restart(view: View, least: float) -> list[Offer]:
     return [
         Offer(
             Move("start", view.number, way=way, level=view.level, parent=view.best.name),
-            CONSTANTS.even * view.spread - view.ahead - view.promised(way),
-            0.0,
+            -view.ahead - view.promised(way),
+            view.spread,
             make,
             len(best.points),
-            view.record(way),
+            record=view.record(way),
+            most=view.spread,
         )
         for way, make in _ways(view)
     ]
@@ -90,14 +91,14 @@ def _by_process(view: View, alike: list[Point], least: float) -> Offer | None:
     way, best, where = "restart, process", view.best.best, view.best.where
     lowest = sorted(alike, key=lambda point: point.value)[: CONSTANTS.surrogate_points]
     values = np.array([point.value for point in lowest])
-    roof = values[0] + CONSTANTS.roof * view.above
+    roof = values[0] + CONSTANTS.roof * view.spread
     scale = max(float(np.std(np.minimum(values, roof))), 1e-300)
     record = view.record(way)
     move = Move("start", view.number, way=way, level=view.level, parent=view.best.name)
     cost = len(view.best.points)
-    gain = CONSTANTS.even * view.spread - view.ahead - view.promised(way)
-    if gain <= 0.0 or gain / cost * record < least:
-        return None
+    hoped = Offer(move, -view.ahead, scale, dict, cost, record, view.spread)
+    if hoped.worth < least:
+        return None  # a place that is as uncertain as the values differ would not be worth it
     # Length scales are learned anew whenever there are a quarter more points.
     first = alike[: CONSTANTS.checkpoint(len(alike))]
     first = sorted(first, key=lambda point: point.value)[: CONSTANTS.surrogate_points]
@@ -110,7 +111,15 @@ def _by_process(view: View, alike: list[Point], least: float) -> Offer | None:
     chosen = int(np.argmax(expected_improvement(-gains, deviation, 0.0)))
     unit = best.unit.copy()
     unit[where] = candidates[chosen]
-    return Offer(move, gain, 0.0, partial(view.space.decode, unit), cost, record)
+    return Offer(
+        move,
+        float(gains[chosen]) * scale - view.ahead - view.promised(way),
+        float(deviation[chosen]) * scale,
+        partial(view.space.decode, unit),
+        cost,
+        record,
+        view.spread,
+    )
 
 
 def _candidates(view: View, base: np.ndarray) -> np.ndarray:

@@ -81,7 +81,7 @@ class View:
         return CONSTANTS.horizon * self.best.next[0].decrease
 
     def record(self, way: str) -> float:
-        """Achieved over promised gain of a way: the mean over its moves and one that kept its word.
+        """Achieved over promised gain of a way: the mean of its moves and one that kept its word.
 
         What a start achieved is what its chain did, also by later steps. What a descent is worth
         changes on its way, so that its last moves count; luck elsewhere does not.

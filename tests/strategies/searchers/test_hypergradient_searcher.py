@@ -231,6 +231,26 @@ def test_several_valleys_are_searched():
     assert np.median(found) < -0.98
 
 
+def test_a_sum_of_ripples_is_searched_by_jumps_that_promise_no_more_than_values_differ():
+    space = SearchSpace({"x": Float(-5, 5, shape=(4,))})
+    low = np.array([2.1, -1.3, 3.4, -2.6])
+
+    def ripples(config):
+        away = np.array(config["x"]) - low
+        slope = 2 * away + 20 * np.pi * np.sin(2 * np.pi * away)
+        return float(np.sum(away**2 - 10 * np.cos(2 * np.pi * away) + 10)), {"x": slope}
+
+    searcher = HypergradientSearcher(space)
+    assert search(searcher, ripples, 25) < 1.0  # the next valleys end near 1
+    values = np.array([item.value for item in searcher.history])
+    jumps = [item for item in searcher.history if str(item.note.get("way")).startswith("additive")]
+    assert jumps
+    for jump in jumps:
+        before = values[: jump.number]
+        differ = np.median(before) - before.min() or np.ptp(before)
+        assert jump.note["promise"] <= differ * (1 + 1e-9)
+
+
 def test_zero_gradients_say_nothing():
     space = SearchSpace({"l2": Float(1e-3, 1, log=True), "rate": Float(1e-4, 1, log=True)})
 
