@@ -29,7 +29,7 @@ def task_bound(
     - `span`: `s > 0`.
     - `confidence`: `p` in (0, 1).
     """
-    for name, value in (("tasks", tasks), ("pieces", pieces), ("degree", degree)):
+    for name, count in (("tasks", tasks), ("pieces", pieces), ("degree", degree)):
         require_count("task_bound", name, value)
     for name, value in (("span", span), ("confidence", confidence)):
         require_number("task_bound", name, value)
