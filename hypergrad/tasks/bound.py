@@ -30,7 +30,7 @@ def task_bound(
     - `confidence`: `p` in (0, 1).
     """
     for name, count in (("tasks", tasks), ("pieces", pieces), ("degree", degree)):
-        require_count("task_bound", name, value)
+        require_count("task_bound", name, count)
     for name, value in (("span", span), ("confidence", confidence)):
         require_number("task_bound", name, value)
     if not span > 0 or not 0 < confidence < 1:
