@@ -464,7 +464,7 @@ def ancestry(history: list[Observation], last: Observation, size: int) -> list[O
         Option("members", 256, quick=64, help="configurations in one program"),
         Option("alone", 32, quick=8, help="of them, those that are trained alone too"),
         Option("processes", 3, quick=1, help="processes that train one configuration each"),
-        Option("cores", True, quick=False, help="compare wall time on two cores, which are free"),
+        Option("cores", False, help="compare wall time, too, on two cores that are free"),
         Option("ray", 32, help="trials of Ray Tune to compare with"),
         Option("steps", 1000, quick=300, help="of a training"),
         Option("rounds", 40, quick=20, help="of exploiting and exploring"),

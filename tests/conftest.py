@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, get_args
 
 import jax
@@ -35,8 +36,11 @@ def checked(function: Callable) -> Callable:
     return beartype(function, conf=BeartypeConf(is_pep484_tower=True)) if shaped else function
 
 
-# What is imported of the core from here on checks its shapes at each call.
-install_import_hook("hypergrad", f"{__name__}.checked")
+# What is imported of the core's rooms from here on checks its shapes at each call. The modules
+# above them are left as they are: the hook would stand between their warnings and who is warned.
+CORE = Path(__file__).parents[1] / "hypergrad"
+ROOMS = sorted(f"hypergrad.{path.parent.name}" for path in CORE.glob("*/__init__.py"))
+install_import_hook(ROOMS, f"{__name__}.checked")
 
 
 @pytest.fixture

@@ -6,7 +6,9 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, PyTree, Scalar
 
+from hypergrad.expected import require
 from hypergrad.implicit.differentiable import implicit_solver
+from hypergrad.inner import as_inner_solver
 from hypergrad.linear.base import LinearSolver
 from hypergrad.linear.cg import CG
 from hypergrad.problem import BilevelProblem
@@ -59,6 +61,9 @@ class Reduced(eqx.Module):
     strict: bool = eqx.field(static=True, default=True)
 
     def __check_init__(self) -> None:
+        require("Reduced", "problem", self.problem, BilevelProblem, "BilevelProblem(inner, outer)")
+        require("Reduced", "linear_solver", self.linear_solver, LinearSolver, "CG()")
+        as_inner_solver(self.solver)
         if self.problem.has_aux:
             raise ValueError(
                 "Reduced: expected a problem without auxiliary output, received has_aux=True."
