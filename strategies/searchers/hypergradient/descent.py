@@ -15,9 +15,9 @@ def descent(view: View, least: float) -> list[Offer]:
 
     It is worth no less than its pace: what the chain has gained lately for each evaluation.
 
-    A chain that is not the best wins half of the times what the search expects of a start elsewhere,
-    after as many evaluations as it needs at its own pace to come down to the best; that pace is its
-    record. A step that is being evaluated takes its gain from the next one.
+    A chain that is not the best wins half of the times what the search expects of a start
+    elsewhere, after as many evaluations as it needs at its own pace to come down to the best; that
+    pace is its record. A step that is being evaluated takes its gain from the next one.
     """
     offers: list[Offer] = []
     for position, chain in enumerate(view.chains):
