@@ -9,17 +9,21 @@ class Constants:
 
     What a mover's record is made of:
 
-    - `recent`: so many of the last moves of a descent; what held longer ago held elsewhere.
+    - `recent`: so many of the last moves of a descent, and of the last evaluations of what was
+      gained lately; what held longer ago held elsewhere.
     - `most`: bound of one ratio of achieved to promised gain, so that one stroke of luck does not
       outweigh the failures that it takes on average.
-    - `worth`: share of the median distance from the incumbent that is worth looking for.
+    - `worth`: share of the median distance from the incumbent that is worth looking for elsewhere.
+      On ill-conditioned BBOB functions a thousandth ended descents that had barely begun.
 
     Descent:
 
     - `unsure`: standard deviation of a step's decrease, as a share of it. Over the BBOB functions
       half of the ratios of actual to predicted decrease are between a half and three halves.
-    - `horizon`: steps that a chain which is not the best may take to get below the best. In
-      its first steps a descent gains geometrically, about a third of what is left each time.
+    - `horizon`: steps like the next one that a descent is expected to gain from in all, and
+      `left_over` what each leaves of its distance where nothing is known of a chain's pace: in its
+      first steps a descent gains geometrically, about two thirds of what is left each time.
+    - `even`: chance that a chain ends lower than another one: nothing is known of either.
     - `lengths`: what further steps of a chain try while one is being evaluated: shorter and longer.
     - `rounding`: a decrease of this share of the value cannot be told from rounding.
     - `near`: chains whose best points are this near to each other follow each other.

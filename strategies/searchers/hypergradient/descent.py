@@ -13,12 +13,11 @@ from strategies.searchers.hypergradient.view import Offer, View
 def descent(view: View, least: float) -> list[Offer]:
     """A step of the best chain gains what the model predicts.
 
-    It is worth no less than the root of that times what the chain has gained lately for each
-    evaluation.
+    It is worth no less than its pace: what the chain has gained lately for each evaluation.
 
-    A chain that is not the best has to get below it first: what it may gain in several steps, for
-    as many evaluations, and no more than the search has gained lately, as no function falls for
-    ever. A step that is being evaluated takes its gain from the next one.
+    A chain that is not the best wins half of the times what the search expects of a start
+    elsewhere, after as many evaluations as it needs at its own pace to come down to the best; that
+    pace is its record. A step that is being evaluated takes its gain from the next one.
     """
     offers: list[Offer] = []
     for position, chain in enumerate(view.chains):
@@ -27,10 +26,10 @@ def descent(view: View, least: float) -> list[Offer]:
         if count >= len(CONSTANTS.lengths) or any(_joined(chain, one) for one in better):
             continue
         way = "descent, behind" if better else "descent, another" if count else "descent"
-        record = view.record(way)
+        record = 1.0 if better else view.record(way)
         cost = chain.needed(view.level, view.spread) if better else 1.0
         so_far = max((offer.worth for offer in offers), default=least)
-        if better and record * CONSTANTS.even * view.spread / cost < so_far:
+        if better and CONSTANTS.even * view.spread / cost < so_far:
             continue
         step, cut = chain.step(CONSTANTS.lengths[count]) if count else chain.next
         if step.decrease <= CONSTANTS.rounding * abs(chain.best.value):
@@ -62,12 +61,22 @@ def descent(view: View, least: float) -> list[Offer]:
                 partial(dict, config),
                 cost,
                 record,
-                # A model may stall for some steps and find its valley, yet one that expects next to
-                # nothing has found it: between the two orders of magnitude.
-                rate=0.0 if better else float(np.sqrt(gain * chain.rate)),
+                rate=0.0 if better else _pace(view, chain, gain, count),
             )
         )
     return offers
+
+
+def _pace(view: View, chain: Chain, gain: float, count: int) -> float:
+    """What a descent is expected to go on gaining for each evaluation, whatever its model says.
+
+    A model may stall for some steps and find its valley, so that the pace holds against places
+    elsewhere. A change of what has no gradient leaves the chain's place as it is: against it the
+    pace counts as much as the model, so that it is between the two orders of magnitude.
+    """
+    pace = chain.rate * CONSTANTS.unsure**count
+    changeable = bool((chain.best.active & ~chain.where).any())
+    return float(np.sqrt(gain * pace)) if changeable else pace
 
 
 def _joined(chain: Chain, better: Chain) -> bool:

@@ -26,7 +26,7 @@ def test_it_is_the_posterior_of_all_values_and_derivatives():
     values, gradients = bumpy(x)
     base = int(np.argmin(values))
     found = fit_additive(x, values, gradients, np.zeros(6), base)
-    parts, noise, *_ = additive._chosen(x, gradients.T, np.zeros(6))
+    parts, noise, *_ = additive.choose(x, gradients, np.zeros(6))
 
     def kernel(a, b):
         return additive._kernel(parts, a[:, None] - b)

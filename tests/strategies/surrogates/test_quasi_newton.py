@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from strategies.surrogates.quasi_newton import Outcome, Region, model_of, pair, step
+from strategies.surrogates.quasi_newton import (
+    Model,
+    Outcome,
+    Region,
+    first_matrix,
+    model_of,
+    pair,
+    step,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -49,7 +57,7 @@ def test_the_step_is_the_minimiser_in_the_box(cut):
         bounds=bounds,
         options={"ftol": 1e-15, "gtol": 1e-12},
     )
-    found = step(unit, gradient, pairs, Region(0.5, cut))
+    found = step(unit, gradient, model, Region(0.5, cut))
     np.testing.assert_allclose(found.decrease, -truth.fun, rtol=1e-4)
     assert np.all((unit + found.s >= 0) & (unit + found.s <= 1))
     assert np.abs(found.s).max() <= bound * (1 + 1e-12)
@@ -62,7 +70,8 @@ def test_negative_curvature_makes_no_pair():
 
 
 def test_the_first_step_goes_to_the_edge_of_the_region():
-    found = step(np.full(3, 0.5), np.array([1.0, -2.0, 0.0]), [], Region(0.1))
+    gradient = np.array([1.0, -2.0, 0.0])
+    found = step(np.full(3, 0.5), gradient, model_of(gradient, [], 0.1), Region(0.1))
     np.testing.assert_allclose(found.s, [-0.05, 0.1, 0.0], rtol=1e-6)
 
 
@@ -78,6 +87,39 @@ def test_a_cut_is_forgotten_after_the_next_success():
     assert region.after(Outcome(0.1, 0.1, 0.1)).radius == 0.2
 
 
+def test_the_slope_at_its_end_says_more_of_a_failed_step():
+    """Of `-s + s² (1 + 3 s)` a cubic knows the minimum, a parabola does not."""
+    failed = Outcome(1.0, 0.5, -3.0, slope=-1.0, end=10.0)
+    # The derivative 9 s² + 2 s - 1 vanishes at 0.24025; the parabola's minimum is 0.125.
+    assert failed.shortened() == pytest.approx(0.5 * (0.125 + 0.2402531), rel=1e-6)
+    # Where the cubic is the nearer one, it is taken: of `-s + 2 s²` both are the same.
+    assert Outcome(1.0, 0.5, -1.0, slope=-1.0, end=3.0).shortened() == pytest.approx(0.25)
+    assert Outcome(1.0, 0.5, -1.0, slope=-1.0).shortened() == pytest.approx(0.25)
+
+
+def test_the_first_matrix_is_chosen_by_what_bfgs_would_have_predicted():
+    """The inner products in `first_matrix` are those of the matrices themselves."""
+    pairs = pairs_of(matrix(6, 1e3), 5)
+
+    def surprise(first_of):
+        total = 0.0
+        for j in range(1, 5):
+            s, y = pairs[j]
+            predicted = s @ Model(first_of(pairs[:j]), 6, pairs[:j])(s)
+            total += abs(np.log(predicted / (s @ y)))
+        return total
+
+    def last(known):
+        s, y = known[-1]
+        return (s @ y) / (s @ s)
+
+    def mean(known):
+        return np.exp(np.mean([np.log(last([one])) for one in known]))
+
+    expected = min((last, mean), key=surprise)(pairs)
+    assert first_matrix(pairs) == pytest.approx(expected)
+
+
 def test_an_ill_conditioned_bowl_is_descended_without_a_searcher():
     """Model, region and step by themselves: 40 evaluations at a condition of a million."""
     hessian, target = matrix(5, 1e6), RNG.uniform(0.2, 0.8, 5)
@@ -88,7 +130,7 @@ def test_an_ill_conditioned_bowl_is_descended_without_a_searcher():
     x, region, pairs = np.full(5, 0.5), Region(0.15), []
     value, gradient = first, _ = evaluate(x)
     for _ in range(40):
-        found = step(x, gradient, pairs, region)
+        found = step(x, gradient, model_of(gradient, pairs, region.radius), region)
         new_value, new_gradient = evaluate(x + found.s)
         outcome = Outcome(
             np.abs(found.s).max(), found.decrease, value - new_value, float(gradient @ found.s)
