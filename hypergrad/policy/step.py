@@ -145,7 +145,8 @@ class PolicyStep(InnerStep):
         made: Any = self.optimizer(settings)
         if not isinstance(made, optax.GradientTransformation):
             raise ValueError(
-                "PolicyStep: optimizer must return an optax.GradientTransformation, received a "
+                "PolicyStep: optimizer: expected a function that must return an "
+                "optax.GradientTransformation, received one that returns a "
                 f"{type(made).__name__}."
             )
         return optax.with_extra_args_support(made)

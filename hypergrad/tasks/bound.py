@@ -29,10 +29,10 @@ def task_bound(
     - `span`: `s > 0`.
     - `confidence`: `p` in (0, 1).
     """
-    for name, count in (("tasks", tasks), ("pieces", pieces), ("degree", degree)):
-        require_count("task_bound", name, count)
-    for name, value in (("span", span), ("confidence", confidence)):
-        require_number("task_bound", name, value)
+    for name, value in (("tasks", tasks), ("pieces", pieces), ("degree", degree)):
+        require_count("task_bound", name, value)
+    require_number("task_bound", "span", span)
+    require_number("task_bound", "confidence", confidence)
     if not span > 0 or not 0 < confidence < 1:
         raise ValueError(
             "task_bound: expected span > 0 and 0 < confidence < 1, received "

@@ -61,7 +61,9 @@ class TaskProblem(BilevelProblem):
         **Raises:** `ValueError` without a `solver`.
         """
         if self.solver is None:
-            raise ValueError("over_tasks: solver: expected one, to solve tasks not seen; got None.")
+            raise ValueError(
+                "over_tasks: solver: expected one, to solve tasks not seen, received None."
+            )
         solver = self.solver
 
         def loss(train: PyTree, valid: PyTree, number: Array) -> Scalar:

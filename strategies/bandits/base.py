@@ -182,7 +182,8 @@ class Bandit(Searcher):
         if not self.contextual:
             if context is not None:
                 raise ValueError(
-                    f"'context': {type(self).__name__} has none, received {context!r:.80}"
+                    f"'context': expected None, {type(self).__name__} has none, received "
+                    f"{context!r:.80}"
                 )
             return None
         number = np.asarray(context, float) if context is not None else np.asarray(math.nan)
