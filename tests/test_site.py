@@ -33,6 +33,7 @@ PUBLIC = [
     "strategies.bandits",
     "strategies.desirability",
     "strategies.importance",
+    "strategies.laws",
     "strategies.local",
     "strategies.optuna",
     "strategies.plots",
@@ -43,6 +44,7 @@ PUBLIC = [
     "strategies.sklearn",
     "strategies.space.configspace",
     "strategies.space.sklearn",
+    "strategies.transfer",
 ]
 
 
