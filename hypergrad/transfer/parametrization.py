@@ -222,9 +222,7 @@ def infer(
         if kind not in ALPHA:
             raise ValueError(f"'depth': expected one of {', '.join(ALPHA)}, received {kind!r}")
         if blocks is None:
-            raise ValueError(
-                "'blocks': expected a pattern of what repeats in depth, received None"
-            )
+            raise ValueError("'blocks': expected a pattern of what repeats in depth, received None")
     leaves = classify(small, large, dict(roles or {}), blocks)
     if not isinstance(kind, str):
         for text in kind:
