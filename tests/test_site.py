@@ -35,6 +35,7 @@ PUBLIC = [
     "strategies.desirability",
     "strategies.front",
     "strategies.importance",
+    "strategies.laws",
     "strategies.local",
     "strategies.optuna",
     "strategies.plots",
@@ -45,6 +46,7 @@ PUBLIC = [
     "strategies.sklearn",
     "strategies.space.configspace",
     "strategies.space.sklearn",
+    "strategies.transfer",
 ]
 
 

@@ -9,6 +9,7 @@ from experiments.data.arrests import arrests
 from experiments.data.fashion_mnist import fashion_mnist
 from experiments.data.lcbench import LCBench
 from experiments.data.omniglot import omniglot
+from experiments.data.steplaw import steplaw
 from experiments.data.tabular import Data, Part, tabular
 
-__all__ = ["Data", "LCBench", "Part", "arrests", "fashion_mnist", "omniglot", "tabular"]
+__all__ = ["Data", "LCBench", "Part", "arrests", "fashion_mnist", "omniglot", "steplaw", "tabular"]

@@ -21,8 +21,11 @@ class OptaxSolver(InnerSolver):
 
     **Arguments:**
 
-    - `optimizer`: any `optax.GradientTransformation`, line searches (`optax.lbfgs()`) included.
-      Its momenta are kept from one run to the next.
+    - `optimizer`: any `optax.GradientTransformation`, line searches (`optax.lbfgs()`) and those
+      that want the loss (`momo`) or find their own rate (`prodigy`, `dadapt_adamw`) included. Its
+      state is kept from one run to the next. `schedule_free` trains at one point and answers with
+      another, an average: that average is the inner solution, and the residual reported is measured
+      there.
     - `steps`: at most so many steps per run. A traced integer is allowed.
     - `tol`: stop as soon as `‖∂f/∂w‖ <= tol` (Euclidean norm over all leaves, absolute). The
       default 0 takes all steps.
@@ -119,12 +122,28 @@ class OptaxSolver(InnerSolver):
             opt_state = vector.where(done, opt_state, new_state)
             return point, rest, opt_state, step + jnp.where(done, 0, 1), residual
 
+        average = _schedule_free(state)
+        if average is not None:
+            # What was handed on is the average x; training goes on at y, between it and z.
+            share = average.b1
+            dynamic = jax.tree.map(lambda x, z: share * x + (1.0 - share) * z, dynamic, average.z)
         dtype = vector.norm(dynamic).dtype
         start = (dynamic, rest, state, jnp.zeros((), jnp.int32), jnp.full((), jnp.inf, dtype))
         point, rest, state, iterations, residual = jax.lax.while_loop(unfinished, body, start)
+        average = _schedule_free(state)
+        if average is not None:
+            point = optax.contrib.schedule_free_eval_params(average, point)
+            residual = descent(point, rest, step_key(iterations))[2]
         return InnerSolution(at(point, rest), state, iterations, residual)
 
 
 def _is_counter(leaf: Any) -> bool:
     """An array that is carried and not differentiated."""
     return eqx.is_array(leaf) and not eqx.is_inexact_array(leaf)
+
+
+def _schedule_free(state: PyTree) -> optax.contrib.ScheduleFreeState | None:
+    """The part of an optimizer's state that has an average, if there is one."""
+    kind = optax.contrib.ScheduleFreeState
+    parts = jax.tree.leaves(state, is_leaf=lambda part: isinstance(part, kind))
+    return next((part for part in parts if isinstance(part, kind)), None)

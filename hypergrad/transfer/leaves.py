@@ -146,7 +146,9 @@ def _role(
         first, last = axes[::-1] if reverse else axes
         return "hidden", [first], [last]
     if asked == "hidden":
-        raise ValueError(f"{path!r}: 'roles': expected two growing axes of a hidden leaf, got one")
+        raise ValueError(
+            f"{path!r}: 'roles': expected two growing axes of a hidden leaf, received one"
+        )
     if ins is None:
         return "vector", [], axes
     if axes[0] == outs:

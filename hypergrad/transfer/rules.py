@@ -66,7 +66,8 @@ def factors(leaf: Leaf, kind: Kind, optimizer: Optimizer, decay: Decay, depth: f
         raise ValueError(f"'kind': expected one of {', '.join(STATED)}, received {kind!r}")
     if optimizer not in STATED[kind]:
         raise ValueError(
-            f"'optimizer': {kind!r} is stated for {', '.join(STATED[kind])}, received {optimizer!r}"
+            f"'optimizer': expected one that {kind!r} is stated for ({', '.join(STATED[kind])}), "
+            f"received {optimizer!r}"
         )
     if leaf.role == "fixed":
         # The blocks' own fixed leaves, such as biases of a stack, follow the depth all the same.
