@@ -16,9 +16,11 @@ from hypergrad import (
     ImplicitDifferentiation,
     Newton,
     Unrolled,
+    hypernetwork,
     linear,
     outer,
     policy,
+    self_tuning,
     tasks,
     unrolled,
 )
@@ -40,13 +42,15 @@ VALUES = [
 ]  # fmt: skip
 
 
-def made(module):
-    """The classes of a module that users make, by their name."""
+def made(module, functions=False):
+    """The classes of a module that users make, and its functions if asked, by their name."""
     names = getattr(module, "__all__", dir(module))
     for name in names:
         kind = getattr(module, name)
-        own = inspect.isclass(kind) and kind.__module__.startswith("hypergrad")
-        if own and not inspect.isabstract(kind) and not issubclass(kind, Exception):
+        wanted = inspect.isclass(kind) or (functions and inspect.isfunction(inspect.unwrap(kind)))
+        own = wanted and kind.__module__.startswith("hypergrad")
+        error = inspect.isclass(kind) and issubclass(kind, Exception)
+        if own and not inspect.isabstract(kind) and not error:
             yield f"{module.__name__}.{name}", kind
 
 
@@ -57,7 +61,10 @@ FUNCTIONS = (
 )  # fmt: skip
 #: A protocol.
 OTHERS = ("HasTolerance",)
+#: Of these the functions, too.
+WHOLE = (hypernetwork, self_tuning)
 ENTRIES = {kind: name for module in MODULES for name, kind in made(module)}
+ENTRIES |= {kind: name for module in WHOLE for name, kind in made(module, functions=True)}
 ENTRIES = {name: kind for kind, name in ENTRIES.items() if not name.endswith(OTHERS)}
 ENTRIES |= {f.__name__: f for f in FUNCTIONS}
 
