@@ -111,6 +111,20 @@ def require_numbers(owner: str, name: str, value: Any) -> np.ndarray:
         raise ValueError(f"{owner}: {name}: expected numbers, received {_number(value)}.") from None
 
 
+def require_array(owner: str, name: str, value: Any) -> None:
+    """Refuse what is no array of floating-point numbers.
+
+    **Raises:** `ValueError` that names the argument.
+    """
+    if not isinstance(value, np.ndarray | jax.Array) or not jax.dtypes.issubdtype(
+        value.dtype, np.inexact
+    ):
+        raise ValueError(
+            f"{owner}: {name}: expected an array of floating-point numbers, received "
+            f"{received(value)}."
+        )
+
+
 def require_key(owner: str, name: str, value: Any) -> None:
     """Refuse what is no key of `jax.random`, typed or raw.
 

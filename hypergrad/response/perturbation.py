@@ -76,8 +76,9 @@ class Perturbation(eqx.Module):
             np.any(scale < self.minimum) or np.any(scale > self.maximum)
         ):
             raise ValueError(
-                f"Perturbation: `scale`={self.scale} is outside the range in which "
-                f"it is to be learned: expected {self.minimum} to {self.maximum}."
+                f"Perturbation: `scale`={self.scale} is outside the range "
+                f"[{self.minimum}, {self.maximum}] in which it is to be learned: expected one "
+                "within."
             )
 
     @property
