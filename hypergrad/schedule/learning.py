@@ -123,9 +123,7 @@ def learn_schedules(
     require_function("learn_schedules", "optimizer", optimizer)
     if not isinstance(start, Mapping) or not start:
         given_start = "none" if isinstance(start, Mapping) else received(start)
-        raise ValueError(
-            f"start: expected a dict of settings, at least one, received {given_start}."
-        )
+        raise ValueError(f"start: expected at least one setting in a dict, received {given_start}.")
     if scales is not None and not isinstance(scales, Mapping):
         raise ValueError(f"scales: expected a dict of scales, received {received(scales)}.")
     if group_of is not None:

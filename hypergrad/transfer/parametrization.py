@@ -12,7 +12,7 @@ import optax
 from jaxtyping import PyTree
 
 from hypergrad.expected import received, require, require_choice, require_count
-from hypergrad.transfer.leaves import Leaf, Role, classify, shapes_of
+from hypergrad.transfer.leaves import Leaf, Role, classify, is_array, shapes_of
 from hypergrad.transfer.rules import (
     ALPHA,
     Decay,
@@ -284,7 +284,7 @@ def _by_path(tree: PyTree, number: Any) -> PyTree:
     """Each array times a number; arrays times one, and what is no array, as they are."""
 
     def one(keys: tuple, leaf: Any) -> Any:
-        if not hasattr(leaf, "shape"):
+        if not is_array(leaf):
             return leaf
         factor = number(jax.tree_util.keystr(keys))
         return leaf if factor == 1.0 else leaf * jnp.asarray(factor, leaf.dtype)
