@@ -38,7 +38,8 @@ def divergence(
     require_function("divergence", "fitted", fitted)
     require_array("divergence", "y", y)
     require_probes("divergence", probes, key)
-    if probes is None:
+    # Probes without a key were refused.
+    if probes is None or key is None:
         directions = jnp.eye(y.size, dtype=y.dtype).reshape(y.size, *y.shape)
     else:
         directions = jax.random.rademacher(key, (probes, *y.shape), y.dtype)
