@@ -87,7 +87,10 @@ def hypergradient(
     check_key(key)
     check_leaves(params=params, hparams=hparams, inner_batch=inner_batch, outer_batch=outer_batch)
     if params is None and state is None:
-        raise ValueError("hypergradient needs params, or the state of an earlier call.")
+        raise ValueError(
+            "hypergradient needs params, or the state of an earlier call: expected one of them, "
+            "received None for both."
+        )
     arguments = as_arrays((params, hparams, inner_batch, outer_batch))
     out = _compiled(problem, numbers_traced(estimator), state, arguments, key)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(out)):
@@ -104,9 +107,23 @@ def hypergradient(
 
 
 def as_arrays(tree: PyTree) -> PyTree:
-    """Python floats and numpy values as JAX arrays, so that their values are traced."""
+    """Python floats and numpy values as JAX arrays, so that their values are traced.
+
+    **Raises:** `ValueError` for an array of text or objects.
+    """
     kinds = float | np.ndarray | np.generic
-    return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, kinds) else x, tree)
+
+    def array(leaf: Any) -> Any:
+        if not isinstance(leaf, kinds):
+            return leaf
+        try:
+            return jnp.asarray(leaf)
+        except TypeError:
+            raise ValueError(
+                f"expected arrays of numbers, received one of {np.asarray(leaf).dtype}."
+            ) from None
+
+    return jax.tree.map(array, tree)
 
 
 @eqx.filter_jit

@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 
 from hypergrad.compiled import as_arrays
 from hypergrad.estimator import Estimator
-from hypergrad.expected import require
+from hypergrad.expected import require, require_count, require_finite
 from hypergrad.implicit import ImplicitDifferentiation
 from hypergrad.implicit.curvature import Hessian
 from hypergrad.linear import vector
@@ -127,7 +127,11 @@ def recommend(
         (params, hparams, inner_batch, outer_batch)
     )
     if (update is None) != (steps is None):
-        raise ValueError("recommend: give `update` and `steps` together.")
+        raise ValueError("recommend: expected `update` and `steps` together, received one of them.")
+    if steps is not None:
+        require_count("recommend", "steps", steps)
+    require_count("recommend", "probe", probe)
+    require_finite("recommend", "tolerance", tolerance)
     own = own_family(problem, params, hparams, inner_batch, solver, update, steps)
     if own is not None:
         family, reason, made, note = own

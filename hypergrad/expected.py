@@ -1,5 +1,6 @@
 """Arguments of another kind than expected, refused in one line that says what was given."""
 
+import math
 from numbers import Integral, Real
 from typing import Any
 
@@ -81,6 +82,63 @@ def require_number(owner: str, name: str, value: Any) -> None:
     """
     if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
         raise ValueError(f"{owner}: {name}: expected a number, received {_number(value)}.")
+
+
+def require_finite(owner: str, name: str, value: Any) -> None:
+    """Refuse what is no real number, is not finite, or is too large for a float.
+
+    **Raises:** `ValueError` that names the argument.
+    """
+    require_number(owner, name, value)
+    try:
+        finite = math.isfinite(value)
+    except OverflowError:
+        finite = False
+    if not finite:
+        raise ValueError(f"{owner}: {name}: expected a finite number, received {_number(value)}.")
+
+
+def require_numbers(owner: str, name: str, value: Any) -> np.ndarray:
+    """Numbers of any library as an array of floats.
+
+    **Raises:** `ValueError` that names the argument, for what is none.
+    """
+    try:
+        if isinstance(value, str | bytes) or np.asarray(value).dtype.kind not in "iufO":
+            raise ValueError
+        return np.asarray(value, dtype=float)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{owner}: {name}: expected numbers, received {_number(value)}.") from None
+
+
+def require_array(owner: str, name: str, value: Any) -> None:
+    """Refuse what is no array of floating-point numbers.
+
+    **Raises:** `ValueError` that names the argument.
+    """
+    if not isinstance(value, np.ndarray | jax.Array) or not jax.dtypes.issubdtype(
+        value.dtype, np.inexact
+    ):
+        raise ValueError(
+            f"{owner}: {name}: expected an array of floating-point numbers, received "
+            f"{received(value)}."
+        )
+
+
+def require_key(owner: str, name: str, value: Any) -> None:
+    """Refuse what is no key of `jax.random`, typed or raw.
+
+    **Raises:** `ValueError` that says how to make one.
+    """
+    array = isinstance(value, np.ndarray | jax.Array)
+    typed = array and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
+    raw = array and value.dtype == np.uint32
+    # A raw key is a vector of words, a typed one has no axis.
+    if not (typed or raw) or value.ndim != int(raw):
+        raise ValueError(
+            f"{owner}: {name}: expected a key such as jax.random.key(0), received "
+            f"{received(value)}."
+        )
 
 
 def require_choice(owner: str, name: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -167,19 +167,20 @@ def require_effect(paths: Paths, estimator: str, *, unseen: bool = False) -> Non
     """
     if not paths.hparams:
         raise ValueError(
-            "There is nothing to differentiate: hparams has no leaf that is a floating-point array."
+            "There is nothing to differentiate: hparams has no leaf that is a floating-point "
+            "array; expected at least one."
         )
     if not paths.outer_params:
         on = [name for name, reach in paths.hparams.items() if reach.outer]
         but = f"only on hparams ({', '.join(on)})" if on else "on neither params nor hparams"
         raise ValueError(
             f"The outer loss does not depend on params; it depends {but}. "
-            "It must evaluate the inner solution."
+            "Expected one that evaluates the inner solution."
         )
     if not paths.inner_params:
         raise ValueError(
             "The inner loss has no curvature in params: its gradient does not depend on them, so "
-            "there is no inner solution to differentiate."
+            "there is no inner solution to differentiate. Expected a loss with one."
         )
     if unseen and any(paths.differentiated):
         refuse_biased(paths.hparams, estimator, kept=paths.kept, unseen=True)

@@ -55,7 +55,9 @@ class BilevelProblem(eqx.Module):
             if given is not None or name == "outer":
                 require_function("BilevelProblem", name, given)
         if self.inner is None and self.optimality is None:
-            raise ValueError("BilevelProblem needs `inner` or `optimality`; both are None.")
+            raise ValueError(
+                "BilevelProblem needs `inner` or `optimality`; both are None, expected a function."
+            )
 
     def inner_loss(
         self, params: PyTree, hparams: PyTree, batch: PyTree, key: Array | None = None

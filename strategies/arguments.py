@@ -1,7 +1,9 @@
 """Numbers that users pass as options: checked by name, and made plain."""
 
 import math
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,44 @@ def positive(name: str, value: Any, high: float = math.inf) -> Any:
     return plain
 
 
+def finite(name: str, value: Any, what: str = "a finite number") -> float:
+    """A finite number of any library.
+
+    **Raises:** `ValueError` naming the option.
+    """
+    plain = value.item() if isinstance(value, np.generic) else value
+    try:
+        if isinstance(plain, Real) and not isinstance(plain, bool) and math.isfinite(plain):
+            return float(plain)
+    except OverflowError:
+        pass
+    raise ValueError(f"{name!r}: expected {what}, received {value!r:.80}")
+
+
+def several(name: str, value: Any, what: str) -> tuple[Any, ...]:
+    """The items of a sequence, or of another iterable that is no text and no mapping.
+
+    **Raises:** `ValueError` naming the option.
+    """
+    if isinstance(value, str | bytes | Mapping | type) or not isinstance(value, Iterable):
+        raise ValueError(f"{name!r}: expected {what}, received {value!r:.80}")
+    try:
+        return tuple(value)
+    except TypeError:
+        # An array without axes.
+        raise ValueError(f"{name!r}: expected {what}, received {value!r:.80}") from None
+
+
+def mapping(name: str, value: Any, what: str) -> dict[Any, Any]:
+    """A copy of a mapping, `{}` of `None`.
+
+    **Raises:** `ValueError` naming the option.
+    """
+    if value is not None and not isinstance(value, Mapping):
+        raise ValueError(f"{name!r}: expected {what}, received {value!r:.80}")
+    return dict(value or {})
+
+
 def asks_to_stop(answer: Any) -> bool:
     """Whether a callback's answer ends the search.
 
@@ -57,4 +97,4 @@ def switch(name: str, value: Any) -> bool:
     return bool(value)
 
 
-__all__ = ["asks_to_stop", "integer", "positive", "switch"]
+__all__ = ["asks_to_stop", "finite", "integer", "mapping", "positive", "several", "switch"]

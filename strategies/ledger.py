@@ -62,6 +62,10 @@ class Ledger:
     """
 
     def __init__(self, searcher: "Searcher") -> None:
+        from strategies.searchers.base import Searcher
+
+        if not isinstance(searcher, Searcher):
+            raise ValueError(f"'searcher': expected a searcher, received {searcher!r:.80}")
         self.searcher = searcher
         #: What checks the reports of trials; strict, see `Intake`.
         self.intake = Intake(searcher.space, searcher.check, strict=True)

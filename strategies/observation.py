@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from strategies.arguments import mapping
+
 if TYPE_CHECKING:
     from strategies.space import Point
 
@@ -152,6 +154,8 @@ class Observation(_Located):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "value", number_of(self.value, "value"))
+        if not isinstance(self.values, list | tuple):
+            raise ValueError(f"'values': expected a tuple of numbers, received {self.values!r:.80}")
         if self.values:
             values = tuple(number_of(each, "values") for each in self.values)
             usable = all(each is not None and math.isfinite(each) for each in values)
@@ -272,7 +276,7 @@ def report(
         if any(one is not None for one in (*others, constraints, constraint_gradients)):
             raise ValueError("'value': expected a number beside other arguments, received a Report")
         return value
-    details = dict(info or {})
+    details = mapping("info", info, "numbers by name")
     if _is_hypergradient(value):
         for name in getattr(value.info, "__dataclass_fields__", {}):
             # An outcome is told by its two flags, which are plain.

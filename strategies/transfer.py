@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from hypergrad.transfer import Parametrization, infer
+from strategies.arguments import mapping
 from strategies.laws import PowerLaw
 from strategies.searched import Searched, searched
 from strategies.space import SearchSpace
@@ -98,7 +99,12 @@ def transfer(
     """
     parametrization = infer(small, large, **rule)
     values, seen = _values(found, space)
-    kinds, laws = dict(kinds or {}), dict(laws or {})
+    kinds = mapping("kinds", kinds, "kinds by path")
+    laws = mapping("laws", laws, "laws by path")
+    size = mapping("size", size, "numbers by name")
+    for path, law in laws.items():
+        if not isinstance(law, PowerLaw):
+            raise ValueError(f"'laws': {path!r}: expected a PowerLaw, received {law!r:.80}")
     for path in (*kinds, *laws):
         if path not in values:
             raise ValueError(f"{path!r}: expected one of {', '.join(values)}")

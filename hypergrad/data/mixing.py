@@ -23,6 +23,8 @@ from hypergrad.compiled import as_arrays
 from hypergrad.data.domains import DomainBatches, MixedDomains, TargetLoss, domain_sizes
 from hypergrad.data.frames import to_frame, without_frames
 from hypergrad.data.trained import check_count
+from hypergrad.expected import received, require, require_number
+from hypergrad.mistakes import check_leaves
 from hypergrad.outer import OuterAlgorithm, Result, run
 from hypergrad.outer.report import StepReport
 from hypergrad.problem import BilevelProblem
@@ -100,11 +102,17 @@ def mixture(
     **Raises:** `ValueError` for fewer than two domains, examples of different shapes, a start that
     is not on the simplex, an algorithm with a constraint.
     """
+    require("mixture", "problem", problem, BilevelProblem, "BilevelProblem(inner, outer)")
+    check_leaves(params=params, hparams=hparams)
+    if not isinstance(domains, Mapping):
+        raise ValueError(f"domains: expected a dict of examples, received {received(domains)}.")
     names = tuple(domains)
     if len(names) < 2:
         raise ValueError(f"domains: expected at least two, received {list(names)}.")
+    require_number("mixture", "floor", floor)
     if not 0 <= floor < 1:
         raise ValueError(f"floor: expected a number in [0, 1), received {floor!r}.")
+    require("mixture", "algorithm", algorithm, OuterAlgorithm, "F2SA(inner_steps=10)")
     if algorithm.constraint is not None:
         raise ValueError(
             "algorithm: expected one without a constraint, since its steps are in logits, received "

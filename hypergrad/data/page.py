@@ -13,6 +13,7 @@ from jaxtyping import PyTree
 
 from hypergrad.data.attribution import Attribution
 from hypergrad.data.trained import check_count
+from hypergrad.expected import require
 
 _STYLE = """
 body { font: 15px/1.4 system-ui, sans-serif; margin: 2em auto; max-width: 70em; padding: 0 1em }
@@ -58,6 +59,7 @@ def attribution_page(
 
     **Raises:** `ValueError` for another number of examples, queries or captions than attributed.
     """
+    require("attribution_page", "found", found, Attribution, "attribute(...)")
     scores = np.asarray(found.scores, float)
     count, size = scores.shape
     for name, items, expected in (

@@ -26,7 +26,8 @@ from hypergrad.data.trained import (
 )
 from hypergrad.data.weighted import WeightedExamples
 from hypergrad.estimator import Estimator
-from hypergrad.mistakes import check_key
+from hypergrad.expected import require, require_number
+from hypergrad.mistakes import check_key, check_leaves
 from hypergrad.problem import BilevelProblem
 
 # A refused exchange is tried again with so much fewer pairs.
@@ -93,6 +94,8 @@ def select(
 
     **Raises:** `ValueError` for bad input, `FloatingPointError` if the first training diverges.
     """
+    require("select", "problem", problem, BilevelProblem, "BilevelProblem(inner, outer)")
+    check_leaves(params=params, hparams=hparams)
     check_trains(estimator)
     check_key(key)
     examples, index = without_frames("examples", examples)
@@ -102,6 +105,7 @@ def select(
     check_queries(weighted, params, queries, key)
     size = weighted.size
     k, steps = check_count("k", k, size), check_count("steps", steps)
+    require_number("select", "share", share)
     if not 0 < share <= 1:
         raise ValueError(f"share: expected a number in (0, 1], received {share!r}.")
     numbers = jnp.arange(size) if order is None else check_order(order, size)

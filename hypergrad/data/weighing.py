@@ -20,6 +20,8 @@ from hypergrad.data.trained import (
 )
 from hypergrad.data.weighted import WeightedExamples
 from hypergrad.estimator import Estimator
+from hypergrad.expected import require
+from hypergrad.mistakes import check_leaves
 from hypergrad.outer import Alternating, Box, run
 from hypergrad.problem import BilevelProblem
 
@@ -90,6 +92,8 @@ def weigh(
 
     **Raises:** `ValueError` for bad input, also for a start outside the constraint.
     """
+    require("weigh", "problem", problem, BilevelProblem, "BilevelProblem(inner, outer)")
+    check_leaves(params=params, hparams=hparams)
     check_trains(estimator)
     examples, index = without_frames("examples", examples)
     queries, _ = without_frames("queries", queries)

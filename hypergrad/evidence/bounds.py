@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Scalar
 
 from hypergrad.evidence.linearised import Linearised
+from hypergrad.expected import require_choice, require_count
 
 
 class Bound(eqx.Module):
@@ -92,16 +93,10 @@ class Subsets(Bound):
         outputs: Literal["joint", "each", "one"] = "joint",
         draws: int | None = None,
     ) -> None:
-        if size < 1:
-            raise ValueError(f"Subsets: 'size': expected an integer >= 1, received {size!r}.")
-        if outputs not in ("joint", "each", "one"):
-            raise ValueError(
-                f"Subsets: 'outputs': expected 'joint', 'each' or 'one', received {outputs!r}."
-            )
-        if draws is not None and draws < 1:
-            raise ValueError(
-                f"Subsets: 'draws': expected an integer >= 1 or None, received {draws!r}."
-            )
+        require_count("Subsets", "size", size)
+        require_choice("Subsets", "outputs", outputs, ("joint", "each", "one"))
+        if draws is not None:
+            require_count("Subsets", "draws", draws)
         if outputs == "one" and draws is None:
             raise ValueError("Subsets: outputs='one' is a random choice: expected 'draws', too.")
         self.size, self.outputs, self.draws_each = size, outputs, draws

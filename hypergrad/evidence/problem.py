@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Scalar
 
+from hypergrad.expected import require_choice, require_function
 from hypergrad.linear import vector
 from hypergrad.problem import BilevelProblem
 
@@ -23,11 +24,11 @@ class BayesianModel(eqx.Module):
     log_variance: Callable | None = None
 
     def __check_init__(self) -> None:
-        if self.likelihood not in _LIKELIHOODS:
-            raise ValueError(
-                "EvidenceProblem: 'likelihood': expected 'categorical' or 'gaussian', received "
-                f"{self.likelihood!r}. There is no evidence without a likelihood."
-            )
+        require_function("EvidenceProblem", "predict", self.predict)
+        require_choice("EvidenceProblem", "likelihood", self.likelihood, _LIKELIHOODS)
+        require_function("EvidenceProblem", "log_precision", self.log_precision)
+        if self.log_variance is not None:
+            require_function("EvidenceProblem", "log_variance", self.log_variance)
         if (self.log_variance is None) == (self.likelihood == "gaussian"):
             raise ValueError(
                 "EvidenceProblem: 'log_variance': expected a function for the likelihood "

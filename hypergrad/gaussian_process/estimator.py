@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree, Scalar
 
 from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
+from hypergrad.expected import require, require_count, require_number
 from hypergrad.gaussian_process.problem import GPProblem
 from hypergrad.gaussian_process.sites import Sites
 from hypergrad.implicit.differentiation import ImplicitDifferentiation
@@ -60,12 +61,15 @@ class SiteEstimator(Estimator):
 
     def __check_init__(self) -> None:
         name = type(self).__name__
-        if self.steps < 1:
-            raise ValueError(f"{name}: 'steps': expected an integer >= 1, received {self.steps!r}.")
-        if isinstance(self.step, float | int) and not 0 < self.step <= 1:
-            raise ValueError(
-                f"{name}: 'step': expected a number in (0, 1], received {self.step!r}."
-            )
+        require_count(name, "steps", self.steps)
+        # An array may be traced, one of several numbers is no length.
+        if not isinstance(self.step, jax.Array) or self.step.ndim:
+            require_number(name, "step", self.step)
+            if not 0 < self.step <= 1:
+                raise ValueError(
+                    f"{name}: step: expected a number in (0, 1], received {self.step!r:.40}."
+                )
+        require(name, "linear_solver", self.linear_solver, LinearSolver, "GMRES()")
 
     @abstractmethod
     def update(self, problem: GPProblem, sites: Sites, hparams: PyTree, batch: PyTree) -> Sites:

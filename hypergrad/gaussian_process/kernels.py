@@ -1,7 +1,11 @@
 """Two kernels; any function `kernel(hparams, x, z) -> matrix` will do."""
 
+from collections.abc import Mapping
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from hypergrad.expected import received, require_array
 
 
 def squared_exponential(
@@ -12,17 +16,32 @@ def squared_exponential(
     **Arguments:** `hparams["log_sigma"]`, a scalar; `hparams["log_length"]`, a scalar or one for
     each dimension.
     """
+    _check("squared_exponential", hparams, x, z)
     return jnp.exp(2 * hparams["log_sigma"] - 0.5 * _squares(hparams, x, z))
 
 
 def matern52(hparams: dict, x: Float[Array, "n d"], z: Float[Array, "m d"]) -> Float[Array, "n m"]:
     """The Matérn kernel of smoothness 5/2; `hparams` as for `squared_exponential`."""
+    _check("matern52", hparams, x, z)
     squares = 5 * _squares(hparams, x, z)
     # The distance has no derivative at zero; the kernel does, and it is zero there.
     apart = squares > 0
     distance = jnp.where(apart, jnp.sqrt(jnp.where(apart, squares, 1)), 0)
     shape = (1 + distance + squares / 3) * jnp.exp(-distance)
     return jnp.exp(2 * hparams["log_sigma"]) * shape
+
+
+def _check(owner: str, hparams: dict, x: Array, z: Array) -> None:
+    if not isinstance(hparams, Mapping) or not {"log_sigma", "log_length"} <= set(hparams):
+        given = sorted(hparams, key=repr) if isinstance(hparams, Mapping) else received(hparams)
+        raise ValueError(
+            f"{owner}: hparams: expected a dict with 'log_sigma' and 'log_length', received "
+            f"{given}."
+        )
+    for name, value in (("x", x), ("z", z)):
+        require_array(owner, name, value)
+        if value.ndim != 2:
+            raise ValueError(f"{owner}: {name}: expected a matrix, received shape {value.shape}.")
 
 
 def _squares(hparams: dict, x: Array, z: Array) -> Array:

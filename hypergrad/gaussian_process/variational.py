@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree, Scalar
 
+from hypergrad.expected import require_choice
 from hypergrad.gaussian_process.estimator import SiteEstimator
 from hypergrad.gaussian_process.expectation_propagation import log_evidence_of_sites
 from hypergrad.gaussian_process.problem import GPProblem, variational_update
@@ -34,10 +35,7 @@ class VariationalGP(SiteEstimator):
     objective: Literal["ep", "elbo"] = eqx.field(static=True, default="ep")
 
     def __check_init__(self) -> None:
-        if self.objective not in ("ep", "elbo"):
-            raise ValueError(
-                f"VariationalGP: 'objective': expected 'ep' or 'elbo', received {self.objective!r}."
-            )
+        require_choice("VariationalGP", "objective", self.objective, ("ep", "elbo"))
 
     @property
     def stationary(self) -> bool:  # type: ignore[override]

@@ -9,6 +9,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
+from hypergrad.expected import require_numbers
 from hypergrad.response.perturbation import Perturbation
 
 # A sample of a normal distribution lies within this many standard deviations of its mean in all
@@ -23,12 +24,15 @@ class Normal(eqx.Module):
 
     - `mean`: a number, or a pytree like `hparams`. Default 0.
     - `std`: standard deviation, a positive number or a pytree like `hparams`. Default 1.5.
+
+    **Raises:** `ValueError` for what is no number, and for a `std` that is not positive.
     """
 
     mean: PyTree = 0.0
     std: PyTree = 1.5
 
     def __check_init__(self) -> None:
+        _numbers("Normal", "mean", self.mean)
         _check_positive("Normal", "std", self.std)
 
 
@@ -38,13 +42,24 @@ class Uniform(eqx.Module):
     **Arguments:**
 
     - `low`, `high`: bounds with `low < high`, numbers or pytrees like `hparams`.
+
+    **Raises:** `ValueError` for what is no number, and for `low` that is not below `high`.
     """
 
     low: PyTree
     high: PyTree
 
     def __check_init__(self) -> None:
-        _check_positive("Uniform", "high - low", jax.tree.map(jnp.subtract, self.high, self.low))
+        _numbers("Uniform", "low", self.low)
+        _numbers("Uniform", "high", self.high)
+        try:
+            width = jax.tree.map(jnp.subtract, self.high, self.low)
+        except (TypeError, ValueError):
+            raise ValueError(
+                "Uniform: low: expected a pytree like `high`, received "
+                f"{jax.tree.map(jnp.shape, self.low)} and {jax.tree.map(jnp.shape, self.high)}."
+            ) from None
+        _check_positive("Uniform", "high - low", width)
 
 
 Distribution = Normal | Uniform | Perturbation
@@ -121,13 +136,20 @@ def _broadcast(name: str, value: PyTree, target: PyTree) -> Array:
     return ravel_pytree(full)[0]
 
 
+def _numbers(owner: str, name: str, value: PyTree) -> dict[str, np.ndarray]:
+    """The leaves as arrays, by their paths; those that are traced are left out."""
+    return {
+        jax.tree_util.keystr(path): require_numbers(
+            owner, f"{name}{jax.tree_util.keystr(path)}", leaf
+        )
+        for path, leaf in jax.tree_util.tree_leaves_with_path(value)
+        if not isinstance(leaf, jax.core.Tracer)
+    }
+
+
 def _check_positive(owner: str, name: str, value: PyTree) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(value):
-        if isinstance(leaf, jax.core.Tracer):
-            continue
-        array = np.asarray(leaf, dtype=float)
+    for where, array in _numbers(owner, name, value).items():
         if not np.all(np.isfinite(array) & (array > 0)):
-            where = jax.tree_util.keystr(path)
             raise ValueError(
                 f"{owner}: `{name}`{where}: expected a positive number, received {array}."
             )

@@ -11,7 +11,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree, Scalar
 
-from hypergrad.expected import require_function
+from hypergrad.expected import received, require_finite, require_function, require_numbers
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,13 @@ def second_order_report(
       the square root of the rounding error (1.5e-8 in float64).
     """
     require_function("second_order_report", "f", f)
+    require_finite("second_order_report", "gradient_tol", gradient_tol)
+    if rank_tol is not None:
+        require_finite("second_order_report", "rank_tol", rank_tol)
+    for name, tree in (("params", params), ("hparams", hparams)):
+        for leaf in jax.tree.leaves(tree):
+            if not isinstance(leaf, jax.Array):
+                require_numbers("second_order_report", name, leaf)
     (y, y_static), (x, x_static) = (
         eqx.partition(jax.tree.map(jnp.asarray, tree), eqx.is_inexact_array)
         for tree in (params, hparams)
@@ -92,7 +99,12 @@ def second_order_report(
 
     def whole(z: Array) -> Scalar:
         opponent = eqx.combine(unravel_y(z[split:]), y_static)
-        return f(opponent, eqx.combine(unravel_x(z[:split]), x_static), batch)
+        value = f(opponent, eqx.combine(unravel_x(z[:split]), x_static), batch)
+        if not isinstance(value, jax.Array | float | int | np.number) or jnp.ndim(value):
+            raise ValueError(
+                f"second_order_report: f: expected a scalar, received {received(value)}."
+            )
+        return jnp.asarray(value, z.dtype)
 
     z = jnp.concatenate([flat_x, flat_y])
     if rank_tol is None:

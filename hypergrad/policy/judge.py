@@ -11,6 +11,8 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from hypergrad.compiled import as_arrays
+from hypergrad.expected import received, require, require_count, require_key
+from hypergrad.mistakes import check_leaves
 from hypergrad.policy.instances import instances
 from hypergrad.policy.step import PolicyStep, Taken
 from hypergrad.problem import BilevelProblem
@@ -88,6 +90,15 @@ def judge(
     **Returns:** a `Judgement`. A training that diverged, or a feature that was NaN, is named in its
     `failures`; the other instances are not touched by it.
     """
+    require("judge", "problem", problem, BilevelProblem, "BilevelProblem(inner, outer)")
+    require("judge", "step", step, PolicyStep, "PolicyStep(policy, optimizer, horizon)")
+    if horizon is not None:
+        require_count("judge", "horizon", horizon)
+    if key is not None:
+        require_key("judge", "key", key)
+    if not isinstance(stacked, bool):
+        raise ValueError(f"judge: stacked: expected True or False, received {received(stacked)}.")
+    check_leaves(params=params, hparams=hparams, inner_batch=inner_batch, outer_batch=outer_batch)
     count = instances(params=params, inner_batch=inner_batch, outer_batch=outer_batch)
     step = step if horizon is None else step.over(horizon)
     keys = None if key is None else jax.random.split(key, count)

@@ -19,6 +19,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Scalar
 
+from hypergrad.expected import require_finite, require_numbers, require_optimizer
+
 
 class PerturbationState(eqx.Module):
     """`raw` is `ρ` with `σ = softplus(ρ)`; `optimizer` is the state of the scale's optimizer."""
@@ -48,6 +50,14 @@ class Perturbation(eqx.Module):
     maximum: float = eqx.field(static=True, default=5.0)
 
     def __check_init__(self) -> None:
+        if self.optimizer is not None:
+            require_optimizer("Perturbation", self.optimizer)
+        for name in ("minimum", "maximum"):
+            require_finite("Perturbation", name, getattr(self, name))
+        if not isinstance(self.entropy, jax.core.Tracer):
+            array = isinstance(self.entropy, np.ndarray | jax.Array) and self.entropy.ndim == 0
+            plain: Any = self.entropy
+            require_finite("Perturbation", "entropy", plain.item() if array else plain)
         if not 0 < self.minimum < self.maximum:
             raise ValueError(
                 "Perturbation: expected 0 < minimum < maximum, "
@@ -55,7 +65,7 @@ class Perturbation(eqx.Module):
             )
         if isinstance(self.scale, jax.core.Tracer):
             return
-        scale = np.asarray(self.scale, dtype=float)
+        scale = require_numbers("Perturbation", "scale", self.scale)
         if scale.ndim > 1 or not np.all(np.isfinite(scale) & (scale > 0)):
             raise ValueError(
                 f"Perturbation: `scale`: expected a positive number, received {self.scale}. "
@@ -67,7 +77,8 @@ class Perturbation(eqx.Module):
         ):
             raise ValueError(
                 f"Perturbation: `scale`={self.scale} is outside the range "
-                f"[{self.minimum}, {self.maximum}] in which it is to be learned."
+                f"[{self.minimum}, {self.maximum}] in which it is to be learned: expected one "
+                "within."
             )
 
     @property

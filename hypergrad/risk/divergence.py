@@ -4,7 +4,20 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Scalar
+
+from hypergrad.expected import received, require_array, require_count, require_function, require_key
+
+
+def require_probes(owner: str, probes: int | None, key: Array | None) -> None:
+    """Refuse probes that are no count, or have no key.
+
+    **Raises:** `ValueError` that names the argument.
+    """
+    if probes is not None:
+        require_count(owner, "probes", probes)
+        require_key(owner, "key", key)
 
 
 def divergence(
@@ -22,20 +35,27 @@ def divergence(
 
     **Raises:** `ValueError` for probes without a key, or fewer than one.
     """
-    if probes is not None and probes < 1:
-        raise ValueError(
-            "divergence: 'probes': expected an integer >= 1, or None for the exact one, received "
-            f"{probes!r}."
-        )
-    if probes is None:
+    require_function("divergence", "fitted", fitted)
+    require_array("divergence", "y", y)
+    require_probes("divergence", probes, key)
+    # Probes without a key were refused.
+    if probes is None or key is None:
         directions = jnp.eye(y.size, dtype=y.dtype).reshape(y.size, *y.shape)
     else:
-        if key is None:
-            raise ValueError("divergence: 'key': expected a key for the random probes.")
         directions = jax.random.rademacher(key, (probes, *y.shape), y.dtype)
 
+    def values(y: Array) -> Array:
+        found = fitted(y)
+        if not isinstance(found, np.ndarray | jax.Array) or found.shape != y.shape:
+            shape = getattr(found, "shape", None)
+            raise ValueError(
+                f"divergence: fitted: expected values of the shape {y.shape}, received "
+                f"{received(found) if shape is None else shape}."
+            )
+        return found
+
     def along(direction: Array) -> Scalar:
-        _, moved = jax.jvp(fitted, (y,), (direction,))
+        _, moved = jax.jvp(values, (y,), (direction,))
         return jnp.vdot(direction, moved)
 
     total = jnp.sum(jax.vmap(along)(directions))

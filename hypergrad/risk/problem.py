@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree, Scalar
 
+from hypergrad.expected import require, require_finite, require_function
 from hypergrad.implicit.differentiable import implicit_solver
 from hypergrad.linear.base import LinearSolver
 from hypergrad.linear.cg import CG
 from hypergrad.problem import BilevelProblem
-from hypergrad.risk.divergence import divergence
+from hypergrad.risk.divergence import divergence, require_probes
 
 
 class _RiskProblem(BilevelProblem):
@@ -34,13 +35,10 @@ class _RiskProblem(BilevelProblem):
         probes: int | None,
         key: Array | None,
     ) -> Callable:
-        if probes is not None and probes < 1:
-            raise ValueError(
-                f"{cls.__name__}: 'probes': expected an integer >= 1, or None for the exact "
-                f"divergence, received {probes!r}."
-            )
-        if probes is not None and key is None:
-            raise ValueError(f"{cls.__name__}: 'key': expected a key for the random probes.")
+        require_function(cls.__name__, "inner", inner)
+        require_function(cls.__name__, "predict", predict)
+        require(cls.__name__, "linear_solver", linear_solver, LinearSolver, "CG()")
+        require_probes(cls.__name__, probes, key)
         training = BilevelProblem(inner, lambda *_: jnp.zeros(()))
         solve = implicit_solver(training, solver, linear_solver)
 
@@ -88,8 +86,11 @@ class SURE(_RiskProblem):
         probes: int | None = None,
         key: Array | None = None,
     ) -> None:
-        if not sigma > 0:
-            raise ValueError(f"SURE: 'sigma': expected a number > 0, received {sigma!r}.")
+        # An array may be traced, one of several numbers is no deviation.
+        if not isinstance(sigma, jax.Array) or sigma.ndim:
+            require_finite("SURE", "sigma", sigma)
+        if not isinstance(sigma, jax.core.Tracer) and not sigma > 0:
+            raise ValueError(f"SURE: sigma: expected a number > 0, received {sigma!r:.40}.")
 
         def score(squares: Scalar, freedom: Scalar, n: int) -> Scalar:
             return squares - n * sigma**2 + 2 * sigma**2 * freedom

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree, Scalar
 
 from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
+from hypergrad.expected import require, require_count
 from hypergrad.linear import vector
 from hypergrad.outcome import Outcome
 from hypergrad.problem import BilevelProblem
@@ -59,14 +60,9 @@ class ImplicitDiffusion(Estimator):
     blocks: int = eqx.field(static=True, default=16)
 
     def __check_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(
-                f"ImplicitDiffusion: 'steps': expected an integer >= 1, received {self.steps!r}."
-            )
-        if self.blocks < 2:
-            raise ValueError(
-                f"ImplicitDiffusion: 'blocks': expected an integer >= 2, received {self.blocks!r}."
-            )
+        require("ImplicitDiffusion", "dynamics", self.dynamics, Langevin, "Langevin(0.1)")
+        require_count("ImplicitDiffusion", "steps", self.steps)
+        require_count("ImplicitDiffusion", "blocks", self.blocks, 2)
 
     def init(
         self,

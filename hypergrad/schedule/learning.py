@@ -17,6 +17,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from hypergrad.compiled import as_arrays
+from hypergrad.expected import received, require, require_function
 from hypergrad.outer import Alternating, run
 from hypergrad.problem import BilevelProblem
 from hypergrad.schedule.learned import LearnedSchedules, over_steps
@@ -118,8 +119,15 @@ def learn_schedules(
     depend on smoothly, by name (momentum of an optimizer that takes signs).
     """
     steps, knots = positive_int("steps", steps), positive_int("knots", knots)
-    if not start:
-        raise ValueError("start: expected at least one setting, received none.")
+    require("learn_schedules", "problem", problem, BilevelProblem, "BilevelProblem(inner, outer)")
+    require_function("learn_schedules", "optimizer", optimizer)
+    if not isinstance(start, Mapping) or not start:
+        given_start = "none" if isinstance(start, Mapping) else received(start)
+        raise ValueError(f"start: expected at least one setting in a dict, received {given_start}.")
+    if scales is not None and not isinstance(scales, Mapping):
+        raise ValueError(f"scales: expected a dict of scales, received {received(scales)}.")
+    if group_of is not None:
+        require_function("learn_schedules", "group_of", group_of)
     given = dict(scales or {})
     if unknown := sorted(set(given) - set(start)):
         raise ValueError(

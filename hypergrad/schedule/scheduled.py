@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
+from hypergrad.expected import received, require_array, require_function
 from hypergrad.paths import leaf_names
 
 #: Settings of one step, by name, to an optimizer.
@@ -41,6 +42,21 @@ def scheduled(
 
     **Returns:** an `optax.GradientTransformation`; derivatives in `values` go through it.
     """
+    require_function("scheduled", "optimizer", optimizer)
+    if not isinstance(values, Mapping) or not values:
+        raise ValueError(
+            "scheduled: values: expected a dict from settings to arrays, received "
+            f"{'none' if isinstance(values, Mapping) else received(values)}."
+        )
+    for name, value in values.items():
+        require_array("scheduled", f"values: {name!r}", value)
+        if value.ndim != 2:
+            raise ValueError(
+                f"scheduled: values: {name!r}: expected the shape (steps, groups), received "
+                f"{value.shape}."
+            )
+    if group_of is not None:
+        require_function("scheduled", "group_of", group_of)
     steps = next(iter(values.values())).shape[0]
 
     def settings(step: Array, group: int) -> dict[str, Array]:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree, Scalar
 
+from hypergrad.expected import received, require_key
 from hypergrad.self_tuning import gating, layers
 
 _FORMS: dict[type, type] = {
@@ -135,6 +136,12 @@ def to_self_tuning(
     hyperparameter needs a relaxation, see `Discrete`).
     """
     size = response_size(hparams)
+    require_key("to_self_tuning", "key", key)
+    if not isinstance(fixed, list | tuple | set | frozenset):
+        raise ValueError(
+            "to_self_tuning: fixed: expected a list of paths and types, received "
+            f"{received(fixed)}."
+        )
     types = tuple(entry for entry in fixed if isinstance(entry, type))
     paths = {entry for entry in fixed if isinstance(entry, str)}
     unused: set = set(fixed)
@@ -164,15 +171,19 @@ def to_self_tuning(
         raise ValueError(
             f"No self-tuning form for {', '.join(unknown)}. Leave such layers fixed (trained, but "
             "not responding to the hyperparameters) by path or type: "
-            f"to_self_tuning(..., fixed=[{unknown[0].split(' ')[0]}])."
+            f"to_self_tuning(..., fixed=[{unknown[0].split(' ')[0]}]). All other layers are "
+            "expected to be equinox's."
         )
     if unused:
         raise ValueError(
-            f"`fixed` has entries that match nothing in the model: {sorted(map(str, unused))}. "
-            f"Its layers are {['/'.join(map(_key, path)) for path, _ in nodes]}."
+            f"`fixed` has entries that match nothing in the model: {sorted(map(str, unused))}; "
+            f"expected among {['/'.join(map(_key, path)) for path, _ in nodes]}."
         )
     if not any(map(gating.is_self_tuning, new)):
-        raise ValueError("The model has no layer that could respond to the hyperparameters.")
+        raise ValueError(
+            "The model has no layer that could respond to the hyperparameters: expected one of "
+            f"equinox, such as Linear, received {received(model)}."
+        )
     return SelfTuningModel(jax.tree.unflatten(structure, new))
 
 
@@ -195,14 +206,17 @@ def response_size(hparams: PyTree) -> int:
         is_array = isinstance(leaf, jax.Array | np.ndarray | np.generic)
         if is_array and not jnp.issubdtype(leaf.dtype, jnp.inexact):
             raise ValueError(
-                f"Hyperparameter {name!r} has dtype {leaf.dtype}: a discrete "
-                "hyperparameter needs a continuous relaxation, for example "
+                f"Hyperparameter {name!r} has dtype {leaf.dtype}: expected floating-point "
+                "numbers; a discrete hyperparameter needs a continuous relaxation, for example "
                 "hypergrad.self_tuning.Discrete(low, high)."
             )
         if eqx.is_inexact_array(leaf):
             total += np.size(leaf)
     if total == 0:
-        raise ValueError("`hparams` has no floating-point array: there is nothing to respond to.")
+        raise ValueError(
+            "`hparams` has no floating-point array to respond to: expected at least one, such as "
+            f"jnp.zeros(2), received {received(hparams)}."
+        )
     return total
 
 

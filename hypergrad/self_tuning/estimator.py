@@ -22,7 +22,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
 from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
-from hypergrad.expected import require_optimizer
+from hypergrad.expected import require, require_count, require_number, require_optimizer
 from hypergrad.linear import vector
 from hypergrad.outcome import Outcome
 from hypergrad.problem import BilevelProblem
@@ -127,14 +127,18 @@ class SelfTuning(Estimator):
 
     def __check_init__(self) -> None:
         require_optimizer("SelfTuning", self.optimizer)
+        if self.response_optimizer is not None:
+            require_optimizer("SelfTuning", self.response_optimizer)
+        require("SelfTuning", "perturbation", self.perturbation, Perturbation, "Perturbation(0.5)")
+        require_number("SelfTuning", "response_part", self.response_part)
         if not 0 < self.response_part <= 1:
             raise ValueError(
                 "SelfTuning: `response_part`: expected a number in (0, 1], received "
                 f"{self.response_part}."
             )
         for name, value in (("steps", self.steps), ("groups", self.groups)):
-            if value is not None and value < 1:
-                raise ValueError(f"SelfTuning: `{name}`: expected at least 1, received {value}.")
+            if value is not None or name == "steps":
+                require_count("SelfTuning", name, value)
 
     @eqx.filter_jit
     def init(

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from hypergrad.expected import received, require_count, require_finite
+
 # An initial value on a bound has no finite inverse: it is moved inside by this part of the range.
 _INSIDE = 1e-3
 
@@ -58,6 +60,7 @@ class Positive(eqx.Module):
     shape: tuple[int, ...] = eqx.field(static=True, default=())
 
     def __check_init__(self) -> None:
+        _check_shape(self)
         self.inverse(self.initial)
 
     def value(self, eta: Array) -> Array:
@@ -66,7 +69,8 @@ class Positive(eqx.Module):
 
     def inverse(self, value: float) -> float:
         """`log(value)`."""
-        if not (math.isfinite(value) and value > 0):
+        require_finite("Positive", "value", value)
+        if value <= 0:
             raise ValueError(f"Positive: expected a positive number, received {value}.")
         return math.log(value)
 
@@ -92,6 +96,7 @@ class Discrete(eqx.Module):
 
     def __check_init__(self) -> None:
         for name in ("low", "high", "initial"):
+            require_finite("Discrete", name, getattr(self, name))
             if getattr(self, name) != int(getattr(self, name)):
                 raise ValueError(
                     f"Discrete: `{name}`: expected a whole number, received {getattr(self, name)}."
@@ -131,8 +136,12 @@ class Hyperparameters(eqx.Module):
     transforms: dict[str, Transform]
 
     def __init__(self, transforms: Mapping[str, Transform]):
-        if not transforms:
-            raise ValueError("Hyperparameters: the set is empty.")
+        if not isinstance(transforms, Mapping) or not transforms:
+            given = "none" if isinstance(transforms, Mapping) else received(transforms)
+            raise ValueError(
+                "Hyperparameters: transforms: expected a dict from names to Bounded, Positive or "
+                f"Discrete, received {given}."
+            )
         for name, transform in transforms.items():
             if not isinstance(transform, Transform):
                 raise ValueError(
@@ -199,12 +208,26 @@ def _nested(value: Any) -> Any:
 def _check_range(transform: Any) -> None:
     kind = type(transform).__name__
     low, high = transform.low, transform.high
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+    _check_shape(transform)
+    require_finite(kind, "low", low)
+    require_finite(kind, "high", high)
+    if not low < high:
         raise ValueError(f"{kind}: expected low < high, received low={low}, high={high}.")
     _check_inside(transform, transform.initial)
 
 
+def _check_shape(transform: Any) -> None:
+    kind = type(transform).__name__
+    if not isinstance(transform.shape, tuple):
+        raise ValueError(
+            f"{kind}: shape: expected a tuple such as (2,), received {received(transform.shape)}."
+        )
+    for length in transform.shape:
+        require_count(kind, "shape", length, 0)
+
+
 def _check_inside(transform: Any, value: float) -> None:
+    require_finite(type(transform).__name__, "value", value)
     if not transform.low <= value <= transform.high:
         raise ValueError(
             f"{type(transform).__name__}: expected a number in "

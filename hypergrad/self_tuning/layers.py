@@ -23,6 +23,7 @@ import jax.flatten_util
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree, Scalar
 
+from hypergrad.expected import received, require, require_count, require_key
 from hypergrad.self_tuning.gating import SelfTuningLayer, gated_norm, scale
 
 
@@ -106,6 +107,7 @@ class SelfTuningLinear(_OutputGated):
     """
 
     def __init__(self, layer: eqx.nn.Linear, size: int, *, key: Array):
+        _check("SelfTuningLinear", layer, eqx.nn.Linear, "Linear(2, 3, key=key)", size, key)
         weight_key, bias_key = jax.random.split(key)
         response = eqx.nn.Linear(
             layer.in_features,
@@ -131,6 +133,7 @@ class SelfTuningConv(_OutputGated):
     """
 
     def __init__(self, layer: eqx.nn.Conv, size: int, *, key: Array):
+        _check("SelfTuningConv", layer, eqx.nn.Conv, "Conv2d(1, 2, 3, key=key)", size, key)
         weight_key, bias_key = jax.random.split(key)
         response = eqx.nn.Conv(
             layer.num_spatial_dims,
@@ -157,6 +160,9 @@ class SelfTuningEmbedding(SelfTuningLayer):
     """
 
     def __init__(self, layer: eqx.nn.Embedding, size: int, *, key: Array):
+        _check(
+            "SelfTuningEmbedding", layer, eqx.nn.Embedding, "Embedding(9, 2, key=key)", size, key
+        )
         self.layer = layer
         scale = jnp.sqrt(jnp.mean(jnp.square(layer.weight)))
         self.response = scale * jax.random.normal(key, layer.weight.shape, layer.weight.dtype)
@@ -196,6 +202,12 @@ class SelfTuningNorm(SelfTuningLayer):
     """
 
     def __init__(self, layer: Any, size: int, *, key: Array | None = None):
+        if not isinstance(layer, eqx.nn.LayerNorm | eqx.nn.RMSNorm | eqx.nn.GroupNorm):
+            raise ValueError(
+                "SelfTuningNorm: 'layer': expected a LayerNorm, RMSNorm or GroupNorm of equinox, "
+                f"received {received(layer)}."
+            )
+        require_count("SelfTuningNorm", "size", size)
         self.layer = layer
         self.response = None
         leaves = jax.tree.leaves(eqx.filter(layer, eqx.is_inexact_array))
@@ -228,6 +240,7 @@ class SelfTuningLSTMCell(SelfTuningLayer):
     """
 
     def __init__(self, layer: eqx.nn.LSTMCell, size: int, *, key: Array):
+        _check("SelfTuningLSTMCell", layer, eqx.nn.LSTMCell, "LSTMCell(2, 3, key=key)", size, key)
         self.layer = layer
         self.response = eqx.nn.LSTMCell(
             layer.input_size,
@@ -292,6 +305,12 @@ class SelfTuningLSTMCell(SelfTuningLayer):
         gates = (None, None) if self.gates is None else self.gates
         by_input = gated_norm(self.layer.weight_ih, self.response.weight_ih, gates[0])
         return by_input + gated_norm(self.layer.weight_hh, self.response.weight_hh, gates[1])
+
+
+def _check(owner: str, layer: Any, kind: type, example: str, size: Any, key: Any) -> None:
+    require(owner, "layer", layer, kind, f"equinox.nn.{example}")
+    require_count(owner, "size", size)
+    require_key(owner, "key", key)
 
 
 def squared_norm(model: PyTree) -> Scalar:

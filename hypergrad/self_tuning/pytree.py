@@ -7,6 +7,7 @@ weights are formed once for each perturbation: use few `groups` in `SelfTuning` 
 """
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 import equinox as eqx
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree, Scalar
 
+from hypergrad.expected import received, require_function, require_key
 from hypergrad.self_tuning import gating
 from hypergrad.self_tuning.convert import SelfTuningModel, response_size
 
@@ -100,6 +102,14 @@ def function_to_self_tuning(
 
     Raises `ValueError` when every array is fixed, or an array lacks the output axis.
     """
+    require_function("function_to_self_tuning", "function", function)
+    require_key("function_to_self_tuning", "key", key)
+    require_function("function_to_self_tuning", "fixed", fixed)
+    if isinstance(output_axis, bool) or not isinstance(output_axis, Integral):
+        raise ValueError(
+            "function_to_self_tuning: output_axis: expected an integer, received "
+            f"{received(output_axis)}."
+        )
     size = response_size(hparams)
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
     new = []
@@ -110,10 +120,13 @@ def function_to_self_tuning(
             continue
         if leaf.ndim >= 2 and not -leaf.ndim <= output_axis < leaf.ndim:
             raise ValueError(
-                f"{name!r} has shape {leaf.shape}, which has no axis output_axis={output_axis}."
+                f"{name!r} has shape {leaf.shape}: expected one with output_axis={output_axis}."
             )
         node = SelfTuningArray(leaf, size, output_axis, key=jax.random.fold_in(key, index))
         new.append(node)
     if not any(map(gating.is_self_tuning, new)):
-        raise ValueError("No array of `params` is left to respond to the hyperparameters.")
+        raise ValueError(
+            "No array of `params` is left to respond to the hyperparameters: expected one that is "
+            "floating-point and not fixed."
+        )
     return SelfTuningModel(PytreeModel(function, jax.tree.unflatten(structure, new)))

@@ -8,6 +8,8 @@ import equinox as eqx
 import numpy as np
 from numpy.typing import ArrayLike
 
+from hypergrad.expected import received, require_numbers
+
 
 class Schedule(eqx.Module):
     """Values of hyperparameters over the steps of a run.
@@ -24,7 +26,15 @@ class Schedule(eqx.Module):
     values: dict[str, np.ndarray]
 
     def __init__(self, steps: ArrayLike, values: Mapping[str, ArrayLike]):
+        if not isinstance(values, Mapping):
+            raise ValueError(
+                "Schedule: values: expected a dict from names to arrays, received "
+                f"{received(values)}."
+            )
+        require_numbers("Schedule", "steps", steps)
         self.steps = np.asarray(steps)
+        for name, value in values.items():
+            require_numbers("Schedule", f"{name!r}", value)
         self.values = {name: np.asarray(value) for name, value in values.items()}
         if self.steps.ndim != 1 or len(self.steps) == 0 or np.any(np.diff(self.steps) <= 0):
             raise ValueError(

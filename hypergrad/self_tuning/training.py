@@ -12,6 +12,7 @@ from jaxtyping import Array, Int, PyTree, Scalar
 
 from hypergrad.compiled import strong
 from hypergrad.estimator import Estimator, Hypergradient
+from hypergrad.expected import require, require_count, require_optimizer
 from hypergrad.problem import BilevelProblem
 from hypergrad.self_tuning.schedule import Schedule
 
@@ -55,11 +56,12 @@ class Tuner(eqx.Module):
     warmup: int = eqx.field(static=True, default=0)
 
     def __check_init__(self) -> None:
-        if self.train_steps < 1 or self.warmup < 0:
-            raise ValueError(
-                "Tuner: expected train_steps >= 1 and warmup >= 0, "
-                f"received train_steps={self.train_steps}, warmup={self.warmup}."
-            )
+        example = "BilevelProblem(inner_loss, outer_loss)"
+        require("Tuner", "problem", self.problem, BilevelProblem, example)
+        require("Tuner", "estimator", self.estimator, Estimator, "SelfTuning()")
+        require_optimizer("Tuner", self.optimizer)
+        require_count("Tuner", "train_steps", self.train_steps)
+        require_count("Tuner", "warmup", self.warmup, 0)
 
     def init(
         self, params: PyTree, hparams: PyTree, inner_batch: PyTree, *, key: Array

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from hypergrad.expected import require_finite
+
 #: Then a step is that of Adam where the mean of the gradient is as large as its root mean square.
 _SCALE = 4.0 / math.pi
 
@@ -25,7 +27,16 @@ def adam_atan2(
 
     **Arguments:** `learning_rate`: number or optax schedule; `b1`, `b2`: as in `optax.adam`;
     `weight_decay`: decoupled.
+
+    **Raises:** `ValueError` for what is no finite number.
     """
+    rates = {"b1": b1, "b2": b2, "weight_decay": weight_decay}
+    if not callable(learning_rate) or isinstance(learning_rate, type):
+        rates["learning_rate"] = learning_rate
+    for name, value in rates.items():
+        # An array may be traced.
+        if not isinstance(value, jax.Array) or value.ndim:
+            require_finite("adam_atan2", name, value)
 
     def init(params: Any) -> optax.ScaleByAdamState:
         zeros = jax.tree.map(jnp.zeros_like, params)

@@ -10,6 +10,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
+from hypergrad.expected import received, require, require_count, require_function
+
 
 class Probe(NamedTuple):
     """A model at one width, as `coordinate_check` trains it.
@@ -92,12 +94,24 @@ def coordinate_check(
     **Raises:** `ValueError` for fewer than two widths, and for a layer whose activations are zero
     or not finite.
     """
+    require_function("coordinate_check", "make", make)
+    require_count("coordinate_check", "steps", steps)
+    require_count("coordinate_check", "seeds", seeds)
+    if not isinstance(widths, Sequence | np.ndarray) or isinstance(widths, str | bytes):
+        raise ValueError(
+            f"coordinate_check: widths: expected integers such as (64, 256), received "
+            f"{received(widths)}."
+        )
+    for width in widths:
+        require_count("coordinate_check", "widths", width)
     if len(set(widths)) < 2:
         raise ValueError(f"'widths': expected at least two, received {list(widths)}")
     sizes: dict[str, np.ndarray] = {}
     for at, width in enumerate(widths):
         for seed in range(seeds):
-            for step, found in enumerate(_trained(make(width, jax.random.key(seed)), steps)):
+            probe = make(width, jax.random.key(seed))
+            require("coordinate_check", "make", probe, Probe, "Probe(params, loss, ...)")
+            for step, found in enumerate(_trained(probe, steps)):
                 for name, one in found.items():
                     empty = np.zeros((steps + 1, len(widths)))
                     sizes.setdefault(name, empty)[step, at] += one / seeds

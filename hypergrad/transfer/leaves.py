@@ -70,11 +70,16 @@ class Leaf:
         return replace(self, shape=shape)
 
 
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf is an array, or the shape of one."""
+    return all(hasattr(leaf, name) for name in ("shape", "ndim", "dtype"))
+
+
 def shapes_of(params: PyTree) -> list[tuple[str, Any, Any]]:
     """`(path, array, owner)` of each array in the order of the tree; the owner if equinox's."""
     found = []
     for keys, array in jax.tree_util.tree_flatten_with_path(params)[0]:
-        if hasattr(array, "shape"):
+        if is_array(array):
             found.append((jax.tree_util.keystr(keys), array, _owner(params, keys)))
     return found
 

@@ -4,14 +4,15 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from hypergrad.transfer.leaves import Leaf, Role, classify, shapes_of
+from hypergrad.expected import received, require, require_choice, require_count
+from hypergrad.transfer.leaves import Leaf, Role, classify, is_array, shapes_of
 from hypergrad.transfer.rules import (
     ALPHA,
     Decay,
@@ -51,6 +52,14 @@ class Parametrization:
     _factors: tuple[Factors, ...] = field(init=False, repr=False, compare=False, default=())
 
     def __post_init__(self) -> None:
+        if not isinstance(self.leaves, tuple) or not all(
+            isinstance(leaf, Leaf) for leaf in self.leaves
+        ):
+            raise ValueError(
+                "Parametrization: leaves: expected a tuple of Leaf, as `infer` makes it, received "
+                f"{received(self.leaves)}."
+            )
+        _check(self.kind, self.family, self.decay, self.depth, self.fold)
         object.__setattr__(self, "_factors", tuple(self._of(leaf) for leaf in self.leaves))
 
     def _of(self, leaf: Leaf) -> Factors:
@@ -216,8 +225,15 @@ def infer(
     **Raises:** `ValueError` for shapes that do not grow, tied arrays, more than two growing axes in
     one array, a kind that is not stated for the optimizer, depth without `blocks`.
     """
-    if depth[0] < 1 or depth[1] < 1:
-        raise ValueError(f"'depth': expected two positive integers, received {depth}")
+    _check(kind, optimizer, decay, depth, fold)
+    if blocks is not None:
+        _pattern("blocks", blocks)
+    if roles is not None and not isinstance(roles, Mapping):
+        raise ValueError(
+            f"'roles': expected a dict from patterns to roles, received {received(roles)}"
+        )
+    for text in roles or ():
+        _pattern("roles", text)
     if depth[0] != depth[1] and isinstance(kind, str):
         if kind not in ALPHA:
             raise ValueError(f"'depth': expected one of {', '.join(ALPHA)}, received {kind!r}")
@@ -231,11 +247,44 @@ def infer(
     return Parametrization(leaves, kind, optimizer, decay, depth, fold)
 
 
+def _check(kind: Any, family: Any, decay: Any, depth: Any, fold: Any) -> None:
+    """Refuse options of the wrong kind.
+
+    **Raises:** `ValueError` that names the option.
+    """
+    if isinstance(kind, Mapping):
+        for text, powers in kind.items():
+            _pattern("kind", text)
+            require("Parametrization", "kind", powers, Exponents, "Exponents(rate=-1)")
+    elif not isinstance(kind, str):
+        raise ValueError(
+            "'kind': expected the name of a rule, or Exponents by patterns of paths, received "
+            f"{received(kind)}"
+        )
+    require_choice("Parametrization", "optimizer", family, get_args(Optimizer))
+    require_choice("Parametrization", "decay", decay, get_args(Decay))
+    if not isinstance(depth, tuple | list) or len(depth) != 2:
+        raise ValueError(f"'depth': expected two positive integers, received {received(depth)}")
+    for each in depth:
+        require_count("Parametrization", "depth", each)
+    if not isinstance(fold, bool):
+        raise ValueError(f"'fold': expected True or False, received {received(fold)}")
+
+
+def _pattern(name: str, text: Any) -> None:
+    try:
+        fine = isinstance(text, str) and bool(re.compile(text))
+    except re.error:
+        fine = False
+    if not fine:
+        raise ValueError(f"{name!r}: expected a regular expression, received {received(text)}")
+
+
 def _by_path(tree: PyTree, number: Any) -> PyTree:
     """Each array times a number; arrays times one, and what is no array, as they are."""
 
     def one(keys: tuple, leaf: Any) -> Any:
-        if not hasattr(leaf, "shape"):
+        if not is_array(leaf):
             return leaf
         factor = number(jax.tree_util.keystr(keys))
         return leaf if factor == 1.0 else leaf * jnp.asarray(factor, leaf.dtype)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from strategies.arguments import positive
+from strategies.arguments import finite, positive
 from strategies.observation import Observation, Suggestion
 from strategies.searchers.base import Searcher
 from strategies.space import SearchSpace
@@ -98,7 +98,9 @@ class Bandit(Searcher):
         if not 1 <= len(self.arms) <= _MOST:
             raise ValueError(f"'space': expected 1 to {_MOST} arms, received more or none")
         self._index = {repr(arm): number for number, arm in enumerate(self.arms)}
-        self.lowest = float(positive("lowest", lowest)) if lowest else 0.0
+        self.lowest = finite("lowest", lowest, "a number >= 0")
+        if self.lowest < 0:
+            raise ValueError(f"'lowest': expected a number >= 0, received {lowest!r:.80}")
         self.failed = None if failed is None else float(positive("failed", failed))
         self._last: tuple[list[Round], Any] = ([], None)
 
@@ -186,13 +188,9 @@ class Bandit(Searcher):
                     f"{context!r:.80}"
                 )
             return None
-        number = np.asarray(context, float) if context is not None else np.asarray(math.nan)
-        if number.shape != () or not np.isfinite(number):
-            raise ValueError(
-                f"'context': expected a finite number for {type(self).__name__}, received "
-                f"{context!r:.80}"
-            )
-        return float(number)
+        scalar = getattr(context, "shape", None) == () and hasattr(context, "item")
+        plain = context.item() if scalar else context
+        return finite("context", plain, f"a finite number for {type(self).__name__}")
 
 
 def _value(item: Observation | Suggestion) -> float | None:
@@ -206,8 +204,10 @@ def interval(contexts: Any) -> tuple[float, float]:
     """A checked range of contexts."""
     try:
         low, high = (float(bound) for bound in contexts)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         low = high = math.nan
     if not -math.inf < low < high < math.inf:
-        raise ValueError(f"'contexts': expected (low, high) with low < high, received {contexts!r}")
+        raise ValueError(
+            f"'contexts': expected (low, high) with low < high, received {contexts!r:.80}"
+        )
     return low, high

@@ -14,6 +14,9 @@ from strategies.arguments import integer
 from strategies.bandits.base import Bandit, Learner, interval
 from strategies.space import SearchSpace
 
+#: Bins that instances can still fill.
+_BINS = 10_000
+
 
 class _Sums(Learner):
     """Sums of importance-weighted losses."""
@@ -86,7 +89,10 @@ class BinnedTsallisINF(Bandit):
     ):
         super().__init__(space, seed=seed, first=first, lowest=lowest, failed=failed)
         low, high = interval(contexts)
-        self.edges = np.linspace(low, high, integer("bins", bins, 1) + 1)[1:-1]
+        bins = integer("bins", bins, 1)
+        if bins > _BINS:
+            raise ValueError(f"'bins': expected at most {_BINS}, received {bins!r:.80}")
+        self.edges = np.linspace(low, high, bins + 1)[1:-1]
 
     def learner(self) -> Learner:
         """See `Bandit.learner`."""

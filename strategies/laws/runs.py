@@ -1,6 +1,7 @@
 """From runs to optima, and from laws back to runs."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +21,9 @@ def rows(source: Any, space: SearchSpace | None = None, **size: float) -> list[d
     - `source`, `space`: as in `strategies.searched.searched`: any search, a ledger, a study.
     - `size`: what the search was at, `N=1e6`; it is added to every row.
     """
+    for name, number in size.items():
+        if not _number(number):
+            raise ValueError(f"{name!r}: expected a number, received {number!r:.80}")
     found = []
     for item in searched(source, space).complete:
         row = {path: value for path, value in _flat(item.config) if _number(value)}
@@ -48,8 +52,11 @@ def optima(
 
     **Raises:** `ValueError` for an optimum at the edge, naming hyperparameter and size.
     """
+    inputs, targets = _names("inputs", inputs), _names("targets", targets)
+    if edge not in ("raise", "keep", "drop"):
+        raise ValueError(f"'edge': expected 'raise', 'keep' or 'drop', received {edge!r:.80}")
     found = []
-    for size, group in _groups(table, inputs).items():
+    for size, group in _groups(table, inputs, (*targets, value)).items():
         best = min(group, key=lambda row: row[value])
         at_edge = [
             name for name in targets if best[name] in (min(g := [r[name] for r in group]), max(g))
@@ -79,9 +86,14 @@ def excess(
     **Arguments:** `table`: rows, several to a size; `laws`: one for each hyperparameter; `value`:
     name of what is minimised, positive.
     """
+    if not isinstance(laws, Sequence) or not all(isinstance(law, PowerLaw) for law in laws):
+        raise ValueError(f"'laws': expected PowerLaws, received {laws!r:.80}")
+    if not laws:
+        raise ValueError("'laws': expected at least one, received none")
     names = list(dict.fromkeys(name for law in laws for name in law.inputs))
     found = {}
-    for size, group in _groups(table, names).items():
+    others = (*(law.target for law in laws), value)
+    for size, group in _groups(table, names, others).items():
         point = dict(zip(names, size, strict=True))
         wanted = np.log([law.predict(point).value for law in laws])
         tried = np.log([[row[law.target] for law in laws] for row in group])
@@ -90,14 +102,35 @@ def excess(
     return found
 
 
-def _groups(table: Iterable[Row], names: Sequence[str]) -> dict[tuple[float, ...], list[Row]]:
+def _groups(
+    table: Iterable[Row], names: Sequence[str], others: Sequence[Any]
+) -> dict[tuple[float, ...], list[Row]]:
+    """The rows of each size; `others` are the names that each row has to have, too."""
+    for name in others:
+        if not isinstance(name, str):
+            raise ValueError(f"'value': expected a name, received {name!r:.80}")
+    if not isinstance(table, Iterable) or isinstance(table, str | bytes | Mapping | type):
+        raise ValueError(f"'table': expected rows, received {table!r:.80}")
     found: dict[tuple[float, ...], list[Row]] = {}
     for row in table:
-        missing = [name for name in names if name not in row]
+        if not isinstance(row, Mapping):
+            raise ValueError(f"'table': expected dicts, received {row!r:.80}")
+        missing = [name for name in (*names, *others) if name not in row]
         if missing:
-            raise ValueError(f"{missing[0]!r}: expected in each row, received {sorted(row)}")
+            given = sorted(row, key=repr)
+            raise ValueError(f"{missing[0]!r}: expected in each row, received {given!r:.200}")
+        for name in (*names, *others):
+            if not isinstance(row[name], Real) or isinstance(row[name], bool):
+                raise ValueError(f"{name!r}: expected a number, received {row[name]!r:.80}")
         found.setdefault(tuple(float(row[name]) for name in names), []).append(row)
     return found
+
+
+def _names(name: str, value: Any) -> tuple[str, ...]:
+    plain = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+    if not plain or not value or not all(isinstance(each, str) for each in value):
+        raise ValueError(f"{name!r}: expected names, received {value!r:.80}")
+    return tuple(value)
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -69,6 +69,10 @@ def run_population(
 
     **Raises:** `ValueError` for options that do not fit, and see `Population.run`.
     """
+    if not isinstance(study, optuna.Study):
+        raise ValueError(f"'study': expected a study of Optuna, received {study!r:.80}")
+    if not isinstance(population, Population):
+        raise ValueError(f"'population': expected a Population, received {population!r:.80}")
     if study._is_multi_objective() or study.direction != StudyDirection.MINIMIZE:
         raise ValueError(
             f"'study': expected one objective that is minimised, received {study.directions}"

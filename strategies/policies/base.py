@@ -43,11 +43,13 @@ def feature(features: Features, name: str) -> float:
 
     **Raises:** `ValueError` if it is missing, or not a finite number.
     """
+    if not isinstance(features, Mapping):
+        raise ValueError(f"'features': expected numbers by name, received {features!r:.80}")
     if name not in features:
-        raise ValueError(f"feature {name!r}: expected it among {sorted(features)}")
+        raise ValueError(f"feature {name!r}: expected it among {sorted(map(str, features))}")
     try:
         number = float(np.asarray(features[name]).reshape(()))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise ValueError(

@@ -2,10 +2,9 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from typing import Any
 
-from strategies.arguments import positive
+from strategies.arguments import finite, positive, switch
 from strategies.policies.base import Features, Policy, feature
 from strategies.space import Float, SearchSpace
 
@@ -42,8 +41,8 @@ class Linear(Policy):
             raise ValueError(
                 f"'features': expected names, none of them {_CONSTANT!r}, received {features!r:.80}"
             )
-        numbers = isinstance(low, Real) and isinstance(high, Real)
-        if not numbers or not -math.inf < low < high < math.inf or (log and low <= 0):
+        low, high, log = finite("low", low), finite("high", high), switch("log", log)
+        if not low < high or (log and low <= 0):
             expected = "0 < low < high" if log else "low < high"
             raise ValueError(f"'low': expected {expected}, received {low!r} and {high!r}")
         self.features, self.low, self.high, self.log = tuple(features), low, high, log

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from strategies.arguments import integer, positive
+from strategies.arguments import integer, positive, several
 from strategies.observation import Report, report
 from strategies.policies.base import Choose, Policy
 
@@ -76,7 +76,9 @@ class Rollouts:
             raise ValueError(f"'policy': expected a Policy, received {policy!r:.80}")
         if not callable(simulate):
             raise ValueError(f"'simulate': expected a function, received {simulate!r:.80}")
-        self.policy, self.simulate, self.instances = policy, simulate, list(instances)
+        self.policy, self.simulate, self.instances = (
+            policy, simulate, list(several("instances", instances, "a sequence"))
+        )  # fmt: skip
         if not self.instances:
             raise ValueError("'instances': expected at least one, received none")
         self.runs, self.seed = integer("runs", runs, 1), integer("seed", seed, 0)
@@ -115,7 +117,13 @@ class Rollouts:
         seed: int | None = None,
     ) -> Judged:
         """`judge` for any function of the features: a static action, a rule by hand."""
-        given = self.instances if instances is None else list(instances)
+        given = (
+            self.instances if instances is None else several("instances", instances, "a sequence")
+        )
+        if not callable(choose):
+            raise ValueError(f"'choose': expected a function, received {choose!r:.80}")
+        if not given:
+            raise ValueError("'instances': expected at least one, received none")
         count = self.runs if runs is None else integer("runs", runs, 1)
         root = self.seed if seed is None else integer("seed", seed, 0)
         costs = np.empty((len(given), count))
@@ -126,7 +134,12 @@ class Rollouts:
         return Judged(costs)
 
     def _cost(self, cost: Any, instance: int, run: int) -> float:
-        number = float(cost)
+        try:
+            number = float(cost)
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError(
+                f"instance {instance}, run {run}: expected a cost, received {cost!r:.80}"
+            ) from None
         if self.cap is not None:
             return min(number, self.cap) if math.isfinite(number) else self.cap
         if not math.isfinite(number):

@@ -4,12 +4,20 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from strategies.arguments import integer
+from strategies.arguments import finite, integer, mapping, several
 from strategies.policies.base import Features, Policy, actions_of, feature
 from strategies.space import Ordinal, SearchSpace
 
 #: Cells that a searcher can still fill.
 _CELLS = 1000
+
+
+def _range(name: Any, given: Any) -> tuple[float, float, Any]:
+    what = "(low, high, cells)"
+    parts = several(f"{name}", given, what)
+    if len(parts) != 3:
+        raise ValueError(f"{name!r}: expected {what}, received {given!r:.80}")
+    return finite(f"{name} low", parts[0]), finite(f"{name} high", parts[1]), parts[2]
 
 
 class Table(Policy):
@@ -29,8 +37,10 @@ class Table(Policy):
     ) -> None:
         self.actions = actions_of(actions, 2)
         self.features = {}
-        for name, (low, high, cells) in dict(features).items():
-            if not -math.inf < low < high < math.inf:
+        what = "(low, high, cells) by the names of features"
+        for name, given in mapping("features", features, what).items():
+            low, high, cells = _range(name, given)
+            if not low < high:
                 raise ValueError(f"{name!r}: expected low < high, received {low!r} and {high!r}")
             self.features[name] = (float(low), float(high), integer(f"{name} cells", cells, 1))
         count = math.prod(cells for *_, cells in self.features.values())

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from strategies.arguments import several
 from strategies.space import Point, SearchSpace
 
 #: A program for each value is compiled: nobody means more than this many.
@@ -15,10 +16,9 @@ def checked(space: SearchSpace, buckets: Sequence[str]) -> tuple[str, ...]:
 
     **Raises:** `ValueError` for one that the space does not have, or that has too many values.
     """
-    if isinstance(buckets, str):
-        raise ValueError(f"'buckets': expected a list of names, received {buckets!r}")
+    buckets = several("buckets", buckets, "a list of names")
     for path in buckets:
-        if path not in space.domains:
+        if not isinstance(path, str) or path not in space.domains:
             raise ValueError(
                 f"'buckets': expected keys of {list(space.domains)}, received {path!r}"
             )

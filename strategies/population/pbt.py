@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from strategies.arguments import integer
+from strategies.arguments import finite, integer
 from strategies.observation import Observation
 from strategies.population.explore import Explore, Perturb, Round
 from strategies.searchers.base import Searcher
@@ -52,7 +52,7 @@ class PBT:
             raise ValueError(
                 f"'steps': expected a multiple of interval={interval}, received {self.steps}"
             )
-        if not 0 < self.truncation <= 0.5:
+        if not 0 < finite("truncation", self.truncation, "a share in (0, 0.5]") <= 0.5:
             raise ValueError(
                 f"'truncation': expected a share in (0, 0.5], received {self.truncation}"
             )

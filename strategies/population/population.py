@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from strategies.arguments import integer, positive
+from strategies.arguments import finite, integer, several
 from strategies.ledger import Ledger, ledger_of
 from strategies.local.results import Trial
 from strategies.population import checkpoint
@@ -108,7 +108,9 @@ class Population:
         self.buckets = checked(self.space, buckets)
         self.seed = integer("seed", seed, 0)
         self._memory = None if memory is None else integer("memory", memory, 1)
-        self.devices = tuple(devices)
+        self.devices = several("devices", devices, "devices of JAX such as jax.devices()")
+        if not all(isinstance(device, jax.Device) for device in self.devices):
+            raise ValueError(f"'devices': expected jax.devices(), received {devices!r:.80}")
         self._examples = examples(self.space, self.buckets)
         self._lanes = -(-self.size // len(self._examples))
         if self._lanes % max(len(self.devices), 1):
@@ -293,6 +295,12 @@ def _keeping(
     callbacks: Iterable[Callable[[Trial], bool | None]],
     progress: Callable[[Progress], None] | None,
 ) -> Keeping:
-    if not 0 <= seconds < float("inf"):
-        positive("checkpoint_seconds", seconds)
-    return Keeping(state_path, members_path, seconds, tuple(callbacks), progress)
+    if finite("checkpoint_seconds", seconds, "a finite number >= 0") < 0:
+        raise ValueError(
+            f"'checkpoint_seconds': expected a finite number >= 0, received {seconds!r:.80}"
+        )
+    calls = several("callbacks", callbacks, "functions")
+    for call in (*calls, *([] if progress is None else [progress])):
+        if not callable(call):
+            raise ValueError(f"'callbacks', 'progress': expected functions, received {call!r:.80}")
+    return Keeping(state_path, members_path, seconds, calls, progress)

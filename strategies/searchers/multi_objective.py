@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from strategies.arguments import integer, switch
+from strategies.arguments import finite, integer, several, switch
 from strategies.observation import Observation, Suggestion
 from strategies.searchers.base import Searcher
 from strategies.space import SearchSpace
@@ -83,11 +83,10 @@ class MultiObjectiveSearcher(Searcher):
         super().__init__(space, seed=seed, first=first)
         self.startup = integer("startup", startup, 2)
         self.gradients = switch("gradients", gradients)
-        self.reference = None if reference is None else np.array(reference, float)
-        if self.reference is not None and (
-            self.reference.ndim != 1 or not np.isfinite(self.reference).all()
-        ):
-            raise ValueError(f"'reference': expected a number each, received {reference!r:.80}")
+        self.reference = None
+        if reference is not None:
+            each = several("reference", reference, "a number each")
+            self.reference = np.array([finite("reference", one, "a number each") for one in each])
         if prior is not None and not isinstance(prior, Prior):
             raise ValueError(f"'prior': expected a Prior, received {prior!r:.80}")
         self.prior = prior or _PRIOR

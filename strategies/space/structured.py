@@ -66,6 +66,8 @@ class Simplex(Domain):
     kind: ClassVar[str] = "simplex"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.at_most, bool):
+            raise _fail("at_most", "True or False", self.at_most)
         parts = _bound(self.parts, "parts", int)
         if parts < 2 - self.at_most:
             raise _fail("parts", f"an integer >= {2 - self.at_most}", self.parts)

@@ -1,5 +1,6 @@
 """Whatever is given to a public function: it works, or an error says what was expected."""
 
+import inspect
 import random
 import warnings
 
@@ -8,6 +9,7 @@ import pytest
 from ray import tune
 from ray.tune.utils.util import flatten_dict
 
+import strategies
 from strategies import (
     BayesSearcher,
     Categorical,
@@ -28,12 +30,19 @@ from strategies import (
     SearchSpace,
     Simplex,
     SobolSearcher,
+    bandits,
+    laws,
+    policies,
+    population,
     report,
+    stopping,
 )
 from strategies import optuna as on_optuna
 from strategies import ray as on_ray
+from strategies import transfer as moving
 from strategies.local import minimize
 from strategies.schedulers import ASHA, Hyperband, IterativeDeepeningHyperband, run
+from strategies.transfer import transfer
 
 SPACE = SearchSpace(
     {
@@ -210,8 +219,95 @@ ENTRIES |= {
     "Optuna's names": (on_optuna.space_to_optuna, 1),
 }  # fmt: skip
 
+#: With one parameter, for bandits, and a model at two sizes.
+FINITE = SearchSpace({"n": Int(1, 4)})
+SMALL, LARGE = ({"w": np.zeros((2, m)), "v": np.zeros((m, 1))} for m in (4, 8))
+LINE = policies.Linear(["x"], 0.0, 1.0)
+
+
+def zero(*_):
+    return 0.0
+
+
+def judged(cost, choose, instances, runs):
+    few = 2 if isinstance(runs, int) and runs > 2 else runs
+    rollouts = policies.Rollouts(LINE, lambda *_: cost, [1])
+    rollouts.judge_choice(choose, instances, runs=few)
+
+
+def trained(**options):
+    return population.Population(zero, zero, zero, **{"size": 2, "space": SPACE} | options)
+
+
+ENTRIES |= {
+    "TsallisINF": (
+        lambda a, b, c, d: bandits.TsallisINF(FINITE, seed=a, first=b, lowest=c, failed=d), 4,
+    ),
+    "BinnedTsallisINF": (
+        lambda a, b: bandits.BinnedTsallisINF(FINITE, (0.0, 1.0), bins=a, lowest=b), 2,
+    ),
+    "ChebCB": (lambda a, b, c: bandits.ChebCB(FINITE, a, terms=b, lowest=c), 3),
+    "context": (lambda a: bandits.ChebCB(FINITE, (0.0, 1.0)).propose(0, [], [], a), 1),
+    "Population": (
+        lambda a, b, c, d, e: trained(size=a, batch=b, buckets=c, seed=d, memory=e), 5,
+    ),
+    "Population's devices": (lambda a: trained(devices=a), 1),
+    "Population's run": (
+        lambda a, b, c, d, e: trained().run(
+            a, trials=b, steps=c, checkpoint_seconds=d, callbacks=e
+        ), 5,
+    ),
+    "PBT": (
+        lambda a, b, c, d: population.PBT(RandomSearcher(SPACE), a, b, truncation=c, explore=d), 4,
+    ),
+    "Linear": (lambda a, b, c, d, e: policies.Linear(a, b, c, log=d, size=e), 5),
+    "Rollouts": (lambda a, b, c, d: policies.Rollouts(LINE, zero, a, runs=b, seed=c, cap=d), 4),
+    "Table": (lambda a: policies.Table(a, [1, 2]), 1),
+    "Table's feature": (lambda a, b: policies.Table({"x": a}, b), 2),
+    "Thresholds": (lambda a, b, c: policies.Thresholds(a, [1, 2], low=b, high=c), 3),
+    "policy's choice": (lambda a: LINE.choose({"constant": 0.5, "x": 0.1}, a), 1),
+    "judge": (judged, 4),
+    "transfer": (lambda a, b, c, d: transfer(a, SMALL, LARGE, kinds=b, laws=c, size=d), 4),
+    "minimize population": (lambda a: minimize(zero, SPACE, trials=0, population=a), 1),
+    "run_population": (lambda a, b: on_optuna.run_population(a, b, trials=0), 2),
+}  # fmt: skip
+
+
+def public(module):
+    """The classes and functions of a module that users call, by their name."""
+    for name in module.__all__:
+        entry = getattr(module, name)
+        error = inspect.isclass(entry) and issubclass(entry, Exception)
+        if callable(entry) and not inspect.isabstract(entry) and not error:
+            yield f"{module.__name__}.{name}", entry
+
+
+PUBLIC = (bandits, laws, policies, population, strategies, stopping, moving)
+WHOLE = {name: entry for module in PUBLIC for name, entry in public(module)}
+
 #: Those that have their own engine.
 RARE = {"minimize": 60, "run": 60, "ask bayes": 20, "ask hypergradient": 20}
+
+
+@pytest.mark.parametrize("name", sorted(WHOLE))
+def test_every_argument_by_name(name):
+    function, rng = WHOLE[name], random.Random(name)
+    parameters = [
+        p for p in inspect.signature(function).parameters.values() if p.kind not in (2, 4)
+    ]
+    for _ in range(60):
+        given = {
+            p.name: SPACE if p.name == "space" and rng.random() < 0.7 else rng.choice(VALUES)
+            for p in parameters
+            if p.default is p.empty or rng.random() < 0.4
+        }
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                function(**given)
+            except Exception as error:
+                if not isinstance(error, ValueError | TypeError) or "expected" not in str(error):
+                    pytest.fail(f"{name}({given!r:.300}): {error!r}")
 
 
 @pytest.mark.parametrize("name", ENTRIES)

@@ -240,8 +240,8 @@ def test_a_loss_that_is_not_finite_is_rejected(key):
 def test_bad_input(key):
     model = to_self_tuning(Small(key), HPARAMS, key=key)
     for match, keyword in (
-        ("`steps`: expected at least 1, received 0", {"steps": 0}),
-        ("`groups`: expected at least 1, received 0", {"groups": 0}),
+        ("steps: expected an integer >= 1, received 0", {"steps": 0}),
+        ("groups: expected an integer >= 1, received 0", {"groups": 0}),
         (r"`response_part`: expected a number in \(0, 1\], received 0", {"response_part": 0.0}),
     ):
         with pytest.raises(ValueError, match=match):

@@ -90,7 +90,7 @@ def test_a_gradient_that_is_not_finite_is_not_followed(setting):
 
 def test_tuner_options(setting):
     tuner = setting[0]
-    with pytest.raises(ValueError, match="warmup >= 0, received train_steps=0"):
+    with pytest.raises(ValueError, match="train_steps: expected an integer >= 1, received 0"):
         Tuner(PROBLEM, tuner.estimator, train_steps=0)
 
 
