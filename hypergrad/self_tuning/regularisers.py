@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Scalar
 
 
-def dropout(x: Array, rate: Scalar, key: Array) -> Array:
+def dropout(x: Array, rate: float | Scalar, key: Array) -> Array:
     """Set each entry to zero with probability `rate`, and scale the others by `1 / (1 − rate)`."""
     keep = 1 - jax.lax.stop_gradient(rate)
     return jnp.where(jax.random.bernoulli(key, keep, x.shape), x / keep, 0)
@@ -37,7 +37,9 @@ def set_dropout(model: PyTree, rates: Any) -> PyTree:
     found = [index for index, node in enumerate(nodes) if is_dropout(node)]
     if jnp.ndim(rates) == 0:
         rates = [rates] * len(found)
-    if not found or len(rates) != len(found):
+    if not found:
+        raise ValueError("set_dropout: expected a model with Dropout layers, received none.")
+    if len(rates) != len(found):
         raise ValueError(
             f"set_dropout: expected {len(found)} rates for the model's Dropout layers, received "
             f"{len(rates)}."
@@ -47,18 +49,20 @@ def set_dropout(model: PyTree, rates: Any) -> PyTree:
     return jax.tree.unflatten(structure, nodes)
 
 
-def input_noise(x: Array, std: Scalar, key: Array) -> Array:
+def input_noise(x: Array, std: float | Scalar, key: Array) -> Array:
     """Add Gaussian noise of standard deviation `std`."""
     return x + std * jax.random.normal(key, x.shape, x.dtype)
 
 
-def smooth_labels(label: Array, classes: int, smoothing: Scalar) -> Float[Array, " classes"]:
+def smooth_labels(
+    label: Array, classes: int, smoothing: float | Scalar
+) -> Float[Array, " classes"]:
     """One-hot targets mixed with the uniform distribution: `(1 − s) onehot + s / classes`."""
     return (1 - smoothing) * jax.nn.one_hot(label, classes) + smoothing / classes
 
 
 def shift(
-    image: Float[Array, "channels height width"], size: Scalar, key: Array
+    image: Float[Array, "channels height width"], size: float | Scalar, key: Array
 ) -> Float[Array, "channels height width"]:
     """Move an image by up to `size` pixels in each direction, uniformly, with zeros moved in.
 
@@ -68,15 +72,15 @@ def shift(
     return _shift(_shift(image, down, axis=1), right, axis=2)
 
 
-def brightness(image: Array, strength: Scalar, key: Array) -> Array:
+def brightness(image: Array, strength: float | Scalar, key: Array) -> Array:
     """Multiply an image by a factor drawn uniformly from `[1 − strength, 1 + strength]`."""
     return image * (1 + strength * jax.random.uniform(key, (), image.dtype, -1, 1))
 
 
 def cutout(
     image: Float[Array, "channels height width"],
-    length: Scalar,
-    holes: Scalar,
+    length: float | Scalar,
+    holes: float | Scalar,
     key: Array,
     *,
     most: int,
@@ -96,7 +100,7 @@ def cutout(
     return jnp.where(jnp.any(hidden, axis=0), 0, image)
 
 
-def _shift(image: Array, offset: Scalar, axis: int) -> Array:
+def _shift(image: Array, offset: float | Scalar, axis: int) -> Array:
     # As a product with a matrix that has two entries in a row: faster than gathering pixels.
     places = jnp.arange(image.shape[axis], dtype=image.dtype)
     weights = jax.nn.relu(1 - jnp.abs(places[:, None] - offset - places))

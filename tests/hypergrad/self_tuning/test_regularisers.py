@@ -26,7 +26,7 @@ def test_set_dropout_replaces_rates_in_order(key):
         ValueError, match="expected 2 rates for the model's Dropout layers, received 3"
     ):
         regularisers.set_dropout(model, jnp.zeros(3))
-    with pytest.raises(ValueError, match="has 0 Dropout layers"):
+    with pytest.raises(ValueError, match="expected a model with Dropout layers"):
         regularisers.set_dropout(eqx.nn.Identity(), 0.5)
 
 
