@@ -10,6 +10,7 @@ from hypergrad import BilevelProblem, ImplicitDifferentiation, OptaxSolver
 from hypergrad.linear import CG
 from hypergrad.outer import HOAG, Alternating, Box
 from strategies import (
+    AutoSearcher,
     BayesSearcher,
     Categorical,
     Choice,
@@ -332,7 +333,7 @@ def test_on_the_embedded_engine(tmp_path):
     check(result.history)
     assert result.trials[0].info["start_value"] > result.history[0].value
     assert result.history[0].config != SPACE.default()
-    again = HypergradientSearcher(SPACE)
+    again = AutoSearcher(SPACE)
     again.restore(tmp_path / "state.json")
     assert again.history == result.history
 

@@ -110,8 +110,8 @@ def test_from_a_study_of_any_sampler(direction):
         item.value for item in found
     )
     several = optuna.create_study(directions=["minimize", "minimize"])
-    with pytest.raises(ValueError, match="expected one objective, received 2"):
-        observations_of(several, SPACE)
+    several.optimize(lambda t: (objective(turned, SPACE)(t), 1.0), n_trials=2)
+    assert [len(item.values) for item in observations_of(several, SPACE)] == [2, 2]
 
 
 def test_a_study_that_goes_on_with_our_sampler_knows_its_trials():
