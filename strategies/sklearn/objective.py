@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Scalar
+from jaxtyping import Array, PyTree, Scalar
 from scipy import sparse
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
@@ -25,7 +25,7 @@ from strategies.sklearn.models import (
     known_model,
     model_of,
 )
-from strategies.sklearn.models.base import Response
+from strategies.sklearn.models.base import Hyperparameters, Measure, Response
 
 # Structures whose data and programs are kept: different preprocessing, other kernels.
 _KEPT = 8
@@ -117,18 +117,35 @@ class CrossValidation:
         if not isinstance(criterion, str):
             return criterion
         deviance = self.model.deviance is not None
+        own = list(self.model.criteria)
+        if criterion == "auto" and self.model.stand_in is not None:
+            return self.model.stand_in
         if criterion == "auto":
             return criterion_for(
                 scorer, self.model.estimator, margins=self.model.margins, deviance=deviance
             )
-        if criterion in CRITERIA or (criterion in ("deviance", "d2") and deviance):
+        common = [] if self.model.stand_in is not None else list(CRITERIA)
+        names = ["auto", *common, *(["deviance", "d2"] if deviance else []), *own]
+        if criterion in names:
             return criterion
-        names = ["auto", *CRITERIA, *(["deviance", "d2"] if deviance else [])]
         raise ValueError(
             f"'criterion': expected one of {names}, a function or None, received {criterion!r}"
         )
 
-    def _measure(self, model: Model) -> Criterion:
+    def _measure(self, model: Model) -> Measure:
+        """What a trained model is judged by on a fold."""
+        if isinstance(self.criterion, str) and self.criterion in self.model.criteria:
+            if self.criterion not in model.criteria:
+                raise NotDifferentiableError(f"criterion={self.criterion!r} with {model.estimator}")
+            return model.criteria[self.criterion]
+        judge = self._judge(model)
+
+        def measure(params: PyTree, h: Hyperparameters, fold: Fold) -> Scalar:
+            return judge(model.output(params, h, fold), fold.y, fold.test)
+
+        return measure
+
+    def _judge(self, model: Model) -> Criterion:
         if not isinstance(self.criterion, str):
             return self.criterion
         if self.criterion in CRITERIA:
@@ -205,7 +222,7 @@ def _bare(model: Model) -> str:
     return model.per_feature or ""
 
 
-def _program(model: Model, measure: Criterion, axes: Fold) -> Callable:
+def _program(model: Model, measure: Measure, axes: Fold) -> Callable:
     """The compiled mean of the criterion over folds, with its derivative."""
 
     def mean(h: dict[str, Array], folds: Fold, index: Array | None) -> Response:

@@ -13,7 +13,6 @@ from jaxtyping import Array, Float, PyTree, Scalar
 
 from hypergrad import BilevelProblem, ImplicitDifferentiation
 from hypergrad.linear.base import LinearSolver
-from strategies.sklearn.criteria import Criterion
 
 Hyperparameters = Mapping[str, Array]
 
@@ -51,6 +50,10 @@ class Fold(eqx.Module):
     extra: PyTree
 
 
+#: What a trained model is judged by: `(parameters, hyperparameters, fold) -> scalar`.
+Measure = Callable[[PyTree, Hyperparameters, Fold], Scalar]
+
+
 class Response(NamedTuple):
     """A fold's criterion, its derivative, and how far from its minimum the training ended.
 
@@ -78,9 +81,19 @@ class Model(ABC):
     margins: bool = False
     #: Deviance of a mean, per sample, where the estimator's own score is made of it.
     deviance: Callable[[Array, Array], Array] | None = None
+    #: The one of the model's own criteria that stands for any scorer; its outputs are then of a
+    #: kind for which the common criteria make no sense.
+    stand_in: str | None = None
+    #: Targets are events and times.
+    survival: ClassVar[bool] = False
 
     def __init__(self, estimator: Any):
         self.estimator = estimator
+
+    @property
+    def criteria(self) -> Mapping[str, Measure]:
+        """Criteria, by name, that only this model has."""
+        return {}
 
     def prepare(
         self, x: Any, y: np.ndarray, train: np.ndarray, values: Mapping[str, Any]
@@ -91,11 +104,11 @@ class Model(ABC):
     #: Whether `prepare` reads `values`, so that it must run for every configuration.
     prepares_by_value: ClassVar[bool] = False
 
-    def respond(self, h: Hyperparameters, fold: Fold, measure: Criterion) -> Response:
+    def respond(self, h: Hyperparameters, fold: Fold, measure: Measure) -> Response:
         """The criterion of the trained parameters on a fold, and its derivative."""
 
         def value(h: Hyperparameters) -> Scalar:
-            return measure(self.output(self.solve(h, fold), h, fold), fold.y, fold.test)
+            return measure(self.solve(h, fold), h, fold)
 
         return Response(*jax.value_and_grad(value)(h), jnp.zeros(()))
 
@@ -145,6 +158,7 @@ def geometric_mean(value: Any, numpy: Any = jnp) -> Any:
 __all__ = [
     "Fold",
     "Hyperparameters",
+    "Measure",
     "Model",
     "NotDifferentiableError",
     "Response",
