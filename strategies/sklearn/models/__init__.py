@@ -3,6 +3,7 @@
 from typing import Any
 
 from strategies.sklearn.models import (
+    gaussian_process,
     glm,
     kernel_ridge,
     lasso,
@@ -22,6 +23,7 @@ MODELS: dict[type, Any] = {
     **glm.MODELS,
     **kernel_ridge.MODELS,
     **svm.MODELS,
+    **gaussian_process.MODELS,
 }
 
 
