@@ -109,7 +109,10 @@ class NetworkModel(Model):
 
 
 class StochasticNetwork(NetworkModel):
-    """Trained by `sgd` or `adam`."""
+    """Trained by `sgd` or `adam`.
+
+    A sample whose weight is zero is in no batch, while scikit-learn's batches count it.
+    """
 
     def __init__(self, estimator: MLPClassifier | MLPRegressor, task: Task):
         super().__init__(estimator, task)

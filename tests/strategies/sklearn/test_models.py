@@ -141,13 +141,15 @@ CASES = {
         "r2",
     ),
     "network, adam": (
-        MLPRegressor((4,), "tanh", max_iter=30, random_state=0, batch_size=30),
+        MLPRegressor(
+            hidden_layer_sizes=(4,), activation="tanh", max_iter=30, random_state=0, batch_size=30
+        ),
         "z",
         {"alpha": 0.5, "learning_rate_init": 0.01, "beta_1": 0.8, "beta_2": 0.99},
         "r2",
     ),
     "network, adam stops early": (
-        MLPClassifier((4,), tol=1e-2, n_iter_no_change=3, random_state=0),
+        MLPClassifier(hidden_layer_sizes=(4,), tol=1e-2, n_iter_no_change=3, random_state=0),
         "3",
         {"alpha": 0.5, "learning_rate_init": 0.05},
         "neg_log_loss",

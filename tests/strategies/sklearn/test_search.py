@@ -380,8 +380,16 @@ CHECKED = [
     (KernelRidge(), ALPHA),
     (PoissonRegressor(), ALPHA),
     (GaussianProcessRegressor(RBF(), optimizer=None), ALPHA),
-    (MLPClassifier((4,), max_iter=5, random_state=0), ALPHA),
-    (MLPRegressor((4,), max_iter=5, random_state=0), ALPHA),
+    (
+        MLPClassifier(
+            hidden_layer_sizes=(4,), max_iter=60, learning_rate_init=0.05, random_state=0
+        ),
+        ALPHA,
+    ),
+    (
+        MLPRegressor(hidden_layer_sizes=(4,), max_iter=60, learning_rate_init=0.05, random_state=0),
+        ALPHA,
+    ),
     (make_pipeline(StandardScaler(), Ridge()), {"ridge__alpha": [0.1, 1.0]}),
     (DecisionTreeRegressor(random_state=0), {"max_depth": [2, 3]}),
 ]
