@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Scalar
+from jaxtyping import Array, PyTree, Scalar
 from scipy import sparse
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
@@ -25,10 +25,12 @@ from strategies.sklearn.models import (
     known_model,
     model_of,
 )
-from strategies.sklearn.models.base import Response
+from strategies.sklearn.models.base import Hyperparameters, Measure, Response
 
 # Structures whose data and programs are kept: different preprocessing, other kernels.
 _KEPT = 8
+# Entries of a fold's features that are made dense at most, 400 MB.
+_DENSE = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,11 @@ class CrossValidation:
         self.model = self._model({})
         if self.model.dense_only and sparse.issparse(table.X):
             raise NotDifferentiableError("sparse features with a kernel")
+        if self.model.survival != table.survival:
+            raise ValueError(
+                "y: expected events and times (a structured array) for a survival model, and for "
+                f"no other, received dtype {table.raw_y.dtype} for {self.model.estimator!r}"
+            )
         self.criterion = self._criterion(criterion, scorer)
         self._programs: OrderedDict[str, tuple[Stacked, Callable]] = OrderedDict()
 
@@ -117,18 +124,35 @@ class CrossValidation:
         if not isinstance(criterion, str):
             return criterion
         deviance = self.model.deviance is not None
+        own = list(self.model.criteria)
+        if criterion == "auto" and self.model.stand_in is not None:
+            return self.model.stand_in
         if criterion == "auto":
             return criterion_for(
                 scorer, self.model.estimator, margins=self.model.margins, deviance=deviance
             )
-        if criterion in CRITERIA or (criterion in ("deviance", "d2") and deviance):
+        common = [] if self.model.stand_in is not None else list(CRITERIA)
+        names = ["auto", *common, *(["deviance", "d2"] if deviance else []), *own]
+        if criterion in names:
             return criterion
-        names = ["auto", *CRITERIA, *(["deviance", "d2"] if deviance else [])]
         raise ValueError(
             f"'criterion': expected one of {names}, a function or None, received {criterion!r}"
         )
 
-    def _measure(self, model: Model) -> Criterion:
+    def _measure(self, model: Model) -> Measure:
+        """What a trained model is judged by on a fold."""
+        if isinstance(self.criterion, str) and self.criterion in self.model.criteria:
+            if self.criterion not in model.criteria:
+                raise NotDifferentiableError(f"criterion={self.criterion!r} with {model.estimator}")
+            return model.criteria[self.criterion]
+        judge = self._judge(model)
+
+        def measure(params: PyTree, h: Hyperparameters, fold: Fold) -> Scalar:
+            return judge(model.output(params, h, fold), fold.y, fold.test)
+
+        return measure
+
+    def _judge(self, model: Model) -> Criterion:
         if not isinstance(self.criterion, str):
             return self.criterion
         if self.criterion in CRITERIA:
@@ -156,8 +180,11 @@ class CrossValidation:
         model = self._model(structure)
         head = head_of(clone(self.estimator).set_params(**structure))
         features = transformed(head, self.table)
+        if model.dense_only:
+            features = [_dense(x) for x in features]
         width = self.width if self.groups else max(x.shape[1] for x in features)
-        stacked = Stacked(self.table, features, model, width, padded=self.groups is None)
+        padded = self.groups is None and not model.fixed_width
+        stacked = Stacked(self.table, features, model, width, padded=padded)
         self._programs[key] = stacked, _program(model, self._measure(model), stacked.axes)
         if len(self._programs) > _KEPT:
             self._programs.popitem(last=False)
@@ -201,11 +228,23 @@ class CrossValidation:
         return self.model.split(np.asarray(value, float)[self.index])
 
 
+def _dense(x: Any) -> np.ndarray:
+    """Features that a pipeline's first steps have made sparse, such as those of categories."""
+    if not sparse.issparse(x):
+        return x
+    if x.shape[0] * x.shape[1] > _DENSE:
+        raise NotDifferentiableError(
+            f"sparse features of shape {x.shape}, which are too many to be made dense; search "
+            "without gradients with criterion=None"
+        )
+    return x.toarray()
+
+
 def _bare(model: Model) -> str:
     return model.per_feature or ""
 
 
-def _program(model: Model, measure: Criterion, axes: Fold) -> Callable:
+def _program(model: Model, measure: Measure, axes: Fold) -> Callable:
     """The compiled mean of the criterion over folds, with its derivative."""
 
     def mean(h: dict[str, Array], folds: Fold, index: Array | None) -> Response:

@@ -13,7 +13,6 @@ from jaxtyping import Array, Float, PyTree, Scalar
 
 from hypergrad import BilevelProblem, ImplicitDifferentiation
 from hypergrad.linear.base import LinearSolver
-from strategies.sklearn.criteria import Criterion
 
 Hyperparameters = Mapping[str, Array]
 
@@ -51,6 +50,10 @@ class Fold(eqx.Module):
     extra: PyTree
 
 
+#: What a trained model is judged by: `(parameters, hyperparameters, fold) -> scalar`.
+Measure = Callable[[PyTree, Hyperparameters, Fold], Scalar]
+
+
 class Response(NamedTuple):
     """A fold's criterion, its derivative, and how far from its minimum the training ended.
 
@@ -78,9 +81,19 @@ class Model(ABC):
     margins: bool = False
     #: Deviance of a mean, per sample, where the estimator's own score is made of it.
     deviance: Callable[[Array, Array], Array] | None = None
+    #: The one of the model's own criteria that stands for any scorer; its outputs are then of a
+    #: kind for which the common criteria make no sense.
+    stand_in: str | None = None
+    #: Targets are events and times.
+    survival: ClassVar[bool] = False
 
     def __init__(self, estimator: Any):
         self.estimator = estimator
+
+    @property
+    def criteria(self) -> Mapping[str, Measure]:
+        """Criteria, by name, that only this model has."""
+        return {}
 
     def prepare(
         self, x: Any, y: np.ndarray, train: np.ndarray, values: Mapping[str, Any]
@@ -88,14 +101,18 @@ class Model(ABC):
         """What a fold needs besides its data, computed on the host; `values` are natural ones."""
         return {}
 
+    def together(self, extras: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """What `prepare` made of all folds, in the same shapes."""
+        return extras
+
     #: Whether `prepare` reads `values`, so that it must run for every configuration.
     prepares_by_value: ClassVar[bool] = False
 
-    def respond(self, h: Hyperparameters, fold: Fold, measure: Criterion) -> Response:
+    def respond(self, h: Hyperparameters, fold: Fold, measure: Measure) -> Response:
         """The criterion of the trained parameters on a fold, and its derivative."""
 
         def value(h: Hyperparameters) -> Scalar:
-            return measure(self.output(self.solve(h, fold), h, fold), fold.y, fold.test)
+            return measure(self.solve(h, fold), h, fold)
 
         return Response(*jax.value_and_grad(value)(h), jnp.zeros(()))
 
@@ -105,6 +122,8 @@ class Model(ABC):
 
     #: Sparse features have no model.
     dense_only: ClassVar[bool] = False
+    #: A column of zeros beside the others would change the training.
+    fixed_width: ClassVar[bool] = False
 
     @abstractmethod
     def output(self, params: PyTree, h: Hyperparameters, fold: Fold) -> Float[Array, "n m"]:
@@ -126,13 +145,20 @@ def implicit_response(
     start: PyTree,
     h: Hyperparameters,
     fold: Fold,
+    *,
+    convex: bool = True,
 ) -> Response:
-    """The response of an inner problem that is solved by iteration."""
+    """The response of an inner problem that is solved by iteration.
+
+    Where it is not `convex`, the system may be singular or indefinite.
+    """
     estimator = ImplicitDifferentiation(solver, linear_solver, error_estimate=False)
     state = estimator.init(problem, start, h, fold)
     state, _ = estimator.fit(problem, state, h, fold)
     found = estimator.hypergradient(problem, state, h, fold, fold)
-    bad = found.info.breakdown | found.info.nonpositive_curvature
+    bad = found.info.breakdown
+    if convex:
+        bad = bad | found.info.nonpositive_curvature
     gradient = {name: jnp.where(bad, jnp.nan, part) for name, part in found.grad.items()}
     return Response(found.value, gradient, found.info.inner_residual)
 
@@ -145,6 +171,7 @@ def geometric_mean(value: Any, numpy: Any = jnp) -> Any:
 __all__ = [
     "Fold",
     "Hyperparameters",
+    "Measure",
     "Model",
     "NotDifferentiableError",
     "Response",

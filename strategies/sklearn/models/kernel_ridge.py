@@ -16,7 +16,7 @@ from strategies.sklearn.models.base import (
     Task,
     geometric_mean,
 )
-from strategies.sklearn.models.kernels import KERNELS, kernel_matrix
+from strategies.sklearn.models.kernels import KERNELS, kernel_matrix, kernel_split, per_feature
 
 
 class KernelRidgeModel(Model):
@@ -29,21 +29,25 @@ class KernelRidgeModel(Model):
         if estimator.kernel not in KERNELS:
             raise NotDifferentiableError(f"kernel={estimator.kernel!r}")
         self.hyperparameters = ("alpha", *KERNELS[estimator.kernel])
-        self.per_feature = "gamma" if estimator.kernel == "rbf" else None
+        self.per_feature = per_feature(estimator.kernel, "alpha")
 
     def _kernel(self, h: Hyperparameters, fold: Fold) -> Array:
-        if self.estimator.gamma is None and "gamma" not in h:
+        kernel = self.estimator.kernel
+        if kernel == "linear":
+            alpha = self.value(h, "alpha")
+            gamma = geometric_mean(alpha) / alpha
+        elif self.estimator.gamma is None and "gamma" not in h:
             gamma = jnp.asarray(1.0 / fold.x.shape[1])
         else:
             gamma = self.value(h, "gamma")
         coef0 = self.value(h, "coef0")
-        return kernel_matrix(self.estimator.kernel, fold.x, gamma, coef0, self.estimator.degree)
+        return kernel_matrix(kernel, fold.x, gamma, coef0, self.estimator.degree)
 
     def solve(self, h: Hyperparameters, fold: Fold) -> PyTree:
         """See `Model.solve`: samples outside of the fold have zero rows beside the diagonal."""
         root = jnp.sqrt(fold.train)[:, None]
         system = root * self._kernel(h, fold) * root.T
-        system += self.value(h, "alpha") * jnp.eye(len(root))
+        system += geometric_mean(self.value(h, "alpha")) * jnp.eye(len(root))
         return root * jax.scipy.linalg.solve(system, root * fold.y, assume_a="pos")
 
     def output(self, params: PyTree, h: Hyperparameters, fold: Fold) -> Array:
@@ -51,9 +55,8 @@ class KernelRidgeModel(Model):
         return self._kernel(h, fold) @ params
 
     def split(self, value: np.ndarray) -> tuple[float, np.ndarray]:
-        """See `Model.split`: `gamma` is divided by the square of a factor."""
-        reference = float(geometric_mean(value, np))
-        return reference, np.sqrt(reference / value)
+        """See `Model.split`."""
+        return kernel_split(value, inverse=self.per_feature == "gamma")
 
 
 MODELS: dict[type, Any] = {KernelRidge: KernelRidgeModel}

@@ -19,10 +19,10 @@ from scipy.sparse.linalg import LinearOperator, svds
 
 from hypergrad import CG, BilevelProblem, Dense, Newton, ProximalStep
 from hypergrad.linear import vector
-from strategies.sklearn.criteria import Criterion
 from strategies.sklearn.models.base import (
     Fold,
     Hyperparameters,
+    Measure,
     Model,
     Response,
     geometric_mean,
@@ -160,7 +160,7 @@ class LinearModel(Model):
             "intercept": self.start(mean) if self.estimator.fit_intercept else jnp.zeros_like(mean),
         }
 
-    def respond(self, h: Hyperparameters, fold: Fold, measure: Criterion) -> Response:
+    def respond(self, h: Hyperparameters, fold: Fold, measure: Measure) -> Response:
         """See `Model.respond`."""
         n, p = fold.x.shape
         dense = isinstance(fold.x, jax.Array)
@@ -168,7 +168,7 @@ class LinearModel(Model):
             return super().respond(h, fold, measure)
 
         def outer(params: PyTree, h: Hyperparameters, fold: Fold) -> Scalar:
-            return measure(self.output(self._held(params), h, fold), fold.y, fold.test)
+            return measure(self._held(params), h, fold)
 
         start = self._initial(fold)
         if self.has_l1:
