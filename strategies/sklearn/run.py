@@ -133,6 +133,7 @@ class Run:
             searched=self.searched,
             groups=groups,
             width=width,
+            rows=search._rows,
         )
         found = sorted(self.searched & set(objective.differentiable))
         if not found:

@@ -101,6 +101,9 @@ class HypergradSearchCV(Reports, BaseSearchCV):
         "random_state": [Interval(numbers.Integral, 0, None, closed="left"), None],
     }
 
+    #: Samples for which programs are compiled, if more than there are.
+    _rows: int | None = None
+
     def __init__(
         self,
         estimator: Any,

@@ -16,6 +16,8 @@ from strategies.space import SearchSpace
 
 # An improvement below this part of the criterion's standard error counts for nothing.
 _WORTH = 0.01
+# The same of what two tangents leave, which is several times what is there.
+_BOUND = 0.05
 # Share of the trials that look for the best penalty that all features share.
 _SHARED = 1.0 / 3.0
 
@@ -38,19 +40,57 @@ class Budget:
         late = self.deadline is not None and time.monotonic() >= self.deadline
         return late or len(journal.trials) >= self.trials
 
-    def settled(self, trials: list[Trial]) -> bool:
-        """Whether the last trials improved nothing worth another one."""
-        best, idle = math.inf, 0
+    def settled(self, stage: Stage) -> bool:
+        """Whether the last trials improved nothing worth another one, or no trial can."""
+        if self.patience is None:
+            return False
+        trials, best, idle = stage.trials, math.inf, 0
         for trial in trials:
             if trial.value is None:
                 idle += 1
                 continue
-            spread = np.std(trial.folds) / math.sqrt(max(len(trial.folds), 1))
-            if trial.value < best - _WORTH * spread:
+            if trial.value < best - _WORTH * _standard_error(trial):
                 best, idle = trial.value, 0
             else:
                 best, idle = min(best, trial.value), idle + 1
-        return self.patience is not None and idle >= self.patience
+        if stage.best is None:
+            return False
+        return idle >= self.patience or left(stage) < _BOUND * _standard_error(stage.best)
+
+
+def _standard_error(trial: Trial) -> float:
+    return float(np.std(trial.folds)) / math.sqrt(max(len(trial.folds), 1))
+
+
+def left(stage: Stage) -> float:
+    """What a search of one number can still gain, if the criterion is convex around its minimum.
+
+    A convex function lies above its tangents: at the best trial, and at the next one on the side to
+    which it falls.
+    """
+    known = [item for item in stage.ledger.history if item.slope is not None]
+    size = sum(domain.size for domain in stage.ledger.space.domains.values())
+    if size != 1 or not known:
+        return math.inf
+    at = np.array([stage.ledger.space.encode(item.config)[0] for item in known])
+    slope = np.array([item.slope[0] for item in known])
+    value = np.array([item.value for item in known], float)
+    best = int(np.argmin(value))
+    if slope[best] == 0.0:
+        return 0.0
+    ahead = -np.sign(slope[best]) * (at - at[best])
+    # Up to the end of the box where no trial is on that side.
+    reach = (1.0 - at[best]) if slope[best] < 0 else at[best]
+    if not np.any(ahead > 0):
+        return float(abs(slope[best]) * reach)
+    other = int(np.argmin(np.where(ahead > 0, ahead, np.inf)))
+    away, back = ahead[other], slope[other] * -np.sign(slope[best])
+    fall = abs(slope[best])
+    if back <= 0:
+        return math.inf  # it falls there as well: not convex, or a third place is better
+    # Where v - fall t = v' - back (away - t).
+    meet = (value[best] - value[other] + back * away) / (fall + back)
+    return float(fall * np.clip(meet, 0.0, away))
 
 
 def follow_gradients(
@@ -69,9 +109,7 @@ def follow_gradients(
     - `strict`: a trial that fails is an error. Otherwise only a first one is.
     """
     while (
-        len(stage.trials) < limit
-        and not budget.spent(stage.journal)
-        and not budget.settled(stage.trials)
+        len(stage.trials) < limit and not budget.spent(stage.journal) and not budget.settled(stage)
     ):
         suggestion = stage.ask()
         began = time.perf_counter()
