@@ -153,6 +153,13 @@ class Stacked:
         self.axes = Fold(x=None if shared else 0, y=None, train=0, test=0, extra=0)  # type: ignore[arg-type]
         self._known: Fold | None = None
 
+    @property
+    def entries(self) -> int:
+        """Of the features, times outputs and folds."""
+        first = self.features[0]
+        stored = first.nnz if sparse.issparse(first) else first.size
+        return int(stored) * self.y.shape[1] * len(self.weights)
+
     def folds(self, values: Mapping[str, Any]) -> Fold:
         """The folds for hyperparameters of these values."""
         if self._known is not None and not self.model.prepares_by_value:

@@ -182,7 +182,12 @@ class CrossValidation:
         padded = self.groups is None
         stacked = Stacked(self.table, features, model, width, padded, self.rows)
         program = program_of(
-            model, self._task(), self.criterion, self._measure(model), stacked.axes
+            model,
+            self._task(),
+            self.criterion,
+            self._measure(model),
+            stacked.axes,
+            stacked.entries,
         )
         self._programs[key] = stacked, program
         if len(self._programs) > _KEPT:
@@ -192,7 +197,8 @@ class CrossValidation:
     def __call__(self, params: Mapping[str, Any]) -> Evaluation:
         """The criterion at parameters named as `set_params` names them, and its derivative.
 
-        A value per group stands for the parameter that may be one per feature.
+        A value per group stands for the parameter that may be one per feature; its derivative is
+        one per group, even where there is one value for all.
 
         **Raises:** `NotDifferentiableError` where there is no derivative at these parameters.
         """
@@ -207,9 +213,11 @@ class CrossValidation:
                 for name, inner in names.items()
                 if inner in model_names
             }
-            wide = self.index is not None and np.ndim(values.get(_bare(stacked.model), 0.0)) > 0
-            index = jnp.asarray(self.index) if wide else None
-            each = {_bare(stacked.model): values[_bare(stacked.model)][self.index]} if wide else {}
+            index, each, bare = None, {}, _bare(stacked.model)
+            if self.groups is not None and bare in values:
+                # One number for all groups has a derivative in each, and needs no other program.
+                values[bare] = np.broadcast_to(values[bare], (len(self.groups),))
+                index, each = jnp.asarray(self.index), {bare: values[bare][self.index]}
             folds = stacked.folds({**values, **each})
             response = program(jax.tree.map(jnp.asarray, values), folds, index)
             scores = np.asarray(response.value)

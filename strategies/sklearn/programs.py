@@ -19,11 +19,15 @@ from strategies.sklearn.models.base import Measure, Response
 
 # Programs that are kept.
 _KEPT = 64
+# Up to so many entries a program is compiled without optimising its loops: in half of the time.
+_FEW = 1_000_000
 _programs: OrderedDict[Hashable, Callable] = OrderedDict()
 _lock = Lock()
 
 
-def program_of(model: Model, task: Task, criterion: Any, measure: Measure, axes: Fold) -> Callable:
+def program_of(
+    model: Model, task: Task, criterion: Any, measure: Measure, axes: Fold, entries: int
+) -> Callable:
     """The compiled criterion of all folds, with the derivative of its mean.
 
     **Arguments:**
@@ -31,16 +35,18 @@ def program_of(model: Model, task: Task, criterion: Any, measure: Measure, axes:
     - `model`, `task`: what is trained.
     - `criterion`: a name or a function, for which `measure` stands.
     - `axes`: what `vmap` has to know of folds.
+    - `entries`: of the features, times outputs and folds.
 
     **Returns:** a function of hyperparameters, folds, and the group of every column or `None`.
     """
-    key = _key(model, task, criterion, axes)
+    quickly = entries <= _FEW
+    key = _key(model, task, criterion, axes, quickly)
     with _lock:
         known = _programs.get(key)
         if known is not None:
             _programs.move_to_end(key)
             return known
-        made = _program(model, measure, axes)
+        made = _program(model, measure, axes, quickly)
         if key is not None:
             _programs[key] = made
             if len(_programs) > _KEPT:
@@ -48,7 +54,7 @@ def program_of(model: Model, task: Task, criterion: Any, measure: Measure, axes:
         return made
 
 
-def _key(model: Model, task: Task, criterion: Any, axes: Fold) -> Hashable:
+def _key(model: Model, task: Task, criterion: Any, axes: Fold, quickly: bool) -> Hashable:
     """What a program depends on besides shapes; `None` where that cannot be told."""
     estimator = model.estimator
     traced = task.searched & set(model.hyperparameters)
@@ -58,10 +64,10 @@ def _key(model: Model, task: Task, criterion: Any, axes: Fold) -> Hashable:
         hash(criterion)
     except Exception:  # whatever a parameter's own pickling raises
         return None
-    return type(estimator), described, task, criterion, axes.x
+    return type(estimator), described, task, criterion, axes.x, quickly
 
 
-def _program(model: Model, measure: Measure, axes: Fold) -> Callable:
+def _program(model: Model, measure: Measure, axes: Fold, quickly: bool) -> Callable:
     name = model.per_feature or ""
 
     def mean(h: dict[str, Array], folds: Fold, index: Array | None) -> Response:
@@ -73,7 +79,9 @@ def _program(model: Model, measure: Measure, axes: Fold) -> Callable:
             gradient = {**gradient, name: summed}
         return Response(each.value, gradient, jnp.max(each.residual), each.params)
 
-    return jax.jit(mean)
+    # Few numbers: compiling takes longer than what optimised loops save in all trials.
+    options = {"xla_backend_optimization_level": 0} if quickly else {}
+    return jax.jit(mean, compiler_options=options)
 
 
 __all__ = ["program_of"]

@@ -42,6 +42,9 @@ class HypergradSearchCV(Reports, BaseSearchCV):
             `"single"` the parameter `alpha` or `C` (for kernels `gamma`) gets one value for each;
             `best_estimator_` is a pipeline with a step `FeaturePenalties` in front of the genuine
             estimator.
+        ratio_spread: Penalties of features or groups have a prior: their logarithms are normal
+            around their mean, with this standard deviation (1 is a factor of e). It keeps them
+            from fitting the folds; `None` for no prior.
         criterion: What is minimised by trials: `"auto"`, the one that stands for `scoring`, a name
             in the table below, a function `(output, y, weights) -> scalar` of `jax.numpy` arrays,
             or `None` to search without gradients.
@@ -91,6 +94,7 @@ class HypergradSearchCV(Reports, BaseSearchCV):
         **BaseSearchCV._parameter_constraints,
         "param_space": [Mapping, list, tuple, SearchSpace],
         "penalty": [str, Mapping],
+        "ratio_spread": [Interval(numbers.Real, 0, None, closed="neither"), None],
         "criterion": [str, callable, None],
         "n_trials": [Interval(numbers.Integral, 1, None, closed="left")],
         "patience": [Interval(numbers.Integral, 1, None, closed="left"), None],
@@ -110,6 +114,7 @@ class HypergradSearchCV(Reports, BaseSearchCV):
         param_space: Any,
         *,
         penalty: Any = "single",
+        ratio_spread: float | None = 1.0,
         criterion: Any = "auto",
         n_trials: int = 30,
         patience: int | None = 5,
@@ -140,6 +145,7 @@ class HypergradSearchCV(Reports, BaseSearchCV):
         )
         self.param_space = param_space
         self.penalty = penalty
+        self.ratio_spread = ratio_spread
         self.criterion = criterion
         self.n_trials = n_trials
         self.patience = patience

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from strategies.sklearn.objective import CrossValidation
+from strategies.sklearn.prior import RatioPrior
 from strategies.sklearn.spaces import Objects, name_of, params_of
 from strategies.sklearn.trials import Journal, Stage, Trial
 from strategies.space import SearchSpace
@@ -18,8 +19,8 @@ from strategies.space import SearchSpace
 _WORTH = 0.01
 # The same of what two tangents leave, which is several times what is there.
 _BOUND = 0.05
-# Share of the trials that look for the best penalty that all features share.
-_SHARED = 1.0 / 3.0
+# Share of the trials for each of the first two of three parts of a search.
+_PART = 1.0 / 3.0
 
 
 @dataclass
@@ -44,7 +45,7 @@ class Budget:
         """Whether the last trials improved nothing worth another one, or no trial can."""
         if self.patience is None:
             return False
-        trials, best, idle = stage.trials, math.inf, 0
+        trials, best, idle = stage.trials[stage.since :], math.inf, 0
         for trial in trials:
             if trial.value is None:
                 idle += 1
@@ -100,6 +101,7 @@ def follow_gradients(
     limit: int,
     objects: Objects,
     strict: bool,
+    prior: RatioPrior | None = None,
 ) -> None:
     """Trials of a stage until its limit, the budget's end, or nothing improves any more.
 
@@ -107,6 +109,7 @@ def follow_gradients(
 
     - `objects`: what labels in configurations stand for.
     - `strict`: a trial that fails is an error. Otherwise only a first one is.
+    - `prior`: on the penalties of features or groups, a part of the trials' criterion.
     """
     while (
         len(stage.trials) < limit and not budget.spent(stage.journal) and not budget.settled(stage)
@@ -122,9 +125,14 @@ def follow_gradients(
             outcome["error"] = repr(error)
             warnings.warn(f"trial {suggestion.number} failed: {error!r}", stacklevel=2)
         else:
+            value, gradient = found.value, dict(found.gradient)
+            if prior is not None:
+                name = objective.penalised or ""
+                penalties = params_of(suggestion.config, objects)[name]
+                value, gradient[name] = prior(value, gradient[name], np.asarray(penalties, float))
             outcome = {
-                "value": found.value if math.isfinite(found.value) else None,
-                "gradient": _by_path(stage.ledger.space, suggestion.config, found.gradient),
+                "value": value if math.isfinite(value) else None,
+                "gradient": _by_path(stage.ledger.space, suggestion.config, gradient),
                 "folds": found.folds.tolist(),
                 "residual": found.residual,
             }
@@ -151,9 +159,9 @@ def _by_path(
     }
 
 
-def shared_limit(trials: int) -> int:
-    """Trials for the penalty that all features share."""
-    return max(1, math.ceil(_SHARED * trials))
+def part_of(trials: int) -> int:
+    """Trials for the first part of a search, and for the second."""
+    return max(1, math.ceil(_PART * trials))
 
 
-__all__ = ["Budget", "follow_gradients", "shared_limit"]
+__all__ = ["Budget", "follow_gradients", "left", "part_of"]

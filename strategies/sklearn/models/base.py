@@ -36,8 +36,8 @@ class Task:
 class Fold(eqx.Module):
     """One split, over all samples: a sample that is not in a part has the weight zero there.
 
-    - `x`: samples by features, dense or a `SparseMatrix`; the same array for all folds unless a pipeline's
-      first steps are fitted per fold.
+    - `x`: samples by features, dense or a `SparseMatrix`; the same for all folds unless a
+      pipeline's first steps are fitted per fold.
     - `y`: targets, one column per output; classes as 0 and 1, one column for two, else one each.
     - `train`, `test`: weights of the samples.
     - `extra`: what the model's `prepare` adds.

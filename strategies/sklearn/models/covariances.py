@@ -55,9 +55,7 @@ def leaves(kernel: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 def parameters(kernel: Any, path: str) -> tuple[str, ...]:
     """Paths of all parameters that have a derivative."""
-    return tuple(
-        f"{at}__{name}" for at, leaf in leaves(kernel, path) for name in _PARAMETERS[type(leaf)]
-    )
+    return tuple(f"{at}__{name}" for at, leaf in leaves(kernel, path) for name in _PARAMETERS[type(leaf)])
 
 
 def length_scale(kernel: Any, path: str) -> str | None:
