@@ -48,6 +48,11 @@ class Table:
         self.train_weight = _weights(train_weight, size)
         self.test_weight = _weights(test_weight, size)
         self.classes: np.ndarray | None = None
+        fields = getattr(getattr(y, "dtype", None), "names", None)
+        self.survival = fields is not None
+        if fields is not None:
+            self.y = _survival(y, fields)
+            return
         if not classifier:
             y = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
             self.y = y.reshape(size, -1)
@@ -86,6 +91,16 @@ class Table:
             )
             train *= each[np.searchsorted(self.classes, self.labels)]
         return train, test
+
+
+def _survival(y: np.ndarray, fields: Sequence[str]) -> np.ndarray:
+    """Events as 0 and 1, and times, from a structured array of scikit-survival."""
+    if len(fields) != 2 or y.dtype[0].kind != "b":
+        raise ValueError(
+            "y: expected numbers, classes or a structured array of events (bool) and times, "
+            f"received dtype {y.dtype}"
+        )
+    return np.stack([y[fields[0]].astype(float), y[fields[1]].astype(float)], axis=1)
 
 
 def _weights(weight: Any, size: int) -> np.ndarray:
@@ -173,7 +188,9 @@ class Stacked:
             y=jnp.asarray(self.y),
             train=jnp.asarray(np.stack([train for train, _ in self.weights])),
             test=jnp.asarray(np.stack([test for _, test in self.weights])),
-            extra=jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *extras),
+            extra=jax.tree.map(
+                lambda *leaves: jnp.asarray(np.stack(leaves)), *self.model.together(extras)
+            ),
         )
         return self._known
 
@@ -199,9 +216,9 @@ def _as_wide(x: Any, width: int, padded: bool, number: int) -> Any:
         return x
     if not padded or missing < 0:
         raise ValueError(
-            f"X: expected {width} features in every fold, as penalties are one per feature, "
-            f"received {x.shape[1]} in fold {number} after the pipeline's first steps (a category "
-            "that a fold lacks? give OneHotEncoder its categories)"
+            f"X: expected {width} features in every fold, as penalties or weights are one per "
+            f"feature, received {x.shape[1]} in fold {number} after the pipeline's first steps (a "
+            "category that a fold lacks? give OneHotEncoder its categories)"
         )
     if sparse.issparse(x):
         return sparse.csr_array((x.data, x.indices, x.indptr), shape=(x.shape[0], width))

@@ -29,6 +29,8 @@ from strategies.sklearn.programs import program_of
 
 # Structures whose data and programs are kept: different preprocessing, other kernels.
 _KEPT = 8
+# Entries of a fold's features that are made dense at most, 400 MB.
+_DENSE = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,11 @@ class CrossValidation:
         self.model = self._model({})
         if self.model.dense_only and sparse.issparse(table.X):
             raise NotDifferentiableError("sparse features with a kernel")
+        if self.model.survival != table.survival:
+            raise ValueError(
+                "y: expected events and times (a structured array) for a survival model, and for "
+                f"no other, received dtype {table.raw_y.dtype} for {self.model.estimator!r}"
+            )
         self.criterion = self._criterion(criterion, scorer)
         self._programs: OrderedDict[str, tuple[Stacked, Callable]] = OrderedDict()
 
@@ -178,8 +185,10 @@ class CrossValidation:
         model = self._model(structure)
         head = head_of(clone(self.estimator).set_params(**structure))
         features = transformed(head, self.table)
+        if model.dense_only:
+            features = [_dense(x) for x in features]
         width = self.width if self.groups else max(x.shape[1] for x in features)
-        padded = self.groups is None
+        padded = self.groups is None and not model.fixed_width
         stacked = Stacked(self.table, features, model, width, padded, self.rows)
         program = program_of(
             model,
@@ -234,6 +243,18 @@ class CrossValidation:
     def split(self, value: Any) -> tuple[float, np.ndarray]:
         """The estimator's own parameter and the columns' factors, from one value per group."""
         return self.model.split(np.asarray(value, float)[self.index])
+
+
+def _dense(x: Any) -> np.ndarray:
+    """Features that a pipeline's first steps have made sparse, such as those of categories."""
+    if not sparse.issparse(x):
+        return x
+    if x.shape[0] * x.shape[1] > _DENSE:
+        raise NotDifferentiableError(
+            f"sparse features of shape {x.shape}, which are too many to be made dense; search "
+            "without gradients with criterion=None"
+        )
+    return x.toarray()
 
 
 def _bare(model: Model) -> str:

@@ -93,7 +93,7 @@ def groups_of(
 
     - `penalty`: `"per_feature"`; `"per_group"`, for columns that are named `block__feature` as a
       `ColumnTransformer` names them; or a mapping from names of groups to features, by name or by
-      position.
+      position, a feature of a block also without the block's name.
     - `names`: of the columns that reach the estimator.
 
     **Raises:** `ValueError` for a feature that does not exist or is in two groups, and for
@@ -117,13 +117,16 @@ def groups_of(
             "'penalty': expected 'single', 'per_feature', 'per_group' or a mapping from groups to "
             f"features, received {penalty!r}"
         )
-    position = {name: column for column, name in enumerate(names)}
+    # A ColumnTransformer's `block__feature` is known as `feature` as well, if there is only one.
+    bare = [name.split("__", 1)[-1] for name in names]
+    position = {n: column for column, n in enumerate(bare) if bare.count(n) == 1}
+    position.update({name: column for column, name in enumerate(names)})
     groups: dict[str, np.ndarray] = {}
     taken: dict[int, str] = {}
     for group, members in penalty.items():
         if isinstance(members, str) or not isinstance(members, Sequence | np.ndarray):
             raise ValueError(f"'penalty': {group!r}: expected a list, received {members!r}")
-        columns = [_column(group, member, position, len(names)) for member in members]
+        columns = [_column(group, member, position, names) for member in members]
         for column in columns:
             if column in taken:
                 raise ValueError(
@@ -138,13 +141,14 @@ def groups_of(
     return groups
 
 
-def _column(group: str, member: Any, position: Mapping[str, int], size: int) -> int:
+def _column(group: str, member: Any, position: Mapping[str, int], names: Sequence[str]) -> int:
+    size = len(names)
     if isinstance(member, str) and member in position:
         return position[member]
     if isinstance(member, int | np.integer) and 0 <= member < size:
         return int(member)
     raise ValueError(
-        f"'penalty': {group!r}: expected names of features ({list(position)[:5]}...) or positions "
+        f"'penalty': {group!r}: expected names of features ({names[:5]}...) or positions "
         f"below {size}, received {member!r}"
     )
 

@@ -81,8 +81,13 @@ class Reports:
     def plot_path(
         self, X: Any, y: Any, multiples: Sequence[float] | None = None, ax: Any = None
     ) -> Any:
-        """Coefficients while all penalties are multiplied by a number; returns the axes."""
-        check_is_fitted(self)
+        """Coefficients while all penalties are multiplied by a number; returns the axes.
+
+        Of several classes or outputs, the norm of a feature's coefficients is drawn.
+
+        **Raises:** `AttributeError` where `best_estimator_` has no coefficients, as with a kernel.
+        """
+        several = len(np.atleast_2d(self.coef_)) > 1
         ax = _axes(ax)
         best: Any = self.best_estimator_  # type: ignore[attr-defined]
         name = "alpha" if "alpha" in final_step(best).get_params() else "C"
@@ -96,10 +101,12 @@ class Reports:
             final_step(candidate).set_params(**{name: tuned * multiple**power})
             candidate.fit(X, y)
             coef = np.atleast_2d(check_array(final_step(candidate).coef_, ensure_2d=False))
-            lines.append(coef[0])
+            lines.append(np.linalg.norm(coef, axis=0) if several else coef[0])
         ax.semilogx(at, np.array(lines))
         ax.axvline(1.0, color="black", linewidth=0.8)
-        ax.set(xlabel="multiple of the tuned penalties", ylabel="coefficient")
+        ax.set(
+            xlabel="multiple of the tuned penalties", ylabel="norm" if several else "coefficient"
+        )
         return ax
 
 

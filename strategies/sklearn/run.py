@@ -289,10 +289,14 @@ class Run:
             return
         trial = self.row_trials(worker)[worker.best_index_]
         best = params_of(trial.config, self.objects)
-        value = best.get(objective.penalised or "")
+        value: Any = best.get(objective.penalised or "")
         if self.groups:
             values = np.broadcast_to(np.asarray(value, float), (len(self.groups),))
             worker.penalties_ = dict(zip(self.groups, values.tolist(), strict=True))
+        elif np.ndim(value):
+            # A kernel of a Gaussian process has a length scale per feature itself.
+            names = _names(self.search.estimator, self.X, self.y)
+            worker.penalties_ = dict(zip(names, np.ravel(value).tolist(), strict=True))
         elif value is not None:
             worker.penalties_ = {"all": float(value)}
 

@@ -25,8 +25,9 @@ class HypergradSearchCV(Reports, BaseSearchCV):
     """Cross-validated search along hypergradients, in the place of `GridSearchCV`.
 
     Where the estimator, or a pipeline's last step, has a differentiable model (Ridge, Lasso,
-    ElasticNet, LogisticRegression, LinearSVC, SVC with two classes, SVR, KernelRidge, Poisson-,
-    Gamma- and TweedieRegressor) a *trial* trains all folds in one compiled program and gives a
+    ElasticNet, LogisticRegression, LinearSVC, SVC, SVR, KernelRidge, Poisson-, Gamma- and
+    TweedieRegressor, GaussianProcessRegressor, MLPClassifier, MLPRegressor, scikit-survival's
+    CoxPHSurvivalAnalysis) a *trial* trains all folds in one compiled program and gives a
     smooth criterion with its derivative in every penalty; the searcher is `HypergradientSearcher`.
     The best trials are then fitted and scored by scikit-learn itself, fold by fold: these are the
     rows of `cv_results_`, and the best one is refitted. For anything else every trial is such a
@@ -39,7 +40,8 @@ class HypergradSearchCV(Reports, BaseSearchCV):
             of numbers for a differentiable parameter means the range between its ends.
         penalty: `"single"`, `"per_feature"`, `"per_group"` (the blocks of a `ColumnTransformer`) or
             a mapping from groups to lists of features (names or positions). With other than
-            `"single"` the parameter `alpha` or `C` (for kernels `gamma`) gets one value for each;
+            `"single"` the parameter `alpha` or `C` (for kernels `gamma`, for a Gaussian process the
+            length scale) gets one value for each;
             `best_estimator_` is a pipeline with a step `FeaturePenalties` in front of the genuine
             estimator.
         ratio_spread: Penalties of features or groups have a prior: their logarithms are normal
@@ -76,6 +78,10 @@ class HypergradSearchCV(Reports, BaseSearchCV):
     | the own score of a Poisson, Gamma or Tweedie regression | `d2`, one minus it |
     | any of a classifier (`accuracy`, `roc_auc`, `f1`, `neg_log_loss`, ...) | `log_loss` |
     | the same of a support vector machine | `squared_hinge` |
+    | the same of an `SVC` of several classes | `pairwise_squared_hinge`, one against one |
+    | any of a Cox model | `partial_likelihood` of the held-out samples |
+
+    A Gaussian process has `marginal_likelihood` and `leave_one_out` as well, to be chosen.
 
     Attributes:
         trials_: All trials, a `Trial` each: configuration, criterion, gradient.

@@ -91,7 +91,8 @@ def left(stage: Stage) -> float:
         return math.inf  # it falls there as well: not convex, or a third place is better
     # Where v - fall t = v' - back (away - t).
     meet = (value[best] - value[other] + back * away) / (fall + back)
-    return float(fall * np.clip(meet, 0.0, away))
+    # Below the other tangent already: not convex.
+    return float(fall * min(meet, away)) if meet >= 0 else math.inf
 
 
 def follow_gradients(

@@ -9,6 +9,7 @@ from strategies.sklearn.models import (
     lasso,
     linear_svm,
     logistic,
+    network,
     ridge,
     svm,
 )
@@ -24,6 +25,7 @@ MODELS: dict[type, Any] = {
     **kernel_ridge.MODELS,
     **svm.MODELS,
     **gaussian_process.MODELS,
+    **network.MODELS,
 }
 
 
@@ -32,10 +34,15 @@ def known_model(estimator: Any) -> Any:
 
     **Raises:** `NotDifferentiableError` if there is none.
     """
-    if type(estimator) not in MODELS:
+    kind = type(estimator)
+    if kind.__module__.startswith("sksurv.") and kind not in MODELS:
+        from strategies.sklearn.models import cox
+
+        MODELS.update(cox.MODELS)
+    if kind not in MODELS:
         known = ", ".join(sorted(kind.__name__ for kind in MODELS))
-        raise NotDifferentiableError(f"{type(estimator).__name__} is not among {known}")
-    return MODELS[type(estimator)]
+        raise NotDifferentiableError(f"{kind.__name__} is not among {known}")
+    return MODELS[kind]
 
 
 def model_of(estimator: Any, task: Task) -> Model:

@@ -103,6 +103,10 @@ class Model(ABC):
         """What a fold needs besides its data, computed on the host; `values` are natural ones."""
         return {}
 
+    def together(self, extras: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """What `prepare` made of all folds, in the same shapes."""
+        return extras
+
     #: Whether `prepare` reads `values`, so that it must run for every configuration.
     prepares_by_value: ClassVar[bool] = False
 
@@ -120,6 +124,8 @@ class Model(ABC):
 
     #: Sparse features have no model.
     dense_only: ClassVar[bool] = False
+    #: A column of zeros beside the others would change the training.
+    fixed_width: ClassVar[bool] = False
 
     @abstractmethod
     def output(self, params: PyTree, h: Hyperparameters, fold: Fold) -> Float[Array, "n m"]:
@@ -141,13 +147,20 @@ def implicit_response(
     start: PyTree,
     h: Hyperparameters,
     fold: Fold,
+    *,
+    convex: bool = True,
 ) -> Response:
-    """The response of an inner problem that is solved by iteration."""
+    """The response of an inner problem that is solved by iteration.
+
+    Where it is not `convex`, the system may be singular or indefinite.
+    """
     estimator = ImplicitDifferentiation(solver, linear_solver, error_estimate=False)
     state = estimator.init(problem, start, h, fold)
     state, _ = estimator.fit(problem, state, h, fold)
     found = estimator.hypergradient(problem, state, h, fold, fold)
-    bad = found.info.breakdown | found.info.nonpositive_curvature
+    bad = found.info.breakdown
+    if convex:
+        bad = bad | found.info.nonpositive_curvature
     gradient = {name: jnp.where(bad, jnp.nan, part) for name, part in found.grad.items()}
     return Response(found.value, gradient, found.info.inner_residual)
 

@@ -46,6 +46,11 @@ class Columns(eqx.Module):
         return isinstance(self.x, jax.Array)
 
     @property
+    def entries(self) -> int:
+        """Numbers that a product reads."""
+        return int(self.x.size)
+
+    @property
     def small(self) -> bool:
         """Whether systems in all parameters of an output are small enough to be factorised."""
         return self.dense and self.x.shape[1] <= _SMALL

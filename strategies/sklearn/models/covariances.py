@@ -55,7 +55,9 @@ def leaves(kernel: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 def parameters(kernel: Any, path: str) -> tuple[str, ...]:
     """Paths of all parameters that have a derivative."""
-    return tuple(f"{at}__{name}" for at, leaf in leaves(kernel, path) for name in _PARAMETERS[type(leaf)])
+    return tuple(
+        f"{at}__{name}" for at, leaf in leaves(kernel, path) for name in _PARAMETERS[type(leaf)]
+    )
 
 
 def length_scale(kernel: Any, path: str) -> str | None:
@@ -104,7 +106,7 @@ def _matern(x: Float[Array, "n p"], nu: float) -> Float[Array, "n n"]:
     if nu == math.inf:
         return jnp.exp(-0.5 * _squares(x))
     d = math.sqrt(2.0 * nu) * _distances(x)
-    series = {0.5: 1.0, 1.5: 1.0 + d, 2.5: 1.0 + d + d**2 / 3.0}[nu]
+    series = {0.5: jnp.ones_like(d), 1.5: 1.0 + d, 2.5: 1.0 + d + d**2 / 3.0}[nu]
     return series * jnp.exp(-d)
 
 

@@ -41,8 +41,8 @@ class GaussianProcessModel(Model):
         own = parameters(self.kernel, _KERNEL)
         if given is not None and estimator.optimizer is not None and given.n_dims:
             raise NotDifferentiableError(
-                f"optimizer={estimator.optimizer!r} tunes the kernel in each fit; with optimizer=None "
-                "the search does"
+                f"optimizer={estimator.optimizer!r} tunes the kernel in each fit; with "
+                "optimizer=None the search does"
             )
         if np.ndim(estimator.alpha):
             raise NotDifferentiableError("an alpha for each sample")
@@ -101,7 +101,10 @@ class GaussianProcessModel(Model):
         return smooth @ params["dual"] * params["spread"] + params["level"]
 
     def _marginal_likelihood(self, params: PyTree, h: Hyperparameters, fold: Fold) -> Scalar:
-        """Negative log marginal likelihood, per training sample (Rasmussen and Williams, eq. 2.30)."""
+        """Negative log marginal likelihood, per training sample.
+
+        Rasmussen and Williams 2006, equation 2.30.
+        """
         count = jnp.sum(fold.train > 0)
         # Samples outside have a one on the diagonal, whose logarithm is zero.
         volume = jnp.sum(jnp.log(jnp.diag(params["factor"]))) / count
@@ -109,7 +112,10 @@ class GaussianProcessModel(Model):
         return jnp.sum(fit + volume + 0.5 * jnp.log(2.0 * jnp.pi))
 
     def _leave_one_out(self, params: PyTree, h: Hyperparameters, fold: Fold) -> Scalar:
-        """Negative log predictive density of each training sample given the others (eq. 5.10-12)."""
+        """Negative log predictive density of each training sample given the others.
+
+        Rasmussen and Williams 2006, equations 5.10 to 5.12.
+        """
         inside = (fold.train > 0).astype(fold.train.dtype)
         identity = jnp.eye(len(inside))
         inverse = jax.scipy.linalg.cho_solve((params["factor"], True), identity)
@@ -118,7 +124,7 @@ class GaussianProcessModel(Model):
         return jnp.sum(inside @ each) / jnp.sum(inside)
 
     def split(self, value: np.ndarray) -> tuple[float, np.ndarray]:
-        """See `Model.split`: a column divided by a factor has a length scale so many times longer."""
+        """See `Model.split`: a column divided by r has a length scale r times as long."""
         reference = float(geometric_mean(value, np))
         return reference, value / reference
 

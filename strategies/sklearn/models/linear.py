@@ -30,8 +30,9 @@ from strategies.sklearn.models.proximal_gradient import proximal_gradient
 
 # The largest linear system of least squares that is factorised.
 _CLOSED = 2000
-# The gradient at the end of training, relative to that at the start; the adjoint system's residual.
-_TOLERANCE, _ADJOINT = 1e-9, 1e-9
+# The gradient at the end of training, relative to that without features, and the adjoint system's
+# residual. The coarse one is for more than so many entries of the features, times outputs.
+_TOLERANCE, _COARSE, _MANY = 1e-9, 1e-6, 200_000
 _MOST_STEPS, _MOST_NEWTON_STEPS = 50_000, 100
 
 
@@ -201,8 +202,9 @@ class LinearModel(Model):
         cold = self._cold(fold)
         known = jnp.all(jnp.isfinite(fold.extra["start"]))
         start = jnp.where(known, fold.extra["start"], cold)
+        tolerance = _COARSE if columns.entries * fold.y.shape[1] > _MANY else _TOLERANCE
         if self.has_l1:
-            found = self._proximal(h, fold, columns, pull, start, cold)
+            found = self._proximal(h, fold, columns, pull, start, cold, tolerance)
         else:
             found = newton(
                 lambda predictor: self._loss(predictor, fold),
@@ -211,8 +213,7 @@ class LinearModel(Model):
                 pull,
                 start,
                 cold,
-                fold.train / jnp.sum(fold.train),
-                tol=_TOLERANCE,
+                tol=tolerance,
                 max_steps=_MOST_NEWTON_STEPS,
             )
         slope = self._derivative(found.params, found.adjoint, h, fold)
@@ -279,6 +280,7 @@ class LinearModel(Model):
         pull: Callable,
         start: Array,
         cold: Array,
+        tolerance: float,
     ) -> Trained:
         """With an L1 penalty; the adjoint system lives on the support (Bertrand et al. 2020)."""
         assert self.curvature is not None
@@ -296,17 +298,16 @@ class LinearModel(Model):
             self._thresholds(h, fold),
             step,
             start,
-            goal=_TOLERANCE * whole,
+            goal=tolerance * whole,
             max_steps=_MOST_STEPS,
         )
         support = (w != 0).at[-1].set(True)
-        hessians = Hessians.of(columns, slope, penalty, fold.train, several=False)
-        solve = hessians.at(columns.times(w), support)
-        adjoint, bad = solve(support * pull(w), _ADJOINT)
+        solve = Hessians(columns, slope, penalty).at(columns.times(w), support)
+        adjoint, bad = solve(support * pull(w), tolerance)
         if columns.small and w.shape[1] == 1:
             # The matrix is factorised: a Newton step on the support costs nothing.
             tilt = gradient(w) + self._thresholds(h, fold) * jnp.sign(w)
-            moved = w - solve(support * tilt, _ADJOINT)[0]
+            moved = w - solve(support * tilt, tolerance)[0]
             same = jnp.all(jnp.sign(moved[:-1]) == jnp.sign(w[:-1]))
             w = jnp.where(same, moved, w)
         return Trained(w, adjoint, residual / whole, bad)

@@ -16,11 +16,13 @@ from strategies.sklearn.models.conjugate_gradients import Map, conjugate_gradien
 
 # Parts of a Newton step that are tried at once.
 _PARTS = (1.0, 0.5, 0.125, 0.0156, 0.0005)
-# Relative accuracy of the adjoint system, and of a Newton step far from the minimum.
-_ADJOINT, _LOOSE = 1e-9, 0.1
+# Relative accuracy of a Newton step far from the minimum.
+_LOOSE = 0.1
 _MOST_PRODUCTS = 2000
 # What stands for the penalty of a parameter without one, in a preconditioner.
 _FREE = 1e-8
+# The largest matrix whose eigenvectors are worth their time.
+_MODES = 256
 
 #: A system's solution for a right-hand side to an accuracy, and whether the matrix is bad.
 Solve = Callable[[Array, Scalar | float], tuple[Array, Array]]
@@ -41,28 +43,13 @@ class Hessians(NamedTuple):
     """Systems in the Hessian of a loss of the predictor beside a quadratic penalty.
 
     One output and few parameters: by factorisation. Otherwise by conjugate gradients, which are
-    preconditioned by the Hessian that a constant curvature of the loss would have, if parameters
-    are few, or by the diagonal.
+    preconditioned by the Hessian that the loss would have if all outputs had their mean curvature
+    at a sample, if parameters are few, or by the diagonal.
     """
 
     columns: Columns
     slope: Callable[[Float[Array, "n m"]], Float[Array, "n m"]]
     penalty: Penalty
-    #: Eigenvalues and the vectors by which a constant curvature's Hessian is a diagonal.
-    modes: tuple[Array, Array] | None
-
-    @classmethod
-    def of(
-        cls, columns: Columns, slope: Callable, penalty: Penalty, share: Array, several: bool
-    ) -> "Hessians":
-        """Those of a problem; `share` are weights of samples that sum to one."""
-        modes = None
-        if several and columns.small:
-            root = 1.0 / jnp.sqrt(penalty.diagonal[:, 0] + _FREE)
-            gram = root[:, None] * columns.gram(share) * root
-            values, vectors = jnp.linalg.eigh(gram)
-            modes = jnp.maximum(values, 0.0), root[:, None] * vectors
-        return cls(columns, slope, penalty, modes)
 
     def at(self, predictor: Float[Array, "n m"], mask: Array | None = None) -> Solve:
         """Where the predictor is this; parameters outside of a mask have an identity."""
@@ -91,9 +78,14 @@ class Hessians(NamedTuple):
         # A loss couples outputs of one sample only.
         units = jnp.eye(predictor.shape[1])
         each = jax.vmap(lambda e: bend(jnp.broadcast_to(e, predictor.shape)) @ e, out_axes=1)(units)
-        if self.modes is not None and mask is None:
-            values, vectors = self.modes
-            level = values[:, None] * jnp.sum(each, axis=0) + 1.0
+        if columns.small and len(keep) <= _MODES and mask is None:
+            root = 1.0 / jnp.sqrt(penalty.diagonal[:, :1] + _FREE)
+            values, vectors = jnp.linalg.eigh(root * columns.gram(jnp.mean(each, axis=1)) * root.T)
+            vectors = root * vectors
+            # A loss may be flat everywhere.
+            total = jnp.maximum(jnp.mean(jnp.sum(each, axis=0)), jnp.finfo(each.dtype).tiny)
+            share = jnp.sum(each, axis=0) / total
+            level = jnp.maximum(values, 0.0)[:, None] * share + 1.0
 
             def precondition(r: Array) -> Array:
                 return vectors @ ((vectors.T @ r) / level)
@@ -133,7 +125,6 @@ def newton(
     pull: Map,
     start: Float[Array, "p1 m"],
     cold: Float[Array, "p1 m"],
-    share: Float[Array, " n"],
     *,
     tol: float,
     max_steps: int,
@@ -144,13 +135,13 @@ def newton(
 
     - `loss`: of the predictors of all samples.
     - `pull`: right-hand side of the adjoint system, at given parameters.
-    - `start`: where to begin; `cold`: where the gradient is measured to which `tol` refers.
-    - `share`: weights of samples that sum to one.
+    - `start`: where to begin; `cold`: parameters without features.
+    - `tol`: stop at a gradient of so much of that at `cold`; also the adjoint system's residual.
     - `max_steps`: at most so many steps.
     """
     slope = jax.grad(loss)
     parts = jnp.asarray(_PARTS, start.dtype)
-    hessians = Hessians.of(columns, slope, penalty, share, several=start.shape[1] > 1)
+    hessians = Hessians(columns, slope, penalty)
 
     def gradient(w: Array, predictor: Array) -> Array:
         return columns.adjoint(slope(predictor)) + penalty.product(w)
@@ -167,7 +158,7 @@ def newton(
         done = (size <= tol * whole) | stuck | (count >= max_steps) | ~jnp.isfinite(size)
         step, bad = hessians.at(predictor)(
             jnp.where(done, pull(w), down),
-            jnp.where(done, _ADJOINT, jnp.minimum(_LOOSE, size / whole)),
+            jnp.where(done, tol, jnp.minimum(_LOOSE, size / whole)),
         )
         change, pushed = columns.times(step), penalty.product(step)
         linear, square = jnp.sum(w * pushed), jnp.sum(step * pushed)

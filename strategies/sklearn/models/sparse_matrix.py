@@ -1,4 +1,8 @@
-"""Sparse features in a compiled program: products by gathering and adding, under `vmap` as well."""
+"""Sparse features in a compiled program: products by gathering and adding, under `vmap` as well.
+
+Entries of a row stand in chunks of a fixed length, filled up with zeros: a chunk is summed in a
+loop that compiles well, and few sums are left to be added at a row's place, which does not.
+"""
 
 from typing import Any
 
@@ -9,51 +13,97 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from scipy import sparse
 
+# Entries of a chunk: more waste memory, fewer time.
+_LENGTH = 8
+
+
+class Chunks(eqx.Module):
+    """The entries of all rows, in chunks.
+
+    - `data`, `column`: of each entry.
+    - `row`: of each chunk.
+    """
+
+    data: Float[Array, "chunks length"]
+    column: Int[Array, "chunks length"]
+    row: Int[Array, " chunks"]
+
+    @classmethod
+    def of(cls, matrix: sparse.csr_array) -> "Chunks":
+        """Those of a matrix, as NumPy arrays."""
+        counts = np.diff(matrix.indptr)
+        chunks = -(-counts // _LENGTH)
+        row = np.repeat(np.arange(len(counts), dtype=np.int32), chunks)
+        first = np.concatenate([[0], np.cumsum(chunks)[:-1]]) * _LENGTH
+        # An entry's place: where its row's chunks begin, and how many come before it in the row.
+        within = np.arange(matrix.nnz) - np.repeat(matrix.indptr[:-1], counts)
+        place = np.repeat(first, counts) + within
+        data = np.zeros(len(row) * _LENGTH)
+        column = np.zeros(len(row) * _LENGTH, np.int32)
+        data[place], column[place] = matrix.data, matrix.indices
+        return cls(data.reshape(-1, _LENGTH), column.reshape(-1, _LENGTH), row)
+
+    def times(self, other: Float[Array, "p m"], rows: int) -> Float[Array, "n m"]:
+        """The matrix times another."""
+        sums = jnp.sum(self.data[:, :, None] * other[self.column], axis=1)
+        return jax.ops.segment_sum(sums, self.row, rows, indices_are_sorted=True)
+
 
 class SparseMatrix(eqx.Module):
-    """Entries of a matrix, in any order; padding is a zero at the origin.
+    """A matrix by rows, and by columns for the product from the other side.
 
-    - `data`, `row`, `column`: of each entry.
+    - `by_row`, `by_column`: its entries.
     - `shape`: of the matrix.
     """
 
-    data: Float[Array, " entries"]
-    row: Int[Array, " entries"]
-    column: Int[Array, " entries"]
+    by_row: Chunks
+    by_column: Chunks
     shape: tuple[int, int] = eqx.field(static=True)
 
     @classmethod
     def stacked(cls, matrices: list[Any]) -> "SparseMatrix":
         """One matrix as it is, or several with a leading axis."""
-        entries = [sparse.coo_array(x, copy=True) for x in matrices]
-        for x in entries:
+        each = []
+        for matrix in matrices:
+            x = sparse.csr_array(matrix, copy=True)
             x.sum_duplicates()
-        most = max(x.nnz for x in entries)
-
-        def pad(part: np.ndarray) -> np.ndarray:
-            return np.pad(part, (0, most - len(part)))
-
-        parts = [
-            [pad(x.data), pad(x.row.astype(np.int32)), pad(x.col.astype(np.int32))] for x in entries
-        ]
-        if len(parts) == 1:
-            leaves = [jnp.asarray(part) for part in parts[0]]
+            each.append((Chunks.of(x), Chunks.of(sparse.csr_array(x.T))))
+        if len(each) == 1:
+            by_row, by_column = jax.tree.map(jnp.asarray, each[0])
         else:
-            leaves = [jnp.asarray(np.stack(part)) for part in zip(*parts, strict=True)]
-        return cls(*leaves, shape=matrices[0].shape)
+            by_row, by_column = jax.tree.map(_padded, *each)
+        return cls(by_row, by_column, matrices[0].shape)
+
+    @property
+    def size(self) -> int:
+        """Entries that are stored."""
+        return int(self.by_row.data.size)
 
     @property
     def T(self) -> "SparseMatrix":  # noqa: N802 -- as arrays call it
         """The transposed matrix."""
-        return SparseMatrix(self.data, self.column, self.row, (self.shape[1], self.shape[0]))
+        return SparseMatrix(self.by_column, self.by_row, (self.shape[1], self.shape[0]))
 
     def squared(self) -> "SparseMatrix":
-        """Every entry's square; there is one entry for each place."""
-        return SparseMatrix(self.data**2, self.row, self.column, self.shape)
+        """Every entry's square."""
+        by_row, by_column = (
+            Chunks(part.data**2, part.column, part.row) for part in (self.by_row, self.by_column)
+        )
+        return SparseMatrix(by_row, by_column, self.shape)
 
     def __matmul__(self, other: Float[Array, "p m"]) -> Float[Array, "n m"]:
-        moved = self.data[:, None] * other[self.column]
-        return jax.ops.segment_sum(moved, self.row, self.shape[0])
+        return self.by_row.times(other, self.shape[0])
+
+
+def _padded(*parts: np.ndarray) -> Array:
+    """Arrays of unequal length with a leading axis; chunks of zeros are added to the last row."""
+    most = max(len(part) for part in parts)
+    # By the edge: chunks stay sorted by row.
+    filled = []
+    for part in parts:
+        more = np.zeros((most - len(part), *part.shape[1:]), part.dtype)
+        filled.append(np.concatenate([part, more + part[-1:] if part.ndim == 1 else more]))
+    return jnp.asarray(np.stack(filled))
 
 
 __all__ = ["SparseMatrix"]

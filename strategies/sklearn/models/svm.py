@@ -130,7 +130,8 @@ class SupportVectorModel(Model):
         each = several.get(name, np.ones(()))
         factors: Any = 1.0
         if each.ndim:
-            several[name], factors = self.split(each)
+            reference, factors = self.split(each)
+            several[name] = np.asarray(reference)
         level = float(several.pop("gamma"))
         return level, x / factors, {key: float(value) for key, value in several.items()}
 

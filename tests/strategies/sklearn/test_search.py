@@ -18,17 +18,23 @@ from sklearn import config_context
 from sklearn.base import clone
 from sklearn.compose import make_column_transformer
 from sklearn.datasets import load_breast_cancer, load_diabetes
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF
 from sklearn.impute import SimpleImputer
-from sklearn.linear_model import Lasso, LogisticRegression, Ridge
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.linear_model import ElasticNet, Lasso, LogisticRegression, PoissonRegressor, Ridge
 from sklearn.metrics import make_scorer
 from sklearn.model_selection import GridSearchCV, GroupKFold, KFold
+from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, PolynomialFeatures, StandardScaler
-from sklearn.svm import LinearSVC
+from sklearn.svm import SVC, SVR, LinearSVC
 from sklearn.tree import DecisionTreeRegressor
+from sklearn.utils import get_tags
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from strategies.sklearn import FeaturePenalties, HypergradSearchCV, OvertunedWarning
+from strategies.sklearn.penalties import groups_of
 from strategies.space import Float, Ordinal, SearchSpace
 
 X, Y = load_diabetes(return_X_y=True, as_frame=True)
@@ -148,6 +154,15 @@ def test_a_pipeline_whose_first_steps_are_fitted_per_fold():
         model, {"ridge__alpha": [0.1, 100.0]}, penalty="per_group", n_trials=6, generalization=None
     ).fit(table, Y)
     assert list(search.penalties_) == ["pipeline", "onehotencoder"]
+    names = [f"pipeline__{name}" for name in X.columns] + [
+        f"onehotencoder__region_{c}" for c in "abc"
+    ]
+    groups = groups_of({"body": ["age", "pipeline__sex", 2], "c": ["region_c"]}, names)
+    assert {name: members.tolist() for name, members in groups.items()} == {
+        "body": [0, 1, 2],
+        "c": [12],
+        "remainder": [*range(3, 12)],
+    }
     results = search.cv_results_
     # The folds' own preprocessing, in the criterion as in scikit-learn's fits.
     np.testing.assert_allclose(1 - results["hypergrad_criterion"], results["mean_test_score"])
@@ -352,18 +367,37 @@ def test_a_file_of_another_search_is_refused(tmp_path):
         HypergradSearchCV(Ridge(), SPACE, n_trials=3, resume=path).fit(X, Y + 1)
 
 
+ALPHA, C = {"alpha": [0.1, 1.0]}, {"C": [0.1, 1.0]}
+#: Estimators of twelve kinds, in the fewest trials that are a search.
+CHECKED = [
+    (Ridge(), ALPHA),
+    (Lasso(), ALPHA),
+    (ElasticNet(), ALPHA),
+    (LogisticRegression(), C),
+    (LinearSVC(), C),
+    (SVC(), C),
+    (SVR(), C),
+    (KernelRidge(), ALPHA),
+    (PoissonRegressor(), ALPHA),
+    (GaussianProcessRegressor(RBF(), optimizer=None), ALPHA),
+    (MLPClassifier((4,), max_iter=5, random_state=0), ALPHA),
+    (MLPRegressor((4,), max_iter=5, random_state=0), ALPHA),
+    (make_pipeline(StandardScaler(), Ridge()), {"ridge__alpha": [0.1, 1.0]}),
+    (DecisionTreeRegressor(random_state=0), {"max_depth": [2, 3]}),
+]
+
+
+def failed_by_grids(search):
+    """What `GridSearchCV` fails over the same estimator, for the same reason."""
+    tags = get_tags(search.estimator).target_tags
+    reason = "the tag of several outputs is not passed on"
+    return {"check_supervised_y_2d": reason} if tags.multi_output else {}
+
+
 @pytest.mark.slow
 @parametrize_with_checks(
-    [
-        HypergradSearchCV(Ridge(), {"alpha": [0.1, 1.0]}, n_trials=3),
-        HypergradSearchCV(LogisticRegression(), {"C": [0.1, 1.0]}, n_trials=3),
-        HypergradSearchCV(DecisionTreeRegressor(), {"max_depth": [2, 3]}, n_trials=2),
-    ],
-    expected_failed_checks=lambda search: (
-        {"check_supervised_y_2d": "GridSearchCV does not pass on the tag of several outputs either"}
-        if isinstance(search.estimator, Ridge)
-        else {}
-    ),
+    [HypergradSearchCV(model, grid, n_trials=2, finalists=1) for model, grid in CHECKED],
+    expected_failed_checks=failed_by_grids,
 )
 def test_checks_of_scikit_learn(estimator, check):
     check(estimator)
@@ -379,3 +413,36 @@ def test_several_classes_and_a_score_that_is_not_smooth():
     assert search.best_score_ == search.cv_results_["mean_test_score"].max()
     assert set(search.classes_) == {0, 1}
     assert search.predict_proba(x).shape == (569, 2)
+
+
+def test_length_scales_of_a_gaussian_process():
+    x = X * 20
+    process = GaussianProcessRegressor(RBF([1.0] * 10), optimizer=None, normalize_y=True)
+    space = SearchSpace(
+        {
+            "alpha": Float(0.1, 10.0, log=True),
+            "kernel__length_scale": Float(0.3, 30.0, log=True, shape=(10,)),
+        }
+    )
+    own = HypergradSearchCV(process, space, criterion="marginal_likelihood", n_trials=6).fit(x, Y)
+    assert list(own.penalties_) == list(X.columns)
+    assert own.best_estimator_.kernel_.length_scale == pytest.approx(list(own.penalties_.values()))
+    # A step in front of a kernel with a single length scale is the same model.
+    single = GaussianProcessRegressor(RBF(), optimizer=None, normalize_y=True)
+    grid = {"alpha": [0.1, 10.0], "kernel__length_scale": [0.3, 30.0]}
+    search = HypergradSearchCV(
+        single,
+        grid,
+        penalty="per_feature",
+        criterion="marginal_likelihood",
+        n_trials=9,
+        generalization=None,
+    ).fit(x, Y)
+    scales = np.array(list(search.penalties_.values()))
+    assert np.ptp(scales) > 0
+    expected = GaussianProcessRegressor(
+        RBF(scales), alpha=search.best_params_["gaussianprocessregressor__alpha"], optimizer=None
+    ).set_params(normalize_y=True)
+    np.testing.assert_allclose(search.predict(x), expected.fit(x, Y).predict(x), rtol=1e-6)
+    best = [t.value for t in search.trials_]
+    assert min(best[3:]) < min(best[:3])
