@@ -8,8 +8,19 @@ What scikit-learn bundles comes from there (`tabular`). Larger sets are read fro
 from experiments.data.arrests import arrests
 from experiments.data.fashion_mnist import fashion_mnist
 from experiments.data.lcbench import LCBench
+from experiments.data.mlbench import mlbench
 from experiments.data.omniglot import omniglot
 from experiments.data.steplaw import steplaw
 from experiments.data.tabular import Data, Part, tabular
 
-__all__ = ["Data", "LCBench", "Part", "arrests", "fashion_mnist", "omniglot", "steplaw", "tabular"]
+__all__ = [
+    "Data",
+    "LCBench",
+    "Part",
+    "arrests",
+    "fashion_mnist",
+    "mlbench",
+    "omniglot",
+    "steplaw",
+    "tabular",
+]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -45,6 +46,24 @@ def _check(owner: str, hparams: dict, x: Array, z: Array) -> None:
 
 
 def _squares(hparams: dict, x: Array, z: Array) -> Array:
-    scale = jnp.exp(-hparams["log_length"])
+    scale = jnp.broadcast_to(jnp.exp(-hparams["log_length"]), x.shape[1:])
+    return _scaled_squares(scale, x, z)
+
+
+@jax.custom_jvp
+def _scaled_squares(scale: Array, x: Array, z: Array) -> Array:
     # Differences, not the expanded square: of near points that would be rounding, even negative.
     return jnp.sum(((x[:, None] - z[None]) * scale) ** 2, axis=-1)
+
+
+@_scaled_squares.defjvp
+def _scaled_squares_jvp(given: tuple, moved: tuple) -> tuple[Array, Array]:
+    """The derivative as products of matrices, of which the transpose needs no array `(n, m, d)`."""
+    (scale, x, z), (d_scale, dx, dz) = given, moved
+    middle = jnp.mean(z, axis=0)
+    a, b, weight = x - middle, z - middle, 2 * scale * d_scale
+    by_scale = (a**2 @ weight)[:, None] + b**2 @ weight - 2 * (a * weight) @ b.T
+    weight = 2 * scale**2
+    by_x = jnp.sum(weight * a * dx, axis=1)[:, None] - (weight * dx) @ b.T
+    by_z = jnp.sum(weight * b * dz, axis=1) - (weight * a) @ dz.T
+    return _scaled_squares(scale, x, z), by_scale + by_x + by_z

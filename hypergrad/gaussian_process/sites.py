@@ -31,17 +31,13 @@ class Posterior(eqx.Module):
     @staticmethod
     def of(kernel: Float[Array, "n n"], sites: Sites) -> "Posterior":
         """Condition the prior on the sites: one Cholesky factor of what never is singular."""
-        root = _root(sites.precision)
-        factor = _factor(kernel, root)
-        # K − K Λ^½ B⁻¹ Λ^½ K, by its diagonal and its product with the shift.
-        half = jax.scipy.linalg.solve_triangular(factor, root[:, None] * kernel, lower=True)
-        variance = jnp.diagonal(kernel) - jnp.sum(half**2, axis=0)
-        mean = kernel @ sites.shift - half.T @ (half @ sites.shift)
+        precision = jnp.maximum(sites.precision, 0)
+        mean, variance, log_det = _marginals(kernel, sites.shift, precision)
         return Posterior(
             mean=mean,
             variance=variance,
-            weights=sites.shift - sites.precision * mean,
-            log_det=2 * jnp.sum(jnp.log(jnp.diagonal(factor))),
+            weights=sites.shift - precision * mean,
+            log_det=log_det,
             quadratic=0.5 * jnp.vdot(sites.shift, mean),
         )
 
@@ -67,6 +63,65 @@ def predict(
         _factor(kernel, root), root[:, None] * cross, lower=True
     )
     return cross.T @ weights, prior - jnp.sum(half**2, axis=0)
+
+
+@jax.custom_jvp
+def _marginals(kernel: Array, shift: Array, precision: Array) -> tuple[Array, Array, Scalar]:
+    """Mean and variance of the marginals, and `log det(I + Λ^½ K Λ^½)`.
+
+    Derivatives in closed form, of the covariance: a product of the sites' Jacobian is then one of a
+    matrix and a vector, where the derivative of a Cholesky factor is a cubic number of operations.
+    """
+    root = _root(precision)
+    factor = _factor(kernel, root)
+    # K − K Λ^½ B⁻¹ Λ^½ K, by its diagonal and its product with the shift.
+    half = jax.scipy.linalg.solve_triangular(factor, root[:, None] * kernel, lower=True)
+    mean = kernel @ shift - half.T @ (half @ shift)
+    variance = jnp.diagonal(kernel) - jnp.sum(half**2, axis=0)
+    return mean, variance, 2 * jnp.sum(jnp.log(jnp.diagonal(factor)))
+
+
+@_marginals.defjvp
+def _marginals_jvp(given: tuple, moved: tuple) -> tuple[tuple, tuple]:
+    (kernel, shift, precision), (by_kernel, by_shift, by_precision) = given, moved
+    covariance, left, log_det = _conditioned(kernel, precision)
+    mean, variance = covariance @ shift, jnp.diagonal(covariance)
+    weights = shift - precision * mean
+    d_mean = covariance @ (by_shift - by_precision * mean) + left @ (by_kernel @ weights)
+    d_variance = jnp.sum((left @ by_kernel) * left, axis=1) - covariance**2 @ by_precision
+    d_log_det = by_precision @ variance + jnp.vdot(precision[:, None] * left, by_kernel)
+    return (mean, variance, log_det), (d_mean, d_variance, d_log_det)
+
+
+@jax.custom_jvp
+def _conditioned(kernel: Array, precision: Array) -> tuple[Array, Array, Scalar]:
+    """`Σ = (K⁻¹ + Λ)⁻¹`, `Σ K⁻¹`, and the log determinant, none of them by an inverse of `K`."""
+    root = _root(precision)
+    factor = _factor(kernel, root)
+    inverse = jax.scipy.linalg.solve_triangular(
+        factor, jnp.eye(root.size, dtype=factor.dtype), lower=True
+    )
+    half = inverse @ (root[:, None] * kernel)
+    covariance = kernel - half.T @ half
+    # I − Σ Λ; where a site is precise that is a difference of nearly equal numbers, and the same
+    # row of Λ^-½ B⁻¹ Λ^½ is not.
+    near = jnp.eye(root.size, dtype=factor.dtype) - covariance * precision
+    precise = precision * jnp.diagonal(kernel) > 1
+    scaled = (inverse.T @ inverse) * root / jnp.where(precise, root, 1)[:, None]
+    log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(factor)))
+    return covariance, jnp.where(precise[:, None], scaled, near), log_det
+
+
+@_conditioned.defjvp
+def _conditioned_jvp(given: tuple, moved: tuple) -> tuple[tuple, tuple]:
+    (kernel, precision), (by_kernel, by_precision) = given, moved
+    covariance, left, log_det = _conditioned(kernel, precision)
+    d_covariance = left @ by_kernel @ left.T - (covariance * by_precision) @ covariance
+    d_left = -d_covariance * precision - covariance * by_precision
+    d_log_det = by_precision @ jnp.diagonal(covariance) + jnp.vdot(
+        precision[:, None] * left, by_kernel
+    )
+    return (covariance, left, log_det), (d_covariance, d_left, d_log_det)
 
 
 def _root(precision: Array) -> Array:

@@ -9,9 +9,10 @@ import urllib.error
 import numpy as np
 import pytest
 
-from experiments.data import LCBench, arrests, fashion_mnist, omniglot, tabular
+from experiments.data import LCBench, arrests, fashion_mnist, mlbench, omniglot, tabular
 from experiments.data import files as files_module
 from experiments.data.files import data_folder, read
+from experiments.data.rda import data_frame
 
 #: The module, whose name its function has taken.
 ARRESTS = importlib.import_module("experiments.data.arrests")
@@ -109,6 +110,41 @@ def test_arrests():
     assert int(data.y.sum()) == 4334
     assert int(data.x[:, 0].sum()) == 1288  # black
     assert (data.x[:, 2].min(), data.x[:, 2].max()) == (12, 66)  # age
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "positive"),
+    [("Ionosphere", (351, 33), 225), ("PimaIndiansDiabetes", (768, 8), 268)],
+)
+def test_mlbench(name, shape, positive):
+    file = f"mlbench/{name}.rda"
+    here(file, f"/usr/lib/R/site-library/mlbench/data/{name}.rda")
+    data = mlbench(name)
+    assert data.x.shape == shape
+    assert int((data.y == 1).sum()) == positive
+    assert int((data.y == -1).sum()) == shape[0] - positive
+    assert np.isfinite(data.x).all()
+
+
+def saved_frame():
+    """What `save` writes, without compression, of a frame of two columns: numbers, a factor."""
+    integers = lambda *n: np.array(n, ">i4").tobytes()  # noqa: E731
+    text = lambda s: integers(9, len(s)) + s.encode()  # noqa: E731
+    tag = lambda s: integers(1) + text(s)  # noqa: E731
+    strings = lambda *s: integers(16, len(s)) + b"".join(map(text, s))  # noqa: E731
+    pair, end = integers(2 | 1 << 10), integers(254)
+    factor = integers(13 | 1 << 9, 2, 2, -(2**31)) + pair + tag("levels") + strings("no", "yes")
+    columns = integers(14, 2) + np.array([0.5, -2.0], ">f8").tobytes() + factor + end
+    frame = integers(19 | 1 << 9, 2) + columns + pair + tag("names") + strings("x", "kind") + end
+    return b"RDX2\nX\n" + integers(2, 0, 0) + pair + tag("frame") + frame + end
+
+
+def test_a_frame_saved_by_r():
+    frame = data_frame(gzip.compress(saved_frame()))
+    np.testing.assert_array_equal(frame["x"], [0.5, -2.0])
+    assert frame["kind"].tolist() == ["yes", ""]
+    with pytest.raises(ValueError, match=r"save.*received b'x,y"):
+        data_frame(b"x,y,z\n1,2,3")
 
 
 def test_omniglot():
