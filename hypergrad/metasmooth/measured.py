@@ -94,33 +94,17 @@ def metasmoothness(
     if isinstance(directions, bool) or not isinstance(directions, int) or directions < 2:
         raise ValueError(f"directions: expected an integer of at least 2, received {directions!r}.")
     arguments = as_arrays((params, hparams, inner_batch, outer_batch))
-    h, h_static = eqx.partition(arguments[1], eqx.is_inexact_array)
-    flat, unravel = ravel_pytree(h)
+    h = eqx.filter(arguments[1], eqx.is_inexact_array)
+    flat = ravel_pytree(h)[0]
     check_step(step)
     sizes = step_sizes(step, h)
 
-    @eqx.filter_jit
-    def gradient(estimator: Estimator, arguments: tuple, key: Array | None) -> tuple:
-        out = _trained(problem, estimator, arguments, arguments[1], key)
-        return out.value, ravel_pytree(out.grad)[0], flat_params(out.state.params)
-
-    @eqx.filter_jit
-    def shifted(
-        moves: Array, flat: Array, estimator: Estimator, arguments: tuple, key: Array | None
-    ) -> tuple[Array, Array]:
-        def at(move: Array) -> tuple[Array, Array]:
-            hparams = eqx.combine(unravel(flat + move), h_static)
-            # The derivative is not asked for, and the compiler leaves it out.
-            out = _trained(problem, estimator, arguments, hparams, key)
-            return out.value, flat_params(out.state.params)
-
-        return jax.lax.map(at, moves)
-
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(directions, flat.size))
     moves = jnp.asarray(signs, flat.dtype) * sizes
-    value, grad, end = gradient(estimator, arguments, key)
+    value, grad, end = _gradient(problem, estimator, arguments, key)
     both = jnp.concatenate([moves, 2 * moves])
-    values, ends = (np.asarray(a, float) for a in shifted(both, flat, estimator, arguments, key))
+    found = _shifted(problem, estimator, arguments, both, key)
+    values, ends = (np.asarray(a, float) for a in found)
     changes = values[:directions] - float(value)
     predicted = np.asarray(moves, float) @ np.asarray(grad, float)
     first = ends[:directions] - np.asarray(end, float)
@@ -143,6 +127,35 @@ def metasmoothness(
         predicted=predicted,
         changes=changes,
     )
+
+
+@eqx.filter_jit
+def _gradient(
+    problem: BilevelProblem, estimator: Estimator, arguments: tuple, key: Array | None
+) -> tuple[Array, Array, Array]:
+    out = _trained(problem, estimator, arguments, arguments[1], key)
+    return out.value, ravel_pytree(out.grad)[0], flat_params(out.state.params)
+
+
+@eqx.filter_jit
+def _shifted(
+    problem: BilevelProblem,
+    estimator: Estimator,
+    arguments: tuple,
+    moves: Array,
+    key: Array | None,
+) -> tuple[Array, Array]:
+    """Outer losses and ends of the trainings, one for each move of the hyperparameters."""
+    h, h_static = eqx.partition(arguments[1], eqx.is_inexact_array)
+    flat, unravel = ravel_pytree(h)
+
+    def at(move: Array) -> tuple[Array, Array]:
+        hparams = eqx.combine(unravel(flat + move), h_static)
+        # The derivative is not asked for, and the compiler leaves it out.
+        out = _trained(problem, estimator, arguments, hparams, key)
+        return out.value, flat_params(out.state.params)
+
+    return jax.lax.map(at, moves)
 
 
 def _trained(
