@@ -21,6 +21,8 @@ from hypergrad import BilevelProblem, metasmoothness
 from hypergrad.unrolled import StepFunction, Unrolled, grad
 
 CLASSES, BATCH = 10, 50
+# Of the training as it is.
+WIDTH = 16
 # Of an example's weight, which is one.
 STEP = 0.2
 
@@ -29,7 +31,7 @@ class Change(NamedTuple):
     """Of the training."""
 
     normalised: bool = False
-    width: int = 16
+    width: int = WIDTH
     under_root: float = 1e-16
     warm_up: float = 0.0
 
@@ -40,7 +42,7 @@ CHANGES = {
     "1e-4 under the root": Change(under_root=1e-4),
     "warm-up over half the steps": Change(warm_up=0.5),
     "batch norm": Change(normalised=True),
-    "sixteen times as wide": Change(width=256),
+    "sixteen times as wide, by muP": Change(width=256),
     "all four": Change(True, 256, 1e-4, 0.5),
 }
 
@@ -92,11 +94,14 @@ def adam(params: dict, state: tuple, hparams: jax.Array, batch: dict) -> tuple[d
     first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first, gradient)
     second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g**2, second, gradient)
 
-    def moved(w: jax.Array, m: jax.Array, v: jax.Array) -> jax.Array:
-        root = jnp.sqrt(v / (1 - 0.999**count) + batch["under_root"])
-        return w - batch["rate"] * m / (1 - 0.9**count) / root
+    # By muP: what reads a hidden layer has a rate by its width.
+    rates = {"in": batch["rate"], "out": batch["rate"] * WIDTH / params["out"].shape[0]}
 
-    return jax.tree.map(moved, params, first, second), (first, second, count)
+    def moved(w: jax.Array, m: jax.Array, v: jax.Array, rate: jax.Array) -> jax.Array:
+        root = jnp.sqrt(v / (1 - 0.999**count) + batch["under_root"])
+        return w - rate * m / (1 - 0.9**count) / root
+
+    return jax.tree.map(moved, params, first, second, rates), (first, second, count)
 
 
 @experiment(

@@ -1,10 +1,11 @@
 """How much of each kind of text to train on, learned during one training of a language model.
 
 Eight domains of text that every Python brings; the target is two of them, unseen pieces. A small
-byte-level model is trained once while the weights of the domains move on the simplex: by the derivative of the
-target's loss through the last step alone, by `F2SA`, which needs first derivatives only, and, with
-`--ways 3`, by that carried along the training (forward mode, the cost of twenty trainings). What is
-trained with from the start is the mean of the weights over that run, and those at its end.
+byte-level model is trained once while the weights of the domains move on the simplex: by the
+derivative of the target's loss through the last step alone, by `F2SA`, which needs first
+derivatives only, and, with `--ways 3`, by that carried along the training (forward mode, the cost
+of twenty trainings). What is trained with from the start is the mean of the weights over that run,
+and those at its end.
 
 Beside them: equal weights, weights by the domains' sizes, DoReMi's rule (which knows of no target),
 the target's two domains alone (which a person who knows them would take), and TPE on the simplex:
@@ -13,8 +14,9 @@ validation pieces. All final trainings have the same steps and start; the table 
 the target's test pieces, over several seeds. `--embedding 32 --hidden 2048` makes a model of a
 million parameters of the default one of 29 thousand.
 
-Pan et al. 2024 (*ScaleBiO*) weigh sources by a first-order bilevel method; Franceschi et al. 2017
-for forward mode along a training; Xie et al. 2023 for DoReMi.
+Pan et al. 2024 (*ScaleBiO*) weigh sources by a first-order bilevel method; Fan et al. 2023 (*DoGE*)
+by the derivative through a step; Franceschi et al. 2017 for forward mode along a training; Xie et
+al. 2023 for DoReMi.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Schedules of a language model's training: learned layer by layer, against searches and tuned ones.
+"""Schedules of a language model's training: learned layer by layer, searched, and tuned.
 
 A byte-level model is trained on Python code by Adam. `learn_schedules` starts from Adam as it
 usually is, with a cosine, and moves learning rate, momentum and the weights of the batches over
