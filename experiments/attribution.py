@@ -117,6 +117,7 @@ def gradients(params: dict, loss: Callable, batch: tuple) -> jax.Array:
 @experiment(
     paper="Ilyas & Engstrom 2025 (MAGIC); Park et al. 2023 (TRAK)",
     x64=True,
+    compiles=True,
     options=[
         Option("sets", 2, quick=1, help="sets of data: digits, and Fashion-MNIST"),
         Option("train", 400, quick=100, help="training examples"),

@@ -106,6 +106,7 @@ def adam(params: dict, state: tuple, hparams: jax.Array, batch: dict) -> tuple[d
 
 @experiment(
     paper="Engstrom et al. 2025, arXiv:2503.13751",
+    compiles=True,
     options=[
         Option("train", 400, quick=100, help="training examples"),
         Option("steps", 120, quick=40, help="of a training"),

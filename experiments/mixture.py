@@ -72,6 +72,7 @@ def both(domains: dict[str, Domain], part: str, each: int) -> np.ndarray:
 
 @experiment(
     paper="Pan et al. 2024 (ScaleBiO), arXiv:2406.19976",
+    compiles=True,
     options=[
         Option("steps", 300, quick=40, help="training steps"),
         Option("batch", 4, help="pieces of each domain in a mini-batch"),

@@ -61,6 +61,7 @@ def adam(settings: dict) -> optax.GradientTransformation:
 
 @experiment(
     paper="Maclaurin et al. 2015; Engstrom et al. 2025, arXiv:2503.13751",
+    compiles=True,
     options=[
         Option("steps", 300, quick=20, help="steps of a training"),
         Option("batch", 8, help="pieces in a mini-batch"),

@@ -20,7 +20,7 @@ def check_step(step: PyTree) -> None:
     """
     try:
         sizes = [np.asarray(leaf, float) for leaf in jax.tree.leaves(step)]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         sizes = []
     if not sizes or not all(np.all((size > 0) & np.isfinite(size)) for size in sizes):
         raise ValueError(f"step: expected positive finite numbers, received {step!r}.")

