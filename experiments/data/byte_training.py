@@ -20,7 +20,7 @@ UNDER_ROOT = 1e-8
 #: Nine knobs that a training depends on smoothly, and five that it does not.
 KNOBS = SearchSpace(
     {
-        "rate": {layer: Float(1e-3, 0.1, log=True) for layer in LAYERS},
+        **{f"rate_{layer}": Float(1e-3, 0.1, log=True) for layer in LAYERS},
         "momentum": Float(0.5, 0.99),
         "second_momentum": Float(0.9, 0.9999),
         "decay": Float(1e-5, 0.1, log=True),
@@ -36,7 +36,7 @@ KNOBS = SearchSpace(
 )
 #: Adam as it usually is, with a cosine: where every search begins.
 USUAL: dict[str, Any] = {
-    "rate": dict.fromkeys(LAYERS, 0.01),
+    **{f"rate_{layer}": 0.01 for layer in LAYERS},
     "momentum": 0.9,
     "second_momentum": 0.999,
     "decay": 1e-5,
@@ -83,7 +83,7 @@ def of_config(config: dict[str, Any], steps: int) -> Settings:
     """Of a configuration of `KNOBS`."""
     line = shape_over(steps, *(config[k] for k in ("rise", "fall", "last", "shape")))
     ones = np.ones((steps, len(LAYERS)))
-    peaks = np.array([config["rate"][layer] for layer in LAYERS])
+    peaks = np.array([config[f"rate_{layer}"] for layer in LAYERS])
     # Steps by sign all have the size of the rate: a tenth of Adam's is their usual one.
     scale = 0.1 if config["signs"] else 1.0
     return Settings(

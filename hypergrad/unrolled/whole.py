@@ -14,7 +14,7 @@ from hypergrad.linear import vector
 from hypergrad.paths import Reach
 from hypergrad.problem import BilevelProblem
 from hypergrad.unrolled.base import UnrolledEstimator, UnrolledState, finish
-from hypergrad.unrolled.checkpointing import CheckpointSchedule
+from hypergrad.unrolled.checkpointing import CheckpointSchedule, bytes_allowed
 from hypergrad.unrolled.reverse import outer_at_end, plan, reverse, rounding_error
 from hypergrad.unrolled.run import reaches, require_effect
 
@@ -63,7 +63,7 @@ class Unrolled(UnrolledEstimator):
             update, steps, initial=initial, stacked=stacked, warm_start=warm_start, unseen=unseen
         )
         require("Unrolled", "offload", offload, bool, "True")
-        self.memory = memory
+        self.memory = bytes_allowed(memory)
         self.offload = offload
 
     def hypergradient(
