@@ -136,5 +136,5 @@ def _train(settings: Settings, params: dict, batches: jax.Array) -> dict:
     leaves = jax.tree.leaves(params)
     zeros = [jnp.zeros_like(leaf) for leaf in leaves]
     over_time = (settings.learning_rate, settings.momentum, settings.batch_weight, batches)
-    (end, *_), _ = jax.lax.scan(step, (leaves, zeros, zeros, jnp.ones(())), over_time)
+    (end, *_), _ = jax.lax.scan(step, (leaves, zeros, zeros, jnp.ones((), jnp.float32)), over_time)
     return jax.tree.unflatten(structure, end)
