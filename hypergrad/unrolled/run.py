@@ -253,8 +253,8 @@ def require_effect(
         )
         if flat := run.flat_operations():
             reason += (
-                f". The training step applies {', '.join(flat)}, whose derivative is zero: an "
-                "optimizer that moves by signs or by rounded numbers hides what its gradient reads. "
+                f". The training step applies {', '.join(flat)}, whose derivative is zero: "
+                "optimizers that move by signs or rounded numbers hide what their gradient reads. "
                 "Expected one that is smooth in the gradient, such as optax.sgd or optax.adam"
             )
     listed = ", ".join(repr(name) for name in dead)
