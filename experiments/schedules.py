@@ -37,6 +37,7 @@ from experiments.self_tuning import (
 
 @experiment(
     paper="MacKay et al. 2019, arXiv:1903.03088, section 4.2",
+    compiles=True,
     options=[
         *OPTIONS,
         Option("repeats", 5, quick=3, help="trainings with each kind of values"),

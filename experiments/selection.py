@@ -54,6 +54,7 @@ def features(x: np.ndarray) -> jax.Array:
 
 @experiment(
     paper="Engstrom et al. 2025, arXiv:2503.13751; Paul et al. 2021",
+    compiles=True,
     options=[
         Option("train", 800, quick=200, help="training examples"),
         Option("validation", 300, quick=150, help="validation examples, clean"),

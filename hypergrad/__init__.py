@@ -47,6 +47,7 @@ from hypergrad.linear import Neumann as Neumann
 from hypergrad.linear import NormalCG as NormalCG
 from hypergrad.linear import Nystrom as Nystrom
 from hypergrad.linear import RecyclingCG as RecyclingCG
+from hypergrad.metasmooth import Metasmooth as Metasmooth
 from hypergrad.metasmooth import Metasmoothness as Metasmoothness
 from hypergrad.metasmooth import metasmoothness as metasmoothness
 from hypergrad.minibatch import over_batches as over_batches

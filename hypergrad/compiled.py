@@ -196,6 +196,7 @@ def doubts(info: HypergradientInfo) -> list[Doubt]:
     return [
         *(Doubt(outcome == each, text_of(each), True) for each in _BROKEN),
         *(Doubt(holds & ~(error <= 1), text, True) for holds, text in curved),
+        Doubt(outcome == Outcome.not_metasmooth, text_of(Outcome.not_metasmooth), True),
         Doubt(error > 1, _ERROR_ABOVE_NORM, True),
         *(Doubt(holds & unsolved, text, True) for holds, text in cut_short),
         Doubt(unsolved, _INACCURATE, True),

@@ -34,6 +34,12 @@ class Outcome(eqx.Enumeration):
         "conditioned than its numbers have digits. Add damping, compute in a wider type, or give "
         "GMRES a longer restart."
     )
+    not_metasmooth = _item(
+        "the training is not metasmooth: over steps of the size given to Metasmooth more of the "
+        "move of its end is noise than not, so that the hypergradient says nothing of such a step. "
+        "Lower the learning rate, warm up, raise eps_root, normalise or widen the layers, or take "
+        "smaller steps."
+    )
     indefinite = _item(
         "the inner Hessian is not positive definite here (info.nonpositive_curvature); the system "
         "was solved all the same, but the point is no strict minimum of the inner loss. Solve the "

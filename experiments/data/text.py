@@ -1,15 +1,17 @@
 """Text in domains, from what every Python brings: bytes, cut into pieces of one length.
 
 Source code, the language's reference manual, tables of encodings, names of Unicode characters,
-embedded documentation of functions, and a dictionary of HTML entities with numbers. Nothing is
-downloaded; another version of Python has slightly other texts.
+embedded documentation of functions, a dictionary of HTML entities with numbers, and, of modules
+that are in none of these, syntax trees and instructions of the interpreter. Nothing is downloaded;
+another version of Python has slightly other texts.
 """
 
 import ast
+import dis
 import html.entities
 import sysconfig
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,16 +30,22 @@ class Domain(NamedTuple):
     test: np.ndarray
 
 
-def text_domains(length: int, *, seed: int = 0) -> dict[str, Domain]:
-    """All domains, by name.
+def text_domains(
+    length: int, *, seed: int = 0, names: Sequence[str] | None = None
+) -> dict[str, Domain]:
+    """Domains by name.
 
     **Arguments:**
 
     - `length`: bytes of a piece.
     - `seed`: of the split: a tenth of each domain for validation, a tenth for the test.
+    - `names`: of the domains wanted, which are the keys of `DOMAINS`. Default: all.
     """
-    rng = np.random.default_rng(seed)
-    return {name: _split(make()[:_BYTES], length, rng) for name, make in DOMAINS.items()}
+    return {
+        name: _split(make()[:_BYTES], length, np.random.default_rng([seed, number]))
+        for number, (name, make) in enumerate(DOMAINS.items())
+        if names is None or name in names
+    }
 
 
 def _split(text: bytes, length: int, rng: np.random.Generator) -> Domain:
@@ -88,6 +96,23 @@ def _entities() -> bytes:
     return "\n".join(f"&{name} {[ord(c) for c in text]}" for name, text in table.items()).encode()
 
 
+def _syntax() -> bytes:
+    return _made_of("_[a-o]*.py", lambda source: ast.dump(ast.parse(source), indent=1))
+
+
+def _instructions() -> bytes:
+    return _made_of("_[p-z]*.py", lambda source: dis.Bytecode(compile(source, "", "exec")).dis())
+
+
+def _made_of(pattern: str, make: Callable[[bytes], str]) -> bytes:
+    text = ""
+    for path in _files(pattern):
+        text += make(path.read_bytes())
+        if len(text) > _BYTES:
+            break
+    return text.encode()
+
+
 DOMAINS: dict[str, Callable[[], bytes]] = {
     "code": _code,
     "manual": _manual,
@@ -95,4 +120,6 @@ DOMAINS: dict[str, Callable[[], bytes]] = {
     "names": _names,
     "documentation": _documentation,
     "entities": _entities,
+    "syntax": _syntax,
+    "instructions": _instructions,
 }

@@ -107,6 +107,7 @@ class Experiment:
     options: Sequence[Option]
     claims: Sequence[Claim]
     x64: bool
+    compiles: bool = False
 
     @property
     def name(self) -> str:
@@ -171,6 +172,10 @@ class Experiment:
             import jax
 
             jax.config.update("jax_enable_x64", True)
+        if self.compiles and options.quick:
+            import jax
+
+            jax.config.update("jax_disable_most_optimizations", True)
         claims = self.deciding(options)
         context = Context(self.name, options, known_claims={claim.key for claim in self.claims})
         started = time.perf_counter()
@@ -210,6 +215,7 @@ def experiment(
     options: Sequence[Option] = (),
     claims: Sequence[Claim] = (),
     x64: bool = False,
+    compiles: bool = False,
 ) -> Callable[[Callable[[Context], None]], Experiment]:
     """Turn `run(context)` into an experiment.
 
@@ -219,5 +225,6 @@ def experiment(
     - `options`: the experiment's own options.
     - `claims`: what the run must show, with bounds.
     - `x64`: enable float64 in JAX before the run.
+    - `compiles`: a `--quick` run compiles longer than it computes: few optimisations then.
     """
-    return lambda run: Experiment(run, paper, tuple(options), tuple(claims), x64)
+    return lambda run: Experiment(run, paper, tuple(options), tuple(claims), x64, compiles)

@@ -22,7 +22,7 @@ from jaxtyping import Float, PyTree
 from hypergrad.compiled import as_arrays
 from hypergrad.data.domains import DomainBatches, MixedDomains, TargetLoss, domain_sizes
 from hypergrad.data.frames import to_frame, without_frames
-from hypergrad.data.trained import check_count
+from hypergrad.data.trained import check_count, check_taken
 from hypergrad.expected import received, require, require_number
 from hypergrad.mistakes import check_leaves
 from hypergrad.outer import OuterAlgorithm, Result, run
@@ -123,6 +123,7 @@ def mixture(
     sizes = domain_sizes(data)
     together = jax.tree.map(lambda *parts: jnp.concatenate(parts), *data.values())
     mixed = MixedDomains(problem, as_arrays(hparams), len(names), float(floor))
+    check_taken("target", TargetLoss(mixed), as_arrays(params), target, jax.random.key(0))
     logits = jnp.asarray(_logits(start, names, floor), jnp.result_type(float))
     visited: list[np.ndarray] = []
 

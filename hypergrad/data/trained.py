@@ -1,5 +1,6 @@
 """Trainings at given weights of their examples: the mean query loss, and its derivative."""
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -62,13 +63,20 @@ def check_queries(
     weighted: WeightedExamples, params: PyTree, queries: PyTree, key: Array | None
 ) -> None:
     """Refuse queries that the model does not take; costs a trace."""
+    check_taken("queries", QueryLoss(weighted), params, queries, key)
+
+
+def check_taken(
+    name: str, loss: Callable, params: PyTree, batch: PyTree, key: Array | None
+) -> None:
+    """Refuse a batch that the outer loss of this model does not take; costs a trace."""
     try:
-        eqx.filter_eval_shape(QueryLoss(weighted), params, None, queries, key)
-    except (TypeError, ValueError) as error:
-        shapes = [leaf.shape for leaf in jax.tree.leaves(queries) if eqx.is_array(leaf)]
+        eqx.filter_eval_shape(loss, params, None, batch, key)
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        shapes = [leaf.shape for leaf in jax.tree.leaves(batch) if eqx.is_array(leaf)]
         raise ValueError(
-            f"queries: expected a batch of the outer loss, received arrays of shapes {shapes}, "
-            f"which it refuses: {error}"
+            f"{name}: expected a batch of the outer loss, received arrays of shapes {shapes}, "
+            f"which it refuses: {error!r}"
         ) from error
 
 

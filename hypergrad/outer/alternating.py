@@ -19,6 +19,7 @@ from hypergrad.estimator import Estimator
 from hypergrad.expected import require_optimizer
 from hypergrad.linear import vector
 from hypergrad.mistakes import check_estimator
+from hypergrad.outcome import Outcome
 from hypergrad.outer import loops
 from hypergrad.outer.base import (
     BREAKDOWN,
@@ -61,6 +62,9 @@ class Alternating(OuterAlgorithm):
     - `start`: "warm" continues from the last inner solution; "cold" begins each outer step at the
       initial `params`; a number `n` resets to them every `n` outer steps. Default "warm".
     - `constraint`: feasible set of the hyperparameters; see `hypergrad.outer.project`.
+
+    Along a hypergradient that `Metasmooth` finds to be noise over such a step no step is taken: the
+    hyperparameters stay, the inner solution moves on, and `accepted` is false.
 
     The inner residual reported is the estimator's, relative.
     """
@@ -142,6 +146,9 @@ class Alternating(OuterAlgorithm):
         moved, optimizer_state, good = optimizer_step(
             self.optimizer, state.optimizer_state, hparams, estimate.grad, self.constraint
         )
+        smooth = estimate.info.outcome != Outcome.not_metasmooth
+        moved = select(smooth, moved, hparams)
+        optimizer_state = select(smooth, optimizer_state, state.optimizer_state)
         good = good & jnp.isfinite(estimate.value) & vector.all_finite(differentiable(moved))
         response = estimate.state
         new = AlternatingState(
@@ -165,7 +172,7 @@ class Alternating(OuterAlgorithm):
             inner_residual=estimate.info.inner_residual,
             linear_residual=estimate.info.linear_residual,
             inner_iterations=iterations,
-            accepted=good,
+            accepted=good & smooth,
             stop=jnp.where(good, RUNNING, BREAKDOWN),
         )
         return select(good, new, kept), info

@@ -85,7 +85,8 @@ def warn_untrusted(row: Row) -> None:
         f"step {row['step']}, inner residual {row['inner_residual']:.2g}, linear residual "
         f"{row['linear_residual']:.2g}): the hyperparameters may be moving the wrong way. Solve "
         "the inner problem or the linear system further: does the estimator have a solver, enough "
-        "steps, a step size that converges?",
+        "steps, a step size that converges? With Metasmooth: is the training smooth over such "
+        "steps?",
         InaccurateHypergradientWarning,
         stacklevel=3,
     )

@@ -10,9 +10,11 @@ memory grows like the number of slots, and not like the number of steps.
 
 from functools import lru_cache
 from math import comb
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from hypergrad.expected import require_finite
 
 _PLAIN_BYTES = 2**26
 
@@ -90,6 +92,14 @@ def schedule(
     moves, ready = _moves(blocks, slots - 1)
     advances = int(moves[:, 3].sum() + 1) * block + tail
     return CheckpointSchedule(block, blocks, tail, slots, moves, ready, advances, needed)
+
+
+def bytes_allowed(memory: Any) -> int | None:
+    """A budget in bytes, if it is a number or `None`."""
+    if memory is None:
+        return None
+    require_finite("Unrolled", "memory (bytes)", memory)
+    return int(memory)
 
 
 def _bytes(slots: int, tail: int, block: int, state_bytes: int, step_bytes: int) -> int:

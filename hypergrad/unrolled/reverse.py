@@ -8,8 +8,10 @@ For steps `w_t = Φ_t(w_{t-1}, λ)`, `A_t = ∂Φ_t/∂w`, `B_t = ∂Φ_t/∂λ`
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -19,6 +21,8 @@ from hypergrad.linear import vector
 from hypergrad.problem import BilevelProblem
 from hypergrad.unrolled.checkpointing import CheckpointSchedule, schedule
 from hypergrad.unrolled.run import Dynamics
+
+_HOST, _DEVICE = jax.memory.Space.Host, jax.memory.Space.Device
 
 
 class Reversed(NamedTuple):
@@ -69,8 +73,12 @@ def reverse(
     first: int | Array,
     steps: int,
     memory: int | None,
+    offload: bool = False,
 ) -> Reversed:
-    """Run `steps` steps, of which the earliest is number `first`, and pull the outer loss back."""
+    """Run `steps` steps, of which the earliest is number `first`, and pull the outer loss back.
+
+    With `offload` the stored states lie in the host's memory.
+    """
     h = run.h
     chosen = plan(run, steps, memory)
     block, tail = chosen.block, chosen.tail
@@ -79,6 +87,12 @@ def reverse(
     # blocks are run again, in a loop.
     blocks = 0 if chosen.blocks == 1 and not tail else chosen.blocks
     tail = steps - blocks * block
+
+    away = partial(_placed, space=_HOST) if offload else lambda tree: tree
+
+    def stored(slots: PyTree, i: Array | int) -> PyTree:
+        held = _read(slots, i)
+        return _placed(held, space=_DEVICE) if offload else held
 
     moves, ready = jnp.asarray(chosen.moves), jnp.asarray(chosen.ready)
 
@@ -89,8 +103,9 @@ def reverse(
         def move(i: Array, slots: PyTree) -> PyTree:
             source, target, at, count = moves[i]
             at = first + at * block
-            x, rest = _read(slots, source)
-            return _write(slots, target, run.advance(x, rest, h, at, at + count * block))
+            x, rest = stored(slots, source)
+            end = run.advance(x, rest, h, at, at + count * block)
+            return _write(slots, target, away(end))
 
         return lax.fori_loop(begin, end, move, slots)
 
@@ -127,10 +142,11 @@ def reverse(
         # The forward sweep: slot 0 holds the start, and moves are made until the last block is
         # ready.
         slots = jax.tree.map(lambda a: jnp.broadcast_to(a, (chosen.slots, *a.shape)), end)
+        slots = away(slots)
         moved, slot = chosen.ready[-1].tolist()
         slots = make_moves(0, moved, slots)
         at = first + (blocks - 1) * block
-        x, rest = _read(slots, slot)
+        x, rest = stored(slots, slot)
         end = run.advance(x, rest, h, at, at + block)
     if tail:
         end_x, pull_tail, end_rest = linearise(tail, end, first + blocks * block)
@@ -154,7 +170,7 @@ def reverse(
             b = blocks - 1 - i
             needed, slot = ready[b]
             slots = make_moves(moved, needed, slots)
-            _, pull, _ = linearise(block, _read(slots, slot), first + b * block)
+            _, pull, _ = linearise(block, stored(slots, slot), first + b * block)
             return slots, needed, collect(block, pull, b * block, carry)
 
         loop = (slots, jnp.asarray(moved, jnp.int32), carry)
@@ -223,6 +239,11 @@ def _tap_backward(_: None, cotangent: PyTree) -> tuple:
 
 
 _tap.defvjp(_tap_forward, _tap_backward)
+
+
+def _placed(tree: PyTree, space: jax.memory.Space) -> PyTree:
+    """The floating-point arrays there; counters and keys stay where they are."""
+    return jax.tree.map(lambda a: jax.device_put(a, space) if eqx.is_inexact_array(a) else a, tree)
 
 
 def _read(slots: PyTree, i: Array | int) -> PyTree:

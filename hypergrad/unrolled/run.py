@@ -9,14 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.extend.core import Jaxpr
 from jaxtyping import Array, PyTree
 
 from hypergrad.jumps import hidden_reads
 from hypergrad.linear import vector
 from hypergrad.paths import Reach, inputs_of, leaf_names, refuse_biased
 from hypergrad.problem import BilevelProblem, same_form
+from hypergrad.programs import parts
 from hypergrad.restricted import RestrictedProblem
 from hypergrad.unrolled.steps import InnerStep
+
+_FLAT = {"sign", "round", "floor", "ceil"}
 
 
 class Dynamics:
@@ -98,6 +102,11 @@ class Dynamics:
         ]
         merged = (tuple(sorted(set().union(*reasons))) for reasons in zip(*found, strict=True))
         return dict(zip(names, merged, strict=True))
+
+    def flat_operations(self) -> list[str]:
+        """What a step applies that is constant almost everywhere, comparisons aside; sorted."""
+        step = jax.make_jaxpr(lambda x, rest, h: self(x, rest, h, jnp.zeros((), jnp.int32)))
+        return sorted(_FLAT & _operations(step(self.x, self.rest, self.h).jaxpr))
 
     def hparams(self, h: PyTree) -> PyTree:
         """The hyperparameters in full, as the user's functions expect them."""
@@ -242,8 +251,19 @@ def require_effect(
             "neither the steps nor the outer loss have a derivative in it. A threshold, a rounding "
             "or a stop_gradient hides it (relax it), or nothing reads it (leave it to a searcher)"
         )
+        if flat := run.flat_operations():
+            reason += (
+                f". The training step applies {', '.join(flat)}, whose derivative is zero: "
+                "optimizers that move by signs or rounded numbers hide what their gradient reads. "
+                "Expected one that is smooth in the gradient, such as optax.sgd or optax.adam"
+            )
     listed = ", ".join(repr(name) for name in dead)
     raise ValueError(f"{estimator} cannot see hyperparameter {listed}: {reason}.")
+
+
+def _operations(program: Jaxpr) -> set[str]:
+    found = {eqn.primitive.name for eqn in program.eqns}
+    return found.union(*(_operations(part) for eqn in program.eqns for part in parts(eqn)))
 
 
 def _parts(tree: PyTree) -> tuple[tuple[PyTree, PyTree], PyTree]:

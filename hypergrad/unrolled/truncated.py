@@ -18,6 +18,7 @@ from hypergrad.estimator import Hypergradient
 from hypergrad.linear import vector
 from hypergrad.problem import BilevelProblem
 from hypergrad.unrolled.base import UnrolledEstimator, UnrolledState, finish, positive_int
+from hypergrad.unrolled.checkpointing import bytes_allowed
 from hypergrad.unrolled.reverse import Reversed, outer_at_end, reverse, rounding_error
 from hypergrad.unrolled.run import Dynamics, require_effect
 
@@ -70,7 +71,7 @@ class TruncatedUnrolled(UnrolledEstimator):
         self.window = positive_int("window", window)
         if self.window > self.steps:
             raise ValueError(f"window: expected at most steps={self.steps}, received {window}.")
-        self.memory = memory
+        self.memory = bytes_allowed(memory)
 
     def hypergradient(
         self,

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from hypergrad.estimator import Hypergradient
+from hypergrad.expected import require
 from hypergrad.linear import vector
 from hypergrad.paths import Reach
 from hypergrad.problem import BilevelProblem
 from hypergrad.unrolled.base import UnrolledEstimator, UnrolledState, finish
-from hypergrad.unrolled.checkpointing import CheckpointSchedule
+from hypergrad.unrolled.checkpointing import CheckpointSchedule, bytes_allowed
 from hypergrad.unrolled.reverse import outer_at_end, plan, reverse, rounding_error
 from hypergrad.unrolled.run import reaches, require_effect
 
@@ -30,6 +31,9 @@ class Unrolled(UnrolledEstimator):
       (`hypergrad.unrolled.checkpointing`). `None` stores the whole run if that takes less than
       64 MiB, and otherwise runs every step once more to need about `2 sqrt(T)` of them. Under
       `vmap` it is the memory of one element.
+    - `offload`: keep the stored states in the host's memory and fetch them one at a time, on an
+      accelerator (on a CPU, which has but one memory, nothing changes). `memory` counts them all
+      the same. A run that is stored whole has no such states: give a `memory` that is smaller.
 
     `info.error` is an estimate of the rounding error, relative to the hypergradient: machine
     epsilon, times the root of `T`, times how much the contributions of the steps cancel. It says
@@ -41,6 +45,7 @@ class Unrolled(UnrolledEstimator):
     """
 
     memory: int | None = eqx.field(static=True)
+    offload: bool = eqx.field(static=True)
 
     def __init__(
         self,
@@ -48,6 +53,7 @@ class Unrolled(UnrolledEstimator):
         steps: int,
         *,
         memory: int | None = None,
+        offload: bool = False,
         initial: Callable | None = None,
         stacked: bool = False,
         warm_start: bool = False,
@@ -56,7 +62,9 @@ class Unrolled(UnrolledEstimator):
         super().__init__(
             update, steps, initial=initial, stacked=stacked, warm_start=warm_start, unseen=unseen
         )
-        self.memory = memory
+        require("Unrolled", "offload", offload, bool, "True")
+        self.memory = bytes_allowed(memory)
+        self.offload = offload
 
     def hypergradient(
         self,
@@ -74,7 +82,7 @@ class Unrolled(UnrolledEstimator):
         name, unseen = type(self).__name__, self.unseen == "none"
         run = require_effect(run, outer, 0, self.steps, estimator=name, unseen=unseen)
         x, pull_start = jax.vjp(run.start, run.h)
-        result = reverse(run, outer, x, run.rest, 0, self.steps, self.memory)
+        result = reverse(run, outer, x, run.rest, 0, self.steps, self.memory, self.offload)
         (from_start,) = pull_start(result.adjoint)
         usable = result.intact & vector.all_finite(from_start)
         grad = jax.tree.map(lambda g, s: g + jnp.where(usable, s, 0), result.grad, from_start)

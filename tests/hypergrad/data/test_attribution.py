@@ -173,6 +173,7 @@ def test_no_gradient_of_a_single_example_is_formed():
         ({"order": [[0, COUNT]]}, "order: expected integers from 0 to 29"),
         ({"order": [0, 1]}, "order: expected integers"),
         ({"chunk": 0}, "chunk: expected a positive integer"),
+        ({"queries": {"x": X[COUNT:]}}, "queries: expected a batch of the outer loss"),
         ({"queries": (X[COUNT:, :2], Y[COUNT:])}, "queries: expected a batch of the outer loss"),
     ],
 )

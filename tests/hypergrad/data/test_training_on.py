@@ -210,9 +210,10 @@ def test_mixture_finds_the_weights_of_the_target(algorithm):
 
 
 def mixed(**change):
-    given = {"domains": DOMAINS, "algorithm": ONLINE, "steps": 2, "batch": 4} | change
-    domains = given.pop("domains")
-    return mixture(MEANS, jnp.asarray(0.5), None, domains, TARGET, **given)
+    given = {"domains": DOMAINS, "algorithm": ONLINE, "steps": 2, "batch": 4, "target": TARGET}
+    given |= change
+    domains, target = given.pop("domains"), given.pop("target")
+    return mixture(MEANS, jnp.asarray(0.5), None, domains, target, **given)
 
 
 def test_the_first_weights_are_the_start_and_frames_name_the_domains():
@@ -227,6 +228,7 @@ def test_the_first_weights_are_the_start_and_frames_name_the_domains():
     [
         ({"domains": {"low": DOMAINS["low"]}}, "expected at least two"),
         ({"domains": DOMAINS | {"high": jnp.ones((3, 2))}}, "examples of one shape"),
+        ({"target": {"x": jnp.ones(3)}}, "target: expected a batch of the outer loss"),
         ({"start": {"low": 0.5, "high": 0.6}}, "on the simplex"),
         ({"start": {"low": 1.0, "high": 0.0}}, "above 0.0005"),
         ({"start": {"low": 1.0}}, "a weight for each of"),

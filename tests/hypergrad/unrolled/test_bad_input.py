@@ -58,6 +58,11 @@ def test_no_effect_is_refused_by_name(kind, hidden):
         hypergradient(PROBLEM, W, {**H, "rate": jnp.asarray(0.1)}, estimator=kind(update, 3))
 
 
+def test_an_optimizer_that_moves_by_signs_is_named():
+    with pytest.raises(ValueError, match="training step applies sign, whose derivative is zero"):
+        hypergradient(PROBLEM, W, H, estimator=Unrolled(optax.sign_sgd(0.1), 3))
+
+
 def test_an_effect_through_the_state_alone_is_seen():
     # The hyperparameter moves the velocity first, and params one step later.
     def fn(w, velocity, h, batch):
@@ -117,5 +122,7 @@ def test_functions_of_the_wrong_kind():
 
 
 def test_too_little_memory_says_how_much_is_needed():
+    with pytest.raises(ValueError, match=r"memory \(bytes\): expected a number, received '1 GB'"):
+        Unrolled(optax.sgd(0.1), 30, memory="1 GB")
     with pytest.raises(ValueError, match="memory=10 bytes is too little to reverse 30 steps"):
         hypergradient(PROBLEM, W, H, estimator=Unrolled(optax.sgd(0.1), 30, memory=10))

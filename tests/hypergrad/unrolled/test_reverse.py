@@ -57,15 +57,29 @@ def test_every_hyperparameter_of_a_run_against_finite_differences():
         assert abs(fourth_order - slope) < 1e-9 * max(abs(float(slope)), 1e-2)
 
 
-@pytest.mark.parametrize("memory", [3_500, 6_000])
-def test_checkpoints_do_not_change_the_derivative(truth, memory):
-    estimator = unrolled(memory=memory)
+@pytest.mark.parametrize(("memory", "offload"), [(3_500, True), (6_000, False)])
+def test_checkpoints_do_not_change_the_derivative(truth, memory, offload):
+    estimator = unrolled(memory=memory, offload=offload)
     chosen = estimator.plan(PROBLEM, PARAMS, HPARAMS, INNER)
     assert chosen.bytes <= memory
     assert chosen.blocks > 1
     out = hypergradient(PROBLEM, PARAMS, HPARAMS, INNER, OUTER, estimator=estimator)
     assert relative_error(out.grad, truth[1]) < 1e-12
     assert out.value == pytest.approx(float(truth[0]), rel=1e-13)
+
+
+def test_offloaded_states_go_to_the_host_and_come_back():
+    """Lowered for an accelerator, which need not be here."""
+
+    def gradient(params, hparams):
+        estimator = unrolled(memory=3_500, offload=True)
+        state = estimator.init(PROBLEM, params, hparams, INNER)
+        return estimator.hypergradient(PROBLEM, state, hparams, INNER, OUTER).grad
+
+    traced = jax.jit(gradient).trace(PARAMS, HPARAMS)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    there = text.count("annotate_device_placement")
+    assert there > text.count("pinned_host") > 0  # Some are marked to come back.
 
 
 def test_forward_mode_agrees(truth):

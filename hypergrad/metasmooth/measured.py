@@ -27,6 +27,9 @@ from jaxtyping import Array, PyTree
 from hypergrad.compiled import as_arrays
 from hypergrad.estimator import Estimator, Hypergradient
 from hypergrad.expected import require
+from hypergrad.metasmooth.moves import smoothness_of
+from hypergrad.metasmooth.steps import check_step, step_sizes
+from hypergrad.metasmooth.steps import flat as flat_params
 from hypergrad.problem import BilevelProblem
 
 
@@ -91,39 +94,23 @@ def metasmoothness(
     if isinstance(directions, bool) or not isinstance(directions, int) or directions < 2:
         raise ValueError(f"directions: expected an integer of at least 2, received {directions!r}.")
     arguments = as_arrays((params, hparams, inner_batch, outer_batch))
-    h, h_static = eqx.partition(arguments[1], eqx.is_inexact_array)
-    flat, unravel = ravel_pytree(h)
-    sizes = _sizes(step, h)
-
-    @eqx.filter_jit
-    def gradient(estimator: Estimator, arguments: tuple, key: Array | None) -> tuple:
-        out = _trained(problem, estimator, arguments, arguments[1], key)
-        return out.value, ravel_pytree(out.grad)[0], _flat(out.state.params)
-
-    @eqx.filter_jit
-    def shifted(
-        moves: Array, flat: Array, estimator: Estimator, arguments: tuple, key: Array | None
-    ) -> tuple[Array, Array]:
-        def at(move: Array) -> tuple[Array, Array]:
-            hparams = eqx.combine(unravel(flat + move), h_static)
-            # The derivative is not asked for, and the compiler leaves it out.
-            out = _trained(problem, estimator, arguments, hparams, key)
-            return out.value, _flat(out.state.params)
-
-        return jax.lax.map(at, moves)
+    h = eqx.filter(arguments[1], eqx.is_inexact_array)
+    flat = ravel_pytree(h)[0]
+    check_step(step)
+    sizes = step_sizes(step, h)
 
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(directions, flat.size))
-    moves = jnp.asarray(signs * sizes, flat.dtype)
-    value, grad, end = gradient(estimator, arguments, key)
+    moves = jnp.asarray(signs, flat.dtype) * sizes
+    value, grad, end = _gradient(problem, estimator, arguments, key)
     both = jnp.concatenate([moves, 2 * moves])
-    values, ends = (np.asarray(a, float) for a in shifted(both, flat, estimator, arguments, key))
+    found = _shifted(problem, estimator, arguments, both, key)
+    values, ends = (np.asarray(a, float) for a in found)
     changes = values[:directions] - float(value)
     predicted = np.asarray(moves, float) @ np.asarray(grad, float)
     first = ends[:directions] - np.asarray(end, float)
     second = ends[directions:] - ends[:directions]
-    moved = np.abs(first + second)
+    each = np.asarray(smoothness_of(first, second), float)
     with np.errstate(invalid="ignore", divide="ignore"):
-        each = (moved * np.sign(first) * np.sign(second)).sum(axis=1) / moved.sum(axis=1)
         agreement = _correlation(predicted, changes)
         left_out = np.array(
             [
@@ -142,6 +129,35 @@ def metasmoothness(
     )
 
 
+@eqx.filter_jit
+def _gradient(
+    problem: BilevelProblem, estimator: Estimator, arguments: tuple, key: Array | None
+) -> tuple[Array, Array, Array]:
+    out = _trained(problem, estimator, arguments, arguments[1], key)
+    return out.value, ravel_pytree(out.grad)[0], flat_params(out.state.params)
+
+
+@eqx.filter_jit
+def _shifted(
+    problem: BilevelProblem,
+    estimator: Estimator,
+    arguments: tuple,
+    moves: Array,
+    key: Array | None,
+) -> tuple[Array, Array]:
+    """Outer losses and ends of the trainings, one for each move of the hyperparameters."""
+    h, h_static = eqx.partition(arguments[1], eqx.is_inexact_array)
+    flat, unravel = ravel_pytree(h)
+
+    def at(move: Array) -> tuple[Array, Array]:
+        hparams = eqx.combine(unravel(flat + move), h_static)
+        # The derivative is not asked for, and the compiler leaves it out.
+        out = _trained(problem, estimator, arguments, hparams, key)
+        return out.value, flat_params(out.state.params)
+
+    return jax.lax.map(at, moves)
+
+
 def _trained(
     problem: BilevelProblem,
     estimator: Estimator,
@@ -153,33 +169,6 @@ def _trained(
     state = estimator.init(problem, params, hparams, inner_batch, key=key)
     state, _ = estimator.fit(problem, state, hparams, inner_batch, key=key)
     return estimator.hypergradient(problem, state, hparams, inner_batch, outer_batch, key=key)
-
-
-def _flat(params: PyTree) -> Array:
-    return ravel_pytree(eqx.filter(params, eqx.is_inexact_array))[0]
-
-
-def _sizes(step: PyTree, h: PyTree) -> np.ndarray:
-    """The size of the step in every entry of the hyperparameters."""
-    if not jax.tree.leaves(h):
-        raise ValueError(
-            "There is nothing to differentiate: hparams has no leaf that is a floating-point array."
-        )
-    try:
-        each = jax.tree.map(
-            lambda a, s: np.broadcast_to(np.asarray(s, float), a.shape),
-            h,
-            jax.tree.map(lambda _: step, h) if np.isscalar(step) else step,
-        )
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"step: expected a positive number, or such numbers in a pytree like hparams, "
-            f"received {step!r}."
-        ) from error
-    sizes = np.concatenate([np.ravel(a) for a in jax.tree.leaves(each)])
-    if not np.all((sizes > 0) & np.isfinite(sizes)):
-        raise ValueError(f"step: expected positive finite numbers, received {step!r}.")
-    return sizes
 
 
 def _correlation(x: np.ndarray, y: np.ndarray) -> float:

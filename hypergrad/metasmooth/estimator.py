@@ -1,0 +1,142 @@
+"""Hypergradients that are trusted as far as the training is metasmooth."""
+
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Int, PyTree, Scalar
+
+from hypergrad.estimator import Estimator, FitInfo, Hypergradient
+from hypergrad.expected import require, require_count
+from hypergrad.metasmooth.moves import noise_of, smoothness_of
+from hypergrad.metasmooth.steps import check_step, flat, step_sizes
+from hypergrad.mistakes import check_estimator
+from hypergrad.outcome import Outcome
+from hypergrad.problem import BilevelProblem
+
+
+class MetasmoothState(eqx.Module):
+    """The estimator's state now and before its last `fit`, and what was found.
+
+    - `metasmoothness`: at the last hypergradient, the mean over the directions; NaN before.
+    """
+
+    now: Any
+    before: Any
+    metasmoothness: Scalar
+    calls: Int[Array, ""]
+
+    @property
+    def params(self) -> PyTree:
+        """The current inner point."""
+        return self.now.params
+
+
+class Metasmooth(Estimator):
+    """Any estimator, with the metasmoothness of the training in `info.error`.
+
+    The last `fit` and the run are made again at `λ + d` and `λ + 2d`, for random `d` of the size of
+    a step that one would take. From the metasmoothness `S` of the moves of `params` (see
+    `metasmoothness`) follows how much of a move is noise (`hypergrad.metasmooth.moves`):
+
+        √((4 − (1 + S)²) / ((1 + S)² − 1)),
+
+    and `info.error` is the larger of this and the estimator's own. It exceeds 1 below `S = 0.58`.
+    All who read `info.error` then know: `hypergradient(..., strict=True)` raises and names the
+    cause, `Alternating` leaves the hyperparameters where they are, searchers do without the
+    gradient, and trust a noisy one less.
+
+    Costs two trainings a direction, without derivatives, besides the estimator's own.
+
+    **Arguments:**
+
+    - `estimator`: one that trains (`Unrolled`, `ImplicitDifferentiation(solver)`).
+    - `step`: how far a hyperparameter is moved; a positive number for all of them, or a pytree
+      like `hparams` of such numbers.
+    - `directions`: how many random directions, at least 1. Default 1: the mean over the parameters
+      is a mean over many.
+    - `seed`: of the directions; each call has its own.
+    """
+
+    state_type: ClassVar[type] = MetasmoothState
+    estimator: Estimator
+    step: PyTree
+    directions: int = eqx.field(static=True, default=1)
+    seed: int = eqx.field(static=True, default=0)
+
+    def __check_init__(self) -> None:
+        check_estimator(self.estimator)
+        require_count("Metasmooth", "directions", self.directions)
+        require("Metasmooth", "seed", self.seed, int, "0")
+        check_step(self.step)
+
+    def init(
+        self,
+        problem: BilevelProblem,
+        params: PyTree,
+        hparams: PyTree,
+        inner_batch: PyTree,
+        *,
+        key: Array | None = None,
+    ) -> MetasmoothState:
+        """The estimator's state at `params`."""
+        state = self.estimator.init(problem, params, hparams, inner_batch, key=key)
+        unknown = jnp.full((), jnp.nan, flat(state.params).dtype)
+        return MetasmoothState(state, state, unknown, jnp.zeros((), jnp.int32))
+
+    def fit(
+        self,
+        problem: BilevelProblem,
+        state: MetasmoothState,
+        hparams: PyTree,
+        inner_batch: PyTree,
+        *,
+        key: Array | None = None,
+    ) -> tuple[MetasmoothState, FitInfo]:
+        """The estimator's own `fit`; where it began is kept."""
+        now, info = self.estimator.fit(problem, state.now, hparams, inner_batch, key=key)
+        return MetasmoothState(now, state.now, state.metasmoothness, state.calls), info
+
+    def hypergradient(
+        self,
+        problem: BilevelProblem,
+        state: MetasmoothState,
+        hparams: PyTree,
+        inner_batch: PyTree,
+        outer_batch: PyTree,
+        *,
+        key: Array | None = None,
+    ) -> Hypergradient:
+        """The estimator's hypergradient, its error the larger for a training that is not smooth."""
+        batches = (inner_batch, outer_batch)
+        out = self.estimator.hypergradient(problem, state.now, hparams, *batches, key=key)
+        h, h_static = eqx.partition(hparams, eqx.is_inexact_array)
+        start, unravel = ravel_pytree(h)
+        signs = jax.random.rademacher(
+            jax.random.fold_in(jax.random.key(self.seed), state.calls),
+            (self.directions, start.size),
+            start.dtype,
+        )
+        moves = signs * step_sizes(self.step, h)
+
+        def end(move: Array) -> Array:
+            there = eqx.combine(unravel(start + move), h_static)
+            fitted, _ = self.estimator.fit(problem, state.before, there, inner_batch, key=key)
+            # The derivative is not asked for, and the compiler leaves it out.
+            run = self.estimator.hypergradient(problem, fitted, there, *batches, key=key)
+            return flat(run.state.params)
+
+        ends = jax.lax.map(end, jnp.concatenate([moves, 2 * moves]))
+        once, twice = ends[: self.directions], ends[self.directions :]
+        smooth = jnp.mean(smoothness_of(once - flat(out.state.params), twice - once))
+        noise = noise_of(smooth)
+        error = jnp.where(
+            noise > 0, jnp.fmax(out.info.error, noise.astype(out.info.error.dtype)), out.info.error
+        )
+        usable = ~out.info.breakdown
+        outcome = Outcome.where((noise > 1) & usable, Outcome.not_metasmooth, out.info.outcome)
+        info = eqx.tree_at(lambda i: (i.error, i.outcome), out.info, (error, outcome))
+        new = MetasmoothState(out.state, out.state, smooth, state.calls + 1)
+        return Hypergradient(out.value, out.grad, new, info, out.aux)
