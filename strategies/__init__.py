@@ -14,11 +14,13 @@ if TYPE_CHECKING:
         GridSearcher,
         HypergradientSearcher,
         MultiObjectiveSearcher,
+        NGramSearcher,
         ParetoSearcher,
         RandomSearcher,
         Searcher,
         SobolSearcher,
         TPESearcher,
+        TreeSearcher,
     )
     from strategies.space import (
         Categorical,
@@ -47,6 +49,7 @@ __all__ = [
     "Int",
     "Ledger",
     "MultiObjectiveSearcher",
+    "NGramSearcher",
     "Observation",
     "Ordered",
     "Ordinal",
@@ -60,6 +63,7 @@ __all__ = [
     "Stop",
     "Suggestion",
     "TPESearcher",
+    "TreeSearcher",
     "report",
 ]
 
@@ -75,11 +79,13 @@ _HOMES = {
         "GridSearcher",
         "HypergradientSearcher",
         "MultiObjectiveSearcher",
+        "NGramSearcher",
         "ParetoSearcher",
         "RandomSearcher",
         "Searcher",
         "SobolSearcher",
         "TPESearcher",
+        "TreeSearcher",
     ],
     "space": [
         "Categorical",

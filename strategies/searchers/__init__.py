@@ -12,10 +12,12 @@ if TYPE_CHECKING:
     from strategies.searchers.grid import GridSearcher
     from strategies.searchers.hypergradient import HypergradientSearcher
     from strategies.searchers.multi_objective import MultiObjectiveSearcher
+    from strategies.searchers.ngrams import NGramSearcher
     from strategies.searchers.pareto import ParetoSearcher
     from strategies.searchers.random import RandomSearcher
     from strategies.searchers.sobol import SobolSearcher
     from strategies.searchers.tpe import TPESearcher
+    from strategies.searchers.tree_search import TreeSearcher
 
 __all__ = [
     "AutoSearcher",
@@ -25,11 +27,13 @@ __all__ = [
     "GridSearcher",
     "HypergradientSearcher",
     "MultiObjectiveSearcher",
+    "NGramSearcher",
     "ParetoSearcher",
     "RandomSearcher",
     "Searcher",
     "SobolSearcher",
     "TPESearcher",
+    "TreeSearcher",
 ]
 
 # Imported on first use, so that a searcher's own dependencies load only where it is chosen.
@@ -41,11 +45,13 @@ _HOMES = {
     "GridSearcher": "grid",
     "HypergradientSearcher": "hypergradient",
     "MultiObjectiveSearcher": "multi_objective",
+    "NGramSearcher": "ngrams",
     "ParetoSearcher": "pareto",
     "RandomSearcher": "random",
     "Searcher": "base",
     "SobolSearcher": "sobol",
     "TPESearcher": "tpe",
+    "TreeSearcher": "tree_search",
 }
 
 

@@ -19,10 +19,12 @@ from strategies.searchers import (
     EvolutionSearcher,
     GridSearcher,
     HypergradientSearcher,
+    NGramSearcher,
     ParetoSearcher,
     RandomSearcher,
     SobolSearcher,
     TPESearcher,
+    TreeSearcher,
 )
 from strategies.space import Categorical, Choice, Float, Int, SearchSpace
 
@@ -44,6 +46,8 @@ SEARCHERS = {
     "evolution": functools.partial(EvolutionSearcher, population=4, contest=2),
     "sobol": SobolSearcher,
     "grid": functools.partial(GridSearcher, points=GRID),
+    "tree": TreeSearcher,
+    "ngrams": NGramSearcher,
     "random": RandomSearcher,
 }
 
