@@ -176,7 +176,7 @@ def carried(octaves: np.ndarray, there: Swept, rate: float) -> float:
     options=[
         Option("steps", 120, quick=50, help="steps of a training"),
         Option("largest", 512, quick=256, help="width of the widest network"),
-        Option("deepest", 32, help="blocks of the deepest network"),
+        Option("deepest", 64, quick=32, help="blocks of the deepest network"),
         Option("between", True, quick=False, help="sizes between the ends as well"),
         Option("seeds", 3, quick=1, help="draws and orders of the data"),
         Option("sgd", False, help="plain gradient steps as well, at both ends"),

@@ -152,7 +152,7 @@ class Model:
 
 def counted(function: Callable, *arguments: Any) -> float:
     """Floating-point operations of a program."""
-    return float(jax.jit(function).lower(*arguments).compile().cost_analysis()["flops"])
+    return float(jax.jit(function).lower(*arguments).cost_analysis()["flops"])
 
 
 def constant(rate: float, steps: int) -> Schedules:

@@ -132,7 +132,8 @@ def probe(kind, optimizer, transform):
 
 def test_coordinates_of_every_layer_stay_with_mup_and_do_not_without():
     widths, adam = [64, 1024], optax.adam(2.0**-4)
-    mup = coordinate_check(probe("mup", "adam", adam), widths, seeds=1)
+    # The readout's size after three large steps varies by a third from draw to draw.
+    mup = coordinate_check(probe("mup", "adam", adam), widths, seeds=3)
     standard = coordinate_check(probe("standard", "adam", adam), widths, seeds=1)
     assert mup.worst <= 0.1
     assert standard.worst >= 0.4
