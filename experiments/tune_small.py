@@ -217,7 +217,7 @@ def retuned_at(large: Model, trials: int, held: int, bar: Any, seed: int) -> Sch
         return large.bits(settings(config), 0, "validation", held)
 
     result = minimize(objective, SPACE, trials=trials, searcher=TPESearcher(SPACE, seed=seed))
-    return settings(result.config)
+    return settings(result.best_config)
 
 
 @experiment(
@@ -226,10 +226,10 @@ def retuned_at(large: Model, trials: int, held: int, bar: Any, seed: int) -> Sch
         Option("small", 32, quick=16, help="width that is tuned at"),
         Option("large", 128, quick=32, help="width that is wanted"),
         Option("layers", 2, quick=1, help="of the transformer"),
-        Option("steps", 80, quick=16, help="of a training"),
+        Option("steps", 60, quick=16, help="of a training"),
         Option("batch", 8, quick=4, help="pieces in a mini-batch"),
-        Option("iterations", 10, quick=2, help="metagradients"),
-        Option("most_trials", 60, quick=6, help="of TPE, if ten times the operations allow more"),
+        Option("iterations", 6, quick=2, help="metagradients"),
+        Option("most_trials", 60, quick=4, help="of TPE, if ten times the operations allow more"),
         Option("seeds", 3, quick=1, help="trainings that nothing was tuned on"),
         Option("held", 256, quick=64, help="validation pieces, and as many for the test"),
     ],
