@@ -125,19 +125,19 @@ def coordinate_check(
 
 
 def _trained(probe: Probe, steps: int) -> list[dict[str, float]]:
-    @jax.jit
-    def step(params: PyTree, state: PyTree) -> tuple[PyTree, PyTree]:
-        value, gradient = jax.value_and_grad(probe.loss)(params)
-        optimizer = optax.with_extra_args_support(probe.optimizer)
-        updates, state = optimizer.update(gradient, state, params, value=value)
-        return optax.apply_updates(params, updates), state
+    optimizer = optax.with_extra_args_support(probe.optimizer)
 
-    def size(params: PyTree) -> dict[str, float]:
-        return {k: float(jnp.mean(jnp.abs(a))) for k, a in probe.activations(params).items()}
+    # Sizes and step in one program: widths and seeds have one each, to be compiled.
+    @jax.jit
+    def step(params: PyTree, state: PyTree) -> tuple[PyTree, PyTree, dict[str, Array]]:
+        sizes = {k: jnp.mean(jnp.abs(a)) for k, a in probe.activations(params).items()}
+        value, gradient = jax.value_and_grad(probe.loss)(params)
+        updates, state = optimizer.update(gradient, state, params, value=value)
+        return optax.apply_updates(params, updates), state, sizes
 
     params, state = probe.params, probe.optimizer.init(probe.params)
-    found = [size(params)]
-    for _ in range(steps):
-        params, state = step(params, state)
-        found.append(size(params))
+    found = []
+    for _ in range(steps + 1):
+        params, state, sizes = step(params, state)
+        found.append({name: float(size) for name, size in sizes.items()})
     return found

@@ -2,6 +2,7 @@
 
 from hypergrad.unrolled.base import UnrolledEstimator, UnrolledState
 from hypergrad.unrolled.checkpointing import CheckpointSchedule
+from hypergrad.unrolled.evolution import EvolutionState, PersistentEvolution
 from hypergrad.unrolled.forward import ForwardUnrolled
 from hypergrad.unrolled.gradient import ReverseOnlyLossWarning, grad
 from hypergrad.unrolled.online import OnlineState, OnlineUnrolled
@@ -11,11 +12,13 @@ from hypergrad.unrolled.whole import Unrolled
 
 __all__ = [
     "CheckpointSchedule",
+    "EvolutionState",
     "ForwardUnrolled",
     "InnerStep",
     "OnlineState",
     "OnlineUnrolled",
     "OptaxStep",
+    "PersistentEvolution",
     "ReverseOnlyLossWarning",
     "StepFunction",
     "TruncatedUnrolled",

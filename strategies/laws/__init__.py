@@ -2,5 +2,15 @@
 
 from strategies.laws.power import Estimate, PowerLaw
 from strategies.laws.runs import excess, optima, rows
+from strategies.laws.telescope import Stage, Telescoped, telescope
 
-__all__ = ["Estimate", "PowerLaw", "excess", "optima", "rows"]
+__all__ = [
+    "Estimate",
+    "PowerLaw",
+    "Stage",
+    "Telescoped",
+    "excess",
+    "optima",
+    "rows",
+    "telescope",
+]

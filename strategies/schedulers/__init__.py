@@ -22,6 +22,7 @@ print(scheduler.incumbent)
 
 from strategies.schedulers.asha import ASHA
 from strategies.schedulers.base import Job, Scheduler
+from strategies.schedulers.flips import RankFlips, RankFlipWarning, rank_flips
 from strategies.schedulers.hyperband import Hyperband, hyperband_cost
 from strategies.schedulers.iterative_deepening import IterativeDeepeningHyperband
 from strategies.schedulers.local import run
@@ -31,7 +32,10 @@ __all__ = [
     "Hyperband",
     "IterativeDeepeningHyperband",
     "Job",
+    "RankFlipWarning",
+    "RankFlips",
     "Scheduler",
     "hyperband_cost",
+    "rank_flips",
     "run",
 ]

@@ -21,6 +21,7 @@ from strategies import arguments
 from strategies.arguments import positive
 from strategies.intake import Intake
 from strategies.observation import Observation, Report, Suggestion
+from strategies.schedulers.flips import warn_if_unsafe
 from strategies.schedulers.job import Candidate, Job, plain, resource_from_text, rung_resources
 from strategies.searchers.base import Searcher
 from strategies.state import (
@@ -37,6 +38,9 @@ from strategies.state import (
 )
 
 _VERSION = 2
+#: Finished configurations at which it is looked whether rungs rank as the end does: this power of
+#: two, and each later one.
+_LOOK = 8
 
 
 def _reaches(mine: int | None, stored: int | None) -> bool:
@@ -92,6 +96,7 @@ class Scheduler(abc.ABC):
         # By level: who has a result there. With `candidates` the one table; see `_record`.
         self._known: dict[int, list[int]] = {}
         self._stored: dict[int, dict[str, Any]] = {}
+        self._flips_told = False
         #: Why the last `run` ended before there was nothing left to do; `None` if it did not.
         self.stopped: str | None = None
         self._rungs_known: tuple[Fraction, tuple[int | float, ...]] | None = None
@@ -209,6 +214,10 @@ class Scheduler(abc.ABC):
         del self._pending[number]
         self._record(number, level, observation)
         self._reached(number, level)
+        done = len(self._at(self.top))
+        # Of enough configurations, and not at every one of them.
+        if level == self.top and done >= _LOOK and not done & (done - 1) and not self._flips_told:
+            self._flips_told = warn_if_unsafe(self)
 
     def job(self, number: int) -> Job | None:
         """The pending job of a configuration, if it has one."""

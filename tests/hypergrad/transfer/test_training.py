@@ -8,17 +8,17 @@ import pytest
 
 from hypergrad.transfer import Probe, adam_atan2, coordinate_check, infer
 
-X = jax.random.normal(jax.random.key(5), (16, 8))
-Y = jnp.arange(16) % 3
+X = np.random.default_rng(5).normal(size=(16, 8))
+Y = np.arange(16) % 3
 
 
 def draw(width, key=None):
-    """Values of size 1/√fan-in, as frameworks draw them."""
-    keys = jax.random.split(jax.random.key(0) if key is None else key, 3)
+    """Values of size 1/√fan-in, as frameworks draw them. By NumPy: nothing to compile."""
+    rng = np.random.default_rng(0 if key is None else int(jax.random.key_data(key)[-1]))
     sizes = [(8, width), (width, width), (width, 3)]
     return [
-        {"w": jax.random.normal(k, s) / jnp.sqrt(s[0]), "b": jnp.zeros(s[1])}
-        for k, s in zip(keys, sizes, strict=True)
+        {"w": jnp.asarray(rng.normal(size=s) / np.sqrt(s[0])), "b": jnp.asarray(np.zeros(s[1]))}
+        for s in sizes
     ]
 
 
@@ -36,37 +36,48 @@ def loss(params):
     return optax.softmax_cross_entropy_with_integer_labels(logits, Y).mean()
 
 
-def trained(rule, params, transform, steps=4, scale=1.0):
+def training(rule, transform):
+    """`run(params, scale of the loss)`: four steps, compiled once."""
     optimizer = rule.optimizer(transform)
 
     @jax.jit
-    def step(params, state):
-        grads = jax.grad(lambda p: scale * loss(rule.forward(p)))(params)
-        updates, state = optimizer.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
+    def run(params, scale=1.0):
+        def step(carry, _):
+            params, state = carry
+            grads = jax.grad(lambda p: scale * loss(rule.forward(p)))(params)
+            updates, state = optimizer.update(grads, state, params)
+            return (optax.apply_updates(params, updates), state), None
 
-    state = optimizer.init(params)
-    for _ in range(steps):
-        params, state = step(params, state)
-    return params
+        return jax.lax.scan(step, (params, optimizer.init(params)), length=4)[0][0]
+
+    return run
 
 
 @pytest.mark.parametrize("kind", ["standard", "mup", "u-mup", "completep"])
-def test_bit_for_bit_at_the_base(kind):
+def test_at_the_base_nothing_is_changed(kind):
     rule = infer(draw(16), draw(32), kind=kind).at(draw(16))
-    start = rule.init(draw(16), draw(16))
+    params, transform = draw(16), optax.adamw(0.01)
+    # The very same arrays and the very same optimizer: not one operation is added.
+    assert rule.optimizer(transform) is transform
+    for found in (rule.forward(params), rule.init(params, params)):
+        assert all(a is b for a, b in zip(*map(jax.tree.leaves, (params, found)), strict=True))
+
+
+def test_bit_for_bit_at_the_base():
+    rule = infer(draw(16), draw(32)).at(draw(16))
     transform = optax.adamw(0.01)
-    state = transform.init(start)
-    plain = draw(16)
 
     @jax.jit
-    def step(params, state):
-        updates, state = transform.update(jax.grad(loss)(params), state, params)
-        return optax.apply_updates(params, updates), state
+    def plain(params):
+        def step(carry, _):
+            params, state = carry
+            updates, state = transform.update(jax.grad(loss)(params), state, params)
+            return (optax.apply_updates(params, updates), state), None
 
-    for _ in range(4):
-        plain, state = step(plain, state)
-    jax.tree.map(np.testing.assert_array_equal, plain, trained(rule, start, transform))
+        return jax.lax.scan(step, (params, transform.init(params)), length=4)[0][0]
+
+    found = training(rule, transform)(rule.init(draw(16), draw(16)))
+    jax.tree.map(np.testing.assert_array_equal, plain(draw(16)), found)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +88,7 @@ def test_folded_is_the_same_training(family, transform):
     # A large epsilon and decay, so that their scaling is seen.
     makes = [infer(draw(16), draw(64), optimizer=family, fold=fold) for fold in (False, True)]
     with_multiplier, without = (
-        rule.forward(trained(rule, rule.init(draw(64), draw(16)), transform)) for rule in makes
+        rule.forward(training(rule, transform)(rule.init(draw(64), draw(16)))) for rule in makes
     )
     assert all(f.forward == 1 for f in makes[1].factors.values())
     jax.tree.map(
@@ -120,18 +131,19 @@ def probe(kind, optimizer, transform):
 
 
 def test_coordinates_of_every_layer_stay_with_mup_and_do_not_without():
-    widths, adam = [64, 256, 1024], optax.adam(2.0**-4)
-    mup = coordinate_check(probe("mup", "adam", adam), widths, seeds=1)
+    widths, adam = [64, 1024], optax.adam(2.0**-4)
+    # The readout's size after three large steps varies by a third from draw to draw.
+    mup = coordinate_check(probe("mup", "adam", adam), widths, seeds=3)
     standard = coordinate_check(probe("standard", "adam", adam), widths, seeds=1)
     assert mup.worst <= 0.1
     assert standard.worst >= 0.4
-    assert mup.sizes["layer 1"].shape == (4, 3)
+    assert mup.sizes["layer 1"].shape == (4, 2)
     figure = mup.plot()
     assert [axes.get_title()[:7] for axes in figure.axes] == ["layer 0", "layer 1", "layer 2"]
 
 
 def test_coordinates_under_gradient_steps():
-    check = coordinate_check(probe("mup", "sgd", optax.sgd(1.0)), [64, 256, 1024], seeds=1)
+    check = coordinate_check(probe("mup", "sgd", optax.sgd(1.0)), [64, 1024], seeds=1)
     assert max(abs(check.slopes[f"layer {at}"]) for at in (0, 1)) <= 0.1
 
 
@@ -142,7 +154,9 @@ def test_coordinates_need_two_widths():
 
 def test_arc_tangent_does_not_see_the_scale_of_the_loss():
     rule = infer(draw(16), draw(32)).at(draw(16))
-    ends = [trained(rule, draw(16), adam_atan2(0.01), scale=s) for s in (1.0, 1e-8)]
+    run = training(rule, adam_atan2(0.01))
+    ends = [run(draw(16), scale) for scale in (1.0, 1e-8)]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), *ends)
-    moved = [trained(rule, draw(16), optax.adam(0.01), scale=s) for s in (1.0, 1e-8)]
+    run = training(rule, optax.adam(0.01))
+    moved = [run(draw(16), scale) for scale in (1.0, 1e-8)]
     assert max(float(jnp.max(jnp.abs(a["w"] - b["w"]))) for a, b in zip(*moved, strict=True)) > 1e-3

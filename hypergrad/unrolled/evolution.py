@@ -1,0 +1,288 @@
+"""Persistent evolution strategies: an unbiased derivative of a long run from short windows.
+
+Pairs of runs go on side by side, each with hyperparameters that are a little off in opposite
+directions, drawn anew for every window. What a pair's losses differ by answers to all
+perturbations since the run's start, so that it is weighed with their sum `ξ`:
+
+    dF/dλ ≈ mean over pairs of ξ (F⁺ − F⁻) / (2 σ²)
+
+Vicol, Metz and Sohl-Dickstein, "Unbiased Gradient Estimation in Unrolled Computation Graphs with
+Persistent Evolution Strategies" (2021).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, PyTree, Scalar
+
+from hypergrad.estimator import FitInfo, Hypergradient
+from hypergrad.linear import vector
+from hypergrad.problem import BilevelProblem
+from hypergrad.unrolled.base import UnrolledEstimator, finish, positive_int
+from hypergrad.unrolled.reverse import outer_at_end
+from hypergrad.unrolled.run import Dynamics
+
+
+class EvolutionState(eqx.Module):
+    """What persistent evolution strategies carry.
+
+    - `params`, `step_state`: of the run without perturbation.
+    - `start`: where runs begin again after `horizon` steps.
+    - `others`: `(params, step state)` of the perturbed runs, two leading axes: pair, sign.
+    - `sums`: `ξ`, like the hyperparameters with a leading axis over pairs.
+    - `scale`: the larger of `‖∂f/∂w‖` and `‖H w‖` at the point given to `init`.
+    - `steps`: taken since the runs began.
+    - `inner_iterations`: steps of all runs together in the last `fit`.
+    """
+
+    params: PyTree
+    step_state: PyTree
+    start: PyTree
+    others: PyTree
+    sums: PyTree
+    scale: Scalar
+    steps: Int[Array, ""]
+    inner_iterations: Int[Array, ""]
+
+
+class PersistentEvolution(UnrolledEstimator):
+    """The derivative of a long run by differences between perturbed runs, window by window.
+
+    `fit` moves all runs on by `steps` steps; `hypergradient` costs one outer loss for each run.
+    Nothing is differentiated but the outer loss in the hyperparameters that it reads itself:
+    chaotic runs, of which derivatives explode, and steps with jumps are no obstacle. Unlike
+    `TruncatedUnrolled`, no contribution is dropped, and unlike `Unrolled` a run may be as long as
+    it likes. The price is noise, which grows with the number of hyperparameters and, as the root,
+    with that of the windows since the start.
+
+    **Arguments:** `update`, `steps` (per `fit`), `initial` and `stacked` of `UnrolledEstimator`,
+    and
+
+    - `horizon`: steps after which all runs begin again, a multiple of `steps`. Default: never.
+    - `pairs`: of perturbed runs; a `fit` costs `2 * pairs + 1` runs, side by side.
+    - `sigma`: standard deviation of the perturbations, in units of the hyperparameters. The
+      derivative is that of the loss smoothed so far in every window.
+
+    Each `fit` needs its own `key`; noise of a stochastic problem is the same in all runs. The
+    hyperparameters may change between fits: like `OnlineUnrolled`, the estimate then mixes them.
+
+    `info.error` is the standard error of the mean over pairs, relative to it; infinite for one
+    pair.
+    """
+
+    state_type: ClassVar[type] = EvolutionState
+    horizon: int | None = eqx.field(static=True)
+    pairs: int = eqx.field(static=True)
+    sigma: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        update: Any,
+        steps: int,
+        *,
+        horizon: int | None = None,
+        pairs: int = 8,
+        sigma: float = 0.01,
+        initial: Callable | None = None,
+        stacked: bool = False,
+    ) -> None:
+        super().__init__(update, steps, initial=initial, stacked=stacked)
+        self.horizon = None if horizon is None else positive_int("horizon", horizon)
+        if self.horizon is not None and self.horizon % self.steps:
+            raise ValueError(
+                f"horizon: expected a multiple of steps={self.steps}, received {horizon}."
+            )
+        self.pairs = positive_int("pairs", pairs)
+        number = isinstance(sigma, int | float) and not isinstance(sigma, bool)
+        if not number or not 0.0 < sigma < math.inf:
+            raise ValueError(f"sigma: expected a positive number, received {sigma!r}.")
+        self.sigma = float(sigma)
+
+    def init(
+        self,
+        problem: BilevelProblem,
+        params: PyTree,
+        hparams: PyTree,
+        inner_batch: PyTree,
+        *,
+        key: Array | None = None,
+    ) -> EvolutionState:
+        """The state at `params` (through `initial`, if given)."""
+        self._check(params, hparams, inner_batch)
+        state = EvolutionState(
+            params=params,
+            step_state=None,
+            start=params,
+            others=None,
+            sums=None,
+            scale=self._scale(problem, params, hparams, inner_batch, key),
+            steps=jnp.zeros((), jnp.int32),
+            inner_iterations=jnp.zeros((), jnp.int32),
+        )
+        return self._begun(problem, state, hparams, inner_batch, key)
+
+    def fit(
+        self,
+        problem: BilevelProblem,
+        state: EvolutionState,
+        hparams: PyTree,
+        inner_batch: PyTree,
+        *,
+        key: Array | None = None,
+    ) -> tuple[EvolutionState, FitInfo]:
+        """Move all runs on by `steps`, the perturbed ones with new perturbations.
+
+        **Raises:** `ValueError` without a `key`.
+        """
+        if key is None:
+            raise ValueError("PersistentEvolution.fit: key: expected a key, received None.")
+        self._check(state.params, hparams, inner_batch)
+        draw, noise = jax.random.split(key)
+        if self.horizon is not None:
+            again = self._begun(problem, state, hparams, inner_batch, noise)
+            over = state.steps >= self.horizon
+            arrays, static = eqx.partition(state, eqx.is_array)
+            fresh = eqx.filter(again, eqx.is_array)
+            state = eqx.combine(
+                jax.tree.map(lambda a, b: jnp.where(over, b, a), arrays, fresh), static
+            )
+        h = self._continued(problem, state, hparams, inner_batch, noise).h
+        drawn = self._perturbations(h, draw)
+
+        def moved(at: tuple, h: PyTree) -> tuple:
+            def begun(_: PyTree) -> tuple:
+                return at
+
+            given = vector.cast_like(h, like)
+            full = eqx.combine(given, hparams)
+            run = Dynamics(self.update, problem, begun, full, inner_batch, noise, self.stacked)
+            return run.unpack(*run.advance(run.x, run.rest, run.h, 0, self.steps))
+
+        like = self._continued(problem, state, hparams, inner_batch, noise).like(h)
+
+        def perturbed(at: tuple, epsilon: PyTree, sign: Array) -> tuple:
+            return moved(at, jax.tree.map(lambda a, e: a + sign * e.astype(a.dtype), h, epsilon))
+
+        signs = jnp.array([1.0, -1.0])
+        both = eqx.filter_vmap(perturbed, in_axes=(eqx.if_array(0), None, 0))
+        others = eqx.filter_vmap(both, in_axes=(eqx.if_array(0), 0, None))(
+            state.others, drawn, signs
+        )
+        params, step_state = moved((state.params, state.step_state), h)
+        taken = jnp.asarray(self.steps, jnp.int32)
+        state = EvolutionState(
+            params=params,
+            step_state=step_state,
+            start=state.start,
+            others=others,
+            sums=jax.tree.map(jnp.add, state.sums, drawn),
+            scale=state.scale,
+            steps=state.steps + taken,
+            inner_iterations=taken * (2 * self.pairs + 1),
+        )
+        return state, FitInfo(self._residual(problem, state, hparams, inner_batch, noise), taken)
+
+    def hypergradient(
+        self,
+        problem: BilevelProblem,
+        state: EvolutionState,
+        hparams: PyTree,
+        inner_batch: PyTree,
+        outer_batch: PyTree,
+        *,
+        key: Array | None = None,
+    ) -> Hypergradient:
+        """The derivative of the outer loss at the runs' present points, which stay there."""
+        run = self._continued(problem, state, hparams, inner_batch, key)
+        outer = outer_at_end(problem, run, outer_batch, key)
+        (value, aux), direct = jax.value_and_grad(
+            lambda h: outer(run.x, h, aux=True), has_aux=True
+        )(run.h)
+
+        def loss(at: tuple) -> Array:
+            x = eqx.filter(at, eqx.is_inexact_array)
+            return outer(x, run.h)
+
+        over = eqx.filter_vmap(loss, in_axes=(eqx.if_array(0),))
+        losses = eqx.filter_vmap(over, in_axes=(eqx.if_array(0),))(state.others)
+        weights = (losses[:, 0] - losses[:, 1]) / (2.0 * self.sigma**2)
+        each = jax.tree.map(lambda s: s * weights.reshape(-1, *[1] * (s.ndim - 1)), state.sums)
+        mean = jax.tree.map(lambda a: jnp.mean(a, 0), each)
+        spread = jax.tree.map(lambda a, m: jnp.sum((a - m) ** 2), each, mean)
+        squares = sum(jax.tree.leaves(spread), jnp.zeros(()))
+        count = self.pairs * (self.pairs - 1)
+        grad = jax.tree.map(lambda a, d: (a + d).astype(d.dtype), mean, direct)
+        error = jnp.sqrt(squares / count) if count else jnp.inf
+        return finish(
+            value,
+            aux,
+            grad,
+            run,
+            state,
+            residual=self._residual(problem, state, hparams, inner_batch, key),
+            inner_iterations=state.inner_iterations,
+            differentiated=jnp.zeros((), jnp.int32),
+            breakdown=jnp.asarray(False),
+            error=jnp.asarray(error / vector.norm(grad), value.dtype),
+        )
+
+    def _begun(
+        self,
+        problem: BilevelProblem,
+        state: EvolutionState,
+        hparams: PyTree,
+        inner_batch: PyTree,
+        key: Array | None,
+    ) -> EvolutionState:
+        """All runs at the start, without a past."""
+
+        def start(hparams: PyTree) -> tuple[PyTree, PyTree]:
+            at = self._initial(state.start, hparams)
+            return at, self.update.init(at, hparams)
+
+        run = Dynamics(self.update, problem, start, hparams, inner_batch, key, self.stacked)
+        params, step_state = run.unpack(run.x, run.rest)
+
+        def copies(leaf: Any) -> Any:
+            if not eqx.is_array(leaf):
+                return leaf
+            return jnp.broadcast_to(leaf, (self.pairs, 2, *leaf.shape))
+
+        return EvolutionState(
+            params=params,
+            step_state=step_state,
+            start=state.start,
+            others=jax.tree.map(copies, (params, step_state)),
+            sums=jax.tree.map(lambda a: jnp.zeros((self.pairs, *a.shape), a.dtype), run.h),
+            scale=state.scale,
+            steps=jnp.zeros((), jnp.int32),
+            inner_iterations=jnp.zeros((), jnp.int32),
+        )
+
+    def _continued(
+        self,
+        problem: BilevelProblem,
+        state: EvolutionState,
+        hparams: PyTree,
+        inner_batch: PyTree,
+        key: Array | None,
+    ) -> Dynamics:
+        self._check(state.params, hparams, inner_batch)
+
+        def start(_: PyTree) -> tuple[PyTree, PyTree]:
+            return state.params, state.step_state
+
+        return Dynamics(self.update, problem, start, hparams, inner_batch, key, self.stacked)
+
+    def _perturbations(self, h: PyTree, key: Array) -> PyTree:
+        leaves, tree = jax.tree.flatten(h)
+        keys = jax.random.split(key, len(leaves))
+        drawn = [
+            self.sigma * jax.random.normal(k, (self.pairs, *leaf.shape), leaf.dtype)
+            for k, leaf in zip(keys, leaves, strict=True)
+        ]
+        return jax.tree.unflatten(tree, drawn)
