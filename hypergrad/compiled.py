@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from hypergrad.estimator import Estimator, Hypergradient, HypergradientInfo
-from hypergrad.expected import require
+from hypergrad.expected import require_flag
 from hypergrad.implicit import ImplicitDifferentiation
 from hypergrad.implicit.second_order import answered
-from hypergrad.mistakes import check_estimator, check_key, check_leaves, check_state
+from hypergrad.mistakes import check_call, check_estimator, check_state
 from hypergrad.outcome import Outcome, text_of
 from hypergrad.over_keys import OverKeys
 from hypergrad.problem import BilevelProblem
@@ -79,13 +79,20 @@ def hypergradient(
     In eager use a result that is not to be trusted comes with an `InaccurateHypergradientWarning`,
     once for each place it is called from.
     """
-    require("hypergradient", "problem", problem, BilevelProblem, "BilevelProblem(inner, outer)")
     if estimator is None:
         estimator = ImplicitDifferentiation()
     check_estimator(estimator)
     check_state(estimator, state)
-    check_key(key)
-    check_leaves(params=params, hparams=hparams, inner_batch=inner_batch, outer_batch=outer_batch)
+    require_flag("hypergradient", "strict", strict)
+    check_call(
+        "hypergradient",
+        problem,
+        key,
+        params=params,
+        hparams=hparams,
+        inner_batch=inner_batch,
+        outer_batch=outer_batch,
+    )
     if params is None and state is None:
         raise ValueError(
             "hypergradient needs params, or the state of an earlier call: expected one of them, "

@@ -12,11 +12,11 @@ from jaxtyping import Array, PyTree, Scalar
 
 from hypergrad.compiled import as_arrays
 from hypergrad.estimator import Estimator, HypergradientInfo
-from hypergrad.expected import require, require_count, require_finite
+from hypergrad.expected import require_count, require_finite, require_flag, require_seed
 from hypergrad.implicit import ImplicitDifferentiation
 from hypergrad.inner import Newton
 from hypergrad.linear import vector
-from hypergrad.mistakes import check_estimator, check_key, check_leaves
+from hypergrad.mistakes import check_call, check_estimator
 from hypergrad.paths import leaf_names
 from hypergrad.problem import BilevelProblem
 
@@ -157,16 +157,21 @@ def check_hypergradient(
 
     **Raises:** `ValueError` as `hypergradient` does.
     """
-    require(
-        "check_hypergradient", "problem", problem, BilevelProblem, "BilevelProblem(inner, outer)"
-    )
     if estimator is None:
         estimator = ImplicitDifferentiation()
     check_estimator(estimator)
-    check_key(key)
-    check_leaves(params=params, hparams=hparams, inner_batch=inner_batch, outer_batch=outer_batch)
+    require_flag("check_hypergradient", "solve", solve)
+    check_call(
+        "check_hypergradient",
+        problem,
+        key,
+        params=params,
+        hparams=hparams,
+        inner_batch=inner_batch,
+        outer_batch=outer_batch,
+    )
     require_count("check_hypergradient", "directions", directions)
-    require_count("check_hypergradient", "seed", seed, 0)
+    require_seed("check_hypergradient", seed)
     for name, number in (("step", step), ("tolerance", tolerance)):
         if number is not None:
             require_finite("check_hypergradient", name, number)
@@ -175,8 +180,8 @@ def check_hypergradient(
     h, h_static = eqx.partition(hparams, eqx.is_inexact_array)
     if not jax.tree.leaves(h):
         raise ValueError(
-            "There is nothing to differentiate: hparams has no leaf that is a floating-point "
-            "array; expected at least one."
+            "There is nothing to differentiate: hparams: expected at least one floating-point "
+            "array, received none."
         )
     flat, unravel = ravel_pytree(h)
     double = flat.dtype == jnp.float64

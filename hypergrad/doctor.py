@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 
 from hypergrad.compiled import as_arrays
 from hypergrad.estimator import Estimator
-from hypergrad.expected import require, require_count, require_finite
+from hypergrad.expected import require_count, require_finite
 from hypergrad.implicit import ImplicitDifferentiation
 from hypergrad.implicit.curvature import Hessian
 from hypergrad.linear import vector
@@ -22,7 +22,7 @@ from hypergrad.linear.gmres import GMRES
 from hypergrad.linear.jacobian import solver_for
 from hypergrad.linear.minres import MINRES
 from hypergrad.linear.pcg import PCG
-from hypergrad.mistakes import check_key, check_leaves
+from hypergrad.mistakes import check_call
 from hypergrad.own_family import own_family
 from hypergrad.paths import Reach, leaf_names, trace_paths
 from hypergrad.problem import BilevelProblem
@@ -120,9 +120,15 @@ def recommend(
 
     **Raises:** `ValueError` as `hypergradient` does for losses that make no problem.
     """
-    require("recommend", "problem", problem, BilevelProblem, "BilevelProblem(inner, outer)")
-    check_leaves(params=params, hparams=hparams, inner_batch=inner_batch, outer_batch=outer_batch)
-    check_key(key)
+    check_call(
+        "recommend",
+        problem,
+        key,
+        params=params,
+        hparams=hparams,
+        inner_batch=inner_batch,
+        outer_batch=outer_batch,
+    )
     params, hparams, inner_batch, outer_batch = as_arrays(
         (params, hparams, inner_batch, outer_batch)
     )

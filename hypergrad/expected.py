@@ -64,6 +64,19 @@ def require_function(owner: str, name: str, value: Any) -> None:
         raise ValueError(f"{owner}: {name!r}: expected a function, received {received(value)}.")
 
 
+def require_functions(owner: str, name: str, value: Any) -> None:
+    """Refuse what is no list or tuple of functions.
+
+    **Raises:** `ValueError` that says what was given.
+    """
+    if not isinstance(value, list | tuple):
+        raise ValueError(
+            f"{owner}: {name!r}: expected a list of functions, received {received(value)}."
+        )
+    for function in value:
+        require_function(owner, name, function)
+
+
 def require_count(owner: str, name: str, value: Any, least: int = 1) -> None:
     """Refuse what is no integer, of any library, of at least `least`.
 
@@ -73,6 +86,25 @@ def require_count(owner: str, name: str, value: Any, least: int = 1) -> None:
         raise ValueError(
             f"{owner}: {name}: expected an integer >= {least}, received {_number(value)}."
         )
+
+
+def require_seed(owner: str, value: Any) -> None:
+    """Refuse what is no seed of random numbers: an integer from 0 to 2^63 - 1.
+
+    **Raises:** `ValueError` that names the argument.
+    """
+    require_count(owner, "seed", value, 0)
+    if value >= 2**63:
+        raise ValueError(f"{owner}: seed: expected an integer below 2^63, received {value!r:.40}.")
+
+
+def require_flag(owner: str, name: str, value: Any) -> None:
+    """Refuse what is neither `True` nor `False`.
+
+    **Raises:** `ValueError` that names the argument.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{owner}: {name}: expected True or False, received {_number(value)}.")
 
 
 def require_number(owner: str, name: str, value: Any) -> None:

@@ -3,13 +3,15 @@
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from jaxtyping import PyTree
 
 from hypergrad.estimator import Estimator, Hypergradient
-from hypergrad.expected import received
+from hypergrad.expected import received, require, require_key
 from hypergrad.inner.base import InnerSolver
 from hypergrad.linear.base import LinearSolver
+from hypergrad.problem import BilevelProblem
 
 # What holds numbers and is no array, by the package that it comes from; and the way out.
 _FOREIGN = {
@@ -41,6 +43,16 @@ def check_estimator(estimator: Any) -> None:
     )
 
 
+def check_call(owner: str, problem: Any, key: Any, **trees: PyTree) -> None:
+    """Refuse what is no problem, no key, and leaves that no program can be compiled for.
+
+    **Raises:** `ValueError` that names the argument.
+    """
+    require(owner, "problem", problem, BilevelProblem, "BilevelProblem(inner, outer)")
+    check_key(owner, key)
+    check_leaves(**trees)
+
+
 def check_state(estimator: Estimator, state: Any) -> None:
     """Refuse the state of something else.
 
@@ -57,19 +69,21 @@ def check_state(estimator: Estimator, state: Any) -> None:
     )
 
 
-def check_key(key: Any) -> None:
-    """Refuse a seed in place of a key.
+def check_key(owner: str, key: Any) -> None:
+    """Refuse a seed in place of a key, and what is neither a key nor `None`.
 
     **Raises:** `ValueError` with the call that makes the key.
     """
-    if isinstance(key, int):
+    if isinstance(key, int) and not isinstance(key, bool):
         raise ValueError(
             f"key: expected a JAX key, received the number {key}; write jax.random.key({key})."
         )
+    if key is not None:
+        require_key(owner, "key", key)
 
 
 def check_leaves(**trees: PyTree) -> None:
-    """Refuse leaves that hold numbers and are no arrays.
+    """Refuse leaves that hold numbers and are no arrays, and what no program can be compiled for.
 
     **Raises:** `ValueError` naming the argument, the leaf and the way out.
     """
@@ -83,6 +97,18 @@ def check_leaves(**trees: PyTree) -> None:
                     f"{name}{jax.tree_util.keystr(path)}: expected arrays, received "
                     f"{received(leaf)} of {type(leaf).__module__.split('.')[0]}; {way_out}."
                 )
+            if not _carried(leaf):
+                raise ValueError(
+                    f"{name}{jax.tree_util.keystr(path)}: expected arrays, 64-bit integers or "
+                    f"values that can be hashed, received {received(leaf)}."
+                )
+
+
+def _carried(leaf: Any) -> bool:
+    """Whether a compiled program takes it as an array, or as a constant."""
+    if isinstance(leaf, int):
+        return -(2**63) <= leaf < 2**63
+    return isinstance(leaf, np.ndarray | jax.Array) or type(leaf).__hash__ is not None
 
 
 def _foreign(leaf: Any) -> str | None:

@@ -167,8 +167,8 @@ def require_effect(paths: Paths, estimator: str, *, unseen: bool = False) -> Non
     """
     if not paths.hparams:
         raise ValueError(
-            "There is nothing to differentiate: hparams has no leaf that is a floating-point "
-            "array; expected at least one."
+            "There is nothing to differentiate: hparams: expected at least one floating-point "
+            "array, received none."
         )
     if not paths.outer_params:
         on = [name for name, reach in paths.hparams.items() if reach.outer]

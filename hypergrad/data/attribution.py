@@ -23,9 +23,8 @@ from hypergrad.data.frames import to_frame, without_frames
 from hypergrad.data.trained import check_count, check_order, check_queries, over_weights
 from hypergrad.data.weighted import WeightedExamples
 from hypergrad.estimator import Estimator, HypergradientInfo
-from hypergrad.expected import require
 from hypergrad.implicit import ImplicitDifferentiation
-from hypergrad.mistakes import check_estimator, check_key, check_leaves
+from hypergrad.mistakes import check_call, check_estimator
 from hypergrad.problem import BilevelProblem
 
 # Of the mean of the examples' losses from the loss of the whole batch, relative, in roundings.
@@ -116,11 +115,9 @@ def attribute(
     **Raises:** `ValueError` for arrays without a common leading axis, an inner loss that is no mean
     over examples, an order that is no array of such numbers, and as `hypergradient`.
     """
-    require("attribute", "problem", problem, BilevelProblem, "BilevelProblem(inner, outer)")
-    check_leaves(params=params, hparams=hparams)
+    check_call("attribute", problem, key, params=params, hparams=hparams)
     estimator = ImplicitDifferentiation() if estimator is None else estimator
     check_estimator(estimator)
-    check_key(key)
     examples, index = without_frames("examples", examples)
     queries, query_index = without_frames("queries", queries)
     params, hparams, examples, queries = as_arrays((params, hparams, examples, queries))

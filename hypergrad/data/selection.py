@@ -26,8 +26,8 @@ from hypergrad.data.trained import (
 )
 from hypergrad.data.weighted import WeightedExamples
 from hypergrad.estimator import Estimator
-from hypergrad.expected import require, require_number
-from hypergrad.mistakes import check_key, check_leaves
+from hypergrad.expected import require_number
+from hypergrad.mistakes import check_call
 from hypergrad.problem import BilevelProblem
 
 # A refused exchange is tried again with so much fewer pairs.
@@ -94,10 +94,8 @@ def select(
 
     **Raises:** `ValueError` for bad input, `FloatingPointError` if the first training diverges.
     """
-    require("select", "problem", problem, BilevelProblem, "BilevelProblem(inner, outer)")
-    check_leaves(params=params, hparams=hparams)
+    check_call("select", problem, key, params=params, hparams=hparams)
     check_trains(estimator)
-    check_key(key)
     examples, index = without_frames("examples", examples)
     queries, _ = without_frames("queries", queries)
     params, hparams, examples, queries = as_arrays((params, hparams, examples, queries))

@@ -139,7 +139,7 @@ class ImplicitDifferentiation(Estimator):
         given = RestrictedProblem(problem, params, hparams, inner_batch, key=key)
         dynamic = given.w
         if not jax.tree.leaves(dynamic):
-            raise ValueError("params has no leaf that is a floating-point array.")
+            raise ValueError("params: expected at least one floating-point array, received none.")
         _, scale = residual_scale(given.residual, dynamic)
         adjoint = vector.zeros_like(vector.widen(dynamic))
         return ImplicitState(

@@ -34,7 +34,8 @@ def step_sizes(step: PyTree, h: PyTree) -> Float[Array, "entries"]:
     """
     if not jax.tree.leaves(h):
         raise ValueError(
-            "There is nothing to differentiate: hparams has no leaf that is a floating-point array."
+            "There is nothing to differentiate: hparams: expected at least one floating-point "
+            "array, received none."
         )
     leaves = jax.tree.leaves(step)
     one = len(leaves) == 1 and leaves[0] is step and jnp.ndim(step) == 0

@@ -107,7 +107,7 @@ def load(path: Path, like: PyTree, identity: Mapping[str, str]) -> tuple[PyTree,
                 stacklevel=3,
             )
         return _restore(candidate, archive, like, identity)
-    raise CheckpointError(f"No readable checkpoint: {'; '.join(failures) or path}.")
+    raise CheckpointError(f"checkpoint: expected a readable file: {'; '.join(failures) or path}.")
 
 
 def exists(path: Path) -> bool:

@@ -15,8 +15,15 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from hypergrad.compiled import as_arrays, strong
-from hypergrad.expected import require
-from hypergrad.mistakes import check_leaves
+from hypergrad.expected import (
+    received,
+    require,
+    require_count,
+    require_finite,
+    require_functions,
+    require_seed,
+)
+from hypergrad.mistakes import check_call
 from hypergrad.outer import checkpoint as files
 from hypergrad.outer import guards, loops
 from hypergrad.outer.base import RUNNING, OuterAlgorithm, OuterInfo, OuterState
@@ -108,16 +115,26 @@ def run(
     `InaccurateHypergradientWarning` when the estimated error of the hypergradient exceeds its norm
     for ten steps in a row, or to the end of a shorter run.
     """
-    if steps < 1 or every < 1:
-        raise ValueError(
-            f"run: steps and every: expected at least 1, received {steps} and {every}."
-        )
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
-        raise ValueError(f"run: seed expected an integer, received {seed!r}; the default is 0.")
+    require_count("run", "steps", steps)
+    require_count("run", "every", every)
+    require_seed("run", seed)
+    require_finite("run", "overtuning_margin", overtuning_margin)
+    require_finite("run", "min_delta", min_delta)
+    require_finite("run", "checkpoint_seconds", checkpoint_seconds)
+    if tol is not None:
+        require_finite("run", "tol", tol)
+    if patience is not None:
+        require_count("run", "patience", patience)
+    require_functions("run", "callbacks", callbacks)
+    if not isinstance(checkpoint, str | Path | None):
+        raise ValueError(f"run: checkpoint: expected a path, received {received(checkpoint)}.")
     require("run", "algorithm", algorithm, OuterAlgorithm, "Alternating(estimator, optimizer)")
     if sampler is not None:
         require("run", "sampler", sampler, Sampler, "Minibatches(32)")
-    check_leaves(
+    check_call(
+        "run",
+        problem,
+        None,
         params=params,
         hparams=hparams,
         inner_data=inner_data,
@@ -318,8 +335,8 @@ def _require_finite(name: str, data: PyTree) -> None:
         if bad:
             where = np.argwhere(~np.isfinite(np.asarray(leaf, np.float64)))[0].tolist()
             raise ValueError(
-                f"{name}{jax.tree_util.keystr(path)} must be finite: {bad} of {leaf.size} values "
-                f"are NaN or infinite, the first at index {where}."
+                f"{name}{jax.tree_util.keystr(path)}: expected finite values, received {bad} of "
+                f"{leaf.size} that are NaN or infinite, the first at index {where}."
             )
 
 

@@ -14,8 +14,9 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from hypergrad.compiled import as_arrays
-from hypergrad.expected import require, require_count, require_function
+from hypergrad.expected import require, require_count, require_function, require_seed
 from hypergrad.inner import InnerSolver
+from hypergrad.mistakes import check_call
 from hypergrad.problem import BilevelProblem
 
 
@@ -64,11 +65,20 @@ def retrain_gap(
 
     **Returns:** a `RetrainGap`.
     """
-    require("retrain_gap", "problem", problem, BilevelProblem, "BilevelProblem(inner, outer)")
+    check_call(
+        "retrain_gap",
+        problem,
+        None,
+        params=params,
+        hparams=hparams,
+        inner_data=inner_data,
+        outer_data=outer_data,
+    )
     require("retrain_gap", "solver", solver, InnerSolver, "Newton()")
     require_function("retrain_gap", "initialise", initialise)
     require_count("retrain_gap", "trainings", trainings)
-    hparams, inner_data, outer_data = as_arrays((hparams, inner_data, outer_data))
+    require_seed("retrain_gap", seed)
+    params, hparams, inner_data, outer_data = as_arrays((params, hparams, inner_data, outer_data))
 
     @eqx.filter_jit
     def loss(params: PyTree, key: Array) -> Array:

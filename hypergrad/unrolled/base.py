@@ -164,7 +164,7 @@ class UnrolledEstimator(Estimator):
 
     def _check(self, params: PyTree, hparams: PyTree, inner_batch: PyTree) -> None:
         if not jax.tree.leaves(eqx.filter(params, eqx.is_inexact_array)):
-            raise ValueError("params has no leaf that is a floating-point array.")
+            raise ValueError("params: expected at least one floating-point array, received none.")
         for name, leaf in zip(leaf_names(hparams), jax.tree.leaves(hparams), strict=True):
             dtype = jnp.result_type(leaf) if eqx.is_array_like(leaf) else None
             if dtype is not None and jnp.issubdtype(dtype, jnp.integer):

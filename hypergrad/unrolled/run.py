@@ -229,7 +229,8 @@ def require_effect(
     """
     if not leaf_names(run.h):
         raise ValueError(
-            "There is nothing to differentiate: hparams has no leaf that is a floating-point array."
+            "There is nothing to differentiate: hparams: expected at least one floating-point "
+            "array, received none."
         )
     found = reaches(run, outer, first, last, from_start=from_start, forward=forward)
     dead = [name for name, reach in found.items() if not reach.seen]

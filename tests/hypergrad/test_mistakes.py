@@ -165,7 +165,7 @@ def test_the_seed_and_the_callbacks_of_a_run():
     def call(**options):
         run(RIDGE, SOBA(), W, -1.0, TRAIN, VALID, steps=1, **options)
 
-    with pytest.raises(ValueError, match="seed expected an integer, received None"):
+    with pytest.raises(ValueError, match="seed: expected an integer >= 0, received None"):
         call(seed=None)
     with pytest.raises(ValueError, match=r"expected True to stop the run.*received a dict"):
         call(callbacks=[lambda report: {}])

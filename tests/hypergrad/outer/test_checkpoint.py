@@ -128,7 +128,7 @@ def test_two_damaged_files_are_an_error_and_not_a_new_start(ridge, tmp_path):
     drive(ridge, path, steps=5)
     for file in tmp_path.iterdir():
         file.write_bytes(b"not a checkpoint")
-    with pytest.raises(CheckpointError, match="No readable checkpoint"):
+    with pytest.raises(CheckpointError, match="expected a readable file"):
         drive(ridge, path)
 
 

@@ -223,7 +223,9 @@ def test_no_guard_without_over_tuning(ridge, recwarn):
 
 def test_data_that_are_not_finite_are_named(ridge):
     broken = {**ridge.inner, "x": ridge.inner["x"].at[5, 2].set(jnp.nan)}
-    with pytest.raises(ValueError, match=r"inner_data\['x'\] must be finite: 1 of 96.*\[5, 2\]"):
+    with pytest.raises(
+        ValueError, match=r"inner_data\['x'\]: expected finite values, received 1 of 96.*\[5, 2\]"
+    ):
         run(ridge.problem, ALGORITHM, ridge.params, ridge.hparams, broken, ridge.outer, steps=1)
 
 

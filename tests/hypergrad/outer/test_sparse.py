@@ -87,5 +87,7 @@ def test_a_nan_among_the_stored_values_is_named(corpus):
     x = inner["x"]
     broken = {**inner, "x": BCOO((x.data.at[7].set(jnp.nan), x.indices), shape=x.shape)}
     start = (jnp.zeros(FEATURES), jnp.asarray(1.0))
-    with pytest.raises(ValueError, match=r"inner_data\['x'\].* must be finite: 1 of .*\[7\]"):
+    with pytest.raises(
+        ValueError, match=r"inner_data\['x'\].* expected finite values, received 1 of .*\[7\]"
+    ):
         run(PROBLEM, SOBA(), *start, broken, outer, steps=1)

@@ -83,7 +83,7 @@ def test_only_the_outer_loss_reads_it():
 
 def test_params_and_hparams_must_have_something_to_differentiate():
     estimator = Unrolled(optax.sgd(0.1), 2)
-    with pytest.raises(ValueError, match="params has no leaf"):
+    with pytest.raises(ValueError, match="params: expected at least one"):
         hypergradient(PROBLEM, jnp.arange(3), H, estimator=estimator)
     with pytest.raises(ValueError, match="nothing to differentiate"):
         hypergradient(PROBLEM, W, {"a": True}, estimator=estimator)
