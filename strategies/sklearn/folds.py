@@ -1,12 +1,12 @@
 """The data of all folds, stacked for one compiled program."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.sparse import BCOO
 from scipy import sparse
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
@@ -15,6 +15,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 
 from strategies.sklearn.models import Fold, Model
+from strategies.sklearn.models.sparse_matrix import SparseMatrix
 
 Splits = Sequence[tuple[np.ndarray, np.ndarray]]
 
@@ -138,34 +139,53 @@ def transformed(head: Pipeline | None, table: Table) -> list[Any]:
 
 
 class Stacked:
-    """All folds of one structure, on the device, and what `vmap` has to know of their axes."""
+    """All folds of one structure, on the device, and what `vmap` has to know of their axes.
+
+    Samples of weight zero fill up to `rows`, so that searches of parts of a table have the shapes,
+    and the compiled program, of the whole.
+    """
 
     def __init__(
-        self, table: Table, features: list[Any], model: Model, width: int, padded: bool
+        self,
+        table: Table,
+        features: list[Any],
+        model: Model,
+        width: int,
+        padded: bool,
+        rows: int | None = None,
     ) -> None:
         self.table, self.model = table, model
-        self.features = [_as_wide(x, width, padded, number) for number, x in enumerate(features)]
+        self.more = max(0, (rows or 0) - len(table.y))
+        wide = [_as_wide(x, width, padded, number) for number, x in enumerate(features)]
+        self.features = [_filled(x, self.more) for x in wide]
+        self.y = _filled(table.y, self.more)
         shared = len(self.features) == 1
         self.weights = [
-            table.weights(number, model.estimator) for number in range(len(table.splits))
+            tuple(np.pad(part, (0, self.more)) for part in table.weights(number, model.estimator))
+            for number in range(len(table.splits))
         ]
         self.x = _on_device(self.features)
         self.axes = Fold(x=None if shared else 0, y=None, train=0, test=0, extra=0)  # type: ignore[arg-type]
         self._known: Fold | None = None
+
+    @property
+    def entries(self) -> int:
+        """Of the features, times outputs and folds."""
+        first = self.features[0]
+        stored = first.nnz if sparse.issparse(first) else first.size
+        return int(stored) * self.y.shape[1] * len(self.weights)
 
     def folds(self, values: Mapping[str, Any]) -> Fold:
         """The folds for hyperparameters of these values."""
         if self._known is not None and not self.model.prepares_by_value:
             return self._known
         extras = [
-            self.model.prepare(
-                self.features[number % len(self.features)], self.table.y, train, values
-            )
+            self.model.prepare(self.features[number % len(self.features)], self.y, train, values)
             for number, (train, _) in enumerate(self.weights)
         ]
         self._known = Fold(
             x=self.x,
-            y=jnp.asarray(self.table.y),
+            y=jnp.asarray(self.y),
             train=jnp.asarray(np.stack([train for train, _ in self.weights])),
             test=jnp.asarray(np.stack([test for _, test in self.weights])),
             extra=jax.tree.map(
@@ -173,6 +193,21 @@ class Stacked:
             ),
         )
         return self._known
+
+    def start_from(self, params: Any) -> None:
+        """Where the next training starts, for each fold; nothing for a closed form."""
+        if self._known is not None and not self.model.prepares_by_value and jax.tree.leaves(params):
+            extra = {**self._known.extra, "start": params}
+            self._known = replace(self._known, extra=extra)
+
+
+def _filled(x: Any, more: int) -> Any:
+    """With the first sample, whose values are legal ones, so many times more."""
+    if not more:
+        return x
+    if sparse.issparse(x):
+        return sparse.csr_array(sparse.vstack([x, *[x[:1]] * more]))
+    return np.concatenate([x, np.repeat(x[:1], more, axis=0)])
 
 
 def _as_wide(x: Any, width: int, padded: bool, number: int) -> Any:
@@ -195,15 +230,7 @@ def _on_device(features: list[Any]) -> Any:
         return jnp.asarray(features[0])
     if not any(sparse.issparse(x) for x in features):
         return jnp.asarray(np.stack(features))
-    entries = [sparse.coo_array(x) for x in features]
-    most = max(x.nnz for x in entries)
-    # A padded entry is a zero at the origin.
-    data = np.stack([np.pad(x.data, (0, most - x.nnz)) for x in entries])
-    at = [np.stack([x.row, x.col], axis=1).astype(np.int32) for x in entries]
-    indices = np.stack([np.pad(i, [(0, most - len(i)), (0, 0)]) for i in at])
-    if len(features) == 1:
-        data, indices = data[0], indices[0]
-    return BCOO((jnp.asarray(data), jnp.asarray(indices)), shape=features[0].shape)
+    return SparseMatrix.stacked(features)
 
 
 __all__ = ["Splits", "Stacked", "Table", "columns", "transformed"]

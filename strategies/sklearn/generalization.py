@@ -16,7 +16,7 @@ from sklearn.model_selection import (
 )
 from sklearn.model_selection._split import _CVIterableWrapper
 from sklearn.utils import _safe_indexing
-from sklearn.utils.validation import _check_method_params
+from sklearn.utils.validation import _check_method_params, _num_samples
 
 # The part of the samples that a fresh split holds out, and the number of nested folds.
 _HELD_OUT = 0.2
@@ -50,10 +50,14 @@ def generalization(search: Any, X: Any, y: Any, params: Mapping[str, Any]) -> fl
         )
     again = clone(search).set_params(generalization=None, resume=None)
     scores = []
+    # A part of the samples is searched with the program of all of them.
+    size = _num_samples(X)
     for train, test in _outer(search, X, y, params, kind):
         inside = _check_method_params(X, params=dict(params), indices=train)
         part = None if y is None else _safe_indexing(y, train)
-        fitted = clone(again).fit(_safe_indexing(X, train), part, **inside)
+        searched = clone(again)
+        searched._rows = size
+        fitted = searched.fit(_safe_indexing(X, train), part, **inside)
         held = None if y is None else _safe_indexing(y, test)
         scores.append(fitted.score(_safe_indexing(X, test), held))
     score = float(np.mean(scores))

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +24,8 @@ from strategies.sklearn.models import (
     known_model,
     model_of,
 )
-from strategies.sklearn.models.base import Hyperparameters, Measure, Response
+from strategies.sklearn.models.base import Hyperparameters, Measure
+from strategies.sklearn.programs import program_of
 
 # Structures whose data and programs are kept: different preprocessing, other kernels.
 _KEPT = 8
@@ -54,7 +54,8 @@ class Evaluation:
 class CrossValidation:
     """The mean over folds of a smooth criterion at the trained parameters.
 
-    All folds are trained by one compiled program, in float64, whatever JAX's default is.
+    All folds are trained by one compiled program, in float64, whatever JAX's default is; where a
+    training takes steps, it begins where the one before ended.
 
     **Arguments:**
 
@@ -65,6 +66,7 @@ class CrossValidation:
     - `searched`: names of the parameters that are searched.
     - `groups`: columns of the groups that have a penalty each; `None` for one of all.
     - `width`: number of features that reach the estimator.
+    - `rows`: number of samples for which programs are compiled, if more than there are.
     """
 
     def __init__(
@@ -77,9 +79,10 @@ class CrossValidation:
         searched: frozenset[str],
         groups: list[np.ndarray] | None,
         width: int,
+        rows: int | None = None,
     ):
         self.estimator, self.table, self.searched = estimator, table, searched
-        self.groups, self.width = groups, width
+        self.groups, self.width, self.rows = groups, width, rows
         self.index = None if groups is None else _index(groups, width)
         self.model = self._model({})
         if self.model.dense_only and sparse.issparse(table.X):
@@ -115,10 +118,12 @@ class CrossValidation:
 
     def _model(self, structure: Mapping[str, Any]) -> Model:
         estimator = clone(self.estimator).set_params(**structure)
+        return model_of(final_step(estimator), self._task())
+
+    def _task(self) -> Task:
         classes = 0 if self.table.classes is None else len(self.table.classes)
         inside = [n for n in self.searched if n.startswith(self.prefix)]
-        searched = frozenset(n[len(self.prefix) :] for n in inside)
-        return model_of(final_step(estimator), Task(classes, searched))
+        return Task(classes, frozenset(n[len(self.prefix) :] for n in inside))
 
     def _criterion(self, criterion: str | Criterion, scorer: Any) -> str | Criterion:
         if not isinstance(criterion, str):
@@ -184,8 +189,16 @@ class CrossValidation:
             features = [_dense(x) for x in features]
         width = self.width if self.groups else max(x.shape[1] for x in features)
         padded = self.groups is None and not model.fixed_width
-        stacked = Stacked(self.table, features, model, width, padded=padded)
-        self._programs[key] = stacked, _program(model, self._measure(model), stacked.axes)
+        stacked = Stacked(self.table, features, model, width, padded, self.rows)
+        program = program_of(
+            model,
+            self._task(),
+            self.criterion,
+            self._measure(model),
+            stacked.axes,
+            stacked.entries,
+        )
+        self._programs[key] = stacked, program
         if len(self._programs) > _KEPT:
             self._programs.popitem(last=False)
         return self._programs[key]
@@ -193,7 +206,8 @@ class CrossValidation:
     def __call__(self, params: Mapping[str, Any]) -> Evaluation:
         """The criterion at parameters named as `set_params` names them, and its derivative.
 
-        A value per group stands for the parameter that may be one per feature.
+        A value per group stands for the parameter that may be one per feature; its derivative is
+        one per group, even where there is one value for all.
 
         **Raises:** `NotDifferentiableError` where there is no derivative at these parameters.
         """
@@ -208,12 +222,15 @@ class CrossValidation:
                 for name, inner in names.items()
                 if inner in model_names
             }
-            wide = self.index is not None and np.ndim(values.get(_bare(stacked.model), 0.0)) > 0
-            index = jnp.asarray(self.index) if wide else None
-            each = {_bare(stacked.model): values[_bare(stacked.model)][self.index]} if wide else {}
+            index, each, bare = None, {}, _bare(stacked.model)
+            if self.groups is not None and bare in values:
+                # One number for all groups has a derivative in each, and needs no other program.
+                values[bare] = np.broadcast_to(values[bare], (len(self.groups),))
+                index, each = jnp.asarray(self.index), {bare: values[bare][self.index]}
             folds = stacked.folds({**values, **each})
             response = program(jax.tree.map(jnp.asarray, values), folds, index)
             scores = np.asarray(response.value)
+            stacked.start_from(response.params)
         back = {inner: name for name, inner in names.items()}
         return Evaluation(
             value=float(scores.mean()),
@@ -242,23 +259,6 @@ def _dense(x: Any) -> np.ndarray:
 
 def _bare(model: Model) -> str:
     return model.per_feature or ""
-
-
-def _program(model: Model, measure: Measure, axes: Fold) -> Callable:
-    """The compiled mean of the criterion over folds, with its derivative."""
-
-    def mean(h: dict[str, Array], folds: Fold, index: Array | None) -> Response:
-        wide = h
-        if index is not None:
-            wide = {**h, _bare(model): h[_bare(model)][index]}
-        each = jax.vmap(lambda fold: model.respond(wide, fold, measure), in_axes=(axes,))(folds)
-        gradient = {name: jnp.mean(part, axis=0) for name, part in each.gradient.items()}
-        if index is not None:
-            summed = jnp.zeros_like(h[_bare(model)]).at[index].add(gradient[_bare(model)])
-            gradient = {**gradient, _bare(model): summed}
-        return Response(each.value, gradient, jnp.max(each.residual))
-
-    return eqx.filter_jit(mean)
 
 
 def _index(groups: list[np.ndarray], width: int) -> np.ndarray:

@@ -19,6 +19,7 @@ from strategies.sklearn.candidates import Candidates, Evaluation
 from strategies.sklearn.folds import Table
 from strategies.sklearn.objective import CrossValidation, NotDifferentiableError, head_of
 from strategies.sklearn.penalties import STEP, groups_of, step_name
+from strategies.sklearn.prior import RatioPrior
 from strategies.sklearn.spaces import (
     is_single,
     names_of,
@@ -27,12 +28,14 @@ from strategies.sklearn.spaces import (
     tuned,
     without_objects,
 )
-from strategies.sklearn.stages import Budget, follow_gradients, shared_limit
+from strategies.sklearn.stages import Budget, follow_gradients, part_of
 from strategies.sklearn.trials import Journal, Stage, Trial, journal
 from strategies.space import SearchSpace
 
 # Stages; without gradients the trials are scikit-learn's own fits.
 _SCORES, _SHARED, _TUNED = "scores", "shared", "tuned"
+# Longest first step of a search of many penalties, in units of their range: most have no gradient.
+_FIRST_STEP = 0.5
 
 
 class Run:
@@ -133,6 +136,7 @@ class Run:
             searched=self.searched,
             groups=groups,
             width=width,
+            rows=search._rows,
         )
         found = sorted(self.searched & set(objective.differentiable))
         if not found:
@@ -159,6 +163,7 @@ class Run:
             _shown(search.criterion),
             _shown(search.scoring),
             search.random_state or 0,
+            search.ratio_spread,
             joblib.hash((self.X, self.y, splits)),
             {k: joblib.hash(v) for k, v in sorted(self.params.items())},
         ]
@@ -184,22 +189,33 @@ class Run:
         assert self.objective is not None
         search, objective = self.search, self.objective
         seed, strict = search.random_state or 0, search.error_score == "raise"
+
+        def follow(stage: Stage, limit: int, prior: RatioPrior | None = None) -> None:
+            follow_gradients(objective, stage, budget, limit, self.objects, strict, prior)
+
         narrow = tuned(self.space, objective.differentiable)
         if not self.groups:
             stages = [Stage(_TUNED, HypergradientSearcher(narrow, seed=seed), kept)]
-            follow_gradients(objective, stages[0], budget, budget.trials, self.objects, strict)
+            follow(stages[0], budget.trials)
         else:
-            # The best penalty that all share is where the others start.
-            shared = Stage(_SHARED, HypergradientSearcher(narrow, seed=seed), kept)
-            limit = shared_limit(budget.trials)
-            follow_gradients(objective, shared, budget, limit, self.objects, strict)
             wide = tuned(
                 self.space, objective.differentiable, objective.penalised, (len(self.groups),)
             )
-            first = [_widened(shared.best.config, wide)] if shared.best is not None else []
-            free = Stage(_TUNED, HypergradientSearcher(wide, seed=seed, first=first), kept)
-            follow_gradients(objective, free, budget, budget.trials, self.objects, strict)
-            stages = [shared, free]
+            prior = None
+            if search.ratio_spread is not None:
+                prior = RatioPrior(search.ratio_spread, len(objective.table.y))
+            shared = Stage(_SHARED, HypergradientSearcher(narrow, seed=seed), kept)
+            searcher = HypergradientSearcher(wide, seed=seed, radius=_FIRST_STEP)
+            free = Stage(_TUNED, searcher, kept)
+            stages = [free, shared]
+            # From the middle, then from the best penalty that all share: minima are several.
+            if not shared.trials:
+                follow(free, part_of(budget.trials), prior)
+            follow(shared, part_of(budget.trials))
+            if shared.best is not None:
+                opening = [trial.stage for trial in kept.trials].index(_SHARED)
+                free.start_at(shared.best, _widened(shared.best.config, wide), opening)
+            follow(free, budget.trials, prior)
         trials = [trial for stage in stages for trial in stage.trials if trial.value is not None]
         if not trials:
             raise ValueError(

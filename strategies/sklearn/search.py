@@ -44,6 +44,9 @@ class HypergradSearchCV(Reports, BaseSearchCV):
             length scale) gets one value for each;
             `best_estimator_` is a pipeline with a step `FeaturePenalties` in front of the genuine
             estimator.
+        ratio_spread: Penalties of features or groups have a prior: their logarithms are normal
+            around their mean, with this standard deviation (1 is a factor of e). It keeps them
+            from fitting the folds; `None` for no prior.
         criterion: What is minimised by trials: `"auto"`, the one that stands for `scoring`, a name
             in the table below, a function `(output, y, weights) -> scalar` of `jax.numpy` arrays,
             or `None` to search without gradients.
@@ -97,6 +100,7 @@ class HypergradSearchCV(Reports, BaseSearchCV):
         **BaseSearchCV._parameter_constraints,
         "param_space": [Mapping, list, tuple, SearchSpace],
         "penalty": [str, Mapping],
+        "ratio_spread": [Interval(numbers.Real, 0, None, closed="neither"), None],
         "criterion": [str, callable, None],
         "n_trials": [Interval(numbers.Integral, 1, None, closed="left")],
         "patience": [Interval(numbers.Integral, 1, None, closed="left"), None],
@@ -107,12 +111,16 @@ class HypergradSearchCV(Reports, BaseSearchCV):
         "random_state": [Interval(numbers.Integral, 0, None, closed="left"), None],
     }
 
+    #: Samples for which programs are compiled, if more than there are.
+    _rows: int | None = None
+
     def __init__(
         self,
         estimator: Any,
         param_space: Any,
         *,
         penalty: Any = "single",
+        ratio_spread: float | None = 1.0,
         criterion: Any = "auto",
         n_trials: int = 30,
         patience: int | None = 5,
@@ -143,6 +151,7 @@ class HypergradSearchCV(Reports, BaseSearchCV):
         )
         self.param_space = param_space
         self.penalty = penalty
+        self.ratio_spread = ratio_spread
         self.criterion = criterion
         self.n_trials = n_trials
         self.patience = patience

@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 
 from strategies.sklearn.objective import CrossValidation
+from strategies.sklearn.prior import RatioPrior
 from strategies.sklearn.spaces import Objects, name_of, params_of
 from strategies.sklearn.trials import Journal, Stage, Trial
 from strategies.space import SearchSpace
 
 # An improvement below this part of the criterion's standard error counts for nothing.
 _WORTH = 0.01
-# Share of the trials that look for the best penalty that all features share.
-_SHARED = 1.0 / 3.0
+# The same of what two tangents leave, which is several times what is there.
+_BOUND = 0.05
+# Share of the trials for each of the first two of three parts of a search.
+_PART = 1.0 / 3.0
 
 
 @dataclass
@@ -38,19 +41,58 @@ class Budget:
         late = self.deadline is not None and time.monotonic() >= self.deadline
         return late or len(journal.trials) >= self.trials
 
-    def settled(self, trials: list[Trial]) -> bool:
-        """Whether the last trials improved nothing worth another one."""
-        best, idle = math.inf, 0
+    def settled(self, stage: Stage) -> bool:
+        """Whether the last trials improved nothing worth another one, or no trial can."""
+        if self.patience is None:
+            return False
+        trials, best, idle = stage.trials[stage.since :], math.inf, 0
         for trial in trials:
             if trial.value is None:
                 idle += 1
                 continue
-            spread = np.std(trial.folds) / math.sqrt(max(len(trial.folds), 1))
-            if trial.value < best - _WORTH * spread:
+            if trial.value < best - _WORTH * _standard_error(trial):
                 best, idle = trial.value, 0
             else:
                 best, idle = min(best, trial.value), idle + 1
-        return self.patience is not None and idle >= self.patience
+        if stage.best is None:
+            return False
+        return idle >= self.patience or left(stage) < _BOUND * _standard_error(stage.best)
+
+
+def _standard_error(trial: Trial) -> float:
+    return float(np.std(trial.folds)) / math.sqrt(max(len(trial.folds), 1))
+
+
+def left(stage: Stage) -> float:
+    """What a search of one number can still gain, if the criterion is convex around its minimum.
+
+    A convex function lies above its tangents: at the best trial, and at the next one on the side to
+    which it falls.
+    """
+    known = [item for item in stage.ledger.history if item.slope is not None]
+    size = sum(domain.size for domain in stage.ledger.space.domains.values())
+    if size != 1 or not known:
+        return math.inf
+    at = np.array([stage.ledger.space.encode(item.config)[0] for item in known])
+    slope = np.array([item.slope[0] for item in known])
+    value = np.array([item.value for item in known], float)
+    best = int(np.argmin(value))
+    if slope[best] == 0.0:
+        return 0.0
+    ahead = -np.sign(slope[best]) * (at - at[best])
+    # Up to the end of the box where no trial is on that side.
+    reach = (1.0 - at[best]) if slope[best] < 0 else at[best]
+    if not np.any(ahead > 0):
+        return float(abs(slope[best]) * reach)
+    other = int(np.argmin(np.where(ahead > 0, ahead, np.inf)))
+    away, back = ahead[other], slope[other] * -np.sign(slope[best])
+    fall = abs(slope[best])
+    if back <= 0:
+        return math.inf  # it falls there as well: not convex, or a third place is better
+    # Where v - fall t = v' - back (away - t).
+    meet = (value[best] - value[other] + back * away) / (fall + back)
+    # Below the other tangent already: not convex.
+    return float(fall * min(meet, away)) if meet >= 0 else math.inf
 
 
 def follow_gradients(
@@ -60,6 +102,7 @@ def follow_gradients(
     limit: int,
     objects: Objects,
     strict: bool,
+    prior: RatioPrior | None = None,
 ) -> None:
     """Trials of a stage until its limit, the budget's end, or nothing improves any more.
 
@@ -67,11 +110,10 @@ def follow_gradients(
 
     - `objects`: what labels in configurations stand for.
     - `strict`: a trial that fails is an error. Otherwise only a first one is.
+    - `prior`: on the penalties of features or groups, a part of the trials' criterion.
     """
     while (
-        len(stage.trials) < limit
-        and not budget.spent(stage.journal)
-        and not budget.settled(stage.trials)
+        len(stage.trials) < limit and not budget.spent(stage.journal) and not budget.settled(stage)
     ):
         suggestion = stage.ask()
         began = time.perf_counter()
@@ -84,9 +126,14 @@ def follow_gradients(
             outcome["error"] = repr(error)
             warnings.warn(f"trial {suggestion.number} failed: {error!r}", stacklevel=2)
         else:
+            value, gradient = found.value, dict(found.gradient)
+            if prior is not None:
+                name = objective.penalised or ""
+                penalties = params_of(suggestion.config, objects)[name]
+                value, gradient[name] = prior(value, gradient[name], np.asarray(penalties, float))
             outcome = {
-                "value": found.value if math.isfinite(found.value) else None,
-                "gradient": _by_path(stage.ledger.space, suggestion.config, found.gradient),
+                "value": value if math.isfinite(value) else None,
+                "gradient": _by_path(stage.ledger.space, suggestion.config, gradient),
                 "folds": found.folds.tolist(),
                 "residual": found.residual,
             }
@@ -113,9 +160,9 @@ def _by_path(
     }
 
 
-def shared_limit(trials: int) -> int:
-    """Trials for the penalty that all features share."""
-    return max(1, math.ceil(_SHARED * trials))
+def part_of(trials: int) -> int:
+    """Trials for the first part of a search, and for the second."""
+    return max(1, math.ceil(_PART * trials))
 
 
-__all__ = ["Budget", "follow_gradients", "shared_limit"]
+__all__ = ["Budget", "follow_gradients", "left", "part_of"]

@@ -138,6 +138,8 @@ class Stage:
         self.name, self.journal = name, journal
         self.ledger = Ledger(searcher)
         self.trials: list[Trial] = []
+        #: Trials before the last start that was given.
+        self.since = 0
         for trial in journal.trials:
             if trial.stage == name:
                 self._tell(trial)
@@ -151,13 +153,33 @@ class Stage:
         self.journal.add_trial(trial)
         self._tell(trial)
 
+    def start_at(self, trial: Trial, config: Mapping[str, Any], since: int) -> None:
+        """Let the searcher begin at another stage's trial, which is `config` in its space.
+
+        So many of this stage's trials came before.
+        """
+        self.since = since
+        self.ledger.tell(
+            Observation(
+                config=config,
+                value=trial.value,
+                gradient=trial.gradient or None,
+            )
+        )
+
     def _tell(self, trial: Trial) -> None:
         self.trials.append(trial)
+        domains = self.ledger.space.domains
+        # Where groups share a number, its derivative is the sum of theirs.
+        gradient = {
+            path: part if getattr(domains[path], "shape", ()) else float(np.sum(part))
+            for path, part in trial.gradient.items()
+        }
         self.ledger.tell(
             Observation(
                 config=trial.config,
                 value=trial.value,
-                gradient=trial.gradient or None,
+                gradient=gradient or None,
                 cost=trial.seconds,
                 number=trial.number,
                 note=trial.note,

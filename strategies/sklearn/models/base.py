@@ -36,8 +36,8 @@ class Task:
 class Fold(eqx.Module):
     """One split, over all samples: a sample that is not in a part has the weight zero there.
 
-    - `x`: samples by features, dense or `BCOO`; the same array for all folds unless a pipeline's
-      first steps are fitted per fold.
+    - `x`: samples by features, dense or a `SparseMatrix`; the same for all folds unless a
+      pipeline's first steps are fitted per fold.
     - `y`: targets, one column per output; classes as 0 and 1, one column for two, else one each.
     - `train`, `test`: weights of the samples.
     - `extra`: what the model's `prepare` adds.
@@ -57,12 +57,14 @@ Measure = Callable[[PyTree, Hyperparameters, Fold], Scalar]
 class Response(NamedTuple):
     """A fold's criterion, its derivative, and how far from its minimum the training ended.
 
-    `residual` is relative to the gradient at the start; zero for a closed form.
+    `residual` is relative to the gradient at the start; zero for a closed form. `params` are where
+    the next training starts, in place of `extra["start"]`; empty for a closed form.
     """
 
     value: Scalar
     gradient: dict[str, Array]
     residual: Scalar
+    params: PyTree = ()
 
 
 class Model(ABC):

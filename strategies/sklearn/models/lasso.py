@@ -16,6 +16,7 @@ def lasso(estimator: Lasso | ElasticNet, task: Task) -> LinearModel:
     return LinearModel(
         estimator,
         half_squared_error,
+        start=lambda y: y,
         strength="alpha",
         average=True,
         # A Lasso has an `l1_ratio` as well, which it does not let be chosen.

@@ -15,10 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree, Scalar
 from scipy import sparse
-from scipy.sparse.linalg import LinearOperator, svds
 
-from hypergrad import CG, BilevelProblem, Dense, Newton, ProximalStep
-from hypergrad.linear import vector
 from strategies.sklearn.models.base import (
     Fold,
     Hyperparameters,
@@ -26,18 +23,17 @@ from strategies.sklearn.models.base import (
     Model,
     Response,
     geometric_mean,
-    implicit_response,
 )
-from strategies.sklearn.models.proximal_gradient import proximal_gradient, soft_threshold
-from strategies.sklearn.models.small_newton import small_newton
+from strategies.sklearn.models.columns import Columns, squared_norm
+from strategies.sklearn.models.newton import Hessians, Penalty, Trained, newton
+from strategies.sklearn.models.proximal_gradient import proximal_gradient
 
-# The largest system that is solved by factorisation rather than by conjugate gradients.
-_DENSE = 128
+# The largest linear system of least squares that is factorised.
 _CLOSED = 2000
-_TOLERANCE = 1e-9
-_MOST_STEPS = 50_000
-# `svds` finds the norm to this relative accuracy, from below.
-_NORM_TOLERANCE = 1e-3
+# The gradient at the end of training, relative to that without features, and the adjoint system's
+# residual. The coarse one is for more than so many entries of the features, times outputs.
+_TOLERANCE, _COARSE, _MANY = 1e-9, 1e-6, 200_000
+_MOST_STEPS, _MOST_NEWTON_STEPS = 50_000, 100
 
 
 class LinearModel(Model):
@@ -115,7 +111,10 @@ class LinearModel(Model):
     def prepare(
         self, x: Any, y: np.ndarray, train: np.ndarray, values: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Centre and scale of the columns, and the largest curvature that they make."""
+        """Centre and scale of the columns, what makes steps cheap, and where to start.
+
+        A start that is not a number stands for none.
+        """
         share = train / train.sum()
         squares = x.multiply(x) if sparse.issparse(x) else x**2
         centre = np.asarray(share @ x).ravel()
@@ -126,128 +125,192 @@ class LinearModel(Model):
         # A constant column leaves rounding errors.
         scale = np.where(variance > 1e-12 * second, np.sqrt(np.maximum(variance, 0.0)), 1.0)
         extra: dict[str, Any] = {"centre": centre, "scale": scale}
+        if self._closed(x):
+            if x.shape[1] <= x.shape[0]:
+                whole = (x - centre) / scale
+                extra["gram"] = whole.T @ (train[:, None] * whole)
+            return extra
         if self.has_l1:
-            extra["norm"] = _squared_norm(x, share, centre, scale)
+            extra["norm"] = squared_norm(x, share, centre, scale)
+        extra["start"] = np.full((x.shape[1] + 1, y.shape[1]), np.nan)
         return extra
 
-    def _predictor(self, params: PyTree, fold: Fold) -> Array:
-        w = params["coef"] / fold.extra["scale"][:, None]
-        return fold.x @ w + (params["intercept"] - fold.extra["centre"] @ w)
+    def _closed(self, x: Any) -> bool:
+        """Whether there is a linear system that is small enough to be solved by factorisation."""
+        dense = isinstance(x, np.ndarray | jax.Array)
+        return self.quadratic and not self.has_l1 and dense and min(x.shape) <= _CLOSED
 
-    def _smooth(self, params: PyTree, h: Hyperparameters, fold: Fold) -> Scalar:
-        total = jnp.sum(fold.train)
-        loss = jnp.sum(fold.train[:, None] * self.loss(self._predictor(params, fold), fold.y))
-        _, l2 = self.penalties(h)
-        scaled = params["coef"] / fold.extra["scale"][:, None]
-        penalty = 0.5 * jnp.sum(jnp.broadcast_to(l2, scaled.shape[:1])[:, None] * scaled**2)
+    def _units(self, fold: Fold) -> Array:
+        """By what a penalty is multiplied beside a mean loss."""
+        return jnp.ones(()) if self.average else 1.0 / jnp.sum(fold.train)
+
+    def _loss(self, predictor: Array, fold: Fold) -> Scalar:
+        loss = jnp.sum(fold.train[:, None] * self.loss(predictor, fold.y))
+        return loss / jnp.sum(fold.train)
+
+    def _l2(self, h: Hyperparameters, fold: Fold) -> Array:
+        """The L2 penalties of the scaled columns, beside a mean loss."""
+        scale = fold.extra["scale"]
+        return jnp.broadcast_to(self.penalties(h)[1], scale.shape) / scale**2 * self._units(fold)
+
+    def _bent(self, w: Array, h: Hyperparameters, fold: Fold) -> Array:
+        """The product with the Hessian of the quadratic penalties."""
+        first, last = self._l2(h, fold)[:, None] * w[:-1], w[-1]
+        if not self.estimator.fit_intercept:
+            return jnp.concatenate([first, last[None]])
+        moved = jnp.zeros_like(last)
         if self.intercept_penalty:
-            intercept = params["intercept"] - fold.extra["centre"] @ scaled
-            penalty += 0.5 * self.intercept_penalty * jnp.sum(intercept**2) * self._unit(h)
+            # In units of the columns; the columns' centres have their part in it.
+            shift = (fold.extra["centre"] / fold.extra["scale"])[:, None]
+            strength = self.intercept_penalty * self._unit(h) * self._units(fold)
+            pushed = strength * (last - jnp.sum(shift * w[:-1], axis=0))
+            first, moved = first - shift * pushed, moved + pushed
         if self.softmax:
             # Logits are unique up to a shift, which the penalty does not see in intercepts.
-            penalty += 0.5 * total * jnp.sum(params["intercept"]) ** 2
-        return loss / total + penalty / (1.0 if self.average else total)
+            moved += jnp.sum(last)
+        return jnp.concatenate([first, moved[None]])
+
+    def _penalty(self, h: Hyperparameters, fold: Fold) -> Penalty:
+        own = self.intercept_penalty * self._unit(h) * self._units(fold) + float(self.softmax)
+        own = own if self.estimator.fit_intercept else jnp.ones(())
+        column = jnp.append(self._l2(h, fold), own)
+        diagonal = jnp.broadcast_to(column[:, None], (len(column), fold.y.shape[1]))
+        return Penalty(lambda w: self._bent(w, h, fold), diagonal)
 
     def _unit(self, h: Hyperparameters) -> Array:
         """The penalty of a feature whose factor is one."""
         strength = self.value(h, self.strength)
         return geometric_mean(1.0 / strength if self.inverse else strength)
 
-    def _initial(self, fold: Fold) -> PyTree:
+    def _cold(self, fold: Fold) -> Array:
+        """Parameters without features; the last row is the intercept."""
         mean = fold.train @ fold.y / jnp.sum(fold.train)
-        return {
-            "coef": jnp.zeros((fold.x.shape[1], fold.y.shape[1]), fold.y.dtype),
-            "intercept": self.start(mean) if self.estimator.fit_intercept else jnp.zeros_like(mean),
-        }
+        last = self.start(mean) if self.estimator.fit_intercept else jnp.zeros_like(mean)
+        return jnp.zeros((fold.x.shape[1] + 1, fold.y.shape[1]), fold.y.dtype).at[-1].set(last)
 
     def respond(self, h: Hyperparameters, fold: Fold, measure: Measure) -> Response:
         """See `Model.respond`."""
-        n, p = fold.x.shape
-        dense = isinstance(fold.x, jax.Array)
-        if self.quadratic and not self.has_l1 and dense and min(n, p) <= _CLOSED:
-            return super().respond(h, fold, measure)
 
-        def outer(params: PyTree, h: Hyperparameters, fold: Fold) -> Scalar:
-            return measure(self._held(params), h, fold)
+        def judged(w: Array) -> Scalar:
+            return measure({"coef": w[:-1], "intercept": w[-1]}, h, fold)
 
-        start = self._initial(fold)
+        pull = jax.grad(judged)
+        if self._closed(fold.x):
+            w, adjoint = self._factorised(h, fold, pull)
+            return Response(judged(w), self._derivative(w, adjoint, h, fold), jnp.zeros(()))
+        columns = Columns.of(fold, self.estimator.fit_intercept)
+        cold = self._cold(fold)
+        known = jnp.all(jnp.isfinite(fold.extra["start"]))
+        start = jnp.where(known, fold.extra["start"], cold)
+        tolerance = _COARSE if columns.entries * fold.y.shape[1] > _MANY else _TOLERANCE
         if self.has_l1:
-            return self._respond_sparse(outer, start, h, fold)
-        problem = BilevelProblem(self._inner, outer)
-        if (p + 1) * fold.y.shape[1] <= _DENSE:
-            return implicit_response(problem, self._newton, Dense(), start, h, fold)
-        slope = vector.norm(jax.grad(self._inner)(start, h, fold))
-        linear = CG(tol=1e-8, max_steps=2000)
-        newton = Newton(tol=_TOLERANCE * slope, linear_solver=linear)
-        return implicit_response(problem, newton, linear, start, h, fold)
-
-    def _newton(self, params: PyTree, h: Hyperparameters, fold: Fold) -> PyTree:
-        return small_newton(
-            lambda params: self._inner(params, h, fold), params, tol=_TOLERANCE, max_steps=100
-        )
-
-    def _inner(self, params: PyTree, h: Hyperparameters, fold: Fold) -> Scalar:
-        """The smooth part; an intercept that is not fitted is zero at its minimum."""
-        held = 0.0 if self.estimator.fit_intercept else 0.5 * jnp.sum(params["intercept"] ** 2)
-        return self._smooth(self._held(params), h, fold) + held
-
-    def _held(self, params: PyTree) -> PyTree:
-        """The parameters, with the intercept that is not fitted at zero."""
-        if self.estimator.fit_intercept:
-            return params
-        return {**params, "intercept": jnp.zeros_like(params["intercept"])}
-
-    def solve(self, h: Hyperparameters, fold: Fold) -> PyTree:
-        """Least squares with L2 penalties: normal equations, of the smaller of both sizes."""
-        root = jnp.sqrt(fold.train)
-        scale = fold.extra["scale"]
-        x = root[:, None] * (fold.x - fold.extra["centre"]) / scale
-        mean = fold.train @ fold.y / jnp.sum(fold.train)
-        intercept = mean if self.estimator.fit_intercept else jnp.zeros_like(mean)
-        y = root[:, None] * (fold.y - intercept)
-        _, l2 = self.penalties(h)
-        l2 = jnp.broadcast_to(l2, scale.shape) / scale**2
-        n, p = x.shape
-        if p <= n:
-            system = x.T @ x + jnp.diag(l2)
-            coef = jax.scipy.linalg.solve(system, x.T @ y, assume_a="pos")
+            found = self._proximal(h, fold, columns, pull, start, cold, tolerance)
         else:
-            system = (x / l2) @ x.T + jnp.eye(n)
-            coef = x.T @ jax.scipy.linalg.solve(system, y, assume_a="pos") / l2[:, None]
-        return {"coef": coef, "intercept": intercept}
-
-    def _respond_sparse(
-        self, outer: Callable, start: PyTree, h: Hyperparameters, fold: Fold
-    ) -> Response:
-        """With an L1 penalty; the derivative lives on the support."""
-        scale = fold.extra["scale"]
-        units = 1.0 if self.average else 1.0 / jnp.sum(fold.train)
-
-        def thresholds(h: Hyperparameters) -> PyTree:
-            l1 = jnp.broadcast_to(self.penalties(h)[0], scale.shape) / scale * units
-            return {"coef": l1[:, None], "intercept": jnp.zeros_like(start["intercept"])}
-
-        def prox(point: PyTree, h: Hyperparameters, step: Scalar) -> PyTree:
-            return soft_threshold(point, vector.scale(step, thresholds(h)))
-
-        assert self.curvature is not None
-        _, l2 = self.penalties(h)
-        largest = self.curvature * jnp.maximum(fold.extra["norm"], 1.0)
-        step = 1.0 / (largest + jnp.max(l2 / scale**2) * units)
-        problem = BilevelProblem(None, outer, ProximalStep(self._inner, prox, step, True))
-
-        def solver(params: PyTree, h: Hyperparameters, fold: Fold) -> PyTree:
-            return proximal_gradient(
-                lambda params: self._inner(params, h, fold),
-                thresholds(h),
-                step,
-                params,
-                tol=_TOLERANCE,
-                max_steps=_MOST_STEPS,
+            found = newton(
+                lambda predictor: self._loss(predictor, fold),
+                columns,
+                self._penalty(h, fold),
+                pull,
+                start,
+                cold,
+                tol=tolerance,
+                max_steps=_MOST_NEWTON_STEPS,
             )
+        slope = self._derivative(found.params, found.adjoint, h, fold)
+        slope = {name: jnp.where(found.bad, jnp.nan, part) for name, part in slope.items()}
+        return Response(judged(found.params), slope, found.residual, found.params)
 
-        linear = CG(tol=1e-10, max_steps=2000)
-        return implicit_response(problem, solver, linear, start, h, fold)
+    def _derivative(
+        self, w: Array, adjoint: Array, h: Hyperparameters, fold: Fold
+    ) -> dict[str, Array]:
+        """The criterion's: only the penalties depend on hyperparameters."""
+
+        def pushed(h: Hyperparameters) -> Scalar:
+            product = -jnp.sum(adjoint * self._bent(w, h, fold))
+            if self.has_l1:
+                product -= jnp.sum(adjoint * jnp.sign(w) * self._thresholds(h, fold))
+            return product
+
+        return jax.grad(pushed)(dict(h))
+
+    def _thresholds(self, h: Hyperparameters, fold: Fold) -> Array:
+        """The L1 penalties of the scaled columns, beside a mean loss; none of the intercept."""
+        scale = fold.extra["scale"]
+        l1 = jnp.broadcast_to(self.penalties(h)[0], scale.shape) / scale * self._units(fold)
+        return jnp.append(l1, 0.0)[:, None]
+
+    def _factorised(self, h: Hyperparameters, fold: Fold, pull: Callable) -> tuple[Array, Array]:
+        """Least squares with L2 penalties: a system of the smaller of both sizes, factorised once.
+
+        The intercept is the mean of the targets, as columns are centred, whatever the penalties.
+        """
+        scale = fold.extra["scale"]
+        last = (fold.train @ fold.y / jnp.sum(fold.train))[None]
+        last = last if self.estimator.fit_intercept else jnp.zeros_like(last)
+        l2 = jnp.broadcast_to(self.penalties(h)[1], scale.shape) / scale**2
+        x = (fold.x - fold.extra["centre"]) / scale
+        y = fold.train[:, None] * (fold.y - last)
+        if "gram" in fold.extra:
+            factor = jnp.linalg.cholesky(fold.extra["gram"] + jnp.diag(l2))
+
+            def inverse(r: Array) -> Array:
+                return jax.scipy.linalg.cho_solve((factor, True), r)
+
+            w = inverse(x.T @ y)
+        else:
+            x = jnp.sqrt(fold.train)[:, None] * x
+            factor = jnp.linalg.cholesky((x / l2) @ x.T + jnp.eye(len(x)))
+
+            def inverse(r: Array) -> Array:
+                r = r / l2[:, None]
+                return r - (x.T @ jax.scipy.linalg.cho_solve((factor, True), x @ r)) / l2[:, None]
+
+            root = jnp.sqrt(fold.train)[:, None] * (fold.y - last)
+            w = (x.T @ jax.scipy.linalg.cho_solve((factor, True), root)) / l2[:, None]
+        w = jnp.concatenate([w, last])
+        # The penalties stand beside a sum here; `_bent` has them beside a mean.
+        adjoint = inverse(pull(w)[:-1]) / self._units(fold)
+        return w, jnp.concatenate([adjoint, jnp.zeros_like(last)])
+
+    def _proximal(
+        self,
+        h: Hyperparameters,
+        fold: Fold,
+        columns: Columns,
+        pull: Callable,
+        start: Array,
+        cold: Array,
+        tolerance: float,
+    ) -> Trained:
+        """With an L1 penalty; the adjoint system lives on the support (Bertrand et al. 2020)."""
+        assert self.curvature is not None
+        slope = jax.grad(lambda predictor: self._loss(predictor, fold))
+        penalty = self._penalty(h, fold)
+
+        def gradient(w: Array) -> Array:
+            return columns.adjoint(slope(columns.times(w))) + penalty.product(w)
+
+        largest = self.curvature * jnp.maximum(fold.extra["norm"], 1.0)
+        step = 1.0 / (largest + jnp.max(self._l2(h, fold)))
+        whole = jnp.linalg.norm(gradient(cold))
+        w, residual = proximal_gradient(
+            gradient,
+            self._thresholds(h, fold),
+            step,
+            start,
+            goal=tolerance * whole,
+            max_steps=_MOST_STEPS,
+        )
+        support = (w != 0).at[-1].set(True)
+        solve = Hessians(columns, slope, penalty).at(columns.times(w), support)
+        adjoint, bad = solve(support * pull(w), tolerance)
+        if columns.small and w.shape[1] == 1:
+            # The matrix is factorised: a Newton step on the support costs nothing.
+            tilt = gradient(w) + self._thresholds(h, fold) * jnp.sign(w)
+            moved = w - solve(support * tilt, tolerance)[0]
+            same = jnp.all(jnp.sign(moved[:-1]) == jnp.sign(w[:-1]))
+            w = jnp.where(same, moved, w)
+        return Trained(w, adjoint, residual / whole, bad)
 
     def coefficients(self, params: PyTree, fold: Fold) -> tuple[Array, Array]:
         """Coefficients `(m, p)` and intercepts `(m,)` in the units of the columns."""
@@ -256,30 +319,8 @@ class LinearModel(Model):
 
     def output(self, params: PyTree, h: Hyperparameters, fold: Fold) -> Array:
         """See `Model.output`."""
-        return self.mean(self._predictor(params, fold))
-
-
-def _squared_norm(x: Any, share: np.ndarray, centre: np.ndarray, scale: np.ndarray) -> float:
-    """A bound, tight to a part in a hundred, of the squared spectral norm of the scaled columns."""
-    n, p = x.shape
-    root = np.sqrt(share)
-
-    def product(v: np.ndarray) -> np.ndarray:
-        w = v.ravel() / scale
-        return root * (x @ w - centre @ w)
-
-    def adjoint(u: np.ndarray) -> np.ndarray:
-        u = root * u.ravel()
-        return (x.T @ u - centre * u.sum()) / scale
-
-    if min(n, p) <= 2:
-        dense = np.stack([product(column) for column in np.eye(p)], axis=1)
-        return float(np.linalg.norm(dense, 2) ** 2)
-    operator = LinearOperator((n, p), matvec=product, rmatvec=adjoint, dtype=float)
-    values = svds(
-        operator, k=1, tol=_NORM_TOLERANCE, v0=np.ones(min(n, p)), return_singular_vectors=False
-    )
-    return float(values[0] * (1 + 5 * _NORM_TOLERANCE)) ** 2
+        w = params["coef"] / fold.extra["scale"][:, None]
+        return self.mean(fold.x @ w + (params["intercept"] - fold.extra["centre"] @ w))
 
 
 __all__ = ["LinearModel"]

@@ -1,0 +1,1 @@
+"""What the experiment `searchcv` is made of: LassoBench, real data with rivals, sparse features."""
