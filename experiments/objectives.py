@@ -151,7 +151,7 @@ def with_searcher(problem: Problem, searcher: Searcher, trials: int) -> np.ndarr
 @experiment(
     paper="Daulton, Balandat & Bakshy, NeurIPS 2021, arXiv:2105.08195",
     options=[
-        Option("trials", 100, quick=24, help="of each rival; ours has half of them"),
+        Option("trials", 100, quick=40, help="of each rival; ours has half of them"),
         Option("problems", 12, quick=2, help="how many problems"),
         Option("seeds", 3, quick=1, help="repetitions"),
     ],

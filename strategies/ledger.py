@@ -79,18 +79,21 @@ class Ledger:
         """Where the searcher searches."""
         return self.searcher.space
 
-    def ask(self, context: float | None = None) -> Suggestion:
+    def ask(self, context: float | Mapping[str, Any] | None = None) -> Suggestion:
         """A configuration to try; it is pending until `tell` or `forget`.
 
         **Arguments:**
 
-        - `context`: what is known of the instance that it is for; contextual bandits need it, and
-          nothing else takes it.
+        - `context`: what is known of the instance, a number, or of the task, a mapping, that it is
+          for. Contextual bandits need it, and a `BayesSearcher` with a space of contexts; nothing
+          else takes it.
+
+        **Raises:** `ValueError` for a context that does not fit, or of a searcher without any.
         """
         more = {} if context is None else {"context": context}
         if more and not hasattr(self.searcher, "contextual"):
             name = type(self.searcher).__name__
-            raise ValueError(f"'context': expected a bandit that takes one, received {name}")
+            raise ValueError(f"'context': expected a searcher that takes one, received {name}")
         suggestion = self.searcher.propose(self._next, self.history, self.pending, **more)
         self._next += 1
         self._pending[suggestion.number] = suggestion
@@ -123,7 +126,7 @@ class Ledger:
                     constraint_gradients=observation.constraint_gradients,
                 ),
                 number=observation.number,
-                note=observation.note,
+                note=observation.note or self.note(observation.number),
                 status=observation.status,
             )
         )
@@ -141,11 +144,21 @@ class Ledger:
         self._next = max(self._next, number + 1)
         return observation
 
+    def note(self, number: int | None) -> Mapping[str, Any]:
+        """The searcher's remark on a suggestion, pending or told; empty for an unknown number."""
+        if number is None:
+            return {}
+        asked = self._pending.get(number)
+        if asked is not None:
+            return asked.note
+        told = self._told.get(number)
+        return {} if told is None else told.observation.note
+
     def warm_start(self, observations: Iterable[Observation]) -> dict[int, str]:
         """Learn from an earlier search, of this space or of one like it.
 
         What fits the space becomes a point that was not suggested, without the note of the earlier
-        searcher; what is known already is not counted twice.
+        searcher but for its context; what is known already is not counted twice.
 
         **Arguments:**
 
@@ -162,7 +175,8 @@ class Ledger:
             if not isinstance(item, Observation):
                 raise ValueError(f"'observations': expected observations, received {item!r:.80}")
             try:
-                told = self.tell(replace(item, number=None, note={}))
+                note = {key: item.note[key] for key in ("context",) if key in item.note}
+                told = self.tell(replace(item, number=None, note=note))
             except ValueError as error:
                 left_out[position] = str(error)
                 continue

@@ -119,10 +119,12 @@ def as_json(state: Any) -> str:
 
 def search_identity(searcher: "Searcher") -> dict[str, Any]:
     """What a state must have been saved by, to be restored by this searcher."""
+    contexts = getattr(searcher, "context", None)
     return {
         "searcher": type(searcher).__name__,
         "seed": searcher.seed,
         "space": searcher.space.identity(),
+        **({} if contexts is None else {"context": contexts.space.identity()}),
     }
 
 
@@ -137,6 +139,7 @@ def expect_search(state: Mapping[str, Any], searcher: "Searcher") -> None:
     if state["version"] == 1:
         mine["space"] = searcher.space.describe()
     expect(state["space"], mine.pop("space"), "space ")
+    expect(state.get("context", {}), mine.pop("context", {}), "context ")
     expect({key: state[key] for key in mine}, mine)
 
 

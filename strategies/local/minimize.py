@@ -15,8 +15,10 @@ from strategies.local.executors import work, work_together
 from strategies.local.progress import shown
 from strategies.local.results import Result, Trial
 from strategies.local.running import Lost
-from strategies.observation import NoNumberError, Report, Suggestion, report
+from strategies.observation import NoNumberError, Observation, Report, Suggestion, report
 from strategies.searchers.base import Searcher
+from strategies.searchers.bayes import BayesSearcher
+from strategies.searchers.contexts import Item
 from strategies.space import Config, SearchSpace
 from strategies.space.point import copied
 from strategies.state import exclusive_lock, save_if_there_is_space, state_exists
@@ -43,6 +45,7 @@ def minimize(
     raise_errors: bool = False,
     progress: bool | None = None,
     population: int | None = None,
+    context: Mapping[str, Any] | None = None,
 ) -> Result:
     """Search for the configuration with the smallest objective.
 
@@ -79,6 +82,9 @@ def minimize(
       combination. `report` works there as it does elsewhere, gradients included. The searcher is
       asked for all of them before the first is told, so suggestions depend on this number and the
       seed. Default: one by one, any objective.
+    - `context`: what is known of the task, for a `BayesSearcher` with a space of contexts; hand its
+      ledger from task to task. `trials`, `stop` and the result are then of this context only, the
+      ledger's history of all.
 
     Ctrl-C ends the search: what has finished is in the result, what was running is pending and is
     evaluated again by a search that resumes at `state_path` or goes on with `Result.ledger`.
@@ -121,6 +127,11 @@ def minimize(
     ledger = ledger_of(searcher)
     if ledger.space != space:
         raise ValueError(f"'searcher': expected one on {space}, received one on {ledger.space}")
+    if context is not None and not isinstance(ledger.searcher, BayesSearcher):
+        name = type(ledger.searcher).__name__
+        raise ValueError(
+            f"'context': expected none, or a BayesSearcher(context=...), received one beside {name}"
+        )
     evaluate: _Alone | _Batches = _Alone(objective, workers, timeout)
     if population is not None:
         from strategies.population.together import Together
@@ -130,9 +141,42 @@ def minimize(
         if state_path is not None and state_exists(state_path):
             ledger.restore(state_path)
         watch = None if stop is None else Watch(stop, space)
+        task = _Task(ledger, context)
         with shown(progress, ledger, trials, watch) as show:
             told = (*show, *callbacks)
-            return _search(evaluate, ledger, trials, watch, state_path, told, raise_errors)
+            return _search(evaluate, task, trials, watch, state_path, told, raise_errors)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What of a ledger belongs to the task at hand: all, or what has its context."""
+
+    ledger: Ledger
+    context: Mapping[str, Any] | None
+
+    def ask(self) -> Suggestion:
+        return self.ledger.ask(self.context)
+
+    def of(self, items: Iterable[Item]) -> list[Item]:
+        if self.context is None:
+            return [*items]
+        assert isinstance(self.ledger.searcher, BayesSearcher)
+        return self.ledger.searcher.within(items, self.context)
+
+    @property
+    def history(self) -> list[Observation]:
+        return self.of(self.ledger.history)
+
+    @property
+    def trials(self) -> int:
+        if self.context is None:
+            return self.ledger.trials
+        return sum(item.number is not None for item in self.history)
+
+    @property
+    def best(self) -> Observation | None:
+        complete = [item for item in self.history if item.status == "complete"]
+        return min(complete, key=lambda item: item.rank, default=None)
 
 
 @dataclass(frozen=True)
@@ -166,13 +210,14 @@ class _Batches:
 
 def _search(
     evaluate: _Alone | _Batches,
-    ledger: Ledger,
+    task: _Task,
     trials: int | None,
     watch: Watch | None,
     state_path: str | os.PathLike[str] | None,
     callbacks: Iterable[Callable[[Trial], bool | None]],
     raise_errors: bool,
 ) -> Result:
+    ledger = task.ledger
     finished: list[Trial] = []
     callbacks = tuple(callbacks)
     stops: list[Any] = []
@@ -218,14 +263,14 @@ def _search(
         stops.extend(callback for callback in callbacks if asks_to_stop(callback(trial)))
 
     # What a killed run was evaluating is evaluated again, under the same numbers.
-    again = ledger.pending
+    again = task.of(ledger.pending)
 
     def more(running: int) -> Suggestion | None:
-        if stops or (trials is not None and ledger.trials + running >= trials):
+        if stops or (trials is not None and task.trials + running >= trials):
             return None
-        if watch is not None and watch.over(ledger.history):
+        if watch is not None and watch.over(task.history):
             return None
-        return again.pop(0) if again else ledger.ask()
+        return again.pop(0) if again else task.ask()
 
     interrupted = False
     try:
@@ -233,13 +278,13 @@ def _search(
     except KeyboardInterrupt:
         interrupted = True
     stopped = "it was interrupted" if interrupted else "a callback asked for it" if stops else None
-    if stopped is None and watch is not None and (trials is None or ledger.trials < trials):
+    if stopped is None and watch is not None and (trials is None or task.trials < trials):
         stopped = watch.reason
-    best = ledger.best
+    best = task.best
     return Result(
         best_config=None if best is None else dict(best.config),
         best_value=None if best is None else best.value,
-        history=ledger.history,
+        history=task.history,
         trials=finished,
         ledger=ledger,
         stopped=stopped,

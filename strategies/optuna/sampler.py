@@ -1,5 +1,6 @@
 """Any of our searchers as a sampler of Optuna."""
 
+import functools
 import math
 import threading
 import time
@@ -29,6 +30,7 @@ from strategies.optuna.shared import SharedParameters
 from strategies.optuna.study_view import StudyView
 from strategies.optuna.trial_cache import TrialCache
 from strategies.searchers.base import Searcher
+from strategies.searchers.bayes import BayesSearcher
 from strategies.space import SearchSpace
 
 #: Seconds to wait for the suggestions of other processes, and between two looks.
@@ -55,6 +57,9 @@ class HypergradSampler(BaseSampler):
     - `seed`: an integer; with the number of a trial it decides all randomness.
     - `constraints_func`: from a finished trial to its constraints, feasible when none is above 0,
       as Optuna's own samplers take it. What `trial.set_constraint` says counts as well.
+    - `context`: what is known of the task, for a `BayesSearcher` with a space of contexts: a
+      mapping, or a function that finds it from a new trial (its `user_attrs`, as
+      `study.enqueue_trial({}, user_attrs=...)` and `study.user_attrs` give them).
 
     Value and gradient are turned around for studies that maximise. Failed trials (an exception,
     NaN) are failed observations; pruned ones come with their last intermediate value; those that
@@ -73,6 +78,7 @@ class HypergradSampler(BaseSampler):
         space: SearchSpace | Mapping[str, Any] | None = None,
         seed: int = 0,
         constraints_func: Callable[[FrozenTrial], Sequence[float]] | None = None,
+        context: Mapping[str, Any] | Callable[[FrozenTrial], Mapping[str, Any]] | None = None,
     ) -> None:
         if isinstance(searcher, Searcher):
             if space is not None:
@@ -86,6 +92,11 @@ class HypergradSampler(BaseSampler):
             raise ValueError(
                 f"'constraints_func': expected a function, received {constraints_func!r:.80}"
             )
+        if context is not None and not isinstance(context, Mapping) and not callable(context):
+            raise ValueError(
+                f"'context': expected a mapping or a function, received {context!r:.80}"
+            )
+        self._context = context
         self._constraints = constraints_func
         self._make = searcher
         self._seed = integer("seed", seed, 0)
@@ -100,7 +111,8 @@ class HypergradSampler(BaseSampler):
         if self._names is not None and searcher is not None:
             self._set_up(self._names, 1)
 
-    #: What was pickled before there was any has none.
+    #: What was pickled before there were any has none.
+    _context: Mapping[str, Any] | Callable[[FrozenTrial], Mapping[str, Any]] | None = None
     _constraints: Callable[[FrozenTrial], Sequence[float]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -188,7 +200,8 @@ class HypergradSampler(BaseSampler):
                 f"'searcher': expected one for {objectives} objectives, such as "
                 f"MultiObjectiveSearcher, received {type(searcher).__name__}"
             )
-        suggestion = searcher.propose(trial.number, *view.look(study, trials, trial))
+        propose = self._proposer(searcher, trial)
+        suggestion = propose(trial.number, *view.look(study, trials, trial))
         view.keep(study, trial, suggestion)
         for _ in range(_SECOND_LOOKS):
             # Both store before they look again, so that one of them sees the other.
@@ -196,13 +209,25 @@ class HypergradSampler(BaseSampler):
             known = self._look_again(study, trial, names, view, suggestion) if late else None
             if known is None:
                 break
-            again = searcher.propose(trial.number, *known)
+            again = propose(trial.number, *known)
             if again.config == suggestion.config:
                 break  # there is nothing else left
             suggestion = again
             view.keep(study, trial, suggestion)
         params = names.to_params(suggestion.config)
         return {name: value for name, value in params.items() if name in search_space}
+
+    def _proposer(self, searcher: Searcher, trial: FrozenTrial) -> Callable[..., Suggestion]:
+        """`propose`, for the context of a trial if there is one."""
+        if self._context is None:
+            return searcher.propose
+        context = self._context(trial) if callable(self._context) else self._context
+        if not isinstance(searcher, BayesSearcher):
+            raise ValueError(
+                "'context': expected none, or a BayesSearcher(context=...), received one beside "
+                f"{type(searcher).__name__}"
+            )
+        return functools.partial(searcher.propose, context=context)
 
     def _look_again(
         self,

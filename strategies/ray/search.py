@@ -16,7 +16,7 @@ from ray.tune.search import UNDEFINED_METRIC_MODE, UNDEFINED_SEARCH_SPACE
 from ray.tune.search.searcher import Searcher as RaySearcher
 from ray.tune.utils.util import flatten_dict
 
-from strategies.arguments import integer
+from strategies.arguments import integer, mapping
 from strategies.intake import Intake
 from strategies.ledger import Ledger, ledger_of
 from strategies.observation import Report, plain
@@ -65,6 +65,8 @@ class HypergradSearch(RaySearcher):
     - `seed`: an integer; with the position of a suggestion it decides all randomness.
     - `number_key`: put the position of each suggestion into its config, under this key. Default:
       not.
+    - `context`: what is known of the task, for a `BayesSearcher` with a space of contexts. Earlier
+      tasks come with its `Ledger`.
 
     Ray asks for the next configuration one trial ahead of need; a search that should see each
     result before the next step wants `max_concurrent=1`.
@@ -89,6 +91,7 @@ class HypergradSearch(RaySearcher):
         max_concurrent: int = 0,
         seed: int = 0,
         number_key: str | None = None,
+        context: Mapping[str, Any] | None = None,
     ) -> None:
         metric, mode = expected_aim(metric, mode)
         super().__init__(metric=metric, mode=mode)
@@ -107,6 +110,7 @@ class HypergradSearch(RaySearcher):
         if number_key is not None and not isinstance(number_key, str):
             raise ValueError(f"'number_key': expected a name, received {number_key!r:.80}")
         self._number_key = number_key
+        self._context = None if context is None else mapping("context", context, "a mapping")
         self._make = searcher
         points = () if points_to_evaluate is None else points_to_evaluate
         if isinstance(points, Mapping | str) or not isinstance(points, Iterable):
@@ -130,6 +134,9 @@ class HypergradSearch(RaySearcher):
         elif space is not None:
             self._set_up(read_layout(space))
         self._own_space = self._ledger is not None
+
+    #: What was pickled before there were any has none.
+    _context: Mapping[str, Any] | None = None
 
     #: Upper bounds of metrics; what was pickled before there were any has none.
     _bounds: Mapping[str, float] = MappingProxyType({})
@@ -233,7 +240,7 @@ class HypergradSearch(RaySearcher):
         taken = {self._numbers[other] for other in self._live}
         # Those of trials that were lost, between two of Ray's state files, come first.
         lost = (s for s in self.ledger.pending if s.number not in taken)
-        suggestion = next(lost, None) or self.ledger.ask()
+        suggestion = next(lost, None) or self.ledger.ask(self._context)
         return self._issue(trial_id, suggestion.number, suggestion.config)
 
     def _issue(self, trial_id: str, number: int, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -368,6 +375,7 @@ class HypergradSearch(RaySearcher):
                 config,
                 self._translated(trial_id, config, last),
                 number=number,
+                note=self.ledger.note(number),
                 maximise=self._maximised(),
                 trial=trial_id,
             )
@@ -438,6 +446,7 @@ class HypergradSearch(RaySearcher):
             self._intake(
                 self._layout.from_ray(parameters),
                 Report(None if error else as_number(value)),
+                note={} if self._context is None else {"context": self._context},
                 status="pruned" if pruned else "complete",
                 maximise=self._maximised(),
             )

@@ -19,23 +19,28 @@ and a search that follows it stays where it happened to begin. How much it predi
 value from all others. As far as it does not, suggestions are draws from the prior, which keep the
 search from being much worse than a random one, and look again at choices that were given up.
 
+What the space says of the optimum (`spread` around a default, `weights` of choices) enters the
+acquisition as in piBO, see `strategies.surrogates.optimum_prior`.
+
 Results at several resources enter together: where the same configuration was observed at two of
 them by one more coordinate, else as `strategies.surrogates.fidelities.stacked` makes them.
 """
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from strategies.arguments import integer, switch
+from strategies.arguments import finite, integer, switch
 from strategies.feasibility import feasible_first
 from strategies.observation import Observation, Suggestion
 from strategies.searchers.base import Searcher
-from strategies.space import SearchSpace
+from strategies.searchers.contexts import Contexts, Item, task_levels
+from strategies.space import Point, SearchSpace
 from strategies.surrogates.acquisition import (
     log_expected_improvement,
     log_expected_improvement_slopes,
@@ -46,6 +51,7 @@ from strategies.surrogates.feasibility import Feasibility, feasibility
 from strategies.surrogates.fidelities import aligned, paired, stacked
 from strategies.surrogates.gaussian_process import GaussianProcess, Prior, Rows, fit
 from strategies.surrogates.geometry import geometry
+from strategies.surrogates.optimum_prior import OptimumPrior
 from strategies.surrogates.startup import sobol_point
 from strategies.surrogates.trust_region import box, side
 
@@ -71,6 +77,9 @@ _OWN_SHARE = 0.3
 # of a function without noise would stay where it is.
 _OWN_FROM = 20
 
+# How often the levels of tasks and the process are fitted in turns.
+_LEVELLINGS = 3
+
 # Of the suggestions of a process that predicts nothing, the share that are draws from the prior.
 _DOUBTED = 0.5
 
@@ -79,14 +88,16 @@ _DOUBTED = 0.5
 class _Belief:
     """The fitted process and what the acquisition needs to know beside it.
 
-    - `at`: what the process has after a point's own coordinates: the resource asked about, or
-      nothing.
+    - `at`: what the process has after a point's own coordinates: the context and the resource asked
+      about, or nothing.
     - `through`: the resource at which a suggestion is going to be observed.
     - `own`: standard deviation of what a configuration has beside the smooth process; none where
       several resources are modelled together.
     - `skill`: share of the squares of the values that is predicted when each is left out in turn;
       one where gradients are known or several resources are modelled together.
     - `limits`: what is believed of the constraints, if there are any.
+    - `joint`: whether several resources are modelled together.
+    - `fresh`: whether the context that is asked about is one of which nothing is known.
     """
 
     process: GaussianProcess
@@ -98,17 +109,23 @@ class _Belief:
     own: float
     skill: float
     limits: Feasibility | None = None
+    joint: bool = False
+    fresh: bool = False
 
     def score(self, points: Matrix) -> Vector:
-        if len(self.at):
+        if self.joint:
             # Near what is known at the lower resource the higher one may still be uncertain, and
             # nothing would be learned of it: what counts is how far an observation moves the mean.
             mean, deviation = self.process.predict_change(points, self.at, self.through)
         else:
-            mean, deviation = self.process.predict(points)
+            mean, deviation = self.process.predict(_extended(points, self.at))
             deviation = np.hypot(deviation, self.own)
-        gain = log_expected_improvement(mean, deviation, self.best)
-        return gain if self.limits is None else self.limits.weigh(gain, points)
+        # On a new task the first choice is the one that counts: what earlier tasks recommend.
+        gain = -mean if self.fresh else log_expected_improvement(mean, deviation, self.best)
+        if self.limits is None:
+            return gain
+        context = self.at[: len(self.at) - self.joint]
+        return self.limits.weigh(gain, _extended(points, context))
 
 
 class BayesSearcher(Searcher):
@@ -125,6 +142,16 @@ class BayesSearcher(Searcher):
       is at least the space's encoded dimensions, plus two.
     - `gradients`: condition on the gradients that trials report, if they do.
     - `prior`: on the hyperparameters of the process.
+    - `decay`: for how many results the space's own prior on the optimum counts in full: its density
+      enters the acquisition to the power `decay / n` after `n` of them (piBO's β). Its authors take
+      a tenth of the trials planned; the default, 10, is that of a hundred. With 0 the prior decides
+      the draws only.
+    - `context`: the space of what is known of a task before it is tuned (size of the data, width of
+      the model). The process sees it beside the configuration, so that results of one task inform
+      the next. `propose` and `Ledger.ask` then need a context; the first configuration for a new
+      one is what the others recommend.
+
+    **Raises:** `ValueError` naming the argument, what was expected and what was received.
     """
 
     all_resources = True
@@ -138,6 +165,8 @@ class BayesSearcher(Searcher):
         startup: int = 4,
         gradients: bool = True,
         prior: Prior | None = None,
+        decay: float = 10.0,
+        context: SearchSpace | Mapping[str, Any] | None = None,
     ):
         super().__init__(space, seed=seed, first=first)
         self.startup = integer("startup", startup, 1)
@@ -145,7 +174,63 @@ class BayesSearcher(Searcher):
         if prior is not None and not isinstance(prior, Prior):
             raise ValueError(f"'prior': expected a Prior, received {prior!r:.80}")
         self.prior = prior or Prior()
+        self.decay = finite("decay", decay, "a number >= 0")
+        if self.decay < 0:
+            raise ValueError(f"'decay': expected a number >= 0, received {decay!r:.80}")
         self._groups, self._stretch = geometry(self.space)
+        self.context = None if context is None else Contexts.of(context)
+        self._asked: Point | None = None
+        self._optimum = OptimumPrior(self.space, self.decay) if self.space.informed else None
+
+    #: Whether `propose` takes a context; without a space of contexts it refuses any.
+    contextual = True
+
+    def check(self, observation: Observation) -> None:
+        """One objective; and a context, where there are some."""
+        super().check(observation)
+        if self.context is not None:
+            self.context.known(observation)
+
+    def propose(
+        self,
+        number: int,
+        history: Sequence[Observation],
+        pending: Sequence[Suggestion],
+        context: Mapping[str, Any] | None = None,
+    ) -> Suggestion:
+        """The configuration to try next: a pure function, whatever the order of its arguments.
+
+        **Arguments:** as of every searcher, and
+
+        - `context`: of the task that it is for, nested or flat. It is in the suggestion's note, as
+          that of an observation is in the observation's.
+
+        **Raises:** `ValueError` naming the key for a context of another space.
+        """
+        if self.context is None:
+            if context is not None:
+                raise ValueError(
+                    f"'context': expected nothing, as this {type(self).__name__} has no space of "
+                    f"contexts (context=SearchSpace(...)), received {context!r:.80}"
+                )
+            return super().propose(number, history, pending)
+        asked = copy.copy(self)
+        asked._asked = self.context.point(context)
+        suggestion = super(BayesSearcher, asked).propose(number, history, pending)
+        note = {**suggestion.note, "context": self.context.space.to_json(asked._asked)}
+        return replace(suggestion, note=note)
+
+    def within(self, items: Iterable[Item], context: Mapping[str, Any] | None) -> list[Item]:
+        """Those of some observations or suggestions that are of a context; all without contexts."""
+        return [*items] if self.context is None else self.context.same(items, context)
+
+    def _here(self, items: Sequence[Item]) -> list[Item]:
+        return [*items] if self._asked is None else self.within(items, self._asked.config)
+
+    def _untried(
+        self, suggestion: Suggestion, tried: Sequence[Observation | Suggestion]
+    ) -> dict[str, Any] | None:
+        return super()._untried(suggestion, self._here(tried))
 
     def _propose(
         self, number: int, history: Sequence[Observation], pending: Sequence[Suggestion]
@@ -155,28 +240,38 @@ class BayesSearcher(Searcher):
         known = len({item.number for item in usable}) if joint else len(usable)
         if known < (max(self.startup, self.space.dimension + 2) if joint else self.startup):
             return Suggestion(number, self._drawn(number), {"origin": "startup"})
+        power = 0.0 if self._optimum is None else self._optimum.power(known)
         rng = self.rng(number)
         belief = self._believe(history, pending, rng)
-        if belief.skill < 1.0 and rng.random() < _DOUBTED * (1.0 - belief.skill):
-            return Suggestion(number, self._drawn(number), {"origin": "draw"})
-        region = self._region(belief, usable)
+        if (
+            not belief.fresh
+            and belief.skill < 1.0
+            and rng.random() < _DOUBTED * (1.0 - belief.skill)
+        ):
+            space = None if self._optimum is None else self._optimum.drawn_from(known, rng)
+            return Suggestion(number, self._drawn(number, space), {"origin": "draw"})
+        region = self._region(belief, self._here(usable))
+        anchors = belief.anchors / self._stretch
+        if self._optimum is not None:
+            anchors = np.r_[anchors, self._optimum.likeliest]
         point = maximise(
             self.space,
-            lambda units: belief.score(units * self._stretch),
-            belief.anchors / self._stretch,
+            lambda units: self._score(belief, units, power),
+            anchors,
             self._tried(history, pending),
             rng,
             None
-            if len(belief.at)
-            else lambda point, score: self._climb(belief, point, score, region),
+            if belief.joint
+            else lambda point, score: self._climb(belief, point, score, region, power),
             region,
         )
         config = self.space.sample(rng) if point is None else self.space.decode(point)
         return Suggestion(number, config, {"origin": "model"})
 
-    def _drawn(self, number: int) -> dict[str, Any]:
+    def _drawn(self, number: int, space: SearchSpace | None = None) -> dict[str, Any]:
         """A draw from the prior; those of a search are evenly spread."""
-        return self.space.from_uniform(sobol_point(self.space.uniforms, self.seed, number))
+        point = sobol_point(self.space.uniforms, self.seed, number)
+        return (space or self.space).from_uniform(point)
 
     def seen(self, history: Sequence[Observation]) -> Sequence[Observation]:
         """The history itself: constraints are modelled, unless several resources are."""
@@ -185,7 +280,8 @@ class BayesSearcher(Searcher):
 
     def _tried(self, history: Sequence[Observation], pending: Sequence[Suggestion]) -> Matrix:
         """Everything that need not be tried again, at whatever resource it was."""
-        return np.stack([item.unit for item in [*history, *pending]])
+        known = [item.unit for item in [*self._here(history), *self._here(pending)]]
+        return np.stack(known) if known else np.empty((0, self.space.dimension))
 
     # The model
 
@@ -195,7 +291,12 @@ class BayesSearcher(Searcher):
         pending: Sequence[Suggestion],
         rng: np.random.Generator,
     ) -> _Belief:
-        groups = self._groups
+        groups, beside = self._groups, self._beside(history)
+        context = self._beside(())[0] if self._asked is not None else np.empty(0)
+        if self.context is not None:
+            groups = np.r_[groups, groups.max() + 1 + self.context.groups]
+        limit_groups = groups
+        here = (beside == context).all(axis=1)
         joint = paired(history)
         if joint:
             data = aligned(history)
@@ -215,13 +316,14 @@ class BayesSearcher(Searcher):
             target, slope = stacked(np.array(resources, float), values)
             places = np.empty((len(history), 0))
             order = np.argsort(target, kind="stable")
-        at, through = np.ones(places.shape[1]), np.zeros(places.shape[1])
+        at = np.r_[context, np.ones(places.shape[1])]
+        through = np.r_[context, np.zeros(places.shape[1])]
         units = np.stack([item.unit for item in history])
         gradients = [item.slope if self._usable(item) else None for item in history]
         if len(order) > room:
             near, rest = order[: room // 2], order[room // 2 :]
             order = np.r_[near, rng.choice(rest, room - len(near), replace=False)]
-        x = np.c_[units[order] * self._stretch, places[order]]
+        x = np.c_[units[order] * self._stretch, beside[order], places[order]]
         rows, y = Rows.values(x), target[order]
         fit_rows = np.arange(min(len(order), fit_room))
         if any(gradient is not None for gradient in gradients):
@@ -236,9 +338,19 @@ class BayesSearcher(Searcher):
             fit_rows = np.r_[fit_rows, len(order) + np.arange(fit_extra)]
             rows, y = rows.join(extra), np.r_[y, extra_y]
         process = fit(rows, y, groups, prior=self.prior, fit_rows=fit_rows)
+        if self.context is not None:
+            task = np.unique(beside[order], axis=0, return_inverse=True)[1].reshape(-1)
+            for _ in range(_LEVELLINGS if task.any() else 0):
+                # A level moves the values of its task and no derivative.
+                level = task_levels(y[: len(task)] - process.predict(x)[0], task)
+                y = np.r_[y[: len(task)] - level, y[len(task) :]]
+                spread = max(float(y[: len(task)].std()), 1e-12)
+                y = y / spread
+                process = fit(rows, y, groups, prior=self.prior, fit_rows=fit_rows)
         skill = 1.0 if joint or len(y) > len(order) else _skill(process, y)
         tried = x[:, : self.space.dimension]
         if joint:
+            # Each configuration once, whatever it was observed at.
             tried = np.unique(tried, axis=0)
         mean, _ = process.predict(_extended(tried, at))
         # Nothing is expected of an infeasible point, however small its value.
@@ -249,17 +361,19 @@ class BayesSearcher(Searcher):
             limits = feasibility(
                 history,
                 self._stretch,
-                self._groups,
+                limit_groups,
                 self.prior,
                 rng,
                 derivative_rows if self.gradients else None,
+                beside,
             )
         anchors = tried[np.lexsort((mean, behind))[:_ANCHORS]]
         if pending:
             waiting = np.stack([one.unit for one in pending]) * self._stretch
-            guess, _ = process.predict(_extended(waiting, through))
-            more = Rows.values(_extended(waiting, through))
-            process = process.condition(rows.join(more), np.r_[y, guess])
+            lowest = np.zeros((len(waiting), places.shape[1]))
+            await_at: Matrix = np.c_[waiting, self._beside(pending), lowest]
+            guess, _ = process.predict(await_at)
+            process = process.condition(rows.join(Rows.values(await_at)), np.r_[y, guess])
             tried = np.r_[tried, waiting]
             # What is expected of them is no improvement for anybody else.
             mean, _ = process.predict(_extended(tried, at))
@@ -267,17 +381,44 @@ class BayesSearcher(Searcher):
         if not joint and len(order) >= _OWN_FROM:
             own = _OWN_SHARE * process.noise
             # The weights of the values are what is left over, in units of the noise variance.
-            mean = mean + own * process.weights[process.rows.is_value > 0]
+            left_over = own * process.weights[process.rows.is_value > 0]
+            left_over[: len(order)] *= here[order]
+            mean = mean + left_over
         if limits is not None:
             mean = mean[: len(behind)][behind == behind.min()]
         best, deviation = float(mean.min()), float(np.sqrt(own))
-        return _Belief(process, best, tried, anchors, at, through, deviation, skill, limits)
+        fresh = self._asked is not None and not here.any() and not self._here(pending)
+        return _Belief(
+            process,
+            best,
+            tried,
+            anchors,
+            at,
+            through,
+            deviation,
+            skill,
+            limits,
+            joint,
+            fresh,
+        )
+
+    def _beside(self, items: Sequence[Observation | Suggestion]) -> Matrix:
+        """What the process sees of the context of each; of the one asked about without any."""
+        if self.context is None or self._asked is None:
+            return np.empty((len(items), 0))
+        points = [self.context.known(item) for item in items] if items else [self._asked]
+        return self.context.columns(points)
 
     def _usable(self, item: Observation) -> bool:
         """Whether the gradient of an observation may be conditioned on."""
         return self.gradients and item.status != "failed"
 
     # The acquisition
+
+    def _score(self, belief: _Belief, units: Matrix, power: float) -> Vector:
+        """Logarithm of the expected improvement, weighed by the prior on the optimum."""
+        score = belief.score(units * self._stretch)
+        return score if self._optimum is None else score + power * self._optimum.log(units)
 
     def _region(self, belief: _Belief, history: Sequence[Observation]) -> tuple[Vector, Vector]:
         """Where to look: around the best point if gradients make the model a local one."""
@@ -289,7 +430,12 @@ class BayesSearcher(Searcher):
         return low, high
 
     def _climb(
-        self, belief: _Belief, point: Vector, score: float, region: tuple[Vector, Vector]
+        self,
+        belief: _Belief,
+        point: Vector,
+        score: float,
+        region: tuple[Vector, Vector],
+        power: float = 0.0,
     ) -> tuple[Vector, float]:
         """Follow the slope of the acquisition in the continuous coordinates."""
         free = np.flatnonzero(self.space.differentiable)
@@ -297,19 +443,22 @@ class BayesSearcher(Searcher):
         def negative(values: Vector) -> tuple[float, Vector]:
             moved = point.copy()
             moved[free] = values
-            mean, deviation, by_mean, by_deviation = belief.process.predict_slopes(
-                moved * self._stretch, free
-            )
+            place = np.r_[moved * self._stretch, belief.at]
+            mean, deviation, by_mean, by_deviation = belief.process.predict_slopes(place, free)
             total = np.hypot(deviation, belief.own)
-            value = log_expected_improvement(mean, total, belief.best)
-            to_mean, to_total = log_expected_improvement_slopes(mean, total, belief.best)
-            slope = to_mean * by_mean + to_total * deviation / total * by_deviation
+            if belief.fresh:
+                value, slope = -float(mean), -by_mean
+            else:
+                value = float(log_expected_improvement(mean, total, belief.best))
+                to_mean, to_total = log_expected_improvement_slopes(mean, total, belief.best)
+                slope = to_mean * by_mean + to_total * deviation / total * by_deviation
             if belief.limits is not None:
-                weighed, slope = belief.limits.weigh_slopes(
-                    float(value), slope, moved * self._stretch, free
-                )
-                return -weighed, -slope * self._stretch[free]
-            return -float(value), -slope * self._stretch[free]
+                value, slope = belief.limits.weigh_slopes(value, slope, place, free)
+            slope = slope * self._stretch[free]
+            if self._optimum is not None:
+                value += power * float(self._optimum.log(moved[None])[0])
+                slope = slope + power * self._optimum.log_slope(moved)[free]
+            return -value, -slope
 
         if not len(free):
             return point, score

@@ -40,6 +40,8 @@ _MOST = 4
 _PRIOR = Prior(lengthscale=0.6, noise=1e-4)
 #: Members of the front whose neighbourhoods are looked at.
 _ANCHORS = 8
+#: Bounds of the points before the first model.
+_FEWEST, _MOST_DRAWN = 6, 20
 #: Lengths of the steps along a common descent direction, in box sides.
 _STEPS = (0.003, 0.01, 0.03, 0.1, 0.3)
 #: The reference lies beyond the front's worst values by so much of the extent of what was seen, of
@@ -60,7 +62,9 @@ class MultiObjectiveSearcher(Searcher):
     **Arguments:**
 
     - `space`, `seed`, `first`: as for every searcher.
-    - `startup`: points of a scrambled Sobol sequence before the first model.
+    - `startup`: points of a scrambled Sobol sequence before the first model. Default: two for each
+      hyperparameter and two more, at least 6 and at most 20. With fewer, what the processes do not
+      know are the corners of the space, and the search goes from corner to corner.
     - `reference`: up to where volumes count, one number for each objective, minimised. Default: a
       tenth of the front's extent beyond its worst values.
     - `gradients`: use the gradients that trials report, if they do.
@@ -75,12 +79,14 @@ class MultiObjectiveSearcher(Searcher):
         *,
         seed: int = 0,
         first: Iterable[Mapping[str, Any]] = (),
-        startup: int = 6,
+        startup: int | None = None,
         reference: Sequence[float] | None = None,
         gradients: bool = True,
         prior: Prior | None = None,
     ):
         super().__init__(space, seed=seed, first=first)
+        if startup is None:
+            startup = int(np.clip(2 * self.space.uniforms + 2, _FEWEST, _MOST_DRAWN))
         self.startup = integer("startup", startup, 2)
         self.gradients = switch("gradients", gradients)
         self.reference = None

@@ -12,8 +12,12 @@ def perturbed(rng: np.random.Generator, domain: Domain, part: np.ndarray) -> np.
     deviation is a twentieth, a seventh or half of the range, so that no scale is left out.
     """
     if isinstance(domain, Categorical):
-        others = [choice for choice in domain.choices if domain.encode(choice) @ part < 0.5]
-        return domain.encode(others[int(rng.integers(len(others)))]) if others else part
+        others = np.flatnonzero(part < 0.5)
+        if not len(others):
+            return part
+        moved = np.zeros(domain.size)
+        moved[others[int(rng.integers(len(others)))]] = 1.0
+        return moved
     for _ in range(20):
         spread = rng.choice([0.05, 0.15, 0.5])
         moved = np.clip(part + spread * rng.standard_normal(part.shape), 0.0, 1.0)

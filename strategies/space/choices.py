@@ -4,12 +4,15 @@ import contextlib
 import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
-from strategies.space.domains import Domain, _around, _bound, _check_spread, _fail, same
+from strategies.space.domains import Domain, Normal, _around, _bound, _check_spread, _fail, same
+
+#: The odds of a choice of weight zero against the weightiest one: it can come back.
+_UNLIKELY = 1e-12
 
 
 def _key(value: Any) -> Any:
@@ -126,7 +129,9 @@ class Categorical(Domain):
 
     def encode(self, value: Any) -> np.ndarray:
         """See the base class."""
-        return np.eye(len(self.choices))[self.index(value)][: self.size]
+        unit = np.zeros(self.size)
+        unit[self.index(value) : self.index(value) + 1] = 1.0
+        return unit
 
     def decode(self, unit: np.ndarray) -> Any:
         """The choice with the largest coordinate."""
@@ -134,7 +139,9 @@ class Categorical(Domain):
 
     def snap(self, units: np.ndarray) -> np.ndarray:
         """See the base class."""
-        return np.eye(self.size)[np.argmax(units, axis=1)]
+        snapped = np.zeros((len(units), self.size))
+        snapped[np.arange(len(units)), np.argmax(units, axis=1)] = 1.0
+        return snapped
 
     def draw(self, uniform: np.ndarray) -> Any:
         """By the weights."""
@@ -144,6 +151,17 @@ class Categorical(Domain):
         at = np.searchsorted(edges, float(uniform[0]) * edges[-1], side="right")
         return self.choices[min(int(at), self.size - 1)]
 
+    def log_prior(self, units: np.ndarray) -> np.ndarray:
+        """By the weights; a weight of zero counts as a very small one."""
+        if self.weights is None or not self.size:
+            return np.zeros(len(units))
+        share = np.array(self.weights) / max(self.weights)
+        return np.asarray(np.log(np.maximum(share, _UNLIKELY))[np.argmax(units, axis=1)])
+
+    def uninformed(self) -> "Categorical":
+        """See the base class."""
+        return self if self.weights is None else replace(self, weights=None)
+
     def middle(self) -> Any:
         """The default, or the weightiest choice."""
         if self.default is not None:
@@ -152,7 +170,7 @@ class Categorical(Domain):
 
 
 @dataclass(frozen=True)
-class Ordinal(Domain):
+class Ordinal(Normal):
     """One of several values in a meaningful order, such as batch sizes or model sizes.
 
     **Arguments:**

@@ -12,7 +12,7 @@ arithmetic, rounded once.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -179,6 +179,21 @@ class Domain(ABC):
         """The value at a quantile: uniform variates in, a value of the prior out."""
         return self.decode(uniform)
 
+    def log_prior(self, units: np.ndarray) -> np.ndarray:
+        """Logarithm of the prior's density, for each row of unit coordinates `(n, size)`.
+
+        Zero at the likeliest value, and everywhere where nothing was said (`spread`, `weights`).
+        """
+        return np.zeros(len(units))
+
+    def log_prior_slope(self, unit: np.ndarray) -> np.ndarray:
+        """Its derivative in unit coordinates, of a differentiable domain, at one place."""
+        return np.zeros(self.size)
+
+    def uninformed(self) -> "Domain":
+        """The domain without what was said of its best value."""
+        return self
+
     def pull_back(self, value: Any, gradient: np.ndarray) -> np.ndarray:
         """Derivative in unit coordinates from the derivative in natural values."""
         raise NotImplementedError
@@ -205,3 +220,27 @@ class Domain(ABC):
     def _settle_default(self) -> None:
         if self.default is not None:
             object.__setattr__(self, "default", self.check(self.default, "default"))
+
+
+class Normal(Domain):
+    """What has a normal prior around its default, of the width `spread` (`None`: a uniform one)."""
+
+    spread: float | None
+
+    def log_prior(self, units: np.ndarray) -> np.ndarray:
+        """See the base class."""
+        if self.spread is None:
+            return np.zeros(len(units))
+        away = (units - self.encode(self.default)) / self.spread
+        return np.asarray(-0.5 * np.sum(away**2, axis=1))
+
+    def log_prior_slope(self, unit: np.ndarray) -> np.ndarray:
+        """See the base class."""
+        if self.spread is None:
+            return np.zeros(self.size)
+        return (self.encode(self.default) - unit) / self.spread**2
+
+    def uninformed(self) -> Domain:
+        """See the base class."""
+        changed = {"spread": None}
+        return self if self.spread is None else replace(self, **changed)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ import numpy as np
 
 from strategies.space.domains import (
     _SLACK,
-    Domain,
+    Normal,
     _around,
     _bound,
     _check_bounds,
@@ -27,7 +27,7 @@ _ULPS = 4
 
 
 @dataclass(frozen=True)
-class Float(Domain):
+class Float(Normal):
     """A number, or an array of numbers, between two bounds.
 
     **Arguments:**
@@ -192,7 +192,7 @@ class Float(Domain):
 
 
 @dataclass(frozen=True)
-class Int(Domain):
+class Int(Normal):
     """An integer between two bounds, both included.
 
     **Arguments:**

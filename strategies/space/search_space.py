@@ -415,6 +415,41 @@ class SearchSpace:
                 flat[path] = self.domains[path].draw(parts[path])
         return self.unflatten({path: flat[path] for path in self.domains if path in flat})
 
+    @property
+    def informed(self) -> bool:
+        """Whether any hyperparameter has a prior on its best value: `spread`, or `weights`."""
+        return any(
+            getattr(domain, "spread", None) is not None
+            or getattr(domain, "weights", None) is not None
+            for domain in self.domains.values()
+        )
+
+    def log_prior(self, units: np.ndarray) -> np.ndarray:
+        """Logarithm of the prior's density for each row of unit coordinates `(n, dimension)`.
+
+        Up to a constant: zero where every hyperparameter is at its likeliest value. Those that are
+        inactive, at their defaults, cost nothing.
+        """
+        total = np.zeros(len(units))
+        for path, where in self.slices.items():
+            total += self.domains[path].log_prior(units[:, where])
+        return total
+
+    def log_prior_slope(self, unit: np.ndarray) -> np.ndarray:
+        """Its derivative at one place, shape `(dimension,)`; zero for what has none."""
+        slope = np.zeros(self.dimension)
+        for path, where in self.slices.items():
+            if self.domains[path].differentiable:
+                slope[where] = self.domains[path].log_prior_slope(unit[where])
+        return slope
+
+    def uninformed(self) -> "SearchSpace":
+        """The space without what was said of its best values: draws are uniform."""
+        copy = object.__new__(SearchSpace)
+        copy.__dict__.update(self.__dict__)
+        copy.domains = {path: domain.uninformed() for path, domain in self.domains.items()}
+        return copy
+
     def encode(self, config: Mapping[str, Any] | Point) -> np.ndarray:
         """Unit coordinates, shape `(dimension,)`, of a configuration.
 

@@ -85,9 +85,11 @@ def neighbours(space: SearchSpace, point: Vector, rng: np.random.Generator) -> M
         if not domain.size or domain.differentiable:
             continue
         if isinstance(domain, Categorical):
-            options = np.eye(domain.size)
+            chosen = np.arange(domain.size)
             if domain.size > _CHOICES:
-                options = options[rng.choice(domain.size, _CHOICES, replace=False)]
+                chosen = rng.choice(domain.size, _CHOICES, replace=False)
+            options = np.zeros((len(chosen), domain.size))
+            options[np.arange(len(chosen)), chosen] = 1.0
         else:
             near = point[where] + 0.05 * rng.standard_normal((4, domain.size))
             far = np.repeat(np.linspace(0, 1, 21)[:, None], domain.size, 1)

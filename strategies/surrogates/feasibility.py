@@ -89,6 +89,7 @@ def feasibility(
     prior: Prior,
     rng: np.random.Generator,
     derivatives: Derivatives | None = None,
+    beside: Matrix | None = None,
 ) -> Feasibility | None:
     """What a history tells about its constraints; `None` if it has none.
 
@@ -99,13 +100,16 @@ def feasibility(
     - `prior`: on the hyperparameters of each process.
     - `rng`: chooses from what is too much.
     - `derivatives`: makes rows of gradients. Default: gradients are not looked at.
+    - `beside`: `(n, c)`, what the processes see of each observation after its configuration, such
+      as its context; `groups` has its columns, too. Default: nothing.
     """
     names = sorted({name for item in history for name in item.constraints})
     if not names:
         return None
     processes, bounds = [], []
     for name in names:
-        known = [item for item in history if name in item.constraints]
+        where = [i for i, item in enumerate(history) if name in item.constraints]
+        known = [history[i] for i in where]
         raw = np.array([item.constraints[name] for item in known])
         finite = raw[np.isfinite(raw)]
         # Violated by nobody knows how much: as much as the worst that is known.
@@ -122,6 +126,8 @@ def feasibility(
             near, rest = order[: _ROWS // 2], order[_ROWS // 2 :]
             order = np.r_[near, rng.choice(rest, _ROWS - len(near), replace=False)]
         x = np.stack([known[i].unit for i in order]) * stretch
+        if beside is not None:
+            x = np.c_[x, beside[[where[i] for i in order]]]
         rows, y = Rows.values(x), y[order]
         fit_rows = np.arange(min(len(order), _FIT_ROWS))
         gradients = [known[i].constraint_slopes.get(name) for i in order]

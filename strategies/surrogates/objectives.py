@@ -7,6 +7,7 @@ volume in the units of the objectives is then an expectation over log-normal bel
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,8 @@ _TAIL = 5.0
 #: Distances of the bound below the best value that are compared, relative to the least.
 _FACTORS = (1.0, 4.0, 16.0, 64.0)
 _LEAST = 1e-300
+#: The same where there is to be no bend.
+_STRAIGHT = 1000.0
 
 
 @dataclass(frozen=True)
@@ -125,31 +128,73 @@ def believed(
     middle = float(np.median(values))
     cap = middle + _TAIL * (middle - values.min())
     capped = np.minimum(values, cap) if cap > middle else values
-    above = _bent(capped)
-    low = float(capped.min() - above.min())
-    logs = np.log(above)
-    centre, spread = float(logs.mean()), max(float(logs.std()), 1e-12)
-    y = (logs - centre) / spread
     x = np.stack([item.unit for item in items]) * stretch
-    rows, fit_rows = Rows.values(x), np.arange(min(len(x), _FIT_ROWS))
     slopes = [
         slope if value == kept else None
         for slope, value, kept in zip(slopes, values, capped, strict=True)
     ]
+    errors = [item.gradient_error for item in items]
+    candidates = [_bent(capped)]
+    if all(slope is None for slope in slopes):
+        candidates.append(_straight(capped))
+    modelled = [_modelled(x, above, slopes, errors, groups, prior) for above in candidates]
+    best = int(np.argmin([each.missed for each in modelled]))
+    process, centre, spread, y, _ = modelled[best]
+    low = float(capped.min() - candidates[best].min())
+    mean, _ = process.predict(x)
+    if len(waiting):
+        guess, _ = process.predict(waiting * stretch)
+        more = Rows.values(waiting * stretch)
+        process = process.condition(process.rows.join(more), np.r_[y, guess])
+        mean = np.r_[mean, guess]
+    return Objective(process, low, centre, spread), low + np.exp(centre + spread * mean)
+
+
+class _Modelled(NamedTuple):
+    """A process of the logarithm of `above`, and what it misses of each value from all others.
+
+    - `missed`: the mean distance, in the objective's own units, which are those of volumes.
+    """
+
+    process: GaussianProcess
+    centre: float
+    spread: float
+    y: Vector
+    missed: float
+
+
+def _modelled(
+    x: Matrix,
+    above: Vector,
+    slopes: Sequence[Vector | None],
+    errors: Sequence[float | None],
+    groups: NDArray[np.intp],
+    prior: Prior,
+) -> _Modelled:
+    logs = np.log(above)
+    centre, spread = float(logs.mean()), max(float(logs.std()), 1e-12)
+    y = (logs - centre) / spread
+    rows, fit_rows = Rows.values(x), np.arange(min(len(x), _FIT_ROWS))
     if any(slope is not None for slope in slopes):
-        errors = [item.gradient_error for item in items]
         room = ROWS - len(x)
         more, more_y = derivative_rows(slopes, errors, x, 1.0 / (spread * above), room)
         extra = min(len(more_y), max(_FIT_ROWS - len(x), 0))
         fit_rows = np.r_[fit_rows, len(x) + np.arange(extra)]
         rows, y = rows.join(more), np.r_[y, more_y]
     process = fit(rows, y, groups, prior=prior, fit_rows=fit_rows)
-    mean, _ = process.predict(x)
-    if len(waiting):
-        guess, _ = process.predict(waiting * stretch)
-        process = process.condition(rows.join(Rows.values(waiting * stretch)), np.r_[y, guess])
-        mean = np.r_[mean, guess]
-    return Objective(process, low, centre, spread), low + np.exp(centre + spread * mean)
+    guess = np.exp(centre + spread * (y - process.left_out())[: len(above)])
+    return _Modelled(process, centre, spread, y, float(np.abs(guess - above).mean()))
+
+
+def _straight(values: Vector) -> Vector:
+    """The values above a bound so far below that the logarithm is a straight line.
+
+    An objective that is small in corners for other reasons than its own (the sines and cosines of
+    a spherical front) looks log-normal and is not: the bend then hides from the process what it is
+    smooth in. Which of the two it is, the process that predicts the values better says.
+    """
+    above = shifted(values)
+    return np.asarray(above - above.min() + _STRAIGHT * above.min())
 
 
 def _bent(values: Vector) -> Vector:
