@@ -256,7 +256,7 @@ def run_experiment(context: Context) -> None:
     context.measure("peak", int(np.max(np.abs(peak(LIKE) - peak("ep")))))
     context.table("mean log likelihood of other data", rows)
     context.table(
-        "evidences on the grid, ionosphere",
+        "evidences on the grid",
         [
             {
                 "evidence": method,

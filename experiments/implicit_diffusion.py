@@ -5,12 +5,15 @@ dynamics, and after every step of theirs the weights take one step along the cov
 reward with the potential's derivative. Rewards that jump are no obstacle, since no derivative of
 the sampler or of the reward is taken. Expectations are judged by quadrature, not by the particles.
 Then a prior precision of Bayesian logistic regression is tuned for the predictive density of
-validation data, and compared with the precision that the Laplace evidence prefers.
+validation data, and compared with the precision that the Laplace evidence prefers, on several
+splits of the data: what one set of a hundred validation examples prefers is mostly its own.
 
 Marion, Korba, Bartlett, Blondel, De Bortoli, Doucet, Llinares-López, Paquette and Berthet,
 "Implicit Diffusion: Efficient Optimization through Stochastic Sampling" (AISTATS 2025). Geometry,
 rewards and constants of the first part are those of the authors' code.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +32,9 @@ TARGET = jnp.array([4.0, 3.8])
 START = jnp.array([1.5, 0.0, 1.5, 0.0, 1.5, 0.0])
 #: Langevin's step and the outer step of the authors.
 GAMMA, ETA = 0.2, 0.1
+SGD, ADAM = optax.sgd(ETA), optax.adam(0.02)
+#: Langevin's step of the posterior of weights, in units of Laplace's covariance.
+RATE = 0.05
 
 
 def potential(x: jax.Array, theta: jax.Array, batch: None) -> jax.Array:
@@ -50,6 +56,7 @@ def hard(x: jax.Array) -> jax.Array:
 REWARDS = {"smooth": smooth, "hard": hard}
 
 
+@functools.partial(jax.jit, static_argnames=("reward", "cells"))
 def expectations(reward: str, cells: int = 400) -> jax.Array:
     """`E[R]` under each component by the midpoint rule, the truth that all is measured by.
 
@@ -80,12 +87,15 @@ def tilt(reward: str) -> SamplingProblem:
     return SamplingProblem(potential, lambda x, theta, batch: -REWARDS[reward](x))
 
 
+TILTS = {reward: tilt(reward) for reward in REWARDS}
+
+
 def tilted(reward: str, inner: int, outer: int, seed: int, particles: int) -> Curve:
     """`E[R]` by quadrature against Langevin steps: `inner` of them for each of `outer` steps."""
     seen: list[tuple[int, jax.Array]] = [(0, START)]
     run(
-        tilt(reward),
-        Alternating(ImplicitDiffusion(Langevin(GAMMA), steps=inner), optax.sgd(ETA)),
+        TILTS[reward],
+        Alternating(ImplicitDiffusion(Langevin(GAMMA), steps=inner), SGD),
         sample(jax.random.key(seed), START, particles),
         START,
         None,
@@ -101,15 +111,18 @@ def tilted(reward: str, inner: int, outer: int, seed: int, particles: int) -> Cu
 
 def through_the_sampler(key: jax.Array, particles: int, steps: int = 50) -> float:
     """Largest derivative of `E 1[x₀ ≥ 0]` through the sampler itself: a jump has none."""
-    dynamics, problem = Langevin(GAMMA), tilt("hard")
+    dynamics = Langevin(GAMMA)
 
-    def reached(theta: jax.Array) -> jax.Array:
-        cloud = sample(key, START, particles)
-        for each in jax.random.split(key, steps):
-            cloud, _ = dynamics.move(problem, cloud, theta, None, each)
+    @jax.jit
+    @jax.grad
+    def slope(theta: jax.Array) -> jax.Array:
+        def move(cloud: jax.Array, each: jax.Array) -> tuple[jax.Array, None]:
+            return dynamics.move(TILTS["hard"], cloud, theta, None, each)[0], None
+
+        cloud, _ = jax.lax.scan(move, sample(key, START, particles), jax.random.split(key, steps))
         return jnp.mean(jnp.where(cloud[:, 0] >= 0, 1.0, 0.0))
 
-    return float(jnp.max(jnp.abs(jax.grad(reached)(START))))
+    return float(jnp.max(jnp.abs(slope(START))))
 
 
 # Bayesian logistic regression
@@ -135,12 +148,14 @@ def precision_problem() -> SamplingProblem:
     )
 
 
+PRECISION = precision_problem()
+
+
 @jax.jit
-def laplace(train: tuple, log_precision: float) -> tuple[jax.Array, jax.Array, jax.Array]:
+def laplace(train: tuple, log_precision: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Laplace approximation: mode, Cholesky factor of the covariance, log evidence."""
-    problem = precision_problem()
     w = jnp.zeros(train[0].shape[1])
-    energy = lambda w: problem.potential(w, log_precision, train)  # noqa: E731
+    energy = lambda w: PRECISION.potential(w, log_precision, train)  # noqa: E731
     step = lambda _, w: w - jnp.linalg.solve(jax.hessian(energy)(w), jax.grad(energy)(w))  # noqa: E731
     w = jax.lax.fori_loop(0, 30, step, w)
     hessian = jax.hessian(energy)(w)
@@ -161,18 +176,52 @@ def breast_cancer(seed: int) -> tuple[tuple, tuple, tuple]:
     return tuple((jnp.asarray(x[p]), jnp.asarray(1.0 * y[p])) for p in parts)  # type: ignore[return-value]
 
 
-def sampled_loss(
-    log_precision: float, train: tuple, other: tuple, key: jax.Array, particles: int, steps: int
-) -> float:
-    """`−mean log` predictive density of other data, by a long run of the preconditioned sampler."""
-    problem = precision_problem()
+@functools.partial(jax.jit, static_argnames=("particles", "steps"))
+def posterior(
+    log_precision: jax.Array, train: tuple, key: jax.Array, particles: int, steps: int
+) -> jax.Array:
+    """Weights, after many steps of Langevin from Laplace's approximation."""
     mode, factor, _ = laplace(train, log_precision)
-    cloud = mode + jax.random.normal(key, (particles, len(mode))) @ factor.T
-    estimator = ImplicitDiffusion(Langevin(0.05, factor), steps=steps)
-    found = hypergradient(
-        problem, cloud, jnp.asarray(log_precision), train, other, estimator=estimator, key=key
+    draw, move = jax.random.split(key)
+    cloud = mode + jax.random.normal(draw, (particles, len(mode))) @ factor.T
+    estimator = ImplicitDiffusion(Langevin(RATE, factor), steps=steps)
+    state = estimator.init(PRECISION, cloud, log_precision, train)
+    state, _ = estimator.fit(PRECISION, state, log_precision, train, key=move)
+    return state.params
+
+
+def mean_losses(log_precision: float, parts: tuple, key: jax.Array, particles: int) -> list[float]:
+    """Mean `−log` predictive density of validation and of test data."""
+    train, *others = parts
+    cloud = np.asarray(posterior(jnp.asarray(log_precision), train, key, particles, 100))
+    losses = []
+    for x, y in others:
+        probability = 1 / (1 + np.exp(-(2 * np.asarray(y) - 1) * (cloud @ np.asarray(x).T)))
+        losses.append(float(-np.mean(np.log(np.mean(probability, axis=0)))))
+    return losses
+
+
+def tuned_precision(key: jax.Array, parts: tuple, particles: int, steps: int) -> float:
+    """The log precision at the end of a single loop that watches the validation data."""
+    train, validation, _ = parts
+    mode, factor, _ = laplace(train, jnp.zeros(()))
+    found = run(
+        PRECISION,
+        Alternating(ImplicitDiffusion(Langevin(RATE, factor)), ADAM),
+        mode + jax.random.normal(key, (particles, len(mode))) @ factor.T,
+        jnp.zeros(()),
+        train,
+        validation,
+        steps=steps,
+        every=steps,
     )
-    return float(found.value)
+    return float(found.hparams)
+
+
+def by_evidence(parts: tuple) -> float:
+    """The log precision of the highest Laplace evidence, on a grid."""
+    grid = np.linspace(-4.0, 4.0, 33)
+    return float(grid[np.argmax([laplace(parts[0], jnp.asarray(value))[2] for value in grid])])
 
 
 @experiment(
@@ -182,7 +231,9 @@ def sampled_loss(
         Option("steps", 5000, quick=1000, help="steps of the single loop"),
         Option("particles", 1000, quick=400, help="particles"),
         Option("sample", 100_000, quick=20_000, help="exact draws for the check of the gradient"),
-        Option("precision_steps", 1000, quick=300, help="single-loop steps on the prior precision"),
+        Option("precision_steps", 600, quick=200, help="single-loop steps on the prior precision"),
+        Option("weights", 400, quick=100, help="particles of the posterior of weights"),
+        Option("splits", 6, quick=2, help="splits of breast cancer"),
     ],
     claims=[
         Claim(
@@ -211,8 +262,15 @@ def sampled_loss(
         Claim("through", "derivative of an indicator through the sampler", at_most=0.0),
         Claim(
             "predictive",
-            "test loss at the tuned precision over that at the evidence's",
+            "mean test loss at the tuned precision over that at the evidence's",
             at_most=1.01,
+            quick=1.1,
+        ),
+        Claim(
+            "validation",
+            "the same of the data that it is tuned for",
+            at_most=1.0,
+            quick=1.01,
         ),
     ],
 )
@@ -225,7 +283,7 @@ def run_experiment(context: Context) -> None:
     truth = jax.grad(expected)(START, components["smooth"])
     cloud = sample(key, START, options.sample)
     found = hypergradient(
-        tilt("smooth"),
+        TILTS["smooth"],
         cloud,
         START,
         None,
@@ -237,7 +295,7 @@ def run_experiment(context: Context) -> None:
     context.measure("gradient", error)
 
     rows, curves = [], {}
-    with context.progress("runs", total=4) as bar:
+    with context.progress("runs", total=3 + options.splits) as bar:
         for reward in REWARDS:
             curve = tilted(reward, 1, options.steps, options.seed, options.particles)
             best = float(jnp.max(components[reward]))
@@ -253,52 +311,57 @@ def run_experiment(context: Context) -> None:
             )
             bar.advance(incumbent=curve.y[-1])
         nested = tilted("smooth", 100, 5, options.seed, options.particles)
-        single = tilted("smooth", 1, 500, options.seed, options.particles)
         curves["nested loop, smooth"] = nested
+        single = curves["single loop, smooth"]
+        early = float(np.interp(500, single.x, single.y))
         span = float(jnp.max(components["smooth"])) - single.y[0]
-        context.measure("nested", (single.y[-1] - nested.y[-1]) / span)
+        context.measure("nested", (early - nested.y[-1]) / span)
         bar.advance()
 
         context.measure("through", through_the_sampler(key, 200))
-        train, validation, test = breast_cancer(options.seed)
-        grid = np.linspace(-4.0, 4.0, 33)
-        evidence = [float(laplace(train, value)[2]) for value in grid]
-        preferred = float(grid[int(np.argmax(evidence))])
-        mode, factor, _ = laplace(train, 0.0)
-        start = mode + jax.random.normal(key, (options.particles, len(mode))) @ factor.T
-        tuned = run(
-            precision_problem(),
-            Alternating(ImplicitDiffusion(Langevin(0.05, factor)), optax.adam(0.02)),
-            start,
-            jnp.asarray(0.0),
-            train,
-            validation,
-            steps=options.precision_steps,
-            every=options.precision_steps,
-            seed=options.seed,
-        )
-        log_precision = float(tuned.hparams)
-        losses = {
-            name: sampled_loss(value, train, test, key, options.particles, 200)
-            for name, value in [("tuned", log_precision), ("evidence", preferred)]
+        splits = []
+        for number in range(options.splits):
+            parts = breast_cancer(options.seed + number)
+            chosen = {
+                "implicit diffusion": tuned_precision(
+                    key, parts, options.weights, options.precision_steps
+                ),
+                "Laplace evidence": by_evidence(parts),
+            }
+            splits.append(
+                {
+                    name: (value, *mean_losses(value, parts, key, options.weights))
+                    for name, value in chosen.items()
+                }
+            )
+            bar.advance()
+
+    def mean(name: str, field: int) -> float:
+        return float(np.mean([split[name][field] for split in splits]))
+
+    rows_of_precision = [
+        {
+            "chosen by": name,
+            "log precision, mean": mean(name, 0),
+            "least": min(split[name][0] for split in splits),
+            "largest": max(split[name][0] for split in splits),
+            "validation loss": mean(name, 1),
+            "test loss": mean(name, 2),
         }
-        bar.advance(incumbent=losses["tuned"])
-    context.measure("predictive", losses["tuned"] / losses["evidence"])
+        for name in splits[0]
+    ]
+    tuned, evidence = rows_of_precision
+    context.measure("predictive", tuned["test loss"] / evidence["test loss"])
+    context.measure("validation", tuned["validation loss"] / evidence["validation loss"])
+    ratios = [split["implicit diffusion"][2] / split["Laplace evidence"][2] for split in splits]
+    context.say(
+        "Test loss at the tuned precision over that at the evidence's, split by split: "
+        + ", ".join(f"{ratio:.3f}" for ratio in ratios)
+        + "."
+    )
     context.table("expected reward, by quadrature", rows)
     context.table(
-        "prior precision of Bayesian logistic regression, breast cancer",
-        [
-            {
-                "chosen by": "implicit diffusion",
-                "log precision": log_precision,
-                "test loss": losses["tuned"],
-            },
-            {
-                "chosen by": "Laplace evidence",
-                "log precision": preferred,
-                "test loss": losses["evidence"],
-            },
-        ],
+        "prior precision of Bayesian logistic regression, breast cancer", rows_of_precision
     )
     context.plot("reward", curves, x="Langevin steps", y="expected reward")
 

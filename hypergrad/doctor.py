@@ -23,7 +23,7 @@ from hypergrad.linear.jacobian import solver_for
 from hypergrad.linear.minres import MINRES
 from hypergrad.linear.pcg import PCG
 from hypergrad.mistakes import check_call
-from hypergrad.own_family import own_family
+from hypergrad.own_family import own_family, remarks
 from hypergrad.paths import Reach, leaf_names, trace_paths
 from hypergrad.problem import BilevelProblem
 from hypergrad.restricted import RestrictedProblem
@@ -166,7 +166,7 @@ def recommend(
     families = {route.family for route in routes}
     # Leaves without a gradient, and those of the other family, get `None`.
     mixed = any(route.family != "implicit" for route in routes if route.name in paths.hparams)
-    notes: list[str] = []
+    notes = remarks(problem)
     products = memory = 0
     implicit = None
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(eqx.filter(params, eqx.is_inexact_array)))
@@ -325,7 +325,7 @@ def _linear_solver(
     if predicted > 200:
         notes.append(
             f"curvature from {low:.1e} to {high:.1e}: plain CG would take about {predicted} "
-            "products; preconditioned CG"
+            "products; preconditioned CG, or Tuned, which tries several along a run"
         )
         return PCG(tol=tolerance), 0.0, predicted
     notes.append(f"curvature from {low:.1e} to {high:.1e}: CG in about {predicted} products")

@@ -1,4 +1,4 @@
-"""Problems that are made for an estimator of their own, for the doctor."""
+"""Problems of a kind of their own, for the doctor: their estimator, or what to know of them."""
 
 from typing import Any
 
@@ -8,9 +8,13 @@ from hypergrad.envelope import Envelope, ValueProblem
 from hypergrad.estimator import Estimator
 from hypergrad.evidence import Bound, EvidenceProblem, Exact, LaplaceEvidence, Linearised, Subsets
 from hypergrad.gaussian_process import Gaussian, GPProblem, MarginalLikelihood, VariationalGP
+from hypergrad.implicit.optimality import KKT
+from hypergrad.implicit.reduced import Reduced
 from hypergrad.policy import InstancesProblem, OverInstances
 from hypergrad.problem import BilevelProblem
+from hypergrad.risk import GCV, SURE
 from hypergrad.sampling import SamplingProblem
+from hypergrad.stateful import Stateful
 from hypergrad.unrolled import Unrolled
 
 #: Rows of a matrix whose Cholesky factor takes a fraction of a second.
@@ -63,3 +67,30 @@ def own_family(
             "curvature of the potential",
         )
     return None
+
+
+def remarks(problem: BilevelProblem) -> list[str]:
+    """What to know of a problem whose estimator is the usual one, but which is of another kind."""
+    found = []
+    if isinstance(problem, SURE | GCV):
+        found.append(
+            "the outer loss estimates the risk: both batches are the data, and no validation data "
+            "are needed; the error of its random probes is not in info.error"
+        )
+    if isinstance(problem.optimality, Stateful):
+        found.append(
+            "the inner loss renews a state that is not trained: OptaxSolver and unrolling carry "
+            "it, and the linear solve is for both"
+        )
+    if isinstance(problem.optimality, KKT):
+        found.append(
+            "the inner problem has constraints: params hold the multipliers, Newton() is an "
+            "active-set method for them, and where an inequality is just met without a multiplier "
+            "the derivative is that of one side"
+        )
+    if isinstance(problem.inner, Reduced):
+        found.append(
+            "the inner loss is a bilevel problem itself: each of its products is a hypergradient's "
+            "derivative, so solve the lowest level to a small residual"
+        )
+    return found

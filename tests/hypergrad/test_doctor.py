@@ -6,11 +6,13 @@ import optax
 import pytest
 
 from hypergrad import (
+    KKT,
     BilevelProblem,
     ImplicitDifferentiation,
     Newton,
     ProximalStep,
     Routed,
+    Stateful,
     hypergradient,
     recommend,
 )
@@ -23,7 +25,10 @@ from hypergrad.gaussian_process import (
     VariationalGP,
     squared_exponential,
 )
+from hypergrad.implicit import Reduced
 from hypergrad.linear import CG, GMRES, PCG, Dense
+from hypergrad.own_family import remarks
+from hypergrad.risk import SURE
 from hypergrad.sampling import SamplingProblem
 from tests.hypergrad.problems import RIDGE, XV, YV, X, Y, half_mse, logistic, ridge_inner, solved
 
@@ -123,6 +128,28 @@ def test_a_general_optimality_map_gets_gmres():
     problem = BilevelProblem(None, lambda w, lam, b: jnp.sum(w**2), step)
     doctor = recommend(problem, jnp.array([1.0, 0.0]), 0.5, jnp.array([1.5, 0.2]))
     assert isinstance(doctor.estimator.linear_solver, GMRES)
+
+
+def test_a_problem_of_another_kind_is_remarked_on():
+    loss = lambda *_: jnp.zeros(())  # noqa: E731
+    plain = BilevelProblem(loss, loss)
+    kinds = {
+        "no validation data": SURE(loss, lambda u, _: u, 0.1, Newton()),
+        "state that is not trained": BilevelProblem(None, loss, Stateful(loss)),
+        "multipliers": BilevelProblem(None, loss, KKT(loss, loss)),
+        "lowest level": BilevelProblem(Reduced(plain, Newton(), jnp.zeros(2)), loss),
+    }
+    assert remarks(plain) == []
+    for words, problem in kinds.items():
+        (said,) = remarks(problem)
+        assert words in said
+    # And the doctor says so.
+    lam, y = jnp.asarray(-1.0), jnp.array([1.0, 0.2, -0.4])
+    inner = lambda u, lam, y: jnp.sum((u - y) ** 2) + jnp.exp(lam) * jnp.sum(u**2)  # noqa: E731
+    kind = SURE(inner, lambda u, _: u, 0.1, Newton())
+    doctor = recommend(kind, y, lam, y, y, solver=Newton())
+    assert doctor.routes[0].family == "implicit"
+    assert remarks(kind)[0] in doctor.notes
 
 
 def test_problems_made_for_an_estimator_get_that_one():

@@ -106,6 +106,8 @@ def test_a_sampler_that_diverges_is_a_breakdown_and_no_nan():
     ("make", "word"),
     [
         (lambda: Langevin(0.0), "step"),
+        (lambda: Langevin(float("inf")), "step"),
+        (lambda: Langevin(jnp.asarray(-0.1)), "step"),
         (lambda: ImplicitDiffusion(Langevin(0.1), steps=0), "steps"),
         (lambda: ImplicitDiffusion(Langevin(0.1), blocks=1), "blocks"),
     ],
