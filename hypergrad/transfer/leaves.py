@@ -26,6 +26,7 @@ class Leaf:
     - `base`: the shape at the base width.
     - `shape`: the shape at the present width.
     - `fan_in`, `fan_out`: the axes that grow, by what they are.
+    - `copies`: axes that grow along which there are more arrays of the same kind: experts.
     - `block`: it lies in a block that is repeated when the model is made deeper.
     """
 
@@ -36,6 +37,7 @@ class Leaf:
     fan_in: tuple[int, ...] = ()
     fan_out: tuple[int, ...] = ()
     block: bool = False
+    copies: tuple[int, ...] = ()
 
     @property
     def grown_in(self) -> float:
@@ -57,7 +59,7 @@ class Leaf:
 
         **Raises:** `ValueError` if an axis differs that did not grow.
         """
-        moving = {*self.fan_in, *self.fan_out}
+        moving = {*self.fan_in, *self.fan_out, *self.copies}
         same = len(shape) == len(self.base) and all(
             axis in moving or here == there
             for axis, (here, there) in enumerate(zip(shape, self.base, strict=True))
@@ -111,10 +113,22 @@ def classify(
                 f"{tuple(a.shape)} and {tuple(b.shape)}"
             )
         asked = next((role for text, role in roles.items() if re.search(text, path)), None)
+        copies: list[int] = []
+        if asked == "hidden" and len(axes) > _MOST_AXES:
+            copies, axes = axes[:-_MOST_AXES], axes[-_MOST_AXES:]
         role, fan_in, fan_out = _role(path, owner, tuple(a.shape), axes, asked)
         inside = blocks is not None and re.search(blocks, path) is not None
         leaves.append(
-            Leaf(path, role, tuple(a.shape), tuple(b.shape), tuple(fan_in), tuple(fan_out), inside)
+            Leaf(
+                path,
+                role,
+                tuple(a.shape),
+                tuple(b.shape),
+                tuple(fan_in),
+                tuple(fan_out),
+                inside,
+                tuple(copies),
+            )
         )
     if not any(leaf.fan_in or leaf.fan_out for leaf in leaves):
         raise ValueError(
@@ -142,7 +156,7 @@ def _role(
     if len(axes) > _MOST_AXES:
         raise ValueError(
             f"{path!r}: expected at most two axes that grow, received {axes} of {shape}; say what "
-            "it is in 'roles'"
+            "it is in 'roles' ('hidden' takes the last two, and those before for copies)"
         )
     ins, outs = _orientation(path, owner, len(shape))
     if len(axes) == _MOST_AXES:

@@ -219,7 +219,7 @@ def infer(
     - `depth`: layers of the base and of the large model.
     - `blocks`: regular expression of the paths that lie in repeated blocks.
     - `roles`: a role by pattern of paths, for what shapes cannot tell: a readout that is a vector,
-      a table that is read both ways.
+      a table that is read both ways; `"hidden"` for experts whose number grows as well.
     - `fold`: no multipliers in the model: they are folded into initial values and learning rates.
 
     **Raises:** `ValueError` for shapes that do not grow, tied arrays, more than two growing axes in

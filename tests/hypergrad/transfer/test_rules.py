@@ -184,6 +184,18 @@ def test_experts():
     assert found == {"['down']": "hidden", "['router']": "output", "['up']": "hidden"}
 
 
+def test_more_experts_in_wider_models():
+    def experts(width):
+        return {"up": jax.ShapeDtypeStruct((width // 2, width, 2 * width), jnp.float32)}
+
+    with pytest.raises(ValueError, match="'hidden' takes the last two"):
+        infer(experts(8), experts(16))
+    rule = infer(experts(8), experts(16), roles={"up": "hidden"})
+    assert rule.factors["['up']"] == infer(shapes(8), shapes(16)).factors["['mid']"]
+    assert rule.leaves[0].copies == (0,)
+    assert rule.at(experts(32)).factors["['up']"].rate == 1 / 4
+
+
 def test_what_is_refused():
     with pytest.raises(ValueError, match="expected shapes that grow from 'small', received the s"):
         infer(shapes(64), shapes(64))
