@@ -1,5 +1,6 @@
 """Tests compare against float64 truths; float32 is tested by building float32 arrays."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,17 +11,11 @@ import pytest
 from beartype import BeartypeConf, beartype
 from jaxtyping import AbstractArray, install_import_hook
 
-jax.config.update("jax_enable_x64", True)
+from tests.compiling import quick_to_compile, quick_to_trace
 
-# Tests compile far more than they compute: without LLVM's optimisations compiling takes a third
-# less, and a third of the rest with the kernels' older emitters, which XLA lost after JAX 0.10 (and
-# it ends a program whose flags it does not know). JAX reads this at its first computation;
-# processes that a test starts inherit it.
-FASTER = "--xla_backend_optimization_level=0"
-if jax.__version_info__ < (0, 11):
-    FASTER += " --xla_cpu_use_fusion_emitters=false"
-if FASTER not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FASTER}"
+jax.config.update("jax_enable_x64", True)
+quick_to_trace()
+os.environ["XLA_FLAGS"] = quick_to_compile(os.environ.get("XLA_FLAGS", ""))
 
 
 def _has_shape(hint: Any) -> bool:
@@ -45,6 +40,30 @@ def checked(function: Callable) -> Callable:
 CORE = Path(__file__).parents[1] / "hypergrad"
 ROOMS = sorted(f"hypergrad.{path.parent.name}" for path in CORE.glob("*/__init__.py"))
 install_import_hook(ROOMS, f"{__name__}.checked")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `--dist loadfile`: a file stays on a worker, but each quick path is a unit of its own.
+
+    Files with many tests begin, single tests end the run, so that workers end together.
+    """
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            alone = "::test_the_quick_path" in nodeid
+            return nodeid if alone else super()._split_scope(nodeid)
+
+    return Files(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """Tracing makes many small objects: look for garbage less often, and not in the modules."""
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
 
 @pytest.fixture

@@ -9,15 +9,14 @@ from pathlib import Path
 import pytest
 
 from experiments.harness.command import listing
+from tests.compiling import optimised
 
 ROOT = Path(__file__).parents[2]
 KEYS = {"name", "paper", "settings", "versions", "seconds", "plots", "tables", "claims"}
 
 
 def run(*arguments):
-    # Experiments compute more than they compile: with the optimisations that tests/conftest.py
-    # takes away.
-    flags = os.environ.get("XLA_FLAGS", "").replace("--xla_backend_optimization_level=0", "")
+    flags = optimised(os.environ.get("XLA_FLAGS", ""))
     return subprocess.run(
         [sys.executable, "-m", *arguments],
         cwd=ROOT,

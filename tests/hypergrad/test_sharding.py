@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.compiling import quick_to_compile
+
 PROGRAM = """
 import jax
 jax.config.update("jax_enable_x64", True)
@@ -52,7 +54,7 @@ print("same")
 def test_a_mesh_with_explicit_axes_serves_all_modes():
     environment = {
         **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "XLA_FLAGS": quick_to_compile("--xla_force_host_platform_device_count=4"),
         "JAX_PLATFORMS": "cpu",
     }
     done = subprocess.run(
@@ -69,7 +71,7 @@ def test_a_mesh_with_explicit_axes_serves_all_modes():
 def test_four_devices_agree_with_the_closed_form():
     environment = {
         **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "XLA_FLAGS": quick_to_compile("--xla_force_host_platform_device_count=4"),
         "JAX_PLATFORMS": "cpu",
     }
     done = subprocess.run(

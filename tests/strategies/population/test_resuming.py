@@ -14,6 +14,7 @@ import pytest
 from strategies import Ledger, RandomSearcher, TPESearcher
 from strategies.population import PBT, FollowGradient, Population
 from strategies.schedulers import ASHA, Hyperband
+from tests.compiling import quick_to_compile
 from tests.strategies.population.problem import SPACE, batch, evaluate, init, step
 
 SEARCHES = {
@@ -153,6 +154,7 @@ import sys, time
 sys.path.insert(0, {root!r})
 from strategies import RandomSearcher
 from strategies.population import Population
+from tests.compiling import quick_to_compile
 from tests.strategies.population.problem import SPACE, batch, evaluate, init, step
 
 def told(trial):
@@ -195,6 +197,7 @@ jax.config.update("jax_enable_x64", True)
 from strategies import RandomSearcher
 from strategies.population import PBT, Population
 from strategies.schedulers import Hyperband
+from tests.compiling import quick_to_compile
 from tests.strategies.population.problem import SPACE, batch, evaluate, init, step
 
 assert len(jax.devices()) == 2
@@ -213,7 +216,8 @@ except ValueError as error:
 
 
 def test_devices_share_the_lanes():
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    flags = quick_to_compile("--xla_force_host_platform_device_count=2")
+    environment = {**os.environ, "XLA_FLAGS": flags}
     run = subprocess.run(
         [sys.executable, "-c", DEVICES.format(root=os.getcwd())],
         env=environment, capture_output=True, text=True, check=False, timeout=300,
