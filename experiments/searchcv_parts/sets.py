@@ -37,7 +37,8 @@ class Problem:
 
     - `parameter`, `low`, `high`: of the pipeline, and its range.
     - `own`: the estimator with an own search, from values of the parameter.
-    - `groups`: what `penalty=` is of the search with several penalties.
+    - `groups`: of features that have something in common, known beforehand; without any, there is
+      one penalty per feature.
     """
 
     x: np.ndarray
@@ -78,32 +79,55 @@ def _logistic(x: np.ndarray, y: np.ndarray, groups: Any = "per_feature") -> Prob
     return Problem(x, y, model, "logisticregression__C", 1e-3, 1e2, own, groups)
 
 
-def _lasso(degree: int) -> Problem:
+def _degrees(degree: int) -> tuple[np.ndarray, np.ndarray, dict[str, list[int]]]:
+    """Diabetes with products of features, and a group for each degree."""
     x, y = load_diabetes(return_X_y=True)
-    x = PolynomialFeatures(degree, include_bias=False).fit_transform(x)
+    products = PolynomialFeatures(degree, include_bias=False).fit(x)
+    degrees = products.powers_.sum(axis=1)
+    groups = {f"degree {d}": np.flatnonzero(degrees == d).tolist() for d in range(1, degree + 1)}
+    return products.transform(x), y, groups
+
+
+def _lasso(degree: int) -> Problem:
+    x, y, groups = _degrees(degree)
     model = make_pipeline(StandardScaler(), Lasso(max_iter=10_000))
 
     def own(values: np.ndarray) -> Any:
         return LassoCV(alphas=values, max_iter=10_000)
 
-    return Problem(x, y, model, "lasso__alpha", 0.3, 30.0, own)
+    return Problem(x, y, model, "lasso__alpha", 0.3, 30.0, own, groups)
 
 
 def _ridge() -> Problem:
     x, y = load_diabetes(return_X_y=True)
     model = make_pipeline(StandardScaler(), Ridge())
-    return Problem(x, y, model, "ridge__alpha", 0.1, 1000.0, lambda values: RidgeCV(values))
+    groups = {"person": [0, 1, 2, 3], "blood": [4, 5, 6, 7, 8, 9]}
+    return Problem(x, y, model, "ridge__alpha", 0.1, 1000.0, lambda values: RidgeCV(values), groups)
 
 
 def _elastic_net() -> Problem:
-    x, y = load_diabetes(return_X_y=True)
-    x = PolynomialFeatures(include_bias=False).fit_transform(x)
+    x, y, groups = _degrees(2)
     model = make_pipeline(StandardScaler(), ElasticNet(l1_ratio=0.5, max_iter=10_000))
 
     def own(values: np.ndarray) -> Any:
         return ElasticNetCV(alphas=values, l1_ratio=0.5, max_iter=10_000)
 
-    return Problem(x, y, model, "elasticnet__alpha", 0.03, 30.0, own)
+    return Problem(x, y, model, "elasticnet__alpha", 0.03, 30.0, own, groups)
+
+
+def _breast_cancer() -> Problem:
+    x, y = load_breast_cancer(return_X_y=True)
+    # Ten measures of cells' nuclei: their mean, standard error and worst value.
+    kinds = ("mean", "error", "worst")
+    return _logistic(x, y, {kind: list(range(10 * k, 10 * k + 10)) for k, kind in enumerate(kinds)})
+
+
+def _digits() -> Problem:
+    x, y = load_digits(return_X_y=True)
+    # Pixels by their distance from the border of the image.
+    row, column = np.divmod(np.arange(64), 8)
+    ring = np.minimum(np.minimum(row, 7 - row), np.minimum(column, 7 - column))
+    return _logistic(x, y, {f"ring {r}": np.flatnonzero(ring == r).tolist() for r in range(4)})
 
 
 def _gse7390() -> Problem:
@@ -136,15 +160,15 @@ def _gse7390() -> Problem:
 
 SETS: dict[str, Callable[[], Problem]] = {
     "diabetes": _ridge,
-    "breast cancer": lambda: _logistic(*load_breast_cancer(return_X_y=True)),
+    "breast cancer": _breast_cancer,
     "diabetes, squares": lambda: _lasso(2),
-    "digits": lambda: _logistic(*load_digits(return_X_y=True)),
+    "digits": _digits,
     "wine": lambda: _logistic(*load_wine(return_X_y=True)),
-    "diabetes, squares, elastic net": _elastic_net,
-    "diabetes, cubes": lambda: _lasso(3),
 }
 if importlib.util.find_spec("sksurv") is not None:
-    SETS["GSE7390, two groups"] = _gse7390
+    SETS["GSE7390"] = _gse7390
+SETS["diabetes, squares, elastic net"] = _elastic_net
+SETS["diabetes, cubes"] = lambda: _lasso(3)
 
 
 __all__ = ["SETS", "Problem"]

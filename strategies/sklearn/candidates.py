@@ -135,7 +135,8 @@ def columns_of(trial: Trial) -> dict[str, Any]:
         "hypergrad_stage": trial.stage,
         "hypergrad_trial": trial.number,
         "hypergrad_move": str(trial.note.get("move", trial.note.get("origin", "model"))),
-        "hypergrad_criterion": math.nan if trial.value is None else trial.value,
+        # Of the folds alone: a prior on penalties is a part of the trial's value.
+        "hypergrad_criterion": float(np.mean(trial.folds)) if trial.folds else math.nan,
         "hypergrad_gradient_norm": float(np.linalg.norm(gradient)),
         "hypergrad_inner_residual": math.nan if trial.residual is None else trial.residual,
         "hypergrad_seconds": trial.seconds,

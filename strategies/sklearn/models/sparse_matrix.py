@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 from scipy import sparse
 
 # Entries of a chunk: more waste memory, fewer time.
@@ -20,13 +20,13 @@ _LENGTH = 8
 class Chunks(eqx.Module):
     """The entries of all rows, in chunks.
 
-    - `data`, `column`: of each entry.
+    - `data`, `column`: of each entry, `(chunks, length)`.
     - `row`: of each chunk.
     """
 
-    data: Float[Array, "chunks length"]
-    column: Int[Array, "chunks length"]
-    row: Int[Array, " chunks"]
+    data: Array | np.ndarray
+    column: Array | np.ndarray
+    row: Array | np.ndarray
 
     @classmethod
     def of(cls, matrix: sparse.csr_array) -> "Chunks":
@@ -45,8 +45,17 @@ class Chunks(eqx.Module):
 
     def times(self, other: Float[Array, "p m"], rows: int) -> Float[Array, "n m"]:
         """The matrix times another."""
-        sums = jnp.sum(self.data[:, :, None] * other[self.column], axis=1)
-        return jax.ops.segment_sum(sums, self.row, rows, indices_are_sorted=True)
+
+        # One fold after the other: what is gathered from stays near.
+        @jax.custom_batching.sequential_vmap
+        def product(data: Array, column: Array, row: Array, other: Array) -> Array:
+            gathered = other.at[column].get(mode="promise_in_bounds")
+            sums = jnp.sum(data[:, :, None] * gathered, axis=1)
+            return jax.ops.segment_sum(
+                sums, row, rows, indices_are_sorted=True, mode="promise_in_bounds"
+            )
+
+        return product(self.data, self.column, self.row, other)
 
 
 class SparseMatrix(eqx.Module):
@@ -92,7 +101,23 @@ class SparseMatrix(eqx.Module):
         return SparseMatrix(by_row, by_column, self.shape)
 
     def __matmul__(self, other: Float[Array, "p m"]) -> Float[Array, "n m"]:
-        return self.by_row.times(other, self.shape[0])
+        return _product(self, other)
+
+
+@jax.custom_vjp
+def _product(x: SparseMatrix, other: Array) -> Array:
+    return x.by_row.times(other, x.shape[0])
+
+
+def _forward(x: SparseMatrix, other: Array) -> tuple[Array, SparseMatrix]:
+    return _product(x, other), x
+
+
+def _backward(x: SparseMatrix, cotangent: Array) -> tuple[None, Array]:
+    return None, x.T @ cotangent
+
+
+_product.defvjp(_forward, _backward)
 
 
 def _padded(*parts: np.ndarray) -> Array:

@@ -54,7 +54,9 @@ def test_one_penalty_is_level_with_a_grid_of_a_hundred():
     assert search.penalties_ == {"all": search.best_params_["alpha"]}
     results = search.cv_results_
     np.testing.assert_allclose(1 - results["hypergrad_criterion"], results["mean_test_score"])
-    assert len(results["params"]) == 3 < len(search.trials_)
+    # Two tangents may tell that nothing is left.
+    assert len(results["params"]) == min(3, len(search.trials_))
+    assert 2 <= len(search.trials_) < 15
     assert {"param_alpha", "mean_fit_time", "rank_test_score", "split4_test_score"} <= set(results)
     assert search.n_features_in_ == 10
     np.testing.assert_array_equal(search.feature_names_in_, X.columns)
