@@ -33,7 +33,7 @@ GRID, FINE, ONE, MANY, EACH = (
 _FOLDS = 5
 
 
-def searches(problem: Problem, seed: int, trials: int, rivals: bool) -> dict[str, Callable]:
+def searches(problem: Problem, seed: int, rivals: bool) -> dict[str, Callable]:
     """Makers of the searches; `rivals` are those that no claim needs."""
     folds = StratifiedKFold if problem.classes else KFold
     cv = folds(_FOLDS, shuffle=True, random_state=seed)
@@ -47,9 +47,7 @@ def searches(problem: Problem, seed: int, trials: int, rivals: bool) -> dict[str
     }
 
     def many(groups: Any) -> Callable:
-        return lambda: HypergradSearchCV(
-            problem.model, space, penalty=groups, n_trials=trials, **ours
-        )
+        return lambda: HypergradSearchCV(problem.model, space, penalty=groups, **ours)
 
     if problem.groups != "per_feature":
         found[MANY] = many(problem.groups)
@@ -108,7 +106,7 @@ def _measured(problem: Problem, search: Any, parts: list[np.ndarray]) -> dict[st
 
 
 def compared(
-    name: str, problem: Problem, splits: int, trials: int, rivals: bool
+    name: str, problem: Problem, splits: int, rivals: bool
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Rows of means over splits, and what the claims need of a set."""
     found: dict[str, list[dict[str, float]]] = {}
@@ -120,7 +118,7 @@ def compared(
             random_state=seed,
             stratify=problem.y if problem.classes else None,
         )
-        for method, make in searches(problem, seed, trials, rivals).items():
+        for method, make in searches(problem, seed, rivals).items():
             found.setdefault(method, []).append(_measured(problem, make(), parts))
 
     def column(method: str, key: str) -> np.ndarray:

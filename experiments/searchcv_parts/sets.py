@@ -164,11 +164,11 @@ SETS: dict[str, Callable[[], Problem]] = {
     "diabetes, squares": lambda: _lasso(2),
     "digits": _digits,
     "wine": lambda: _logistic(*load_wine(return_X_y=True)),
-    "diabetes, squares, elastic net": _elastic_net,
-    "diabetes, cubes": lambda: _lasso(3),
 }
 if importlib.util.find_spec("sksurv") is not None:
-    SETS["GSE7390, two groups"] = _gse7390
+    SETS["GSE7390"] = _gse7390
+SETS["diabetes, squares, elastic net"] = _elastic_net
+SETS["diabetes, cubes"] = lambda: _lasso(3)
 
 
 __all__ = ["SETS", "Problem"]

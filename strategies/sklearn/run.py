@@ -203,7 +203,8 @@ class Run:
             )
             prior = None
             if search.ratio_spread is not None:
-                prior = RatioPrior(search.ratio_spread, len(objective.table.y))
+                density = objective.criterion in objective.model.densities
+                prior = RatioPrior(search.ratio_spread, len(objective.table.y), density)
             shared = Stage(_SHARED, HypergradientSearcher(narrow, seed=seed), kept)
             searcher = HypergradientSearcher(wide, seed=seed, radius=_FIRST_STEP)
             free = Stage(_TUNED, searcher, kept)

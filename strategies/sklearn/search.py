@@ -51,8 +51,8 @@ class HypergradSearchCV(Reports, BaseSearchCV):
             in the table below, a function `(output, y, weights) -> scalar` of `jax.numpy` arrays,
             or `None` to search without gradients.
         n_trials: Most trials.
-        patience: Trials without an improvement after which to stop; gradients only. `None` for
-            never.
+        patience: Trials without an improvement after which to stop; gradients only. A search of one
+            number also stops where two tangents leave nothing to gain. `None` for never.
         timeout: Seconds after which no further trial starts.
         finalists: Number of best trials that scikit-learn fits and scores; gradients only.
         generalization: `"fresh"` (the whole search is repeated without a fifth of the samples, and

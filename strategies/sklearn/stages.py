@@ -69,13 +69,13 @@ def left(stage: Stage) -> float:
     A convex function lies above its tangents: at the best trial, and at the next one on the side to
     which it falls.
     """
-    known = [item for item in stage.ledger.history if item.slope is not None]
+    known = [(item, item.slope) for item in stage.ledger.history if item.slope is not None]
     size = sum(domain.size for domain in stage.ledger.space.domains.values())
     if size != 1 or not known:
         return math.inf
-    at = np.array([stage.ledger.space.encode(item.config)[0] for item in known])
-    slope = np.array([item.slope[0] for item in known])
-    value = np.array([item.value for item in known], float)
+    at = np.array([stage.ledger.space.encode(item.config)[0] for item, _ in known])
+    slope = np.array([found[0] for _, found in known])
+    value = np.array([item.value for item, _ in known], float)
     best = int(np.argmin(value))
     if slope[best] == 0.0:
         return 0.0

@@ -86,6 +86,8 @@ class Model(ABC):
     #: The one of the model's own criteria that stands for any scorer; its outputs are then of a
     #: kind for which the common criteria make no sense.
     stand_in: str | None = None
+    #: Those of the model's own criteria that are negative log densities.
+    densities: tuple[str, ...] = ()
     #: Targets are events and times.
     survival: ClassVar[bool] = False
 

@@ -32,6 +32,7 @@ class GaussianProcessModel(Model):
     """
 
     dense_only: ClassVar[bool] = True
+    densities = ("marginal_likelihood", "leave_one_out")
 
     def __init__(self, estimator: GaussianProcessRegressor, task: Task):
         super().__init__(estimator)

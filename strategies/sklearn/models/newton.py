@@ -82,10 +82,8 @@ class Hessians(NamedTuple):
             root = 1.0 / jnp.sqrt(penalty.diagonal[:, :1] + _FREE)
             values, vectors = jnp.linalg.eigh(root * columns.gram(jnp.mean(each, axis=1)) * root.T)
             vectors = root * vectors
-            # A loss may be flat everywhere.
-            total = jnp.maximum(jnp.mean(jnp.sum(each, axis=0)), jnp.finfo(each.dtype).tiny)
-            share = jnp.sum(each, axis=0) / total
-            level = jnp.maximum(values, 0.0)[:, None] * share + 1.0
+            # The same for all outputs: sums over outputs, which logits have free, stay zero.
+            level = jnp.maximum(values, 0.0)[:, None] + 1.0
 
             def precondition(r: Array) -> Array:
                 return vectors @ ((vectors.T @ r) / level)

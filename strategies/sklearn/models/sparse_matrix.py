@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 from scipy import sparse
 
 # Entries of a chunk: more waste memory, fewer time.
@@ -20,13 +20,13 @@ _LENGTH = 8
 class Chunks(eqx.Module):
     """The entries of all rows, in chunks.
 
-    - `data`, `column`: of each entry.
+    - `data`, `column`: of each entry, `(chunks, length)`.
     - `row`: of each chunk.
     """
 
-    data: Float[Array, "chunks length"]
-    column: Int[Array, "chunks length"]
-    row: Int[Array, " chunks"]
+    data: Array | np.ndarray
+    column: Array | np.ndarray
+    row: Array | np.ndarray
 
     @classmethod
     def of(cls, matrix: sparse.csr_array) -> "Chunks":

@@ -95,19 +95,20 @@ def test_a_sparse_logistic_regression_is_that_of_dense_features():
     assert found.gradient["C"] == pytest.approx((near[1] - near[0]) / 2e-3, rel=1e-3)
 
 
-def test_the_prior_leaves_the_shared_level_alone():
-    prior = RatioPrior(0.7, 50)
+@pytest.mark.parametrize(("density", "loss"), [(False, 1.3), (True, 1.3), (True, -2.0)])
+def test_the_prior_leaves_the_shared_level_alone(density, loss):
+    prior = RatioPrior(0.7, 50, density)
     start, slope = np.array([0.3, 2.0, 5.0]), np.array([0.4, -0.2, 0.1])
-    value, gradient = prior(1.3 + slope @ start, slope, start)
+    value, gradient = prior(loss + slope @ start, slope, start)
 
     def along(logs):
         penalties = np.exp(logs)
-        return prior(1.3 + slope @ penalties, slope, penalties)[0]
+        return prior(loss + slope @ penalties, slope, penalties)[0]
 
     numeric = approx_fprime(np.log(start), along, 1e-7) / start
     np.testing.assert_allclose(gradient, numeric, rtol=1e-5)
-    assert value > 1.3 + slope @ start
-    assert prior(1.3, slope, np.full(3, 0.2))[0] == 1.3
+    assert value > loss + slope @ start
+    assert prior(loss, slope, np.full(3, 0.2))[0] == loss
 
 
 def stage_of(*known):
