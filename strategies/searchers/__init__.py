@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from strategies.searchers.grid import GridSearcher
     from strategies.searchers.hypergradient import HypergradientSearcher
     from strategies.searchers.multi_objective import MultiObjectiveSearcher
+    from strategies.searchers.offline import OfflineSearcher
+    from strategies.searchers.parametric import ParametricSearcher
     from strategies.searchers.pareto import ParetoSearcher
     from strategies.searchers.random import RandomSearcher
     from strategies.searchers.sobol import SobolSearcher
@@ -25,6 +27,8 @@ __all__ = [
     "GridSearcher",
     "HypergradientSearcher",
     "MultiObjectiveSearcher",
+    "OfflineSearcher",
+    "ParametricSearcher",
     "ParetoSearcher",
     "RandomSearcher",
     "Searcher",
@@ -41,6 +45,8 @@ _HOMES = {
     "GridSearcher": "grid",
     "HypergradientSearcher": "hypergradient",
     "MultiObjectiveSearcher": "multi_objective",
+    "OfflineSearcher": "offline",
+    "ParametricSearcher": "parametric",
     "ParetoSearcher": "pareto",
     "RandomSearcher": "random",
     "Searcher": "base",
