@@ -71,7 +71,7 @@ def fixed(known: list[Task]) -> float:
 @experiment(
     paper="Krause & Ong 2011 (contextual Gaussian-process bandits); the setting of METALIC",
     options=[
-        Option("tasks", 40, quick=16, help="tasks of each family"),
+        Option("tasks", 40, quick=12, help="tasks of each family"),
         Option("seeds", 3, quick=1, help="repetitions"),
         Option("families", "ridge,logistic", quick="ridge", help="what is fitted"),
     ],

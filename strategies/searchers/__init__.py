@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from strategies.searchers.hypergradient import HypergradientSearcher
     from strategies.searchers.multi_objective import MultiObjectiveSearcher
     from strategies.searchers.ngrams import NGramSearcher
+    from strategies.searchers.offline import OfflineSearcher
+    from strategies.searchers.parametric import ParametricSearcher
     from strategies.searchers.pareto import ParetoSearcher
     from strategies.searchers.random import RandomSearcher
     from strategies.searchers.sobol import SobolSearcher
@@ -28,6 +30,8 @@ __all__ = [
     "HypergradientSearcher",
     "MultiObjectiveSearcher",
     "NGramSearcher",
+    "OfflineSearcher",
+    "ParametricSearcher",
     "ParetoSearcher",
     "RandomSearcher",
     "Searcher",
@@ -46,6 +50,8 @@ _HOMES = {
     "HypergradientSearcher": "hypergradient",
     "MultiObjectiveSearcher": "multi_objective",
     "NGramSearcher": "ngrams",
+    "OfflineSearcher": "offline",
+    "ParametricSearcher": "parametric",
     "ParetoSearcher": "pareto",
     "RandomSearcher": "random",
     "Searcher": "base",

@@ -110,7 +110,8 @@ def of_the_user(error, value):
 
 @pytest.mark.parametrize("values", [1, pytest.param(len(VALUES), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ENTRIES)
-def test_one_wrong_argument(name, values):
+def test_one_wrong_argument(name, values, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # for checkpoints of any name
     function, given = ENTRIES[name]
     rng = random.Random(name)
     for argument, value in ((a, v) for a in given for v in rng.sample(VALUES, values)):
