@@ -233,6 +233,14 @@ def test_a_site_held_at_a_positive_precision_is_told():
     close(calm.grad, differences(estimator, problem, H, (x, y)), 1e-6)
 
 
+def test_expectation_propagation_takes_a_likelihood_by_quadrature():
+    """Traced, not run: no decision in the average hides a part of the derivative."""
+    batch, problem, ep = measured(), GPProblem(matern52, Heavy()), ExpectationPropagation()
+    state = ep.init(problem, problem.sites(batch), H, batch)
+    shapes = jax.eval_shape(lambda h: ep.hypergradient(problem, state, h, batch, None).grad, H)
+    assert shapes["log_length"].shape == (2,)
+
+
 def test_an_outer_algorithm_raises_the_evidence():
     batch = classified()
     start = {"log_sigma": jnp.asarray(0.0), "log_length": jnp.zeros(2), "factor": jnp.asarray(1.0)}
