@@ -10,7 +10,7 @@ from jaxtyping import Array, Int, PyTree, Scalar
 
 from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
 from hypergrad.expected import require, require_count, require_number
-from hypergrad.gaussian_process.problem import GPProblem
+from hypergrad.gaussian_process.problem import GPProblem, any_held
 from hypergrad.gaussian_process.sites import Sites
 from hypergrad.implicit.differentiation import ImplicitDifferentiation
 from hypergrad.linear import vector
@@ -34,7 +34,8 @@ class SiteEstimator(Estimator):
 
     `fit` takes `steps` steps `sites <- (1 − step) sites + step update(sites)`. The hypergradient
     holds the sites fixed; where the evidence is stationary in them that is all of it, elsewhere
-    `info.outcome` says "approximate". `through_sites=True` adds how the fixed point moves with the
+    `info.outcome` says "approximate": also where a site of a likelihood that is not log-concave is
+    held at a positive precision. `through_sites=True` adds how the fixed point moves with the
     hyperparameters, by one linear solve, and `aux` is then the size of that part relative to the
     whole.
 
@@ -168,7 +169,9 @@ class SiteEstimator(Estimator):
             paths = trace_paths(bilevel, sites, hparams, inner_batch, inner_batch)
             require_effect(paths, type(self).__name__)
             unknown = jnp.full_like(residual, jnp.nan)
-            good = Outcome.solved if self.stationary else Outcome.approximate
+            good = Outcome.approximate
+            if self.stationary:
+                good = Outcome.where(any_held(gp.likelihood, sites), good, Outcome.solved)
             finite = jnp.isfinite(value) & vector.all_finite(grad)
             info = HypergradientInfo(
                 inner_residual=residual,

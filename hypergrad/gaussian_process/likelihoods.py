@@ -18,7 +18,7 @@ class Likelihood(eqx.Module):
     """`log p(y | f)` and its averages over Gaussians; by quadrature unless overridden.
 
     **Class attributes:** `log_concave`: whether it is, in `f`. If not, the precision of a site can
-    become negative and is held at a small positive number.
+    become negative and is held at a small positive number; no evidence is stationary there.
     """
 
     log_concave: ClassVar[bool] = True
@@ -39,7 +39,8 @@ class Likelihood(eqx.Module):
         nodes, weights = np.polynomial.hermite_e.hermegauss(_NODES)
         f = mean + jnp.sqrt(variance) * nodes
         densities = jax.vmap(lambda f: self.log_density(f, y, hparams))(f)
-        return jax.nn.logsumexp(densities, b=weights / weights.sum())
+        # Weights as a factor of the sum would bring a sign, for which a derivative is not trusted.
+        return jax.nn.logsumexp(densities + np.log(weights / weights.sum()))
 
 
 class Probit(Likelihood):

@@ -4,12 +4,15 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from hypergrad.gaussian_process.likelihoods import Likelihood
 from hypergrad.gaussian_process.sites import Posterior, Sites, predict
 from hypergrad.linear import vector
 from hypergrad.problem import BilevelProblem
+
+#: Precision that a site has at least, of a likelihood that is not log-concave.
+_LEAST = 1e-6
 
 
 class GPProblem(BilevelProblem):
@@ -98,7 +101,14 @@ def held(likelihood: Likelihood, sites: Sites) -> Sites:
     """Sites of precision at least 1e-6 where the likelihood can make them negative."""
     if likelihood.log_concave:
         return sites
-    return Sites(sites.shift, jnp.maximum(sites.precision, 1e-6))
+    return Sites(sites.shift, jnp.maximum(sites.precision, _LEAST))
+
+
+def any_held(likelihood: Likelihood, sites: Sites) -> Bool[Array, ""]:
+    """Whether a site is at that bound, where an evidence need not be stationary in it."""
+    if likelihood.log_concave:
+        return jnp.asarray(False)
+    return jnp.any(sites.precision <= 2 * _LEAST)
 
 
 def _variational_residual(kernel: Callable, likelihood: Likelihood) -> Callable:

@@ -44,7 +44,8 @@ class ImplicitDiffusion(Estimator):
     `info.inner_residual` is `|E[(x − E x)·∂V/∂x] / d − 1|`, zero for a cloud distributed as
     `exp(−V)` (the virial theorem), up to its own noise of about `√(2 / (n d))`. `info.error` is the
     standard error of the gradient over blocks of particles, relative; it knows nothing of modes
-    that no particle has reached.
+    that no particle has reached, nor of the bias of the step, which `inner_residual` shows (the
+    gradient's is up to twice that).
 
     **Arguments:**
 
