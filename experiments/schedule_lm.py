@@ -1,7 +1,7 @@
 """Schedules of a language model's training: learned layer by layer, searched, and tuned.
 
 A byte-level model is trained on Python code by Adam. `learn_schedules` starts from Adam as it
-usually is, with a cosine, and moves learning rate, momentum and the weights of the batches over
+usually is, with a cosine, and moves learning rate, both momenta and the weights of the batches over
 time, for each of three layers, by derivatives through the whole training. Its rivals begin at the
 same settings: TPE, CMA-ES and our `BayesSearcher` on fourteen knobs (rates of the layers, both
 momenta, weight decay, lengths and end of the schedule; its shape, Nesterov's step, what is decayed,
@@ -23,6 +23,7 @@ from experiments.data.byte_model import bits_per_byte, initial, layer_of, loss
 from experiments.data.byte_training import (
     KNOBS,
     LAYERS,
+    OVER_TIME,
     UNDER_ROOT,
     USUAL,
     Settings,
@@ -44,8 +45,8 @@ DOMAIN, LENGTH = "code", 32
 # Trainings that one metagradient costs: measured, 4.8.
 COST = 5
 OURS = "learned"
-# Few steps, so that the first are long: 0.4 is a factor of 1.5.
-OUTER = optax.adam(lambda step: 0.4 / (1 + step / 8))
+# Few steps, so that the first are long (0.4 is a factor of 1.5), with little memory of the last.
+OUTER = optax.adam(lambda step: 0.4 / (1 + step / 4), b1=0.5)
 SHAPES = {
     "constant": (0.0, 1.0, 1.0, "linear"),
     "cosine": (0.0, 1.0, 0.0, "cosine"),
@@ -55,8 +56,12 @@ SHAPES = {
 
 def adam(settings: dict) -> optax.GradientTransformation:
     """With a derivative also where a byte never occurs."""
-    rate, momentum = settings["learning_rate"], settings["momentum"]
-    return optax.adam(rate, b1=momentum, eps_root=UNDER_ROOT)
+    return optax.adam(
+        settings["learning_rate"],
+        b1=settings["momentum"],
+        b2=settings["second_momentum"],
+        eps_root=UNDER_ROOT,
+    )
 
 
 @experiment(
@@ -117,7 +122,7 @@ def run_experiment(context: Context) -> None:
     with context.progress("trainings and metagradients", total=total) as bar:
         for name, shape in SHAPES.items():
             line = shape_over(steps, *shape)[:, None] * np.ones(len(LAYERS))
-            rest = (np.full_like(line, 0.9), np.ones_like(line))
+            rest = (np.full_like(line, 0.9), np.full_like(line, 0.999), np.ones_like(line))
             tried = []
             for peak in np.geomspace(1e-3, 0.1, options.peaks):
                 settings = Settings(peak * line, *rest)
@@ -149,10 +154,11 @@ def run_experiment(context: Context) -> None:
                 here[1],
                 validation,
                 optimizer=adam,
-                start={name: getattr(start, name) for name in Settings._fields[:3]},
+                start={name: getattr(start, name) for name in OVER_TIME},
                 steps=steps,
                 iterations=iterations[budget],
                 group_of=layer_of,
+                scales={"second_momentum": "logit"},
                 stacked=True,
                 outer_optimizer=OUTER,
                 callbacks=[lambda report: bar.advance()],

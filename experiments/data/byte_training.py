@@ -52,12 +52,12 @@ USUAL: dict[str, Any] = {
 
 
 class Settings(NamedTuple):
-    """Of a training: three arrays over steps and layers, and numbers."""
+    """Of a training: four arrays over steps and layers, and numbers."""
 
     learning_rate: np.ndarray
     momentum: np.ndarray
+    second_momentum: np.ndarray
     batch_weight: np.ndarray
-    second_momentum: float = 0.999
     decay: float = 0.0
     nesterov: float = 0.0
     decay_vectors: float = 1.0
@@ -65,9 +65,13 @@ class Settings(NamedTuple):
     signs: float = 0.0
 
 
+#: What changes over the steps.
+OVER_TIME = Settings._fields[:4]
+
+
 def from_schedules(values: dict[str, np.ndarray]) -> Settings:
     """Of learned schedules, all of which are there."""
-    return Settings(*(values[name] for name in Settings._fields[:3]))
+    return Settings(*(values[name] for name in OVER_TIME))
 
 
 def shape_over(steps: int, rise: float, fall: float, last: float, shape: str) -> np.ndarray:
@@ -89,8 +93,8 @@ def of_config(config: dict[str, Any], steps: int) -> Settings:
     return Settings(
         scale * peaks * line[:, None],
         config["momentum"] * ones,
+        config["second_momentum"] * ones,
         ones,
-        config["second_momentum"],
         config["decay"],
         float(config["nesterov"]),
         float(config["decayed"] == "all"),
@@ -112,7 +116,7 @@ def _train(settings: Settings, params: dict, batches: jax.Array) -> dict:
 
     def step(carry: tuple, now: tuple) -> tuple[tuple, None]:
         w, m, v, count = carry
-        rates, momenta, weights, batch = now
+        rates, momenta, seconds, weights, batch = now
         gradient = jax.tree.leaves(jax.grad(loss)(jax.tree.unflatten(structure, w), None, batch))
         norm = jnp.sqrt(sum(jnp.sum(g**2) for g in gradient))
         shrink = jnp.minimum(1, settings.clip / norm)
@@ -120,11 +124,11 @@ def _train(settings: Settings, params: dict, batches: jax.Array) -> dict:
         for each, g, a, b, i in zip(w, gradient, m, v, layer, strict=True):
             g = shrink * weights[i] * g
             a = momenta[i] * a + (1 - momenta[i]) * g
-            b = settings.second_momentum * b + (1 - settings.second_momentum) * g**2
+            b = seconds[i] * b + (1 - seconds[i]) * g**2
             ahead = settings.nesterov * (momenta[i] * a + (1 - momenta[i]) * g)
             ahead = ahead + (1 - settings.nesterov) * a
             mean = ahead / (1 - momenta[i] ** count)
-            square = b / (1 - settings.second_momentum**count)
+            square = b / (1 - seconds[i] ** count)
             adam = mean / (jnp.sqrt(square + UNDER_ROOT) + 1e-8)
             move = jnp.where(settings.signs > 0, jnp.sign(ahead), adam)
             decay = settings.decay * (1 if each.ndim > 1 else settings.decay_vectors)
@@ -135,6 +139,6 @@ def _train(settings: Settings, params: dict, batches: jax.Array) -> dict:
 
     leaves = jax.tree.leaves(params)
     zeros = [jnp.zeros_like(leaf) for leaf in leaves]
-    over_time = (settings.learning_rate, settings.momentum, settings.batch_weight, batches)
+    over_time = (*settings[: len(OVER_TIME)], batches)
     (end, *_), _ = jax.lax.scan(step, (leaves, zeros, zeros, jnp.ones((), jnp.float32)), over_time)
     return jax.tree.unflatten(structure, end)
