@@ -26,7 +26,8 @@ from strategies.laws import PowerLaw
 
 DECAYS = 2.0 ** np.arange(0.0, 12.0)
 RATE, WIDTH, INPUTS, CLASSES = 5e-4, 64, 196, 10
-HELD = 4000
+#: Pictures to draw from, and those that are held out.
+MOST, HELD = 16384, 4000
 
 
 def pictures() -> tuple[jax.Array, ...]:
@@ -39,8 +40,8 @@ def pictures() -> tuple[jax.Array, ...]:
     mean, spread = small[0].mean(), small[0].std()
     x, held = ((part - mean) / spread for part in small)
     return (
-        jnp.asarray(x),
-        jnp.asarray(train.y, jnp.int32),
+        jnp.asarray(x[:MOST]),
+        jnp.asarray(train.y[:MOST], jnp.int32),
         jnp.asarray(held[:HELD]),
         jnp.asarray(test.y[:HELD], jnp.int32),
     )
@@ -52,7 +53,7 @@ def losses(data: tuple, examples: int, batch: int, seeds: int) -> np.ndarray:
     steps = examples // batch
     draw = layers([INPUTS, WIDTH, WIDTH, CLASSES])
 
-    def run(key: jax.Array, decay: jax.Array) -> jax.Array:
+    def run(key: jax.Array, order: jax.Array, decay: jax.Array) -> jax.Array:
         schedule = optax.linear_schedule(RATE, 0.0, steps)
         optimizer = optax.adamw(
             schedule,
@@ -62,7 +63,6 @@ def losses(data: tuple, examples: int, batch: int, seeds: int) -> np.ndarray:
             mask=lambda params: [(last > 0, False) for last in range(len(params))][::-1],
         )
         params = draw(key)
-        order = jax.random.choice(key, len(y), (steps, batch), replace=False)
 
         def step(carry: tuple, rows: jax.Array) -> tuple:
             params, state = carry
@@ -73,8 +73,11 @@ def losses(data: tuple, examples: int, batch: int, seeds: int) -> np.ndarray:
         (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), order)
         return classified(logits_of(params, held), labels)
 
-    over = jax.jit(jax.vmap(jax.vmap(run, (None, 0)), (0, None)))
-    found = over(jax.random.split(jax.random.key(0), seeds), jnp.asarray(DECAYS, jnp.float32))
+    over = jax.jit(jax.vmap(jax.vmap(run, (None, None, 0)), (0, 0, None)))
+    rng = np.random.default_rng(0)
+    orders = [rng.permutation(len(y))[: steps * batch].reshape(steps, batch) for _ in range(seeds)]
+    keys = jax.random.split(jax.random.key(0), seeds)
+    found = over(keys, jnp.asarray(np.array(orders)), jnp.asarray(DECAYS, jnp.float32))
     return np.nan_to_num(np.asarray(found), nan=np.inf)
 
 
