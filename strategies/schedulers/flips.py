@@ -13,8 +13,10 @@ import numpy as np
 if TYPE_CHECKING:
     from strategies.schedulers.base import Scheduler
 
-#: From this share on a scheduler warns: a third of its comparisons were decided the wrong way.
+#: From this share on decisions are unsafe: a third of them were the wrong way.
 UNSAFE = 1 / 3
+#: Standard errors by which rungs have to be worse than a guess before a scheduler warns.
+SURE = 2.5
 #: Pairs below which a share says nothing: that of five configurations.
 ENOUGH = 10
 
@@ -41,6 +43,22 @@ class RankFlips:
         return max(known, default=math.nan)
 
     @property
+    def inverted(self) -> float | None:
+        """The first resource at which the order is surely worse than a guess, if there is one.
+
+        For configurations that were promoted for their order: that it says little among them is
+        what promotion leaves. By 2.5 standard errors of Kendall's coefficient under a guess.
+        """
+        for at, share in self.shares.items():
+            count = 0.5 * (1.0 + math.sqrt(1.0 + 8.0 * self.pairs[at]))
+            if self.pairs[at] < ENOUGH:
+                continue
+            spread = 0.5 * math.sqrt(2.0 * (2.0 * count + 5.0) / (9.0 * count * (count - 1.0)))
+            if share > 0.5 + SURE * spread:
+                return at
+        return None
+
+    @property
     def unsafe(self) -> bool:
         """Whether a third of the pairs or more change their order after some resource."""
         return self.worst >= UNSAFE
@@ -59,7 +77,8 @@ def rank_flips(curves: "Scheduler | Mapping[Any, Mapping[float, float]] | Any") 
 
     - `curves`: losses by configuration and resource, `{name: {epoch: loss}}`; or an array of shape
       `(configurations, resources)`; or a scheduler. Of a scheduler those alone are known that were
-      promoted to its last rung: they are more alike than all, which makes flips more frequent.
+      promoted to its last rung: they are more alike than all, which makes flips more frequent;
+      look at `inverted`, not at `unsafe`.
 
     **Raises:** `ValueError` for fewer than two resources.
     """
@@ -88,16 +107,17 @@ def warn_if_unsafe(scheduler: "Scheduler") -> bool:
     if scheduler.top < 1:
         return False
     found = rank_flips(scheduler)
-    if found.unsafe:
-        at = max(found.shares, key=lambda at: (found.pairs[at] >= ENOUGH, found.shares[at]))
-        warnings.warn(
-            f"Of the configurations trained to the end, {found.shares[at]:.0%} of the pairs had "
-            f"the other order at resource {at:g}: decisions there are unsafe. Let schedules of the "
-            "learning rate end at each job's own resource, or start with a larger 'min_resource'.",
-            RankFlipWarning,
-            stacklevel=3,
-        )
-    return found.unsafe
+    at = found.inverted
+    if at is None:
+        return False
+    warnings.warn(
+        f"Of the configurations trained to the end, {found.shares[at]:.0%} of the pairs had the "
+        f"other order at resource {at:g}: decisions there are unsafe. Let schedules of the "
+        "learning rate end at each job's own resource, or start with a larger 'min_resource'.",
+        RankFlipWarning,
+        stacklevel=3,
+    )
+    return True
 
 
 def _table(curves: Any) -> list[dict[float, float]]:

@@ -45,7 +45,7 @@ def unpenalised(w, log_penalty, batch):
 PROBLEM = BilevelProblem(either, unpenalised)
 RIDGE = BilevelProblem(ridge, ridge)
 TRAIN, VALID = (X, X @ TRUTH + NOISE), (XV, XV @ TRUTH)
-AT, START, STEPS = -1.0, jnp.full(4, 0.1), 6000
+AT, START, STEPS = jnp.asarray(-1.0), jnp.full(4, 0.1), 6000
 EXACT = ImplicitDifferentiation(Newton(tol=1e-10), CG(tol=1e-10), error_estimate=False)
 
 #: Rates are the defaults where there are any. `mechanize(optax.sgd(1.0))` is not among them: after

@@ -38,7 +38,7 @@ def test_a_guess_is_a_half_and_the_end_itself_is_none():
 def test_a_scheduler_warns_once_where_rungs_mislead(kind, misleading):
     def objective(job):
         x = job.config["x"]
-        return x if job.resource == 9 or not misleading else math.sin(1000 * x)
+        return -x if misleading and job.resource < 9 else x
 
     more = {"configurations": 150} if kind is ASHA else {"iterations": 6}
     scheduler = kind(RandomSearcher(SPACE), max_resource=9, **more)
@@ -47,7 +47,17 @@ def test_a_scheduler_warns_once_where_rungs_mislead(kind, misleading):
         run(objective, scheduler)
     said = [w for w in caught if issubclass(w.category, RankFlipWarning)]
     assert len(said) == misleading
-    assert rank_flips(scheduler).unsafe == misleading
+    assert (rank_flips(scheduler).inverted is not None) == misleading
+
+
+def test_a_scheduler_does_not_warn_where_rungs_only_say_little():
+    def objective(job):
+        return job.config["x"] + math.sin(1e5 * job.config["x"]) / job.resource
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RankFlipWarning)
+        for seed in range(4):
+            run(objective, Hyperband(RandomSearcher(SPACE, seed=seed), 27, iterations=2))
 
 
 def test_what_is_refused():
