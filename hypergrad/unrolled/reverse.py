@@ -231,11 +231,12 @@ def _tap(x: PyTree, probe: Array) -> PyTree:
 
 
 def _tap_forward(x: PyTree, probe: Array) -> tuple:
-    return x, None
+    return x, probe
 
 
-def _tap_backward(_: None, cotangent: PyTree) -> tuple:
-    return cotangent, jnp.sqrt(vector.vdot(cotangent, cotangent))
+def _tap_backward(probe: Array, cotangent: PyTree) -> tuple:
+    # Parameters and hyperparameters may have different dtypes.
+    return cotangent, jnp.sqrt(vector.vdot(cotangent, cotangent)).astype(probe.dtype)
 
 
 _tap.defvjp(_tap_forward, _tap_backward)

@@ -351,3 +351,18 @@ def test_a_run_that_diverges_says_so():
     assert out.info.breakdown
     assert out.info.error == jnp.inf
     assert out.info.iterations == 0
+
+
+@pytest.mark.parametrize("dtypes", [("float64", "float32"), ("float32", "float64")])
+def test_parameters_and_hyperparameters_of_different_dtypes(dtypes):
+    problem = BilevelProblem(
+        lambda w, lam, b: jnp.sum((w - b) ** 2) + jnp.exp(lam) * jnp.sum(w**2),
+        lambda w, lam, b: jnp.sum((w - b) ** 2),
+    )
+    w, lam = (jnp.full(size, 0.5, dtype) for size, dtype in zip(((2,), ()), dtypes, strict=True))
+    out = hypergradient(problem, w, lam, 1.0, 1.0, estimator=Unrolled(optax.sgd(0.1), steps=1))
+    rate = 2 * 0.1
+    moved = 0.5 - rate * (0.5 - 1 + np.exp(0.5) * 0.5)
+    expected = 2 * 2 * (moved - 1) * -rate * np.exp(0.5) * 0.5
+    np.testing.assert_allclose(float(out.grad), expected, rtol=1e-6)
+    assert out.grad.dtype == dtypes[1]
