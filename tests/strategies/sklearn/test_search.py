@@ -399,9 +399,12 @@ CHECKED = [
 
 def failed_by_grids(search):
     """What `GridSearchCV` fails over the same estimator, for the same reason."""
-    tags = get_tags(search.estimator).target_tags
-    reason = "the tag of several outputs is not passed on"
-    return {"check_supervised_y_2d": reason} if tags.multi_output else {}
+    tags, failed = get_tags(search.estimator), {}
+    if tags.target_tags.multi_output:
+        failed["check_supervised_y_2d"] = "the tag of several outputs is not passed on"
+    if tags.input_tags.allow_nan:
+        failed["check_estimators_nan_inf"] = "the tag of missing values is not passed on"
+    return failed
 
 
 @pytest.mark.slow
@@ -410,6 +413,15 @@ def failed_by_grids(search):
     expected_failed_checks=failed_by_grids,
 )
 def test_checks_of_scikit_learn(estimator, check):
+    check(estimator)
+
+
+@parametrize_with_checks(
+    [HypergradSearchCV(DecisionTreeRegressor(random_state=0), {"max_depth": [2, 3]}, n_trials=2)],
+    expected_failed_checks=failed_by_grids,
+)
+@pytest.mark.filterwarnings("ignore:BayesSearcher on scores")
+def test_checks_of_scikit_learn_without_gradients(estimator, check):
     check(estimator)
 
 
