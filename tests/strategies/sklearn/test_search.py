@@ -92,6 +92,7 @@ def test_a_grid_of_one_candidate():
     search = HypergradSearchCV(Ridge(), {"alpha": [0.3], "tol": [1e-5]}).fit(X, Y)
     assert search.best_params_ == {"alpha": 0.3, "tol": 1e-5}
     assert search.best_score_ == GridSearchCV(Ridge(), {"alpha": [0.3]}).fit(X, Y).best_score_
+    assert HypergradSearchCV(Ridge(), {}).fit(X, Y).best_params_ == {}
 
 
 def test_estimators_in_a_grid():
@@ -204,6 +205,16 @@ def test_weights_groups_and_several_scores():
         np.testing.assert_allclose(routed.best_estimator_.coef_, expected.coef_)
     chosen = HypergradSearchCV(Ridge(), SPACE, n_trials=4, refit=lambda results: 1).fit(X, Y)
     assert chosen.best_index_ == 1
+    both = HypergradSearchCV(
+        Ridge(),
+        SPACE,
+        penalty="per_feature",
+        scoring=["r2", "neg_mean_squared_error"],
+        refit=lambda results: 1,
+        n_trials=4,
+    ).fit(X, Y)
+    assert both.best_index_ == 1
+    assert both.generalization_score_ is None
 
 
 def test_a_splitter_without_a_seed_is_asked_once():
@@ -255,6 +266,13 @@ BAD = {
     ),
     "an unknown criterion": (Ridge(), SPACE, {"criterion": "loss"}, {}, "'criterion'"),
     "continuous classes": (LinearSVC(), {"C": [0.1, 1.0]}, {"cv": KFold(2)}, {}, "continuous"),
+    "a score of its own for several": (
+        Ridge(),
+        SPACE,
+        {"scoring": ["r2"], "refit": lambda results: 0, "generalization": "fresh"},
+        {},
+        "'generalization'.*function",
+    ),
     "a fold without a class": (
         LinearSVC(),
         {"C": [0.1, 1.0]},
