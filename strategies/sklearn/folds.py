@@ -111,7 +111,8 @@ def _weights(weight: Any, size: int) -> np.ndarray:
         return np.full(size, float(weight))
     if weight.shape != (size,) or not np.all(np.isfinite(weight)):
         raise ValueError(
-            f"'sample_weight': expected {size} finite numbers, received shape {weight.shape}"
+            f"'sample_weight': expected {size} finite numbers, received shape {weight.shape} with "
+            f"{np.sum(~np.isfinite(weight))} that are not finite"
         )
     if weight.min() < 0:
         raise ValueError(f"'sample_weight': expected weights >= 0, received {weight.min()}")

@@ -29,25 +29,46 @@ class OvertunedWarning(UserWarning):
     """The best score promises clearly more than a fresh split keeps."""
 
 
-def generalization(search: Any, X: Any, y: Any, params: Mapping[str, Any]) -> float | None:
-    """The mean score of searches that were repeated without the samples that score them.
+def wanted(search: Any, y: Any) -> Any:
+    """What `generalization` asks for; `None` for nothing.
 
-    Warns if it is far below `best_score_`.
+    **Raises:** `ValueError` where it asks for what cannot be, before anything is searched.
     """
     kind = search.generalization
     splitter = check_cv(search.cv, y, classifier=is_classifier(search.estimator))
     listed = isinstance(splitter, _CVIterableWrapper)
+    several = isinstance(search.scoring, list | tuple | set | dict)
+    # With several scores and a function to choose by, none of them is the search's own.
+    unscored = callable(search.refit) and several
     if kind == "auto":
-        kind = "fresh" if search.penalty != "single" and search.refit and not listed else None
+        possible = search.refit and not listed and not unscored
+        return "fresh" if search.penalty != "single" and possible else None
     if kind is None:
         return None
     if not search.refit:
         raise ValueError(f"'generalization': expected None with refit=False, received {kind!r}")
+    if unscored:
+        raise ValueError(
+            "'generalization': expected None where refit is a function of several scores, received "
+            f"{kind!r}"
+        )
     if listed:
         raise ValueError(
             "'generalization': expected None where cv is a list of splits, which do not fit a part "
             f"of the samples, received {kind!r}"
         )
+    return kind
+
+
+def generalization(
+    search: Any, X: Any, y: Any, params: Mapping[str, Any], kind: Any
+) -> float | None:
+    """The mean score of searches that were repeated without the samples that score them.
+
+    `kind` is what is `wanted`. Warns if the score is far below `best_score_`.
+    """
+    if kind is None:
+        return None
     again = clone(search).set_params(generalization=None, resume=None)
     scores = []
     # A part of the samples is searched with the program of all of them.
@@ -102,4 +123,4 @@ def _warn(search: Any, score: float, count: int) -> None:
         )
 
 
-__all__ = ["OvertunedWarning", "generalization"]
+__all__ = ["OvertunedWarning", "generalization", "wanted"]

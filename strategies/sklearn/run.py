@@ -158,7 +158,7 @@ class Run:
         search = self.search
         described = [
             repr(search.estimator),
-            self.only or self.space.describe(),
+            self.space.describe() if self.only is None else self.only,
             search.penalty if isinstance(search.penalty, str) else dict(search.penalty),
             _shown(search.criterion),
             _shown(search.scoring),

@@ -13,7 +13,7 @@ from sklearn.model_selection._search import BaseSearchCV
 from sklearn.utils import indexable
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from strategies.sklearn.generalization import generalization
+from strategies.sklearn.generalization import generalization, wanted
 from strategies.sklearn.penalties import with_feature_penalties
 from strategies.sklearn.reports import Reports
 from strategies.sklearn.run import Run
@@ -179,6 +179,7 @@ class HypergradSearchCV(Reports, BaseSearchCV):
         for name in [name for name in vars(worker) if name.endswith("_")]:
             delattr(worker, name)
         worker._validate_params()
+        kind = wanted(self, y)
         worker.cv = FrozenSplits(check_cv(self.cv, y, classifier=is_classifier(self.estimator)))
         if self.penalty != "single":
             worker.estimator = with_feature_penalties(self.estimator)
@@ -192,7 +193,7 @@ class HypergradSearchCV(Reports, BaseSearchCV):
         for name, value in vars(worker).items():
             if name.endswith("_"):
                 setattr(self, name, value)
-        self.generalization_score_ = generalization(self, X, y, params)
+        self.generalization_score_ = generalization(self, X, y, params, kind)
         return self
 
     def _run_search(self, evaluate_candidates: Any, *, callback_ctx: Any = None) -> None:

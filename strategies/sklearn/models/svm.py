@@ -76,6 +76,12 @@ class SupportVectorModel(Model):
         if not self.regression:
             machine.set_params(class_weight=None)  # it is in the samples' weights
         labels = y.argmax(axis=1) if self.pairs else y[:, 0]
+        if not self.regression and len(np.unique(labels[rows])) < len(np.unique(labels)):
+            # libsvm leaves samples of weight zero out.
+            raise ValueError(
+                "'sample_weight': expected a weight above 0 for a sample of every class in every "
+                "training part, received zeros for all of a class"
+            )
         machine.fit(scaled[rows], labels[rows], sample_weight=train[rows])
         parts = self._parts(labels)
         width = max(len(part) for part in parts)

@@ -92,6 +92,7 @@ def test_a_grid_of_one_candidate():
     search = HypergradSearchCV(Ridge(), {"alpha": [0.3], "tol": [1e-5]}).fit(X, Y)
     assert search.best_params_ == {"alpha": 0.3, "tol": 1e-5}
     assert search.best_score_ == GridSearchCV(Ridge(), {"alpha": [0.3]}).fit(X, Y).best_score_
+    assert HypergradSearchCV(Ridge(), {}).fit(X, Y).best_params_ == {}
 
 
 def test_estimators_in_a_grid():
@@ -204,6 +205,16 @@ def test_weights_groups_and_several_scores():
         np.testing.assert_allclose(routed.best_estimator_.coef_, expected.coef_)
     chosen = HypergradSearchCV(Ridge(), SPACE, n_trials=4, refit=lambda results: 1).fit(X, Y)
     assert chosen.best_index_ == 1
+    both = HypergradSearchCV(
+        Ridge(),
+        SPACE,
+        penalty="per_feature",
+        scoring=["r2", "neg_mean_squared_error"],
+        refit=lambda results: 1,
+        n_trials=4,
+    ).fit(X, Y)
+    assert both.best_index_ == 1
+    assert both.generalization_score_ is None
 
 
 def test_a_splitter_without_a_seed_is_asked_once():
@@ -255,6 +266,13 @@ BAD = {
     ),
     "an unknown criterion": (Ridge(), SPACE, {"criterion": "loss"}, {}, "'criterion'"),
     "continuous classes": (LinearSVC(), {"C": [0.1, 1.0]}, {"cv": KFold(2)}, {}, "continuous"),
+    "a score of its own for several": (
+        Ridge(),
+        SPACE,
+        {"scoring": ["r2"], "refit": lambda results: 0, "generalization": "fresh"},
+        {},
+        "'generalization'.*function",
+    ),
     "a fold without a class": (
         LinearSVC(),
         {"C": [0.1, 1.0]},
@@ -399,9 +417,12 @@ CHECKED = [
 
 def failed_by_grids(search):
     """What `GridSearchCV` fails over the same estimator, for the same reason."""
-    tags = get_tags(search.estimator).target_tags
-    reason = "the tag of several outputs is not passed on"
-    return {"check_supervised_y_2d": reason} if tags.multi_output else {}
+    tags, failed = get_tags(search.estimator), {}
+    if tags.target_tags.multi_output:
+        failed["check_supervised_y_2d"] = "the tag of several outputs is not passed on"
+    if tags.input_tags.allow_nan:
+        failed["check_estimators_nan_inf"] = "the tag of missing values is not passed on"
+    return failed
 
 
 @pytest.mark.slow
@@ -410,6 +431,15 @@ def failed_by_grids(search):
     expected_failed_checks=failed_by_grids,
 )
 def test_checks_of_scikit_learn(estimator, check):
+    check(estimator)
+
+
+@parametrize_with_checks(
+    [HypergradSearchCV(DecisionTreeRegressor(random_state=0), {"max_depth": [2, 3]}, n_trials=2)],
+    expected_failed_checks=failed_by_grids,
+)
+@pytest.mark.filterwarnings("ignore:BayesSearcher on scores")
+def test_checks_of_scikit_learn_without_gradients(estimator, check):
     check(estimator)
 
 
@@ -425,6 +455,7 @@ def test_several_classes_and_a_score_that_is_not_smooth():
     assert search.predict_proba(x).shape == (569, 2)
 
 
+@pytest.mark.slow
 def test_length_scales_of_a_gaussian_process():
     x = X * 20
     process = GaussianProcessRegressor(RBF([1.0] * 10), optimizer=None, normalize_y=True)
