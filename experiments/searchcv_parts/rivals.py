@@ -124,12 +124,18 @@ def compared(
     def column(method: str, key: str) -> np.ndarray:
         return np.array([row[key] for row in found[method]])
 
-    shown = ["score by cross-validation", "held-out score", "fits", "seconds", "processor seconds"]
+    shown = [
+        "score by cross-validation",
+        "standard error",
+        "held-out score",
+        "fits",
+        "seconds",
+        "processor seconds",
+    ]
     rows = [
         {"set": name, "method": method, **{k: float(np.mean(column(method, k))) for k in shown}}
         for method in found
     ]
-    rows[0]["standard error"] = float(np.mean(column(FINE, "standard error")))
     score, cost = "score by cross-validation", "processor seconds"
     short = (column(FINE, score) - column(ONE, score)) / column(FINE, "standard error")
     # Groups that were known beforehand, if there are any.

@@ -162,8 +162,8 @@ SETS: dict[str, Callable[[], Problem]] = {
     "diabetes": _ridge,
     "breast cancer": _breast_cancer,
     "diabetes, squares": lambda: _lasso(2),
-    "digits": _digits,
     "wine": lambda: _logistic(*load_wine(return_X_y=True)),
+    "digits": _digits,
 }
 if importlib.util.find_spec("sksurv") is not None:
     SETS["GSE7390"] = _gse7390

@@ -67,12 +67,11 @@ def compared(size: int, words: int) -> tuple[list[dict[str, Any]], dict[str, flo
             }
         )
     ours, grid = rows
-    dense = 8.0 * size * words / 1e6
     spread = searches["GridSearchCV, 20 points"]
     error = spread.cv_results_["std_test_score"][spread.best_index_] / np.sqrt(3)
     score, cost = "score by cross-validation", "processor seconds"
     return rows, {
-        "memory": ours["memory beyond, MB"] / dense,
+        "memory": ours["memory beyond, MB"],
         "short": float((grid[score] - ours[score]) / error),
         "grid": grid[cost],
         "ratio": ours[cost] / grid[cost],
