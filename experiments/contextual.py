@@ -9,7 +9,7 @@ contexts.
 
 The setting is that of METALIC (tuning over a sequence of instances by a Gaussian-process bandit
 with their features as context); data and bounds are ours. Regret is in units of the distance
-between the best and the median penalty of a task.
+between the best and the worst penalty of a task.
 """
 
 from dataclasses import dataclass

@@ -44,7 +44,7 @@ class Share:
 
 def importance(
     source: Any,
-    space: SearchSpace | None = None,
+    space: SearchSpace | Mapping[str, Any] | None = None,
     *,
     method: str = "anova",
     entries: bool = False,

@@ -1,7 +1,7 @@
 """What a search has seen, whoever ran it: the common form behind importance, plots and pages."""
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -90,21 +90,32 @@ class Searched:
         return found
 
 
-def searched(source: Any, space: SearchSpace | None = None) -> Searched:
+def searched(source: Any, space: SearchSpace | Mapping[str, Any] | None = None) -> Searched:
     """What any search of ours, a study of Optuna or a list of observations has seen.
 
     **Arguments:**
 
     - `source`: a result of `minimize`, a `Ledger` or whatever has one (such as
-      `strategies.ray.HypergradSearch`), a scheduler, an `optuna.Study`, or observations.
-    - `space`: of the observations, or of a study. Default: that of the source; for a study the one
-      that its trials have searched.
+      `strategies.ray.HypergradSearch` and a fitted `HypergradSearchCV`), a scheduler, an
+      `optuna.Study`, a `ResultGrid` of Ray, or observations.
+    - `space`: of the observations, of a study, or of a grid, which needs it: the `param_space` will
+      do. Default: that of the source; for a study the one that its trials have searched.
 
     **Raises:** `ValueError` for anything else, for observations without a space, and for an
     observation that is not in the space.
     """
     if isinstance(source, Searched):
         return source
+    if hasattr(source, "get_best_result") and hasattr(source, "num_errors"):
+        if space is None:
+            raise ValueError(
+                "'space': expected that of the grid, or its 'param_space', received nothing"
+            )
+        from strategies.ray.grid import seen_by
+
+        return seen_by(source, space)
+    if isinstance(space, Mapping):
+        space = SearchSpace(space)
     if hasattr(source, "get_trials"):
         from strategies.optuna import observations_of, space_from_trials
 
@@ -114,7 +125,7 @@ def searched(source: Any, space: SearchSpace | None = None) -> Searched:
         space = source.searcher.space
         history = [o for n in sorted(source.candidates) for o in _results(source.candidates[n])]
     else:
-        ledger = getattr(source, "ledger", source)
+        ledger = getattr(source, "ledger", getattr(source, "ledger_", source))
         space = getattr(ledger, "space", space)
         history = getattr(ledger, "history", source)
     if not isinstance(history, Iterable) or isinstance(history, str):

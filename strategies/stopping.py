@@ -57,11 +57,12 @@ class Watch:
 
     - `stop`: when.
     - `space`: of the search, if it is known yet.
+    - `began`: when, on the monotonic clock. Default: now.
     """
 
-    def __init__(self, stop: Stop, space: SearchSpace | None) -> None:
+    def __init__(self, stop: Stop, space: SearchSpace | None, began: float | None = None) -> None:
         self._stop, self._space = stop, space
-        self._began = time.monotonic()
+        self._began = time.monotonic() if began is None else began
         self._small = 0
         self._looked = -1
         #: The last estimate of what one more trial gains.

@@ -23,6 +23,7 @@ from strategies.optuna.jobs import StudyJobs
 from strategies.optuna.trials import keep_report
 from strategies.schedulers import Job, Scheduler
 from strategies.schedulers.job import rung_resources
+from strategies.stopping import Stop, Watch
 
 
 def run_schedule(
@@ -31,6 +32,7 @@ def run_schedule(
     schedule: Scheduler,
     *,
     jobs: int | None = None,
+    stop: Stop | None = None,
     alone: bool = True,
 ) -> Scheduler:
     """Work on a scheduler's jobs, each as a trial of the study, until it has finished.
@@ -46,24 +48,42 @@ def run_schedule(
     - `schedule`: a new scheduler, or one that has worked on this study; what the study knows is
       taken from the study.
     - `jobs`: stop after so many jobs of this call.
+    - `stop`: what else ends this call: a `Stop` by time, cost, patience or expected gain; the last
+      two look at the results at the highest rung that has any. Why it ended is
+      `Scheduler.stopped`.
     - `alone`: no other process works on the study, so trials that are running were interrupted;
       their jobs are done again. With `False` several processes share the work. Jobs of one that
       died are done again if the storage has heartbeats (`RDBStorage(heartbeat_interval=...)`), and
       otherwise by a later call with `alone=True`. The loop returns when all that is left to do
       waits for others.
 
+    Ctrl-C ends the call: what has finished is known, and a later call does again what was running.
+
     **Returns:** The scheduler. Its `incumbent` counts results at the maximum resource only;
     after `deepen` that is not the study's best trial.
     """
     jobs = None if jobs is None else integer("jobs", jobs, 0)
+    if stop is not None and not isinstance(stop, Stop):
+        raise ValueError(f"'stop': expected a Stop, received {stop!r:.80}")
+    watch = None if stop is None else Watch(stop, schedule.searcher.space)
     work = StudyJobs(study, schedule, alone=alone)
-    done = 0
-    while (jobs is None or done < jobs) and (found := work.ask()) is not None:
-        trial, job = found
-        with get_heartbeat_thread(trial._trial_id, study._storage):
-            work.tell(trial, job, *_evaluate(objective, trial, job))
-        done += 1
+    done, stopped = 0, None
+    try:
+        while jobs is None or done < jobs:
+            if watch is not None and watch.over(schedule.results(), schedule.costs()):
+                stopped = watch.reason
+                break
+            found = work.ask()
+            if found is None:
+                break
+            trial, job = found
+            with get_heartbeat_thread(trial._trial_id, study._storage):
+                work.tell(trial, job, *_evaluate(objective, trial, job))
+            done += 1
+    except KeyboardInterrupt:
+        stopped = "it was interrupted"
     work.synchronise()
+    schedule.stopped = stopped
     return schedule
 
 

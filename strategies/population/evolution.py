@@ -17,7 +17,7 @@ from strategies.population.pbt import PBT
 from strategies.population.program import Program
 from strategies.population.progress import Progress
 from strategies.population.rows import to_host
-from strategies.population.search import Keeping, PopulationResult
+from strategies.population.search import ASKED, INTERRUPTED, Keeping, PopulationResult
 from strategies.space import Config, Point
 from strategies.space.point import copied
 from strategies.state import save_if_there_is_space, state_exists
@@ -67,13 +67,16 @@ class _Run:
         self._known: list[list[Observation]] = []
         first = self._restore()
         self._first = first
-        for number in range(first, self._search.rounds):
-            self._known.append(self._round(number))
-            self._save(number + 1, last=number + 1 == self._search.rounds)
-            self._announce(number)
-            if self._stopped:
-                self._save(number + 1, last=True)
-                break
+        reason = None
+        try:
+            self._rounds(first)
+        except KeyboardInterrupt:
+            # States may be those of half a round: the file of before keeps what it has.
+            reason = INTERRUPTED
+            if self._keeping.state_path is not None:
+                save_if_there_is_space(self._ledger.save, self._keeping.state_path)
+        if reason is None and self._stopped:
+            reason = ASKED
         best = self._ledger.best
         return Evolution(
             best_config=None if best is None else dict(best.config),
@@ -84,7 +87,17 @@ class _Run:
             best_state=self._best_state,
             lineage=[] if best is None else self._lineage(best),
             interval=self._search.interval,
+            stopped=reason,
         )
+
+    def _rounds(self, first: int) -> None:
+        for number in range(first, self._search.rounds):
+            self._known.append(self._round(number))
+            self._save(number + 1, last=number + 1 == self._search.rounds)
+            self._announce(number)
+            if self._stopped:
+                self._save(number + 1, last=True)
+                return
 
     def _round(self, number: int) -> list[Observation]:
         """Exploit, explore, train, evaluate, record."""

@@ -211,6 +211,9 @@ class Population:
           run; what was being trained is trained on by the same call.
         - `progress`: called with a `Progress` at each boundary; `print` will do.
 
+        Ctrl-C ends the run with the results so far; what was being trained is trained again by a
+        run that resumes.
+
         **Returns:** A `PopulationResult`, for a `PBT` an `Evolution`.
 
         **Raises:** `ValueError` for options that do not fit, and see `programs`.

@@ -26,6 +26,8 @@ from strategies.state import save_if_there_is_space
 
 Key = tuple[Any, ...]
 _BEST = "best"
+#: Why a run ended before it was through.
+INTERRUPTED, ASKED = "it was interrupted", "a callback asked for it"
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,31 @@ class Search:
         self._best_state: Any = None
         self._steps = 0
         self._stopped = False
+        self._reason: str | None = None
 
     def run(self) -> PopulationResult:
-        """Work until there is nothing left to do."""
+        """Work until there is nothing left to do, or Ctrl-C."""
         self._began = self._written = time.monotonic()
         again = self._restore()
+        try:
+            self._loop(again)
+        except KeyboardInterrupt:
+            # The members' states may be those of half a step: the file of before keeps what it has.
+            self._reason = INTERRUPTED
+            if self._keeping.state_path is not None:
+                save_if_there_is_space(self._work.save, self._keeping.state_path)
+        best = self._work.best()
+        return PopulationResult(
+            best_config=None if best is None else dict(best.config),
+            best_value=None if best is None else best.value,
+            history=self._work.history(),
+            trials=self._trials,
+            ledger=self._work.ledger,
+            best_state=self._best_state,
+            stopped=self._reason,
+        )
+
+    def _loop(self, again: list[Job]) -> None:
         while not self._stopped:
             self._ask(again)
             for lanes in self._lanes.values():
@@ -112,16 +134,9 @@ class Search:
             for arrival, observation in zip(arrived, told, strict=True):
                 self._announce(arrival, observation, share)
             self._show()
+        if self._stopped:
+            self._reason = ASKED
         self._save(last=True)
-        best = self._work.best()
-        return PopulationResult(
-            best_config=None if best is None else dict(best.config),
-            best_value=None if best is None else best.value,
-            history=self._work.history(),
-            trials=self._trials,
-            ledger=self._work.ledger,
-            best_state=self._best_state,
-        )
 
     def _in_work(self) -> int:
         return sum(lanes.running + len(lanes.waiting) for lanes in self._lanes.values())
@@ -229,4 +244,4 @@ class Search:
         return again
 
 
-__all__ = ["Keeping", "PopulationResult", "Search"]
+__all__ = ["ASKED", "INTERRUPTED", "Keeping", "PopulationResult", "Search"]

@@ -14,6 +14,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.metadata_routing import process_routing
 from sklearn.utils.validation import _check_method_params, _get_feature_names
 
+from strategies.ledger import Ledger
 from strategies.searchers import BayesSearcher, HypergradientSearcher
 from strategies.sklearn.candidates import Candidates, Evaluation
 from strategies.sklearn.folds import Table
@@ -61,6 +62,7 @@ class Run:
         self.groups: dict[str, np.ndarray] = {}
         self.names: list[str] = []
         self.explanation = ""
+        self.ledger: Ledger | None = None
 
     def __call__(self, worker: Any, evaluate: Any, context: Any) -> None:
         """Search; `evaluate` and `context` are those of `BaseSearchCV._run_search`."""
@@ -83,7 +85,7 @@ class Run:
             if search.criterion is not None and self.only is None:
                 warnings.warn(self.explanation, UserWarning, stacklevel=4)
         deadline = None if search.timeout is None else time.monotonic() + search.timeout
-        budget = Budget(search.n_trials, search.patience, deadline)
+        budget = Budget(search.n_trials, search.patience, deadline, search.stop)
         context = context.subcontext(task_name="search", max_subtasks=None).call_on_fit_task_begin(
             estimator=worker
         )
@@ -98,7 +100,7 @@ class Run:
             if not self.evaluate.count:
                 # `BaseSearchCV` must see a fit of its own.
                 self.evaluate(self.candidates.release_last())
-            self.trials = kept.trials
+            self.trials, self.stopped = kept.trials, budget.stopped
         context.call_on_fit_task_end(estimator=worker)
 
     # What is searched
@@ -217,6 +219,7 @@ class Run:
                 opening = [trial.stage for trial in kept.trials].index(_SHARED)
                 free.start_at(shared.best, _widened(shared.best.config, wide), opening)
             follow(free, budget.trials, prior)
+        self.ledger = stages[0].ledger
         trials = [trial for stage in stages for trial in stage.trials if trial.value is not None]
         if not trials:
             raise ValueError(
@@ -236,13 +239,20 @@ class Run:
             return
         searcher = BayesSearcher(self.space, seed=self.search.random_state or 0)
         stage = Stage(_SCORES, searcher, kept)
-        while not budget.spent(kept) or not stage.trials:
+        self.ledger = stage.ledger
+        while not budget.over(stage):
             suggestion = stage.ask()
             if any(trial.config == suggestion.config for trial in stage.trials):
                 break  # all of a finite space was tried
             began = time.perf_counter()
             trial = Trial(_SCORES, suggestion.number, suggestion.config, None)
-            scores = self.evaluate(trial)
+            try:
+                scores = self.evaluate(trial)
+            except KeyboardInterrupt:
+                if not stage.trials:
+                    raise
+                budget.interrupt()
+                break
             finished = Trial(
                 _SCORES,
                 suggestion.number,
@@ -278,7 +288,8 @@ class Run:
     def report(self, worker: Any) -> None:
         """The fitted attributes of this engine."""
         worker.trials_ = self.trials
-        worker.explanation_ = self.explanation
+        worker.explanation_, worker.stopped_ = self.explanation, self.stopped
+        worker.ledger_ = self.ledger
         objective = self.objective
         worker.criterion_ = None if objective is None else objective.criterion
         worker.groups_ = {

@@ -54,6 +54,8 @@ class HypergradSearchCV(Reports, BaseSearchCV):
         patience: Trials without an improvement after which to stop; gradients only. A search of one
             number also stops where two tangents leave nothing to gain. `None` for never.
         timeout: Seconds after which no further trial starts.
+        stop: A `strategies.Stop` by time, cost (seconds of all trials), patience or expected gain,
+            beside `patience` and `timeout`; patience and gain are those of each stage.
         finalists: Number of best trials that scikit-learn fits and scores; gradients only.
         generalization: `"fresh"` (the whole search is repeated without a fifth of the samples, and
             scored on them), `"nested"` (with five folds in turn), a splitter, or `None`. `"auto"`
@@ -87,6 +89,10 @@ class HypergradSearchCV(Reports, BaseSearchCV):
         trials_: All trials, a `Trial` each: configuration, criterion, gradient.
         criterion_: What was minimised.
         explanation_: How the search went about it, in a sentence.
+        ledger_: What the searcher was told, in the last stage; `strategies.importance`, plots and
+            pages take the fitted search itself. `None` for a single candidate.
+        stopped_: Why it ended before its trials were used up, by `stop` or by Ctrl-C, after which
+            the best trials so far are fitted and scored; else `None`.
         penalties_: Tuned penalties (the parameter's values) by the name of the feature or group.
         groups_: Names of the features of each group.
         generalization_score_: A score, on samples that the search has not seen, of a model that was
@@ -105,6 +111,7 @@ class HypergradSearchCV(Reports, BaseSearchCV):
         "n_trials": [Interval(numbers.Integral, 1, None, closed="left")],
         "patience": [Interval(numbers.Integral, 1, None, closed="left"), None],
         "timeout": [Interval(numbers.Real, 0, None, closed="neither"), None],
+        "stop": [Stop, None],
         "finalists": [Interval(numbers.Integral, 1, None, closed="left")],
         "generalization": [StrOptions({"auto", "fresh", "nested"}), "cv_object"],
         "resume": [str, os.PathLike, None],
@@ -125,6 +132,7 @@ class HypergradSearchCV(Reports, BaseSearchCV):
         n_trials: int = 30,
         patience: int | None = 5,
         timeout: float | None = None,
+        stop: Stop | None = None,
         finalists: int = 3,
         generalization: Any = "auto",
         resume: Any = None,
@@ -156,6 +164,7 @@ class HypergradSearchCV(Reports, BaseSearchCV):
         self.n_trials = n_trials
         self.patience = patience
         self.timeout = timeout
+        self.stop = stop
         self.finalists = finalists
         self.generalization = generalization
         self.resume = resume

@@ -4,7 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from strategies.sklearn.prior import RatioPrior
 from strategies.sklearn.spaces import Objects, name_of, params_of
 from strategies.sklearn.trials import Journal, Stage, Trial
 from strategies.space import SearchSpace
+from strategies.stopping import Stop, Watch
 
 # An improvement below this part of the criterion's standard error counts for nothing.
 _WORTH = 0.01
@@ -21,6 +22,7 @@ _WORTH = 0.01
 _BOUND = 0.05
 # Share of the trials for each of the first two of three parts of a search.
 _PART = 1.0 / 3.0
+_INTERRUPTED = "it was interrupted"
 
 
 @dataclass
@@ -30,16 +32,42 @@ class Budget:
     - `trials`: in all.
     - `patience`: trials of a stage without an improvement; `None` for no such end.
     - `deadline`: on the monotonic clock; `None` for none.
+    - `stop`: what else ends the search; patience and expected gain are those of each stage.
+    - `stopped`: why it ended before its trials were used up, in words.
     """
 
     trials: int
     patience: int | None
     deadline: float | None
+    stop: Stop | None = None
+    stopped: str | None = None
+    _began: float = field(default_factory=time.monotonic)
+    _watches: dict[str, Watch] = field(default_factory=dict)
 
     def spent(self, journal: Journal) -> bool:
         """Whether no further trial may start."""
         late = self.deadline is not None and time.monotonic() >= self.deadline
-        return late or len(journal.trials) >= self.trials
+        return late or self.stopped == _INTERRUPTED or len(journal.trials) >= self.trials
+
+    def over(self, stage: Stage) -> bool:
+        """Whether a stage begins no further trial, by `stop` or as the search has no time left.
+
+        A search has one trial at least.
+        """
+        if not stage.journal.trials:
+            return False
+        if self.stop is not None:
+            space = stage.ledger.space
+            watch = self._watches.setdefault(stage.name, Watch(self.stop, space, self._began))
+            cost = sum(trial.seconds for trial in stage.journal.trials)
+            if watch.over(stage.ledger.history, cost):
+                self.stopped = self.stopped or watch.reason
+                return True
+        return self.spent(stage.journal)
+
+    def interrupt(self) -> None:
+        """Ctrl-C: no further trial begins, and the best so far is fitted and scored."""
+        self.stopped = _INTERRUPTED
 
     def settled(self, stage: Stage) -> bool:
         """Whether the last trials improved nothing worth another one, or no trial can."""
@@ -112,14 +140,17 @@ def follow_gradients(
     - `strict`: a trial that fails is an error. Otherwise only a first one is.
     - `prior`: on the penalties of features or groups, a part of the trials' criterion.
     """
-    while (
-        len(stage.trials) < limit and not budget.spent(stage.journal) and not budget.settled(stage)
-    ):
+    while len(stage.trials) < limit and not budget.over(stage) and not budget.settled(stage):
         suggestion = stage.ask()
         began = time.perf_counter()
         outcome: dict[str, Any] = {"value": None}
         try:
             found = objective(params_of(suggestion.config, objects))
+        except KeyboardInterrupt:
+            if not stage.journal.trials:
+                raise
+            budget.interrupt()
+            return
         except Exception as error:
             if strict or not stage.trials:
                 raise

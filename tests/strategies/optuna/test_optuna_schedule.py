@@ -109,8 +109,8 @@ def test_growing_continues_from_the_trial_that_holds_the_checkpoint():
 def test_interrupted_jobs_are_done_again_and_failures_are_not():
     study = optuna.create_study()
     make = makers(RandomSearcher)["promotion"]
-    with pytest.raises(KeyboardInterrupt):
-        run_schedule(study, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt), make())
+    ended = run_schedule(study, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt), make())
+    assert ended.stopped == "it was interrupted"
     assert [t.state for t in study.trials] == [TrialState.RUNNING]
     waiting = run_schedule(study, objective, make(), alone=False, jobs=2)
     assert [job.number for job in waiting.pending()] == [0]

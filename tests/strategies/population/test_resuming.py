@@ -86,6 +86,25 @@ def test_a_callback_ends_a_run_and_the_same_call_goes_on(population, tmp_path, n
     assert exact(resumed) == exact(whole)
 
 
+@pytest.mark.parametrize("name", SEARCHES)
+def test_ctrl_c_ends_a_run_with_what_it_has(population, tmp_path, name):
+    search, options = SEARCHES[name]
+    path, told = tmp_path / "state", []
+
+    def interrupt(trial):
+        told.append(trial)
+        if len(told) == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1.0)  # the signal comes before this is over
+
+    found = population.run(search(), state_path=path, callbacks=[interrupt], **options)
+    assert found.stopped == "it was interrupted"
+    assert len(found.history) >= len(found.trials) >= 5
+    resumed = population.run(search(), state_path=path, **options)
+    assert resumed.stopped is None
+    assert exact_history(resumed) == exact_history(population.run(search(), **options))
+
+
 def exact_history(result):
     return sorted(str((o.number, o.resource, o.config, o.value)) for o in result.history)
 

@@ -1,13 +1,17 @@
 """Constraints, several metrics, and an end, on Ray Tune: by hand, without a cluster."""
 
 import math
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from ray import tune
 from ray.tune.utils.util import flatten_dict
 
 from strategies import MultiObjectiveSearcher, RandomSearcher, Stop
+from strategies.importance import importance
 from strategies.ray import HypergradSearch, SearchStopper, result
+from strategies.searched import searched
 
 PARAMS = {"x": tune.uniform(-5.0, 5.0)}
 
@@ -88,3 +92,41 @@ def test_a_search_ends():
     assert stopper.reason == "2 trials without a better one"
     with pytest.raises(ValueError, match="'stop': expected a Stop"):
         SearchStopper(made, 3)
+
+
+def test_what_mattered_in_a_grid_of_ray():
+    """Of any search algorithm: values, and gradients where trials have reported them."""
+    space = {"x": tune.uniform(-5.0, 5.0), "idle": tune.uniform(0.0, 1.0)}
+    rng = np.random.default_rng(0)
+    rows = []
+    for _ in range(20):
+        config = {"x": float(rng.uniform(-5, 5)), "idle": float(rng.uniform())}
+        row = {"loss": config["x"] ** 2, "training_iteration": 1, "config": config}
+        rows.append(SimpleNamespace(metrics=row, config=config, error=None))
+    rows[3].metrics["loss"] = math.nan
+    rows[4].config = rows[4].metrics["config"] = {"x": 70.0, "idle": 0.5}
+    grid = Grid(rows, default_metric="loss", default_mode="min")
+    seen = searched(grid, space)
+    assert len(seen.complete) == 18
+    found = importance(grid, space)
+    assert found["x"].share > 0.9
+    assert found["idle"].share < 0.05
+    with pytest.raises(ValueError, match="'space': expected that of the grid"):
+        importance(grid)
+    with pytest.raises(ValueError, match="'metric', 'mode': expected both"):
+        importance(Grid(rows, default_metric=None, default_mode=None), space)
+
+
+class Grid:
+    """What is needed of Ray's `ResultGrid`, which only an experiment can make."""
+
+    num_errors = 0
+
+    def __init__(self, rows, **defaults):
+        self._rows, self._experiment_analysis = rows, SimpleNamespace(**defaults)
+
+    def __iter__(self):
+        return iter(self._rows)
+
+    def get_best_result(self):
+        raise NotImplementedError
