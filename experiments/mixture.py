@@ -1,9 +1,8 @@
 """How much of each kind of text to train on, learned during one training of a language model.
 
-Eight domains of text that every Python brings; the target is two of them, unseen pieces. Of these
-there are few pieces to train on (`--scarce 0` takes all): a model that sees nothing else learns
-them by heart, so that the best mixture is neither them alone nor everything. A small byte-level
-model is trained once while the weights of the domains move on the simplex: by the
+Eight domains of text that every Python brings; the target is two of them, unseen pieces (with
+`--scarce 150` there are few of them to train on, so that their domains alone are not best). A small
+byte-level model is trained once while the weights of the domains move on the simplex: by the
 derivative of the target's loss through the last step alone, by `F2SA`, which needs first
 derivatives only, and, with `--ways 3`, by that carried along the training (forward mode, the cost
 of twenty trainings). What is trained with from the start is the mean of the weights over the second
@@ -82,7 +81,7 @@ def both(domains: dict[str, Domain], part: str, each: int) -> np.ndarray:
         Option("embedding", 16, help="numbers for a byte"),
         Option("hidden", 64, help="units"),
         Option("held", 512, quick=128, help="validation pieces, and as many for the test"),
-        Option("scarce", 150, help="training pieces of each of the target's domains; 0: all"),
+        Option("scarce", 0, help="training pieces of each of the target's domains; 0: all"),
         Option("ways", 2, quick=1, help="the first so many ways to move the weights"),
         Option("cost", 5.0, help="trainings that the first way costs, for TPE"),
     ],

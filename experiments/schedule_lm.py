@@ -70,7 +70,8 @@ def adam(settings: dict) -> optax.GradientTransformation:
     options=[
         Option("steps", 300, quick=20, help="steps of a training"),
         Option("batch", 8, help="pieces in a mini-batch"),
-        Option("budgets", "10,30,100", quick="10,30", help="trainings' worth of compute"),
+        Option("budgets", "10,30,100", quick="5,15", help="trainings' worth of compute"),
+        Option("searches", 3, quick=1, help="the first so many searches"),
         Option("peaks", 10, quick=3, help="peaks on the grid, for each shape"),
         Option("others", 5, quick=2, help="other trainings with the same settings"),
         Option("held", 512, quick=256, help="validation pieces, and as many for the test"),
@@ -80,11 +81,13 @@ def adam(settings: dict) -> optax.GradientTransformation:
             "below_searches",
             "bits per byte at 30 trainings below the best search at its most, this training",
             at_least=0.0,
+            quick=-0.4,
         ),
         Claim(
             "below_searches_elsewhere",
             "the same, mean over other trainings",
             at_least=0.0,
+            quick=-0.4,
         ),
         Claim(
             "below_tuned",
@@ -114,7 +117,8 @@ def run_experiment(context: Context) -> None:
     def judged(settings: Settings) -> float:
         return bits_per_byte(train(settings, *here), validation)
 
-    searches = ["TPE", *(["CMA-ES"] if available("CMA-ES") else []), "BayesSearcher"]
+    searches = ["TPE", "BayesSearcher", *(["CMA-ES"] if available("CMA-ES") else [])]
+    searches = searches[: options.searches]
     # For each way and budget: validation loss, and the settings with it.
     found: dict[tuple[str, int], tuple[float, Settings]] = {}
     iterations = {budget: budget // COST for budget in budgets}

@@ -22,9 +22,12 @@ def initial(seed: int, *, embedding: int = 16, hidden: int = 64) -> dict:
         "embedding": normal(BYTES, embedding, scale=0.5),
         "hidden": {
             "weight": normal(inputs, hidden, scale=inputs**-0.5),
-            "bias": jnp.zeros(hidden),
+            "bias": jnp.zeros(hidden, jnp.float32),
         },
-        "output": {"weight": normal(hidden, BYTES, scale=0.1), "bias": jnp.zeros(BYTES)},
+        "output": {
+            "weight": normal(hidden, BYTES, scale=0.1),
+            "bias": jnp.zeros(BYTES, jnp.float32),
+        },
     }
 
 

@@ -122,7 +122,9 @@ def test_functions_of_the_wrong_kind():
 
 
 def test_too_little_memory_says_how_much_is_needed():
-    with pytest.raises(ValueError, match=r"memory \(bytes\): expected a number, received '1 GB'"):
+    with pytest.raises(
+        ValueError, match=r"memory \(bytes\): expected a number, received the text '1 GB'"
+    ):
         Unrolled(optax.sgd(0.1), 30, memory="1 GB")
     with pytest.raises(ValueError, match="memory=10 bytes is too little to reverse 30 steps"):
         hypergradient(PROBLEM, W, H, estimator=Unrolled(optax.sgd(0.1), 30, memory=10))
