@@ -241,7 +241,7 @@ def retuned_at(large: Model, trials: int, held: int, bar: Any, seed: int) -> Sch
         Claim("within", "bits per byte, carried over / re-tuned by TPE", at_most=1.05, quick=1.2),
         Claim("defaults", "bits per byte, carried over / defaults", at_most=1.0, quick=1.1),
         Claim("learned", "the same / the small grid's cosine", at_most=1.0, quick=1.1),
-        Claim("compute", "operations of tuning small / of TPE", at_most=0.1, quick=1.0),
+        Claim("compute", "operations of tuning small / of TPE", at_most=0.1, quick=2.0),
     ],
 )
 def run_experiment(context: Context) -> None:

@@ -28,16 +28,13 @@ def loss(params, hparams=None, batch=None):
 
 
 def trained(optimizer, params, scale=1.0, steps=6):
-    @jax.jit
-    def step(params, state):
+    def step(carry, _):
+        params, state = carry
         gradient = jax.grad(lambda p: scale * loss(p))(params)
         updates, state = optimizer.update(gradient, state, params)
-        return optax.apply_updates(params, updates), state
+        return (optax.apply_updates(params, updates), state), None
 
-    state = optimizer.init(params)
-    for _ in range(steps):
-        params, state = step(params, state)
-    return params
+    return jax.lax.scan(step, (params, optimizer.init(params)), length=steps)[0][0]
 
 
 def other(key):
@@ -50,16 +47,18 @@ def other(key):
 
 
 def test_it_begins_as_adam():
-    mine = trained(LEARNED(LEARNED.init(jax.random.key(0))), draw(4))
-    adam = trained(optax.adam(0.02, 0.9, 0.99, eps=0.0), draw(4))
+    weights = LEARNED.init(jax.random.key(0))
+    mine = jax.jit(lambda p: trained(LEARNED(weights), p))(draw(4))
+    adam = jax.jit(lambda p: trained(optax.adam(0.02, 0.9, 0.99, eps=0.0), p))(draw(4))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), mine, adam)
 
 
 def test_it_does_not_see_the_scale_of_the_loss():
     optimizer = LEARNED(other(jax.random.key(2)))
-    ends = [trained(optimizer, draw(4), scale) for scale in (1.0, 1e-6)]
+    run = jax.jit(lambda p, scale: trained(optimizer, p, scale))
+    ends = [run(draw(4), scale) for scale in (1.0, 1e-6)]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *ends)
-    assert float(jnp.abs(ends[0][0] - trained(optax.adam(0.02), draw(4))[0]).max()) > 1e-3
+    assert float(jnp.abs(ends[0][0] - draw(4)[0]).max()) > 1e-3
 
 
 def test_hypergradients_of_its_weights_are_those_of_differences():
@@ -68,9 +67,10 @@ def test_hypergradients_of_its_weights_are_those_of_differences():
     found = hypergradient(problem, draw(4), weights, None, None, estimator=Unrolled(LEARNED, steps))
     direction = other(jax.random.key(4))
 
+    @jax.jit
     def end(t):
         moved = jax.tree.map(lambda a, d: a + t * d, weights, direction)
-        return float(loss(trained(LEARNED(moved), draw(4), steps=steps)))
+        return loss(trained(LEARNED(moved), draw(4), steps=steps))
 
     difference = (end(1e-5) - end(-1e-5)) / 2e-5
     pairs = zip(jax.tree.leaves(found.grad), jax.tree.leaves(direction), strict=True)
@@ -81,10 +81,14 @@ def test_hypergradients_of_its_weights_are_those_of_differences():
 def test_under_a_rule_hidden_arrays_move_less():
     rule = infer(draw(4), draw(8))
     optimizer = LEARNED(other(jax.random.key(2)))
-    gradient = jax.grad(loss)(draw(8))
-    plain, _ = optimizer.update(gradient, optimizer.init(draw(8)), draw(8))
-    ruled = rule.optimizer(optimizer)
-    scaled, _ = ruled.update(gradient, ruled.init(draw(8)), draw(8))
+
+    @jax.jit
+    def first(params):
+        gradient = jax.grad(loss)(params)
+        both = (optimizer, rule.optimizer(optimizer))
+        return [each.update(gradient, each.init(params), params)[0] for each in both]
+
+    plain, scaled = first(draw(8))
     for a, b, factor in zip(plain, scaled, (1, 2, 1), strict=True):
         np.testing.assert_allclose(a, factor * b, rtol=1e-9)
 
