@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree, Scalar
 
+from hypergrad.expected import require_positive
 from hypergrad.sampling.problem import SamplingProblem
 
 
@@ -30,8 +31,7 @@ class Langevin(eqx.Module):
     factor: Float[Array, " d"] | Float[Array, "d d"] | None = None
 
     def __check_init__(self) -> None:
-        if isinstance(self.step, float | int) and not self.step > 0:
-            raise ValueError(f"Langevin: 'step': expected a number > 0, received {self.step!r}.")
+        require_positive("Langevin", "step", self.step)
 
     def move(
         self,
