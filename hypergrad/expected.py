@@ -116,6 +116,15 @@ def require_number(owner: str, name: str, value: Any) -> None:
         raise ValueError(f"{owner}: {name}: expected a number, received {_number(value)}.")
 
 
+def require_positive(owner: str, name: str, value: Any) -> None:
+    """Refuse a number of Python that is not above zero; an array, which may be traced, passes.
+
+    **Raises:** `ValueError` that names the argument.
+    """
+    if isinstance(value, float | int) and not value > 0:
+        raise ValueError(f"{owner}: {name}: expected a number > 0, received {_number(value)}.")
+
+
 def require_finite(owner: str, name: str, value: Any) -> None:
     """Refuse what is no real number, is not finite, or is too large for a float.
 

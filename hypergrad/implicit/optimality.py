@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree, Scalar
 
+from hypergrad.expected import require_positive
 from hypergrad.linear import vector
 from hypergrad.problem import same_form
 from hypergrad.residual import Oriented
@@ -48,8 +49,7 @@ class ProximalStep(Oriented):
     polyhedral: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self) -> None:
-        if isinstance(self.step, float | int) and self.step <= 0:
-            raise ValueError(f"ProximalStep: step: expected > 0, received {self.step}.")
+        require_positive("ProximalStep", "step", self.step)
 
     def __call__(self, params: PyTree, hparams: PyTree, batch: PyTree, *key: Array) -> PyTree:
         """The residual at `params`."""

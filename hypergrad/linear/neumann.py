@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree, Scalar
 
-from hypergrad.expected import require_count
+from hypergrad.expected import require_count, require_positive
 from hypergrad.linear import vector
 from hypergrad.linear.base import LinearSolver
 from hypergrad.linear.operator import LinearOperator
@@ -51,8 +51,7 @@ class Neumann(LinearSolver):
 
     def __check_init__(self) -> None:
         require_count("Neumann", "products", self.products, 0)
-        if isinstance(self.step, float | int) and not self.step > 0:
-            raise ValueError(f"Neumann: expected step > 0, received {self.step}.")
+        require_positive("Neumann", "step", self.step)
         if self.step is None:
             require_count("Neumann without a step", "power_iterations", self.power_iterations)
 

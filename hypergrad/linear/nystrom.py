@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from hypergrad.expected import require_choice, require_count
+from hypergrad.expected import require_choice, require_count, require_positive
 from hypergrad.linear import vector
 from hypergrad.linear.base import LinearSolver
 from hypergrad.linear.operator import LinearOperator, symmetric_operator
@@ -136,8 +136,7 @@ class Nystrom(LinearSolver):
 
     def __check_init__(self) -> None:
         _check_sketch("Nystrom", self.rank, self.sketch, self.chunk)
-        if isinstance(self.damping, float | int) and not self.damping > 0:
-            raise ValueError(f"Nystrom: damping: expected > 0, received {self.damping}.")
+        require_positive("Nystrom", "damping", self.damping)
 
     def solve_scaled(self, system: System) -> LinearSolution:
         """See `LinearSolver.solve_scaled`; a start is not used."""

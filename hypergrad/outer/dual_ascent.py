@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree, Scalar
 
+from hypergrad.expected import require_positive
 from hypergrad.inner import as_inner_solver
 from hypergrad.linear import vector
 from hypergrad.outer.base import (
@@ -126,12 +127,8 @@ class DualAscent(OuterAlgorithm):
         reach: float | Scalar | None = 100.0,
         constraint: PyTree = None,
     ) -> None:
-        if isinstance(step, float | int) and not step > 0:
-            raise ValueError(f"DualAscent: step: expected a number > 0, received {step!r}.")
-        if isinstance(reach, float | int) and not reach > 0:
-            raise ValueError(
-                f"DualAscent: reach: expected a number > 0 or None, received {reach!r}."
-            )
+        require_positive("DualAscent", "step", step)
+        require_positive("DualAscent", "reach", reach)
         if momentum is not None and not isinstance(momentum, NuPI):
             raise ValueError(
                 f"DualAscent: momentum: expected a NuPI or None, received {momentum!r}."

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree, Scalar
 
 from hypergrad.envelope import ValueProblem
+from hypergrad.expected import require_positive
 from hypergrad.linear import vector
 from hypergrad.outer.base import (
     BREAKDOWN,
@@ -73,8 +74,7 @@ class Extragradient(OuterAlgorithm):
         constraint: PyTree = None,
         look_ahead: bool = True,
     ) -> None:
-        if isinstance(step, float | int) and not step > 0:
-            raise ValueError(f"Extragradient: step: expected a number > 0, received {step!r}.")
+        require_positive("Extragradient", "step", step)
         if isinstance(ratio, float | int) and not ratio >= 1:
             raise ValueError(f"Extragradient: ratio: expected a number >= 1, received {ratio!r}.")
         self.step_size = step

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree, Scalar
 
 from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
+from hypergrad.expected import require_positive
 from hypergrad.linear import vector
 from hypergrad.outcome import Outcome, worst
 from hypergrad.problem import BilevelProblem
@@ -92,10 +93,7 @@ class OverInstances(Estimator):
     clip: float | Scalar | None = None
 
     def __check_init__(self) -> None:
-        if isinstance(self.clip, float | int) and not self.clip > 0:
-            raise ValueError(
-                f"OverInstances: clip: expected a positive number, received {self.clip}."
-            )
+        require_positive("OverInstances", "clip", self.clip)
 
     def init(
         self,

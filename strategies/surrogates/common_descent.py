@@ -45,6 +45,3 @@ def _shortest(face: Matrix) -> Vector | None:
     if weights.min() < -_ROUNDING:
         return None
     return np.maximum(weights, 0.0) @ face
-
-
-__all__ = ["common_descent"]

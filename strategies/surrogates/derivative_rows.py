@@ -45,6 +45,3 @@ def derivative_rows(
     if not y:
         return Rows.values(np.empty((0, width))), np.empty(0)
     return Rows(x[at], np.array(directions), np.array(noise)), np.array(y)
-
-
-__all__ = ["derivative_rows"]

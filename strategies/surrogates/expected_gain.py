@@ -70,6 +70,3 @@ def expected_gain(
         lambda point, score: climbed(belief, free, point, score),
     )
     return 0.0 if place is None else float(np.exp(belief.score(place[None])[0]))
-
-
-__all__ = ["expected_gain"]

@@ -148,6 +148,3 @@ def feasibility(
         bounds.append(-centre / spread - float(np.sqrt(process.noise)))
     found = any(item.status == "complete" and item.feasible for item in history)
     return Feasibility(tuple(processes), tuple(bounds), found)
-
-
-__all__ = ["Feasibility", "feasibility"]

@@ -233,6 +233,3 @@ def _log_slopes(mean: Matrix, deviation: Matrix, level: Vector) -> tuple[Matrix,
     part = whole * ndtr(z - deviation)
     density = positive * np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
     return np.where(level > 0, -part, 0.0), np.where(level > 0, density - deviation * part, 0.0)
-
-
-__all__ = ["Improvement", "boxes", "dominated", "hypervolume", "improvement", "pareto_front"]

@@ -129,6 +129,3 @@ def _sum(item: Observation, pulls: dict[str, float]) -> dict[str, Any] | None:
             if path in wall
         }
     return {path: entry.tolist() for path, entry in total.items()} or None
-
-
-__all__ = ["has_all_slopes", "lagrangian"]

@@ -239,6 +239,3 @@ def climbed(
     moved = point.copy()
     moved[free] = result.x
     return moved, -float(result.fun)
-
-
-__all__ = ["ROWS", "Belief", "Objective", "believed", "climbed"]

@@ -49,6 +49,3 @@ def draw(
         return prior(x) + cross @ correction
 
     return function
-
-
-__all__ = ["draw"]
