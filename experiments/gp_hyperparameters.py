@@ -4,15 +4,15 @@ Exact inference is out of reach for class labels, so the kernel is learned by an
 the evidence: Laplace's, the variational bound, that of expectation propagation, or the latter
 evaluated at variational sites. What counts is the log likelihood of other data, and how far each is
 from expectation propagation, which on these problems is close to the truth. The last is better than
-the bound on some data and no worse on others; a claim of more would be false.
+the bound on some data and a little worse on others, here as in the authors' own table; a claim of
+more would be false.
 
 Li, John and Solin, "Improving Hyperparameter Learning under Approximate Inference in Gaussian
 Process Models" (ICML 2023). The second data set follows the rule of MONK's problem 2 (Thrun et al.
 1991). Here a step of Adam follows a few steps of inference, where the authors take twenty of each;
-fewer splits of the data; no MCMC.
+fewer splits of the data; no MCMC. Published numbers are means of 10 times 5 folds.
 """
 
-import dataclasses
 import functools
 import itertools
 
@@ -22,6 +22,7 @@ import numpy as np
 import optax
 from sklearn.datasets import load_breast_cancer, load_diabetes
 
+from experiments.data import mlbench
 from experiments.harness import Claim, Context, Curve, Option, experiment
 from hypergrad import hypergradient
 from hypergrad.gaussian_process import (
@@ -32,6 +33,7 @@ from hypergrad.gaussian_process import (
     MarginalLikelihood,
     Probit,
     SiteEstimator,
+    SiteState,
     VariationalGP,
     matern52,
 )
@@ -49,12 +51,19 @@ METHODS: dict[str, SiteEstimator] = {
 LEARNED = ("laplace", "elbo", "ep at variational sites")
 DRAWN = ("ep", "elbo", "ep at variational sites")
 LIKE = "ep at variational sites"
-#: Adam's step on logarithms.
-RATE = 0.05
+#: Mean log likelihood of other data in the authors' table.
+PUBLISHED = {
+    "breast cancer": {"laplace": -0.0852, "elbo": -0.0773, LIKE: -0.0753},
+    "ionosphere": {"laplace": -0.2242, "elbo": -0.1702, LIKE: -0.1704},
+    "pima": {"laplace": -0.4740, "elbo": -0.4743, LIKE: -0.4743},
+    "MONK's problem 2": {"laplace": -0.4915, "elbo": -0.4640, LIKE: -0.4421},
+}
+#: Adam's step on logarithms, and steps of inference alone after the last.
+RATE, REST = 0.05, 10
 #: Attributes of MONK's problems, by their number of values; training points of the second.
 MONKS, MONKS_TRAINING = (3, 3, 2, 3, 4, 2), 169
 #: Edges of the grid of log sigma and log length, and its points along each.
-SIGMAS, LENGTHS, POINTS = (-1.0, 3.0), (-1.0, 2.0), 9
+SIGMAS, LENGTHS, POINTS = (-1.0, 5.0), (-1.0, 5.0), 9
 
 
 def monks() -> tuple[np.ndarray, np.ndarray]:
@@ -69,57 +78,61 @@ def breast_cancer() -> tuple[np.ndarray, np.ndarray]:
     return x, 2.0 * y - 1
 
 
-def split(x: np.ndarray, y: np.ndarray, train: int, seed: int) -> tuple[tuple, tuple]:
-    """Training examples and all others, standardised by the training examples."""
+def split(x: np.ndarray, y: np.ndarray, train: int, most: int, seed: int) -> tuple[tuple, tuple]:
+    """Training examples and `most` others, standardised by the training examples."""
     order = np.random.default_rng(seed).permutation(len(y))
-    a, b = order[:train], order[train:]
-    x = (x - x[a].mean(axis=0)) / x[a].std(axis=0)
+    a, b = order[:train], order[train : train + most]
+    x = (x - x[a].mean(axis=0)) / np.maximum(x[a].std(axis=0), 1e-12)
     return (jnp.asarray(x[a]), jnp.asarray(y[a])), (jnp.asarray(x[b]), jnp.asarray(y[b]))
 
 
-def longer(estimator: SiteEstimator) -> SiteEstimator:
-    """The same inference to the end."""
-    return dataclasses.replace(estimator, steps=60)
+def padded(part: tuple, dimensions: int) -> tuple:
+    """With columns of zeros, which no stationary kernel sees: one program for several sets."""
+    x, y = part
+    return jnp.pad(x, ((0, 0), (0, dimensions - x.shape[1]))), y
 
 
-@functools.partial(jax.jit, static_argnames=("method", "steps"))
-def learned(method: str, steps: int, batch: tuple, other: tuple) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="method")
+def learned(method: str, rates: jax.Array, start: dict, batch: tuple, other: tuple) -> jax.Array:
     """Mean log likelihood of other data, with hyperparameters learned from a batch."""
-    estimator, optimizer = METHODS[method], optax.adam(RATE)
-    dimensions = batch[0].shape[1]
-    start = {
-        "log_sigma": jnp.zeros(()),
-        "log_length": jnp.full(dimensions, 0.5 * np.log(dimensions)),
-    }
+    estimator, optimizer = METHODS[method], optax.scale_by_adam()
     state = estimator.init(PROBLEM, PROBLEM.sites(batch), start, batch)
 
-    def step(carry: tuple, _: None) -> tuple[tuple, None]:
+    def step(carry: tuple, rate: jax.Array) -> tuple[tuple, None]:
         state, hparams, moments = carry
         state, _ = estimator.fit(PROBLEM, state, hparams, batch)
         found = estimator.hypergradient(PROBLEM, state, hparams, batch, None)
         updates, moments = optimizer.update(found.grad, moments)
-        return (state, optax.apply_updates(hparams, updates), moments), None
+        moved = jax.tree.map(lambda h, u: h - rate * u, hparams, updates)
+        return (state, moved, moments), None
 
     carry = (state, start, optimizer.init(start))
-    (state, hparams, _), _ = jax.lax.scan(step, carry, None, length=steps)
-    state, _ = longer(estimator).fit(PROBLEM, state, hparams, batch)
+    (state, hparams, _), _ = jax.lax.scan(step, carry, rates)
     return jnp.mean(PROBLEM.log_predictive(state.params, hparams, batch, other))
 
 
-@functools.partial(jax.jit, static_argnames="method")
-def surface(method: str, batch: tuple) -> jax.Array:
-    """Log evidence on a grid of log sigma and one log length."""
-    estimator = longer(METHODS[method])
+@functools.partial(jax.jit, static_argnames="methods")
+def surfaces(methods: tuple[str, ...], batch: tuple) -> dict[str, jax.Array]:
+    """Log evidences at the same sites, on a grid of log sigma and one log length."""
+    estimators = {method: METHODS[method] for method in methods}
 
-    def at(point: jax.Array) -> jax.Array:
+    def at(point: jax.Array) -> dict[str, jax.Array]:
         hparams = {"log_sigma": point[0], "log_length": point[1]}
-        state = estimator.init(PROBLEM, PROBLEM.sites(batch), hparams, batch)
-        state, _ = estimator.fit(PROBLEM, state, hparams, batch)
-        return estimator.log_evidence(PROBLEM, state.params, hparams, batch)
+        first = estimators[methods[0]]
+        state = first.init(PROBLEM, PROBLEM.sites(batch), hparams, batch)
+
+        def more(_: int, state: SiteState) -> SiteState:
+            return first.fit(PROBLEM, state, hparams, batch)[0]
+
+        sites = jax.lax.fori_loop(0, 12, more, state).params
+        return {
+            method: estimator.log_evidence(PROBLEM, sites, hparams, batch)
+            for method, estimator in estimators.items()
+        }
 
     axes = (jnp.linspace(*SIGMAS, POINTS), jnp.linspace(*LENGTHS, POINTS))
     grid = jnp.stack(jnp.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
-    return jax.lax.map(at, grid).reshape(POINTS, POINTS)
+    return {k: found.reshape(POINTS, POINTS) for k, found in jax.lax.map(at, grid).items()}
 
 
 def gradient_error() -> float:
@@ -153,10 +166,11 @@ def gradient_error() -> float:
     paper="Li, John and Solin 2023, arXiv:2306.04201",
     x64=True,
     options=[
-        Option("train", 455, quick=150, help="training examples of breast cancer"),
-        Option("splits", 5, quick=1, help="splits of each set"),
-        Option("steps", 150, quick=40, help="steps of the hyperparameters"),
-        Option("grid_examples", 135, quick=80, help="examples for the surface of the evidence"),
+        Option("train", 455, quick=MONKS_TRAINING * 4 // 5, help="training examples at most"),
+        Option("other", 300, quick=100, help="other examples at most"),
+        Option("splits", 3, quick=1, help="splits of each set"),
+        Option("steps", 100, quick=30, help="steps of the hyperparameters"),
+        Option("grid_examples", 150, quick=50, help="examples for the surface of the evidence"),
     ],
     claims=[
         Claim("elbo", "breast cancer: lead over the bound", at_least=-0.002, quick=-0.01),
@@ -165,9 +179,15 @@ def gradient_error() -> float:
             "absolute",
             "breast cancer: log likelihood, distance from the published -0.075",
             at_most=0.012,
-            quick=0.08,
+            quick=0.15,
         ),
         Claim("monks", "MONK's problem 2: lead over the bound", at_least=0.01, quick=0.0),
+        Claim(
+            "no_worse",
+            "ionosphere, pima: smallest lead over the bound",
+            at_least=-0.006,
+            quick=-0.02,
+        ),
         Claim("closer", "points of 81 where it is twice as close to EP as the bound", at_least=75),
         Claim("peak", "cells from EP's best point", at_most=1),
         Claim("exact", "exact regression: gradient against differences", at_most=1e-6),
@@ -177,43 +197,61 @@ def run_experiment(context: Context) -> None:
     """Learn by every method on every split, then draw the evidences."""
     options = context.options
     context.measure("exact", gradient_error())
-    sets = {
-        "breast cancer": (*breast_cancer(), options.train),
-        # As many as a fold of the published training set leaves.
-        "MONK's problem 2": (*monks(), MONKS_TRAINING * 4 // 5),
+    sets: dict[str, tuple[np.ndarray, np.ndarray]] = {
+        "breast cancer": breast_cancer(),
+        "ionosphere": mlbench("Ionosphere"),
+        "pima": mlbench("PimaIndiansDiabetes"),
+        "MONK's problem 2": monks(),
     }
+    widest = max(x.shape[1] for x, _ in sets.values())
+    rates = jnp.asarray([RATE] * options.steps + [0.0] * REST)
     rows, means = [], {}
     total = len(sets) * len(LEARNED) * options.splits + len(DRAWN)
     with context.progress("runs", total=total) as bar:
-        for name, (x, y, train) in sets.items():
-            row: dict[str, float | str] = {"data": name}
+        for name, (x, y) in sets.items():
+            # Of MONK's problem as many as a fold of the published training set leaves.
+            train = min(options.train, MONKS_TRAINING if name.startswith("MONK") else len(y))
+            train = train if train == options.train else train * 4 // 5
+            start = {
+                "log_sigma": jnp.zeros(()),
+                "log_length": jnp.full(widest, 0.5 * np.log(x.shape[1])),
+            }
+            row: dict[str, float | str] = {"data": name, "training examples": train}
             for method in LEARNED:
                 scores = []
                 for number in range(options.splits):
-                    batch, other = split(x, y, train, options.seed + number)
-                    scores.append(float(learned(method, options.steps, batch, other)))
+                    parts = split(x, y, train, options.other, options.seed + number)
+                    batch, other = (padded(part, widest) for part in parts)
+                    scores.append(float(learned(method, rates, start, batch, other)))
                     bar.advance(incumbent=scores[-1])
                 row[method] = means[name, method] = float(np.mean(scores))
+                row[f"{method}, published"] = PUBLISHED[name][method]
             rows.append(row)
-        batch, _ = split(*monks(), options.grid_examples, options.seed)
-        surfaces = {}
-        for method in DRAWN:
-            surfaces[method] = np.asarray(surface(method, batch))
-            bar.advance()
+        batch, _ = split(*sets["ionosphere"], options.grid_examples, 0, options.seed)
+        drawn = {**surfaces(DRAWN[:1], batch), **surfaces(DRAWN[1:], batch)}
+        found = {method: np.asarray(surface) for method, surface in drawn.items()}
+        bar.advance(len(DRAWN))
 
-    def lead(name: str, over: str) -> float:
-        return means[name, LIKE] - means[name, over]
-
-    context.measure("elbo", lead("breast cancer", "elbo"))
-    context.measure("laplace", lead("breast cancer", "laplace"))
+    leads = {name: means[name, LIKE] - means[name, "elbo"] for name in sets}
+    context.measure("elbo", leads["breast cancer"])
+    context.measure("laplace", means["breast cancer", LIKE] - means["breast cancer", "laplace"])
     context.measure("absolute", abs(means["breast cancer", LIKE] + 0.075))
-    context.measure("monks", lead("MONK's problem 2", "elbo"))
-    truth = surfaces["ep"]
-    gaps = {method: np.abs(found - truth) for method, found in surfaces.items()}
+    context.measure("monks", leads["MONK's problem 2"])
+    context.measure("no_worse", min(leads["ionosphere"], leads["pima"]))
+    context.say(
+        "Lead over the bound, here and in the authors' table: "
+        + "; ".join(
+            f"{name} {lead:+.4f} ({PUBLISHED[name][LIKE] - PUBLISHED[name]['elbo']:+.4f})"
+            for name, lead in leads.items()
+        )
+        + "."
+    )
+    truth = found["ep"]
+    gaps = {method: np.abs(surface - truth) for method, surface in found.items()}
     context.measure("closer", int(np.sum(gaps[LIKE] <= 0.5 * gaps["elbo"])))
 
     def peak(method: str) -> np.ndarray:
-        return np.array(np.unravel_index(np.argmax(surfaces[method]), truth.shape))
+        return np.array(np.unravel_index(np.argmax(found[method]), truth.shape))
 
     context.measure("peak", int(np.max(np.abs(peak(LIKE) - peak("ep")))))
     context.table("mean log likelihood of other data", rows)
@@ -234,7 +272,7 @@ def run_experiment(context: Context) -> None:
     sigmas = np.linspace(*SIGMAS, POINTS).tolist()
     context.plot(
         "evidence",
-        {method: Curve(sigmas, found[:, column].tolist()) for method, found in surfaces.items()},
+        {method: Curve(sigmas, surface[:, column].tolist()) for method, surface in found.items()},
         x="log sigma",
         y="log evidence at EP's best length",
     )
