@@ -249,7 +249,7 @@ def test_losses_that_do_not_depend_on_what_they_must_are_named(ridge):
 
 
 def test_no_steps_are_refused(ridge):
-    with pytest.raises(ValueError, match="at least 1, received 0"):
+    with pytest.raises(ValueError, match="steps: expected an integer >= 1, received 0"):
         drive(ridge, steps=0)
 
 
