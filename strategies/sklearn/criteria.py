@@ -12,6 +12,9 @@
 `recall...`, `jaccard...`, `matthews_corrcoef`, `neg_brier_score`, `top_k_accuracy` | \
 `log_loss`; `squared_hinge` for support vector machines |
 
+A model may have criteria of its own (`Model.criteria`): machines of pairs of classes, Cox's partial
+likelihood, the likelihoods of a Gaussian process.
+
 The first six rows are the scorer itself, up to its sign (the median stands out); in the last one
 the criterion is a surrogate.
 """

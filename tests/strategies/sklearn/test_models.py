@@ -350,6 +350,7 @@ def test_svc_of_several_classes_is_one_machine_for_each_pair(kernel, params):
         assert np.sum(found.gradient[key] * direction) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_kernel_ridge_with_a_linear_kernel_is_ridge():
     x, y = DATA["z"]
     groups = [np.arange(2), np.arange(2, 10)]

@@ -455,6 +455,7 @@ def test_several_classes_and_a_score_that_is_not_smooth():
     assert search.predict_proba(x).shape == (569, 2)
 
 
+@pytest.mark.slow
 def test_length_scales_of_a_gaussian_process():
     x = X * 20
     process = GaussianProcessRegressor(RBF([1.0] * 10), optimizer=None, normalize_y=True)
