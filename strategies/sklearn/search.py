@@ -19,6 +19,7 @@ from strategies.sklearn.reports import Reports
 from strategies.sklearn.run import Run
 from strategies.sklearn.splits import FrozenSplits
 from strategies.space import SearchSpace
+from strategies.stopping import Stop
 
 
 class HypergradSearchCV(Reports, BaseSearchCV):
