@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from strategies.searchers import (
         AutoSearcher,
         BayesSearcher,
+        CARBSSearcher,
         CMAESSearcher,
         EvolutionSearcher,
         GridSearcher,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AutoSearcher",
     "BayesSearcher",
+    "CARBSSearcher",
     "CMAESSearcher",
     "Categorical",
     "Choice",
@@ -74,6 +76,7 @@ _HOMES = {
     "searchers": [
         "AutoSearcher",
         "BayesSearcher",
+        "CARBSSearcher",
         "CMAESSearcher",
         "EvolutionSearcher",
         "GridSearcher",
