@@ -136,21 +136,6 @@ def test_above_random_search_in_a_conditional_space():
     assert ends["ngrams"] < 0.8 * ends["random"]
 
 
-def test_halves_find_a_number_that_single_values_do_not():
-    space = SearchSpace({"a": Int(1, 64), "b": Int(1, 64)})
-
-    def off(config):
-        return abs(config["a"] - 44) + abs(config["b"] - 19)
-
-    def found(seed, bisection):
-        searcher = TreeSearcher(space, bisection=bisection, cells=64, seed=seed)
-        return min(item.value for item in searched(searcher, 48, off).history)
-
-    seeds = range(8)
-    plain = np.mean([found(seed, False) for seed in seeds])
-    assert np.mean([found(seed, True) for seed in seeds]) < 0.7 * plain
-
-
 @pytest.mark.parametrize("name", SEARCHERS)
 def test_pure_and_resumable(name, tmp_path):
     make = SEARCHERS[name]
