@@ -134,10 +134,10 @@ def searched(searcher: Searcher, evaluate: Evaluate, trials: int) -> list[tuple[
 @experiment(
     paper="Negrinho & Gordon 2017, arXiv:1704.08792",
     options=[
-        Option("trials", 64, quick=16, help="trainings of each search"),
+        Option("trials", 64, quick=20, help="trainings of each search"),
         Option("seeds", 10, quick=1, help="splits of the data"),
         Option("tables", 12, quick=1, help="how many of the twelve tables"),
-        Option("repetitions", 5, quick=1, help="of the search of a table"),
+        Option("repetitions", 4, quick=1, help="of the search of a table"),
     ],
     claims=[
         Claim(

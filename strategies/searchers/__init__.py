@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from strategies.searchers.auto import AutoSearcher
     from strategies.searchers.base import Searcher
     from strategies.searchers.bayes import BayesSearcher
+    from strategies.searchers.carbs import CARBSSearcher
     from strategies.searchers.cmaes import CMAESSearcher
     from strategies.searchers.evolution import EvolutionSearcher
     from strategies.searchers.grid import GridSearcher
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AutoSearcher",
     "BayesSearcher",
+    "CARBSSearcher",
     "CMAESSearcher",
     "EvolutionSearcher",
     "GridSearcher",
@@ -44,6 +46,7 @@ __all__ = [
 _HOMES = {
     "AutoSearcher": "auto",
     "BayesSearcher": "bayes",
+    "CARBSSearcher": "carbs",
     "CMAESSearcher": "cmaes",
     "EvolutionSearcher": "evolution",
     "GridSearcher": "grid",

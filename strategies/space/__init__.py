@@ -1,5 +1,6 @@
 """The shared search space: domains, conditions, transforms."""
 
+from strategies.space.around import around
 from strategies.space.choices import Categorical, Constant, Ordinal
 from strategies.space.domains import Domain
 from strategies.space.numeric import Float, Int
@@ -20,4 +21,5 @@ __all__ = [
     "Point",
     "SearchSpace",
     "Simplex",
+    "around",
 ]

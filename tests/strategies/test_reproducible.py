@@ -16,6 +16,7 @@ from strategies.optuna import HypergradSampler, report, suggest
 from strategies.ray import HypergradSearch, result
 from strategies.searchers import (
     BayesSearcher,
+    CARBSSearcher,
     EvolutionSearcher,
     GridSearcher,
     HypergradientSearcher,
@@ -46,6 +47,7 @@ SEARCHERS = {
     "evolution": functools.partial(EvolutionSearcher, population=4, contest=2),
     "sobol": SobolSearcher,
     "grid": functools.partial(GridSearcher, points=GRID),
+    "carbs": functools.partial(CARBSSearcher, startup=3),
     "tree": TreeSearcher,
     "ngrams": NGramSearcher,
     "random": RandomSearcher,

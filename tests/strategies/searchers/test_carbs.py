@@ -1,0 +1,124 @@
+"""CARBS: walks from a bad centre, spends no more than it may, tries lucky values again."""
+
+import math
+
+import numpy as np
+import pytest
+
+from strategies import CARBSSearcher, Categorical, Int, Ledger, Observation, SearchSpace
+from strategies.space import around
+
+SPACE = SearchSpace({"size": around(10.0), "rate": around(10.0), "kind": Categorical(["a", "b"])})
+LARGEST = 1e3
+
+
+def best_rate(size):
+    return 0.03 * (size / 100) ** -0.4
+
+
+def task(config):
+    """Falls with the size, which is the cost; the centre's rate is 2.1 decades off."""
+    size, rate = config["size"], config["rate"]
+    off = math.log10(rate / best_rate(size))
+    return 0.1 + size**-0.3 + 0.1 * off**2 + 0.05 * (config["kind"] == "a"), size
+
+
+def searched(searcher, trials, task=task):
+    ledger = Ledger(searcher)
+    for _ in range(trials):
+        asked = ledger.ask()
+        value, cost = task(asked.config)
+        ledger.tell(Observation(asked.config, value, cost=cost, number=asked.number))
+    return ledger
+
+
+@pytest.fixture(scope="module")
+def walked():
+    return searched(CARBSSearcher(SPACE, seed=0, max_cost=LARGEST), 50)
+
+
+def test_walks_to_the_front_from_a_centre_that_is_far_off(walked):
+    assert walked.history[0].config["rate"] == 10.0
+    best = min(walked.history, key=lambda item: item.value)
+    off = abs(math.log10(best.config["rate"] / best_rate(best.config["size"])))
+    assert off < 0.4
+    assert best.config["kind"] == "b"
+    # Once the rate was good it went up in cost by itself.
+    assert max(item.cost for item in walked.history) > 40.0
+
+
+def test_tries_members_of_the_front_again(walked):
+    again = [item for item in walked.history if item.note.get("origin") == "resample"]
+    assert {item.number for item in again} == {n for n in range(5, 50, 5)}
+    known = [repr(item.config) for item in walked.history]
+    assert all(known.index(repr(item.config)) < item.number for item in again)
+    never = searched(CARBSSearcher(SPACE, seed=0, resample=0), 12).history
+    assert len({repr(item.config) for item in never}) == 12
+
+
+def test_a_function_of_the_ledger(walked):
+    history, pending = walked.history[:21], []
+    first = CARBSSearcher(SPACE, seed=0, max_cost=LARGEST).propose(21, history, pending)
+    again = CARBSSearcher(SPACE, seed=0, max_cost=LARGEST).propose(21, history[::-1], pending)
+    assert first.config == again.config == walked.history[21].config
+    beside = CARBSSearcher(SPACE, seed=0, max_cost=LARGEST).propose(22, history, [first])
+    assert beside.config != first.config
+
+
+def test_failures_are_learnt():
+    space = SearchSpace({"x": around(0.0, kind="linear"), "y": around(0.0, kind="linear")})
+
+    def cliff(config):
+        # What fails is no worse elsewhere: only the model of failures knows.
+        value = (config["x"] - 1.0) ** 2
+        return (None if config["y"] > 0.2 else value), 1.0
+
+    history = searched(CARBSSearcher(space, seed=1), 40, cliff).history
+    failed = [item.status == "failed" for item in history[20:]]
+    assert sum(failed) <= 3
+    assert min(item.value for item in history if item.value is not None) < 0.01
+
+
+def test_draws_come_closer_to_the_centre_while_all_fail():
+    searcher = CARBSSearcher(SPACE, seed=0)
+    centre = {"size": 10.0, "rate": 10.0, "kind": "a"}
+    failed = [Observation(centre, None, number=n) for n in range(5)]
+    config = searcher.propose(5, failed, []).config
+    assert abs(math.log10(config["size"] / 10.0)) < 0.1
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0])
+def test_domains_around_a_centre(scale):
+    rate = around(1e-3, scale)
+    assert rate.default == 1e-3
+    assert (rate.low, rate.high) == pytest.approx(
+        (10 ** (-3 - 12 * scale), 10 ** (-3 + 12 * scale))
+    )
+    step = rate.decode(rate.encode(1e-3) + rate.spread)
+    assert step == pytest.approx(10 ** (-3 + scale))
+    shift = around(5.0, scale, kind="linear")
+    assert shift.decode(shift.encode(5.0) + shift.spread) == pytest.approx(5.0 + scale)
+    width = around(64, scale, integer=True)
+    assert isinstance(width, Int)
+    assert width.low == 1
+    assert width.default == 64
+    further = width.decode(width.encode(64) + width.spread)
+    assert further == pytest.approx(64 * 10**scale, rel=0.02)
+    drawn = [SearchSpace({"r": rate}).sample(np.random.default_rng(s))["r"] for s in range(200)]
+    assert np.std(np.log10(drawn)) == pytest.approx(scale, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: CARBSSearcher(SPACE, radius=0.0), "'radius': expected a positive"),
+        (lambda: CARBSSearcher(SPACE, resample=-1), "'resample': expected an integer"),
+        (lambda: CARBSSearcher(SPACE, max_cost=0), "'max_cost': expected a positive"),
+        (lambda: around(0.0), "'centre': expected a positive"),
+        (lambda: around(1.0, -1), "'scale': expected a positive"),
+        (lambda: around(1.0, kind="cubic"), "'kind': expected 'log' or 'linear'"),
+    ],
+)
+def test_bad_input(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
