@@ -149,7 +149,7 @@ def last(losses: np.ndarray) -> float:
         Option("wide", 512, quick=128, help="width of the wide network"),
         Option("steps", 50, quick=20, help="of a training that is learned on"),
         Option("rounds", 400, quick=40, help="metagradients"),
-        Option("truncation", True, quick=False, help="learn by truncation as well"),
+        Option("truncation", True, help="learn by truncation as well"),
         Option("seeds", 3, quick=1, help="trainings with each optimizer"),
     ],
     claims=[
@@ -164,6 +164,7 @@ def last(losses: np.ndarray) -> float:
             "unbiased",
             "loss, by evolution / by truncation, narrow",
             at_most=1.0,
+            quick=1.5,
             when=lambda options: options.truncation,
         ),
         Claim(
