@@ -39,8 +39,10 @@ class Likelihood(eqx.Module):
         nodes, weights = np.polynomial.hermite_e.hermegauss(_NODES)
         f = mean + jnp.sqrt(variance) * nodes
         densities = jax.vmap(lambda f: self.log_density(f, y, hparams))(f)
-        # Weights as a factor of the sum would bring a sign, for which a derivative is not trusted.
-        return jax.nn.logsumexp(densities + np.log(weights / weights.sum()))
+        # `jax.nn.logsumexp` looks at the sign of its sum: EP's steps, which are derivatives of this,
+        # would hold a comparison, and none that follows from it is trusted.
+        peak = jax.lax.stop_gradient(jnp.max(densities))
+        return peak + jnp.log(jnp.sum(weights / weights.sum() * jnp.exp(densities - peak)))
 
 
 class Probit(Likelihood):
