@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -16,6 +17,9 @@ from tests.compiling import quick_to_compile, quick_to_trace
 jax.config.update("jax_enable_x64", True)
 quick_to_trace()
 os.environ["XLA_FLAGS"] = quick_to_compile(os.environ.get("XLA_FLAGS", ""))
+
+# What a shell starts in the background ignores Ctrl-C, which some tests send to themselves.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _has_shape(hint: Any) -> bool:
