@@ -1,5 +1,6 @@
 """What the unrolled estimators refuse, and in which words."""
 
+import jax
 import jax.numpy as jnp
 import optax
 import pytest
@@ -126,5 +127,16 @@ def test_too_little_memory_says_how_much_is_needed():
         ValueError, match=r"memory \(bytes\): expected a number, received the text '1 GB'"
     ):
         Unrolled(optax.sgd(0.1), 30, memory="1 GB")
+    with pytest.raises(ValueError, match=r"TruncatedUnrolled: memory \(bytes\): expected"):
+        TruncatedUnrolled(optax.sgd(0.1), 30, 3, memory="1 GB")
     with pytest.raises(ValueError, match="memory=10 bytes is too little to reverse 30 steps"):
         hypergradient(PROBLEM, W, H, estimator=Unrolled(optax.sgd(0.1), 30, memory=10))
+
+
+def test_offloading_needs_a_jax_that_names_memories(monkeypatch):
+    with pytest.raises(ValueError, match="Unrolled: offload: expected True or False"):
+        Unrolled(optax.sgd(0.1), 3, offload="yes")
+    monkeypatch.delattr(jax, "memory")
+    with pytest.raises(ValueError, match=r"offload: expected a jax that has jax\.memory"):
+        Unrolled(optax.sgd(0.1), 3, offload=True)
+    assert not Unrolled(optax.sgd(0.1), 3).offload
