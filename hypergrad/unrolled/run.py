@@ -227,11 +227,7 @@ def require_effect(
     **Raises:** `ValueError` naming each leaf whose derivative is structurally zero, or biased
     (`BilevelProblem.biased`).
     """
-    if not leaf_names(run.h):
-        raise ValueError(
-            "There is nothing to differentiate: hparams: expected at least one floating-point "
-            "array, received none."
-        )
+    require_some(run.h)
     found = reaches(run, outer, first, last, from_start=from_start, forward=forward)
     dead = [name for name, reach in found.items() if not reach.seen]
     kept = run.keeps_biased
@@ -260,6 +256,18 @@ def require_effect(
             )
     listed = ", ".join(repr(name) for name in dead)
     raise ValueError(f"{estimator} cannot see hyperparameter {listed}: {reason}.")
+
+
+def require_some(h: PyTree) -> None:
+    """Refuse hyperparameters of which none is an array of floating-point numbers.
+
+    **Raises:** `ValueError`.
+    """
+    if not jax.tree.leaves(h):
+        raise ValueError(
+            "There is nothing to differentiate: hparams: expected at least one floating-point "
+            "array, received none."
+        )
 
 
 def _operations(program: Jaxpr) -> set[str]:
