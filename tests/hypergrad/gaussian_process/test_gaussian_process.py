@@ -69,6 +69,28 @@ def log_normal(hparams, batch):
     return jax.scipy.stats.multivariate_normal.logpdf(y, jnp.zeros(len(y)), covariance)
 
 
+def test_kernels_have_exact_derivatives_for_near_points_far_from_the_middle():
+    """A thousand lengths wide: the expanded square is off by two in a hundred in float32."""
+    x = (
+        np.repeat(np.linspace(-0.5, 0.5, 5), 2)[:, None] * np.ones(2)
+        + 1e-3 * np.arange(10)[:, None]
+    )
+
+    @jax.jit
+    def slopes(log_length, x):
+        h = {"log_sigma": jnp.zeros((), x.dtype), "log_length": log_length}
+        kernel = lambda h, x, z: jnp.sum(squared_exponential(h, x, z) ** 2)  # noqa: E731
+        found = jax.grad(kernel, (0, 1, 2))(h, x, x[1:])
+        return found[0]["log_length"], *found[1:]
+
+    length = jnp.full(2, np.log(1e-3))
+    # Of the same points: what is compared is arithmetic.
+    single = jnp.asarray(x, jnp.float32)
+    exact = slopes(length.astype(jnp.float32).astype(float), single.astype(float))
+    for a, b in zip(slopes(length.astype(jnp.float32), single), exact, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.abs(b).max()))
+
+
 SITES = {
     # Of Laplace's approximation only the value is looked at here.
     "laplace": LaplaceGP(steps=3, through_sites=False),
