@@ -39,8 +39,11 @@ class Likelihood(eqx.Module):
         nodes, weights = np.polynomial.hermite_e.hermegauss(_NODES)
         f = mean + jnp.sqrt(variance) * nodes
         densities = jax.vmap(lambda f: self.log_density(f, y, hparams))(f)
-        # Weights as a factor of the sum would bring a sign, for which a derivative is not trusted.
-        return jax.nn.logsumexp(densities + np.log(weights / weights.sum()))
+        # Written out: a `logsumexp` may look at the sign of the sum, a decision for which a
+        # derivative is not trusted.
+        terms = densities + np.log(weights / weights.sum())
+        top = jax.lax.stop_gradient(jnp.max(terms))
+        return top + jnp.log(jnp.sum(jnp.exp(terms - top)))
 
 
 class Probit(Likelihood):

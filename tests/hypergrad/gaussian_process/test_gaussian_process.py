@@ -21,6 +21,7 @@ from hypergrad.gaussian_process import (
     matern52,
     squared_exponential,
 )
+from hypergrad.gaussian_process.sites import Posterior
 from hypergrad.outcome import Outcome
 from hypergrad.outer import Alternating, run
 
@@ -261,6 +262,30 @@ def test_expectation_propagation_takes_a_likelihood_by_quadrature():
     state = ep.init(problem, problem.sites(batch), H, batch)
     shapes = jax.eval_shape(lambda h: ep.hypergradient(problem, state, h, batch, None).grad, H)
     assert shapes["log_length"].shape == (2,)
+
+
+def test_sites_that_say_nothing_have_a_whole_derivative():
+    """At precision zero, against a difference to one side: below it sites are held there."""
+    kernel = matern52(H, measured(6)[0], measured(6)[0])
+    shift = jnp.arange(6.0)
+
+    @jax.jit
+    def quadratic(precision):
+        posterior = Posterior.of(kernel, Sites(shift, precision))
+        return posterior.quadratic + posterior.log_det
+
+    slope = jax.grad(quadratic)(jnp.zeros(6))
+    steps = 1e-6 * jnp.eye(6)
+    found = jnp.stack([(quadratic(step) - quadratic(jnp.zeros(6))) / 1e-6 for step in steps])
+    np.testing.assert_allclose(slope, found, rtol=1e-4)
+
+
+def test_the_derivative_is_taken_at_the_very_same_value():
+    kernel = matern52(H, measured(6)[0], measured(6)[0])
+    of = lambda precision: Posterior.of(kernel, Sites(jnp.ones(6), precision))  # noqa: E731
+    precision = jnp.linspace(0.1, 100.0, 6)
+    plain, told = of(precision), jax.jvp(of, (precision,), (jnp.ones(6),))[0]
+    jax.tree.map(np.testing.assert_array_equal, plain, told)
 
 
 def test_an_outer_algorithm_raises_the_evidence():
