@@ -64,6 +64,13 @@ def test_an_optimizer_that_moves_by_signs_is_named():
         hypergradient(PROBLEM, W, H, estimator=Unrolled(optax.sign_sgd(0.1), 3))
 
 
+def test_an_absolute_value_in_the_loss_is_no_fault_of_the_optimizer():
+    problem = BilevelProblem(lambda w, h, b: jnp.sum(jnp.abs(w)), PROBLEM.outer)
+    with pytest.raises(ValueError, match="cannot see hyperparameter 'a'") as found:
+        hypergradient(problem, W, H, estimator=Unrolled(optax.sgd(0.1), 3))
+    assert "signs" not in str(found.value)
+
+
 def test_an_effect_through_the_state_alone_is_seen():
     # The hyperparameter moves the velocity first, and params one step later.
     def fn(w, velocity, h, batch):
