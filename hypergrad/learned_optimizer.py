@@ -124,8 +124,11 @@ class LearnedOptimizer(eqx.Module):
                 root = jnp.sqrt(v / (1 - self.square_decay**count).astype(v.dtype) + _FLOOR)
                 m = m / left.astype(m.dtype).reshape(-1, *[1] * g.ndim) / root
                 relative = jnp.log(root) - jnp.log(root).mean()
-                size = jnp.sqrt(jnp.mean(jnp.square(w)) + _FLOOR)
-                seen = [g / root, *m, relative, w / size]
+                # An array of zeros has no size, and the ratio no derivative: both are zero there.
+                square = jnp.mean(jnp.square(w))
+                there = square > 0
+                ratio = jnp.where(there, w / jnp.sqrt(jnp.where(there, square, 1)), 0)
+                seen = [g / root, *m, relative, ratio]
                 over = [jnp.broadcast_to(t.astype(g.dtype), g.shape) for t in times]
                 hidden = jnp.stack([*seen, *over], -1) @ weights["first"] + weights["bias"]
                 out = jnp.tanh(hidden) @ weights["last"] + weights["shift"]

@@ -21,12 +21,12 @@ from hypergrad.data.trained import (
     check_finite,
     check_order,
     check_queries,
-    check_trains,
     train,
 )
 from hypergrad.data.weighted import WeightedExamples
 from hypergrad.estimator import Estimator
 from hypergrad.expected import require_number
+from hypergrad.implicit.trains import check_trains
 from hypergrad.mistakes import check_call
 from hypergrad.problem import BilevelProblem
 
@@ -95,7 +95,7 @@ def select(
     **Raises:** `ValueError` for bad input, `FloatingPointError` if the first training diverges.
     """
     check_call("select", problem, key, params=params, hparams=hparams)
-    check_trains(estimator)
+    check_trains(estimator, "each step has other weights")
     examples, index = without_frames("examples", examples)
     queries, _ = without_frames("queries", queries)
     params, hparams, examples, queries = as_arrays((params, hparams, examples, queries))

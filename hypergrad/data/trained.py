@@ -11,8 +11,6 @@ from jaxtyping import Array, PyTree
 
 from hypergrad.data.weighted import WeightedExamples
 from hypergrad.estimator import Estimator, Hypergradient
-from hypergrad.implicit import ImplicitDifferentiation
-from hypergrad.mistakes import check_estimator
 from hypergrad.problem import BilevelProblem
 
 
@@ -46,17 +44,6 @@ def train(
     state = estimator.init(problem, params, weights, numbers, key=key)
     state, _ = estimator.fit(problem, state, weights, numbers, key=key)
     return estimator.hypergradient(problem, state, weights, numbers, queries, key=key)
-
-
-def check_trains(estimator: Any) -> None:
-    """Refuse an estimator that takes the parameters as trained: with other weights they are not."""
-    check_estimator(estimator)
-    if isinstance(estimator, ImplicitDifferentiation) and estimator.solver is None:
-        raise ValueError(
-            "estimator: expected one that trains, since each step has other weights; received "
-            "ImplicitDifferentiation without a solver. Give ImplicitDifferentiation(Newton()), "
-            "another solver, or Unrolled(...)."
-        )
 
 
 def check_queries(

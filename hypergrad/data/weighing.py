@@ -15,12 +15,12 @@ from hypergrad.data.trained import (
     check_count,
     check_order,
     check_queries,
-    check_trains,
     over_weights,
 )
 from hypergrad.data.weighted import WeightedExamples
 from hypergrad.estimator import Estimator
 from hypergrad.expected import require
+from hypergrad.implicit.trains import check_trains
 from hypergrad.mistakes import check_leaves
 from hypergrad.outer import Alternating, Box, run
 from hypergrad.problem import BilevelProblem
@@ -94,7 +94,7 @@ def weigh(
     """
     require("weigh", "problem", problem, BilevelProblem, "BilevelProblem(inner, outer)")
     check_leaves(params=params, hparams=hparams)
-    check_trains(estimator)
+    check_trains(estimator, "each step has other weights")
     examples, index = without_frames("examples", examples)
     queries, _ = without_frames("queries", queries)
     holdout, _ = without_frames("holdout", holdout)

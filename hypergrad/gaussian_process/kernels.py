@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from hypergrad.expected import received, require_array
@@ -58,12 +59,19 @@ def _scaled_squares(scale: Array, x: Array, z: Array) -> Array:
 
 @_scaled_squares.defjvp
 def _scaled_squares_jvp(given: tuple, moved: tuple) -> tuple[Array, Array]:
-    """The derivative as products of matrices, of which the transpose needs no array `(n, m, d)`."""
+    """One dimension after another, so that the transpose needs no array `(n, m, d)`.
+
+    Not as products of matrices, for which the square would have to be expanded.
+    """
     (scale, x, z), (d_scale, dx, dz) = given, moved
-    middle = jnp.mean(z, axis=0)
-    a, b, weight = x - middle, z - middle, 2 * scale * d_scale
-    by_scale = (a**2 @ weight)[:, None] + b**2 @ weight - 2 * (a * weight) @ b.T
-    weight = 2 * scale**2
-    by_x = jnp.sum(weight * a * dx, axis=1)[:, None] - (weight * dx) @ b.T
-    by_z = jnp.sum(weight * b * dz, axis=1) - (weight * a) @ dz.T
-    return _scaled_squares(scale, x, z), by_scale + by_x + by_z
+    squares = _scaled_squares(scale, x, z)
+
+    # Differences are taken again by the transpose, in place of `d` stored matrices.
+    @jax.checkpoint
+    def add(total: Array, one: tuple) -> tuple[Array, None]:
+        scale, x, z, d_scale, dx, dz = one
+        apart = x[:, None] - z
+        return total + 2 * scale * apart * (d_scale * apart + scale * (dx[:, None] - dz)), None
+
+    columns = (scale, x.T, z.T, d_scale, dx.T, dz.T)
+    return squares, lax.scan(add, jnp.zeros_like(squares), columns)[0]

@@ -39,10 +39,11 @@ class Likelihood(eqx.Module):
         nodes, weights = np.polynomial.hermite_e.hermegauss(_NODES)
         f = mean + jnp.sqrt(variance) * nodes
         densities = jax.vmap(lambda f: self.log_density(f, y, hparams))(f)
-        # `jax.nn.logsumexp` looks at the sign of its sum: EP's steps, which are derivatives of this,
-        # would hold a comparison, and none that follows from it is trusted.
-        peak = jax.lax.stop_gradient(jnp.max(densities))
-        return peak + jnp.log(jnp.sum(weights / weights.sum() * jnp.exp(densities - peak)))
+        # Written out: a `logsumexp` may look at the sign of the sum, a decision for which a
+        # derivative is not trusted.
+        terms = densities + np.log(weights / weights.sum())
+        top = jax.lax.stop_gradient(jnp.max(terms))
+        return top + jnp.log(jnp.sum(jnp.exp(terms - top)))
 
 
 class Probit(Likelihood):

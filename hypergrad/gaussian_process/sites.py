@@ -1,9 +1,16 @@
 """A Gaussian approximation to the posterior: the prior times one Gaussian factor an observation."""
 
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Scalar
+
+# Covariances are differences of products: not in the reduced precision that accelerators take.
+_HIGHEST = jax.lax.Precision.HIGHEST
+_product = partial(jnp.matmul, precision=_HIGHEST)
+_vdot = partial(jnp.vdot, precision=_HIGHEST)
 
 
 class Sites(eqx.Module):
@@ -31,14 +38,15 @@ class Posterior(eqx.Module):
     @staticmethod
     def of(kernel: Float[Array, "n n"], sites: Sites) -> "Posterior":
         """Condition the prior on the sites: one Cholesky factor of what never is singular."""
-        precision = jnp.maximum(sites.precision, 0)
+        # Not the maximum, of which half the derivative is missing at zero.
+        precision = jnp.where(sites.precision < 0, 0, sites.precision)
         mean, variance, log_det = _marginals(kernel, sites.shift, precision)
         return Posterior(
             mean=mean,
             variance=variance,
             weights=sites.shift - precision * mean,
             log_det=log_det,
-            quadratic=0.5 * jnp.vdot(sites.shift, mean),
+            quadratic=0.5 * _vdot(sites.shift, mean),
         )
 
     def cavity(self, sites: Sites) -> tuple[Array, Array]:
@@ -62,7 +70,7 @@ def predict(
     half = jax.scipy.linalg.solve_triangular(
         _factor(kernel, root), root[:, None] * cross, lower=True
     )
-    return cross.T @ weights, prior - jnp.sum(half**2, axis=0)
+    return _product(cross.T, weights), prior - jnp.sum(half**2, axis=0)
 
 
 @jax.custom_jvp
@@ -76,7 +84,7 @@ def _marginals(kernel: Array, shift: Array, precision: Array) -> tuple[Array, Ar
     factor = _factor(kernel, root)
     # K − K Λ^½ B⁻¹ Λ^½ K, by its diagonal and its product with the shift.
     half = jax.scipy.linalg.solve_triangular(factor, root[:, None] * kernel, lower=True)
-    mean = kernel @ shift - half.T @ (half @ shift)
+    mean = _product(kernel, shift) - _product(half.T, _product(half, shift))
     variance = jnp.diagonal(kernel) - jnp.sum(half**2, axis=0)
     return mean, variance, 2 * jnp.sum(jnp.log(jnp.diagonal(factor)))
 
@@ -84,12 +92,15 @@ def _marginals(kernel: Array, shift: Array, precision: Array) -> tuple[Array, Ar
 @_marginals.defjvp
 def _marginals_jvp(given: tuple, moved: tuple) -> tuple[tuple, tuple]:
     (kernel, shift, precision), (by_kernel, by_shift, by_precision) = given, moved
-    covariance, left, log_det = _conditioned(kernel, precision)
-    mean, variance = covariance @ shift, jnp.diagonal(covariance)
+    # The very values that are found where nothing is differentiated.
+    mean, variance, log_det = _marginals(kernel, shift, precision)
+    covariance, left, _ = _conditioned(kernel, precision)
     weights = shift - precision * mean
-    d_mean = covariance @ (by_shift - by_precision * mean) + left @ (by_kernel @ weights)
-    d_variance = jnp.sum((left @ by_kernel) * left, axis=1) - covariance**2 @ by_precision
-    d_log_det = by_precision @ variance + jnp.vdot(precision[:, None] * left, by_kernel)
+    by_sites = _product(covariance, by_shift - by_precision * mean)
+    d_mean = by_sites + _product(left, _product(by_kernel, weights))
+    d_variance = jnp.sum(_product(left, by_kernel) * left, axis=1)
+    d_variance -= _product(covariance**2, by_precision)
+    d_log_det = _vdot(by_precision, variance) + _vdot(precision[:, None] * left, by_kernel)
     return (mean, variance, log_det), (d_mean, d_variance, d_log_det)
 
 
@@ -101,13 +112,13 @@ def _conditioned(kernel: Array, precision: Array) -> tuple[Array, Array, Scalar]
     inverse = jax.scipy.linalg.solve_triangular(
         factor, jnp.eye(root.size, dtype=factor.dtype), lower=True
     )
-    half = inverse @ (root[:, None] * kernel)
-    covariance = kernel - half.T @ half
+    half = _product(inverse, root[:, None] * kernel)
+    covariance = kernel - _product(half.T, half)
     # I − Σ Λ; where a site is precise that is a difference of nearly equal numbers, and the same
     # row of Λ^-½ B⁻¹ Λ^½ is not.
     near = jnp.eye(root.size, dtype=factor.dtype) - covariance * precision
     precise = precision * jnp.diagonal(kernel) > 1
-    scaled = (inverse.T @ inverse) * root / jnp.where(precise, root, 1)[:, None]
+    scaled = _product(inverse.T, inverse) * root / jnp.where(precise, root, 1)[:, None]
     log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(factor)))
     return covariance, jnp.where(precise[:, None], scaled, near), log_det
 
@@ -116,11 +127,11 @@ def _conditioned(kernel: Array, precision: Array) -> tuple[Array, Array, Scalar]
 def _conditioned_jvp(given: tuple, moved: tuple) -> tuple[tuple, tuple]:
     (kernel, precision), (by_kernel, by_precision) = given, moved
     covariance, left, log_det = _conditioned(kernel, precision)
-    d_covariance = left @ by_kernel @ left.T - (covariance * by_precision) @ covariance
+    d_covariance = _product(_product(left, by_kernel), left.T)
+    d_covariance -= _product(covariance * by_precision, covariance)
     d_left = -d_covariance * precision - covariance * by_precision
-    d_log_det = by_precision @ jnp.diagonal(covariance) + jnp.vdot(
-        precision[:, None] * left, by_kernel
-    )
+    d_log_det = _vdot(by_precision, jnp.diagonal(covariance))
+    d_log_det += _vdot(precision[:, None] * left, by_kernel)
     return (covariance, left, log_det), (d_covariance, d_left, d_log_det)
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree, Scalar
 
 from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
-from hypergrad.expected import require, require_choice
+from hypergrad.expected import require, require_choice, require_flag
 from hypergrad.implicit.curvature import Curvature, Hessian
 from hypergrad.implicit.estimate import ErrorEstimate, Result
 from hypergrad.implicit.linearisation import linearised
@@ -112,8 +112,8 @@ class ImplicitDifferentiation(Estimator):
         name = type(self).__name__
         require(name, "linear_solver", linear_solver, LinearSolver, "CG()")
         require(name, "curvature", curvature, Curvature, "Hessian()")
-        if not isinstance(error_estimate, bool):
-            require(name, "error_estimate", error_estimate, ErrorEstimate, "ErrorEstimate()")
+        if not isinstance(error_estimate, ErrorEstimate):
+            require_flag(name, "error_estimate (or an ErrorEstimate)", error_estimate)
         require_choice(name, "unseen", unseen, ("raise", "none"))
         self.unseen = unseen
         self.solver = None if solver is None else as_inner_solver(solver)
@@ -121,10 +121,10 @@ class ImplicitDifferentiation(Estimator):
         self.damping = damping
         self.curvature = curvature
         self.warm_start = warm_start
-        if isinstance(error_estimate, bool):
-            self.error_estimate = ErrorEstimate() if error_estimate else None
-        else:
+        if isinstance(error_estimate, ErrorEstimate):
             self.error_estimate = error_estimate
+        else:
+            self.error_estimate = ErrorEstimate() if error_estimate else None
 
     def init(
         self,

@@ -9,10 +9,10 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Int, PyTree, Scalar
 
 from hypergrad.estimator import Estimator, FitInfo, Hypergradient
-from hypergrad.expected import require, require_count
+from hypergrad.expected import require_count, require_seed
+from hypergrad.implicit.trains import check_trains
 from hypergrad.metasmooth.moves import noise_of, smoothness_of
 from hypergrad.metasmooth.steps import check_step, flat, step_sizes
-from hypergrad.mistakes import check_estimator
 from hypergrad.outcome import Outcome
 from hypergrad.problem import BilevelProblem
 
@@ -37,9 +37,10 @@ class MetasmoothState(eqx.Module):
 class Metasmooth(Estimator):
     """Any estimator, with the metasmoothness of the training in `info.error`.
 
-    The last `fit` and the run are made again at `λ + d` and `λ + 2d`, for random `d` of the size of
-    a step that one would take. From the metasmoothness `S` of the moves of `params` (see
-    `metasmoothness`) follows how much of a move is noise (`hypergrad.metasmooth.moves`):
+    The last `fit` and the run are made again at `λ`, `λ + d` and `λ + 2d`, for random `d` of the
+    size of a step that one would take, all with the batch and the key of the hypergradient. From
+    the metasmoothness `S` of the moves of `params` (see `metasmoothness`) follows how much of a
+    move is noise (`hypergrad.metasmooth.moves`):
 
         √((4 − (1 + S)²) / ((1 + S)² − 1)),
 
@@ -48,7 +49,7 @@ class Metasmooth(Estimator):
     cause, `Alternating` leaves the hyperparameters where they are, searchers do without the
     gradient, and trust a noisy one less.
 
-    Costs two trainings a direction, without derivatives, besides the estimator's own.
+    Costs one training, and two a direction, without derivatives, besides the estimator's own.
 
     **Arguments:**
 
@@ -67,9 +68,9 @@ class Metasmooth(Estimator):
     seed: int = eqx.field(static=True, default=0)
 
     def __check_init__(self) -> None:
-        check_estimator(self.estimator)
+        check_trains(self.estimator, "it trains at other hyperparameters, too")
         require_count("Metasmooth", "directions", self.directions)
-        require("Metasmooth", "seed", self.seed, int, "0")
+        require_seed("Metasmooth", self.seed)
         check_step(self.step)
 
     def init(
@@ -128,9 +129,11 @@ class Metasmooth(Estimator):
             run = self.estimator.hypergradient(problem, fitted, there, *batches, key=key)
             return flat(run.state.params)
 
-        ends = jax.lax.map(end, jnp.concatenate([moves, 2 * moves]))
-        once, twice = ends[: self.directions], ends[self.directions :]
-        smooth = jnp.mean(smoothness_of(once - flat(out.state.params), twice - once))
+        # The state may have been fitted to another batch, with another key: where the moves begin
+        # is a training like those at their ends.
+        ends = jax.lax.map(end, jnp.concatenate([jnp.zeros_like(moves[:1]), moves, 2 * moves]))
+        once, twice = ends[1 : self.directions + 1], ends[self.directions + 1 :]
+        smooth = jnp.mean(smoothness_of(once - ends[0], twice - once))
         noise = noise_of(smooth)
         error = jnp.where(
             noise > 0, jnp.fmax(out.info.error, noise.astype(out.info.error.dtype)), out.info.error

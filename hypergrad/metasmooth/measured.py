@@ -26,11 +26,12 @@ from jaxtyping import Array, PyTree
 
 from hypergrad.compiled import as_arrays
 from hypergrad.estimator import Estimator, Hypergradient
-from hypergrad.expected import require_seed
+from hypergrad.expected import require_count, require_seed
+from hypergrad.implicit.trains import check_trains
 from hypergrad.metasmooth.moves import smoothness_of
 from hypergrad.metasmooth.steps import check_step, step_sizes
 from hypergrad.metasmooth.steps import flat as flat_params
-from hypergrad.mistakes import check_call, check_estimator
+from hypergrad.mistakes import check_call
 from hypergrad.problem import BilevelProblem
 
 
@@ -89,7 +90,8 @@ def metasmoothness(
 
     **Returns:** a `Metasmoothness`.
 
-    **Raises:** `ValueError` for a step or a number of directions out of range.
+    **Raises:** `ValueError` for a step or a number of directions out of range, and for an estimator
+    that does not train.
     """
     check_call(
         "metasmoothness",
@@ -100,10 +102,9 @@ def metasmoothness(
         inner_batch=inner_batch,
         outer_batch=outer_batch,
     )
-    check_estimator(estimator)
+    check_trains(estimator, "it trains at several hyperparameters")
     require_seed("metasmoothness", seed)
-    if isinstance(directions, bool) or not isinstance(directions, int) or directions < 2:
-        raise ValueError(f"directions: expected an integer of at least 2, received {directions!r}.")
+    require_count("metasmoothness", "directions", directions, 2)
     arguments = as_arrays((params, hparams, inner_batch, outer_batch))
     h = eqx.filter(arguments[1], eqx.is_inexact_array)
     flat = ravel_pytree(h)[0]
@@ -180,34 +181,6 @@ def _trained(
     state = estimator.init(problem, params, hparams, inner_batch, key=key)
     state, _ = estimator.fit(problem, state, hparams, inner_batch, key=key)
     return estimator.hypergradient(problem, state, hparams, inner_batch, outer_batch, key=key)
-
-
-def _flat(params: PyTree) -> Array:
-    return ravel_pytree(eqx.filter(params, eqx.is_inexact_array))[0]
-
-
-def _sizes(step: PyTree, h: PyTree) -> np.ndarray:
-    """The size of the step in every entry of the hyperparameters."""
-    if not jax.tree.leaves(h):
-        raise ValueError(
-            "There is nothing to differentiate: hparams: expected at least one floating-point "
-            "array, received none."
-        )
-    try:
-        each = jax.tree.map(
-            lambda a, s: np.broadcast_to(np.asarray(s, float), a.shape),
-            h,
-            jax.tree.map(lambda _: step, h) if np.isscalar(step) else step,
-        )
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"step: expected a positive number, or such numbers in a pytree like hparams, "
-            f"received {step!r}."
-        ) from error
-    sizes = np.concatenate([np.ravel(a) for a in jax.tree.leaves(each)])
-    if not np.all((sizes > 0) & np.isfinite(sizes)):
-        raise ValueError(f"step: expected positive finite numbers, received {step!r}.")
-    return sizes
 
 
 def _correlation(x: np.ndarray, y: np.ndarray) -> float:

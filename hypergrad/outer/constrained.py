@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, PyTree, Scalar
 
 from hypergrad.envelope import ValueProblem
-from hypergrad.expected import require_function, require_number
+from hypergrad.expected import require_function, require_number, require_positive
 from hypergrad.outer.lagrangian import Lagrangian, NegativeDual
 
 
@@ -89,10 +89,7 @@ class ConstrainedProblem(ValueProblem):
                     f"ConstrainedProblem: bounds{jax.tree_util.keystr(path)}: expected finite "
                     f"numbers, received {leaf}; leave out a constraint that does not bind."
                 )
-        if isinstance(slack, float | int) and not slack > 0:
-            raise ValueError(
-                f"ConstrainedProblem: slack: expected a price > 0 or None, received {slack!r}."
-            )
+        require_positive("ConstrainedProblem", "slack", slack)
         if not tolerance >= 0:
             raise ValueError(
                 f"ConstrainedProblem: tolerance: expected a number >= 0, received {tolerance!r}."

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from hypergrad.compiled import as_arrays
-from hypergrad.expected import received, require, require_count, require_key
+from hypergrad.expected import require, require_count, require_flag, require_key
 from hypergrad.mistakes import check_leaves
 from hypergrad.policy.instances import instances
 from hypergrad.policy.step import PolicyStep, Taken
@@ -96,15 +96,14 @@ def judge(
         require_count("judge", "horizon", horizon)
     if key is not None:
         require_key("judge", "key", key)
-    if not isinstance(stacked, bool):
-        raise ValueError(f"judge: stacked: expected True or False, received {received(stacked)}.")
+    require_flag("judge", "stacked", stacked)
     check_leaves(params=params, hparams=hparams, inner_batch=inner_batch, outer_batch=outer_batch)
     count = instances(params=params, inner_batch=inner_batch, outer_batch=outer_batch)
     step = step if horizon is None else step.over(horizon)
     keys = None if key is None else jax.random.split(key, count)
     params, hparams, inner, outer = as_arrays((params, hparams, inner_batch, outer_batch))
     steps = step.horizon
-    ends, taken = _train(problem, step, params, hparams, inner, outer, keys, steps, stacked)
+    ends, taken = _train(problem, step, params, hparams, inner, outer, keys, steps, bool(stacked))
     values, features, losses = (np.asarray(x) for x in (ends, taken.features, taken.loss))
     failures = {}
     for i in range(count):

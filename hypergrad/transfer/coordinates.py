@@ -33,8 +33,8 @@ class CoordinateCheck:
     """Sizes of activations by layer, step and width.
 
     - `widths`: shape `(w,)`.
-    - `sizes`: mean absolute activation of each layer, shape `(steps + 1, w)`, mean over seeds; the
-      first row is before training.
+    - `sizes`: mean absolute activation of each layer, in the model's order, shape
+      `(steps + 1, w)`, mean over seeds; the first row is before training.
     """
 
     widths: np.ndarray
@@ -127,10 +127,15 @@ def coordinate_check(
 def _trained(probe: Probe, steps: int) -> list[dict[str, float]]:
     optimizer = optax.with_extra_args_support(probe.optimizer)
 
+    # In the model's order, which a dict loses on the way through a compiled program.
+    names: list[str] = []
+
     # Sizes and step in one program: widths and seeds have one each, to be compiled.
     @jax.jit
-    def step(params: PyTree, state: PyTree) -> tuple[PyTree, PyTree, dict[str, Array]]:
-        sizes = {k: jnp.mean(jnp.abs(a)) for k, a in probe.activations(params).items()}
+    def step(params: PyTree, state: PyTree) -> tuple[PyTree, PyTree, tuple[Array, ...]]:
+        activations = probe.activations(params)
+        names[:] = activations
+        sizes = tuple(jnp.mean(jnp.abs(a)) for a in activations.values())
         value, gradient = jax.value_and_grad(probe.loss)(params)
         updates, state = optimizer.update(gradient, state, params, value=value)
         return optax.apply_updates(params, updates), state, sizes
@@ -139,5 +144,5 @@ def _trained(probe: Probe, steps: int) -> list[dict[str, float]]:
     found = []
     for _ in range(steps + 1):
         params, state, sizes = step(params, state)
-        found.append({name: float(size) for name, size in sizes.items()})
+        found.append(dict(zip(names, map(float, sizes), strict=True)))
     return found

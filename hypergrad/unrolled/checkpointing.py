@@ -94,11 +94,11 @@ def schedule(
     return CheckpointSchedule(block, blocks, tail, slots, moves, ready, advances, needed)
 
 
-def bytes_allowed(memory: Any) -> int | None:
-    """A budget in bytes, if it is a number or `None`."""
+def bytes_allowed(owner: str, memory: Any) -> int | None:
+    """A budget in bytes, if it is a number or `None`; `owner` is who is given it."""
     if memory is None:
         return None
-    require_finite("Unrolled", "memory (bytes)", memory)
+    require_finite(owner, "memory (bytes)", memory)
     return int(memory)
 
 

@@ -24,7 +24,7 @@ from hypergrad.linear import vector
 from hypergrad.problem import BilevelProblem
 from hypergrad.unrolled.base import UnrolledEstimator, finish, positive_int
 from hypergrad.unrolled.reverse import outer_at_end
-from hypergrad.unrolled.run import Dynamics
+from hypergrad.unrolled.run import Dynamics, require_some
 
 
 class EvolutionState(eqx.Module):
@@ -33,7 +33,8 @@ class EvolutionState(eqx.Module):
     - `params`, `step_state`: of the run without perturbation.
     - `start`: where runs begin again after `horizon` steps.
     - `others`: `(params, step state)` of the perturbed runs, two leading axes: pair, sign.
-    - `sums`: `ξ`, like the hyperparameters with a leading axis over pairs.
+    - `sums`: `ξ`, like the hyperparameters with a leading axis over pairs; perturbations that were
+      larger than `sigma` count by the inverse of their variance.
     - `scale`: the larger of `‖∂f/∂w‖` and `‖H w‖` at the point given to `init`.
     - `steps`: taken since the runs began.
     - `inner_iterations`: steps of all runs together in the last `fit`.
@@ -64,8 +65,13 @@ class PersistentEvolution(UnrolledEstimator):
 
     - `horizon`: steps after which all runs begin again, a multiple of `steps`. Default: never.
     - `pairs`: of perturbed runs; a `fit` costs `2 * pairs + 1` runs, side by side.
-    - `sigma`: standard deviation of the perturbations, in units of the hyperparameters. The
+    - `sigma`: standard deviation of the perturbations, in units of the hyperparameters, where
+      that is above the spacing of numbers in their dtype; that spacing elsewhere (bfloat16). The
       derivative is that of the loss smoothed so far in every window.
+
+    Runs start at the first `fit` after `init` or after the horizon, each at its own perturbed
+    hyperparameters: what acts through `initial`, or through the state that a step begins with, is
+    in the derivative.
 
     Each `fit` needs its own `key`; noise of a stochastic problem is the same in all runs. The
     hyperparameters may change between fits: like `OnlineUnrolled`, the estimate then mixes them.
@@ -113,17 +119,30 @@ class PersistentEvolution(UnrolledEstimator):
     ) -> EvolutionState:
         """The state at `params` (through `initial`, if given)."""
         self._check(params, hparams, inner_batch)
-        state = EvolutionState(
-            params=params,
-            step_state=None,
+
+        def start(hparams: PyTree) -> tuple[PyTree, PyTree]:
+            return self._start(params, hparams)
+
+        run = Dynamics(self.update, problem, start, hparams, inner_batch, key, self.stacked)
+        require_some(run.h)
+        at = run.unpack(run.x, run.rest)
+
+        def copies(leaf: Any) -> Any:
+            if not eqx.is_array(leaf):
+                return leaf
+            return jnp.broadcast_to(leaf, (self.pairs, 2, *leaf.shape))
+
+        return EvolutionState(
+            params=at[0],
+            step_state=at[1],
             start=params,
-            others=None,
-            sums=None,
+            # Places to be filled: the first `fit` starts each run at hyperparameters of its own.
+            others=jax.tree.map(copies, at),
+            sums=jax.tree.map(lambda a: jnp.zeros((self.pairs, *a.shape), a.dtype), run.h),
             scale=self._scale(problem, params, hparams, inner_batch, key),
             steps=jnp.zeros((), jnp.int32),
             inner_iterations=jnp.zeros((), jnp.int32),
         )
-        return self._begun(problem, state, hparams, inner_batch, key)
 
     def fit(
         self,
@@ -142,27 +161,27 @@ class PersistentEvolution(UnrolledEstimator):
             raise ValueError("PersistentEvolution.fit: key: expected a key, received None.")
         self._check(state.params, hparams, inner_batch)
         draw, noise = jax.random.split(key)
+        begins = state.steps == 0
         if self.horizon is not None:
-            again = self._begun(problem, state, hparams, inner_batch, noise)
-            over = state.steps >= self.horizon
-            arrays, static = eqx.partition(state, eqx.is_array)
-            fresh = eqx.filter(again, eqx.is_array)
-            state = eqx.combine(
-                jax.tree.map(lambda a, b: jnp.where(over, b, a), arrays, fresh), static
-            )
-        h = self._continued(problem, state, hparams, inner_batch, noise).h
-        drawn = self._perturbations(h, draw)
+            begins = begins | (state.steps >= self.horizon)
+        given = self._continued(problem, state, hparams, inner_batch, noise)
+        h, like = given.h, given.like(given.h)
+        deviations = self._deviations(h, like)
+        drawn = self._perturbations(deviations, draw)
 
         def moved(at: tuple, h: PyTree) -> tuple:
-            def begun(_: PyTree) -> tuple:
-                return at
+            full = eqx.combine(vector.cast_like(h, like), hparams)
+            # Each run has a start of its own: hyperparameters act through `initial`, too, and
+            # through the state that a step begins with.
+            arrays, static = eqx.partition(at, eqx.is_array)
+            fresh = eqx.filter(self._start(state.start, full), eqx.is_array)
+            fresh = jax.tree.map(lambda a, b: jnp.where(begins, b, a), arrays, fresh)
 
-            given = vector.cast_like(h, like)
-            full = eqx.combine(given, hparams)
+            def begun(_: PyTree) -> tuple:
+                return eqx.combine(fresh, static)
+
             run = Dynamics(self.update, problem, begun, full, inner_batch, noise, self.stacked)
             return run.unpack(*run.advance(run.x, run.rest, run.h, 0, self.steps))
-
-        like = self._continued(problem, state, hparams, inner_batch, noise).like(h)
 
         def perturbed(at: tuple, epsilon: PyTree, sign: Array) -> tuple:
             return moved(at, jax.tree.map(lambda a, e: a + sign * e.astype(a.dtype), h, epsilon))
@@ -179,9 +198,14 @@ class PersistentEvolution(UnrolledEstimator):
             step_state=step_state,
             start=state.start,
             others=others,
-            sums=jax.tree.map(jnp.add, state.sums, drawn),
+            sums=jax.tree.map(
+                lambda s, e, d: jnp.where(begins, 0, s) + e * (self.sigma / d) ** 2,
+                state.sums,
+                drawn,
+                deviations,
+            ),
             scale=state.scale,
-            steps=state.steps + taken,
+            steps=jnp.where(begins, 0, state.steps) + taken,
             inner_iterations=taken * (2 * self.pairs + 1),
         )
         return state, FitInfo(self._residual(problem, state, hparams, inner_batch, noise), taken)
@@ -230,38 +254,10 @@ class PersistentEvolution(UnrolledEstimator):
             error=jnp.asarray(error / vector.norm(grad), value.dtype),
         )
 
-    def _begun(
-        self,
-        problem: BilevelProblem,
-        state: EvolutionState,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        key: Array | None,
-    ) -> EvolutionState:
-        """All runs at the start, without a past."""
-
-        def start(hparams: PyTree) -> tuple[PyTree, PyTree]:
-            at = self._initial(state.start, hparams)
-            return at, self.update.init(at, hparams)
-
-        run = Dynamics(self.update, problem, start, hparams, inner_batch, key, self.stacked)
-        params, step_state = run.unpack(run.x, run.rest)
-
-        def copies(leaf: Any) -> Any:
-            if not eqx.is_array(leaf):
-                return leaf
-            return jnp.broadcast_to(leaf, (self.pairs, 2, *leaf.shape))
-
-        return EvolutionState(
-            params=params,
-            step_state=step_state,
-            start=state.start,
-            others=jax.tree.map(copies, (params, step_state)),
-            sums=jax.tree.map(lambda a: jnp.zeros((self.pairs, *a.shape), a.dtype), run.h),
-            scale=state.scale,
-            steps=jnp.zeros((), jnp.int32),
-            inner_iterations=jnp.zeros((), jnp.int32),
-        )
+    def _start(self, params: PyTree, hparams: PyTree) -> tuple[PyTree, PyTree]:
+        """Params and step state at the start of a run with these hyperparameters."""
+        at = self._initial(params, hparams)
+        return at, self.update.init(at, hparams)
 
     def _continued(
         self,
@@ -278,11 +274,21 @@ class PersistentEvolution(UnrolledEstimator):
 
         return Dynamics(self.update, problem, start, hparams, inner_batch, key, self.stacked)
 
-    def _perturbations(self, h: PyTree, key: Array) -> PyTree:
-        leaves, tree = jax.tree.flatten(h)
+    def _deviations(self, h: PyTree, like: PyTree) -> PyTree:
+        """`sigma`, but no less than the spacing of numbers in the user's dtype.
+
+        Rounding then acts as if it were noise, and the estimate has no bias by it; perturbations
+        that are far below the spacing would be rounded away, and the derivative with them.
+        """
+        return jax.tree.map(
+            lambda a, b: jnp.maximum(self.sigma, jnp.finfo(b.dtype).eps * jnp.abs(a)), h, like
+        )
+
+    def _perturbations(self, deviations: PyTree, key: Array) -> PyTree:
+        leaves, tree = jax.tree.flatten(deviations)
         keys = jax.random.split(key, len(leaves))
         drawn = [
-            self.sigma * jax.random.normal(k, (self.pairs, *leaf.shape), leaf.dtype)
+            leaf * jax.random.normal(k, (self.pairs, *leaf.shape), leaf.dtype)
             for k, leaf in zip(keys, leaves, strict=True)
         ]
         return jax.tree.unflatten(tree, drawn)

@@ -22,8 +22,6 @@ from hypergrad.problem import BilevelProblem
 from hypergrad.unrolled.checkpointing import CheckpointSchedule, schedule
 from hypergrad.unrolled.run import Dynamics
 
-_HOST, _DEVICE = jax.memory.Space.Host, jax.memory.Space.Device
-
 
 class Reversed(NamedTuple):
     """What one reverse pass gives.
@@ -88,11 +86,11 @@ def reverse(
     blocks = 0 if chosen.blocks == 1 and not tail else chosen.blocks
     tail = steps - blocks * block
 
-    away = partial(_placed, space=_HOST) if offload else lambda tree: tree
+    away = partial(_placed, space=jax.memory.Space.Host) if offload else lambda tree: tree
 
     def stored(slots: PyTree, i: Array | int) -> PyTree:
         held = _read(slots, i)
-        return _placed(held, space=_DEVICE) if offload else held
+        return _placed(held, space=jax.memory.Space.Device) if offload else held
 
     moves, ready = jnp.asarray(chosen.moves), jnp.asarray(chosen.ready)
 
@@ -242,7 +240,7 @@ def _tap_backward(probe: Array, cotangent: PyTree) -> tuple:
 _tap.defvjp(_tap_forward, _tap_backward)
 
 
-def _placed(tree: PyTree, space: jax.memory.Space) -> PyTree:
+def _placed(tree: PyTree, space: Any) -> PyTree:
     """The floating-point arrays there; counters and keys stay where they are."""
     return jax.tree.map(lambda a: jax.device_put(a, space) if eqx.is_inexact_array(a) else a, tree)
 

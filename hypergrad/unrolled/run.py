@@ -104,9 +104,26 @@ class Dynamics:
         return dict(zip(names, merged, strict=True))
 
     def flat_operations(self) -> list[str]:
-        """What a step applies that is constant almost everywhere, comparisons aside; sorted."""
-        step = jax.make_jaxpr(lambda x, rest, h: self(x, rest, h, jnp.zeros((), jnp.int32)))
-        return sorted(_FLAT & _operations(step(self.x, self.rest, self.h).jaxpr))
+        """What a step applies that is constant almost everywhere, comparisons aside; sorted.
+
+        Without what the gradients of the losses apply, such as the sign for an absolute value.
+        """
+        t = jnp.zeros((), jnp.int32)
+
+        def gradients(x: PyTree, rest: PyTree, h: PyTree) -> list[PyTree]:
+            def total(x: PyTree, loss: Callable) -> Array:
+                out = loss(self.unpack(x, rest)[0], self.hparams(h), self.batch(t), self._key(t))
+                parts = jax.tree.leaves(eqx.filter(out, eqx.is_inexact_array))
+                return sum(map(jnp.sum, parts), jnp.zeros(()))
+
+            losses = self._step.losses(self._given.problem)
+            return [jax.grad(total)(x, loss) for loss in losses]
+
+        def applied(function: Callable) -> set[str]:
+            return _operations(jax.make_jaxpr(function)(self.x, self.rest, self.h).jaxpr)
+
+        step = applied(lambda x, rest, h: self(x, rest, h, t))
+        return sorted(_FLAT & (step - applied(gradients)))
 
     def hparams(self, h: PyTree) -> PyTree:
         """The hyperparameters in full, as the user's functions expect them."""
@@ -227,11 +244,7 @@ def require_effect(
     **Raises:** `ValueError` naming each leaf whose derivative is structurally zero, or biased
     (`BilevelProblem.biased`).
     """
-    if not leaf_names(run.h):
-        raise ValueError(
-            "There is nothing to differentiate: hparams: expected at least one floating-point "
-            "array, received none."
-        )
+    require_some(run.h)
     found = reaches(run, outer, first, last, from_start=from_start, forward=forward)
     dead = [name for name, reach in found.items() if not reach.seen]
     kept = run.keeps_biased
@@ -260,6 +273,18 @@ def require_effect(
             )
     listed = ", ".join(repr(name) for name in dead)
     raise ValueError(f"{estimator} cannot see hyperparameter {listed}: {reason}.")
+
+
+def require_some(h: PyTree) -> None:
+    """Refuse hyperparameters of which none is an array of floating-point numbers.
+
+    **Raises:** `ValueError`.
+    """
+    if not jax.tree.leaves(h):
+        raise ValueError(
+            "There is nothing to differentiate: hparams: expected at least one floating-point "
+            "array, received none."
+        )
 
 
 def _operations(program: Jaxpr) -> set[str]:

@@ -71,7 +71,7 @@ class TruncatedUnrolled(UnrolledEstimator):
         self.window = positive_int("window", window)
         if self.window > self.steps:
             raise ValueError(f"window: expected at most steps={self.steps}, received {window}.")
-        self.memory = bytes_allowed(memory)
+        self.memory = bytes_allowed("TruncatedUnrolled", memory)
 
     def hypergradient(
         self,

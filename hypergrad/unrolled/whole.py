@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from hypergrad.estimator import Hypergradient
-from hypergrad.expected import require
+from hypergrad.expected import require_flag
 from hypergrad.linear import vector
 from hypergrad.paths import Reach
 from hypergrad.problem import BilevelProblem
@@ -34,6 +34,7 @@ class Unrolled(UnrolledEstimator):
     - `offload`: keep the stored states in the host's memory and fetch them one at a time, on an
       accelerator (on a CPU, which has but one memory, nothing changes). `memory` counts them all
       the same. A run that is stored whole has no such states: give a `memory` that is smaller.
+      Needs a JAX that has `jax.memory`.
 
     `info.error` is an estimate of the rounding error, relative to the hypergradient: machine
     epsilon, times the root of `T`, times how much the contributions of the steps cancel. It says
@@ -62,9 +63,14 @@ class Unrolled(UnrolledEstimator):
         super().__init__(
             update, steps, initial=initial, stacked=stacked, warm_start=warm_start, unseen=unseen
         )
-        require("Unrolled", "offload", offload, bool, "True")
-        self.memory = bytes_allowed(memory)
-        self.offload = offload
+        require_flag("Unrolled", "offload", offload)
+        if offload and not hasattr(jax, "memory"):
+            raise ValueError(
+                "Unrolled: offload: expected a jax that has jax.memory to hold arrays on the host, "
+                f"received jax {jax.__version__}."
+            )
+        self.memory = bytes_allowed("Unrolled", memory)
+        self.offload = bool(offload)
 
     def hypergradient(
         self,

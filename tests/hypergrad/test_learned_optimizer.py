@@ -53,6 +53,12 @@ def test_it_begins_as_adam():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), mine, adam)
 
 
+def test_parameters_at_zero_have_no_steep_derivative():
+    optimizer = LEARNED(other(jax.random.key(2)))
+    update = lambda p: optimizer.update(jnp.ones(3), optimizer.init(p), p)[0]  # noqa: E731
+    np.testing.assert_array_equal(jax.jacobian(update)(jnp.zeros(3)), 0)
+
+
 def test_it_does_not_see_the_scale_of_the_loss():
     optimizer = LEARNED(other(jax.random.key(2)))
     run = jax.jit(lambda p, scale: trained(optimizer, p, scale))

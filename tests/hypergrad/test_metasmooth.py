@@ -9,11 +9,13 @@ import pytest
 
 from hypergrad import (
     BilevelProblem,
+    ImplicitDifferentiation,
     InaccurateHypergradientError,
     Metasmooth,
     hypergradient,
     metasmoothness,
 )
+from hypergrad.inner import Newton
 from hypergrad.metasmooth.moves import noise_of, smoothness_of
 from hypergrad.outer import Alternating, run
 from hypergrad.unrolled import Unrolled
@@ -90,7 +92,7 @@ def test_it_is_the_published_formula():
         ({"step": 0.0}, "step: expected positive"),
         ({"step": {"centre": np.ones(3)}}, "step: expected a positive number"),
         ({"step": {"center": 1.0}}, "step: expected a positive number"),
-        ({"directions": 1}, "directions: expected an integer of at least 2"),
+        ({"directions": 1}, "directions: expected an integer >= 2"),
     ],
 )
 def test_bad_input(options, message):
@@ -147,6 +149,17 @@ def test_a_chaotic_one_is_not_trusted_by_anyone():
     assert report(found).gradient_error > 1
 
 
+def test_moves_begin_at_a_training_on_their_own_batch():
+    """Fitted to one batch, asked about another: the solution is far away, and as smooth."""
+    problem = BilevelProblem(lambda w, h, b: 0.5 * jnp.sum((w - h["centre"] - b) ** 2), to_target)
+    checked = Metasmooth(ImplicitDifferentiation(Newton()), 1e-2)
+    here, there = jnp.asarray(0.0), jnp.asarray(5.0)
+    state = checked.init(problem, START, CENTRE, here)
+    state, _ = checked.fit(problem, state, CENTRE, here)
+    found = checked.hypergradient(problem, state, CENTRE, there, there)
+    assert float(found.state.metasmoothness) == pytest.approx(1, abs=1e-9)
+
+
 def test_an_outer_step_is_taken_only_where_the_training_is_smooth():
     def moved(rate):
         h = {**CENTRE, "rate": jnp.asarray(rate)}
@@ -183,7 +196,9 @@ def test_a_searcher_does_without_its_gradient():
         (lambda: Metasmooth(PLAIN, -0.1), "step: expected positive"),
         (lambda: Metasmooth(PLAIN, "far"), "step: expected positive"),
         (lambda: Metasmooth(PLAIN, 0.1, directions=0), "directions: expected an integer"),
-        (lambda: Metasmooth(PLAIN, 0.1, seed="one"), "seed"),
+        (lambda: Metasmooth(PLAIN, 0.1, seed="one"), "seed: expected an integer >= 0"),
+        (lambda: Metasmooth(ImplicitDifferentiation(), 0.1), "expected one that trains"),
+        (lambda: measured(waves, 0.5, estimator=ImplicitDifferentiation()), "one that trains"),
         (lambda: at(0.5, Metasmooth(PLAIN, {"centre": 0.1})), "pytree like hparams"),
     ],
 )

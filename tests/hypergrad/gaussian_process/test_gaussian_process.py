@@ -21,6 +21,7 @@ from hypergrad.gaussian_process import (
     matern52,
     squared_exponential,
 )
+from hypergrad.gaussian_process.sites import Posterior
 from hypergrad.outcome import Outcome
 from hypergrad.outer import Alternating, run
 
@@ -67,6 +68,28 @@ def log_normal(hparams, batch):
     x, y = batch
     covariance = matern52(hparams, x, x) + jnp.exp(hparams["log_noise"]) * jnp.eye(len(y))
     return jax.scipy.stats.multivariate_normal.logpdf(y, jnp.zeros(len(y)), covariance)
+
+
+def test_kernels_have_exact_derivatives_for_near_points_far_from_the_middle():
+    """A thousand lengths wide: the expanded square is off by two in a hundred in float32."""
+    x = (
+        np.repeat(np.linspace(-0.5, 0.5, 5), 2)[:, None] * np.ones(2)
+        + 1e-3 * np.arange(10)[:, None]
+    )
+
+    @jax.jit
+    def slopes(log_length, x):
+        h = {"log_sigma": jnp.zeros((), x.dtype), "log_length": log_length}
+        kernel = lambda h, x, z: jnp.sum(squared_exponential(h, x, z) ** 2)  # noqa: E731
+        found = jax.grad(kernel, (0, 1, 2))(h, x, x[1:])
+        return found[0]["log_length"], *found[1:]
+
+    length = jnp.full(2, np.log(1e-3))
+    # Of the same points: what is compared is arithmetic.
+    single = jnp.asarray(x, jnp.float32)
+    exact = slopes(length.astype(jnp.float32).astype(float), single.astype(float))
+    for a, b in zip(slopes(length.astype(jnp.float32), single), exact, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.abs(b).max()))
 
 
 SITES = {
@@ -239,6 +262,30 @@ def test_expectation_propagation_takes_a_likelihood_by_quadrature():
     state = ep.init(problem, problem.sites(batch), H, batch)
     shapes = jax.eval_shape(lambda h: ep.hypergradient(problem, state, h, batch, None).grad, H)
     assert shapes["log_length"].shape == (2,)
+
+
+def test_sites_that_say_nothing_have_a_whole_derivative():
+    """At precision zero, against a difference to one side: below it sites are held there."""
+    kernel = matern52(H, measured(6)[0], measured(6)[0])
+    shift = jnp.arange(6.0)
+
+    @jax.jit
+    def quadratic(precision):
+        posterior = Posterior.of(kernel, Sites(shift, precision))
+        return posterior.quadratic + posterior.log_det
+
+    slope = jax.grad(quadratic)(jnp.zeros(6))
+    steps = 1e-6 * jnp.eye(6)
+    found = jnp.stack([(quadratic(step) - quadratic(jnp.zeros(6))) / 1e-6 for step in steps])
+    np.testing.assert_allclose(slope, found, rtol=1e-4)
+
+
+def test_the_derivative_is_taken_at_the_very_same_value():
+    kernel = matern52(H, measured(6)[0], measured(6)[0])
+    of = lambda precision: Posterior.of(kernel, Sites(jnp.ones(6), precision))  # noqa: E731
+    precision = jnp.linspace(0.1, 100.0, 6)
+    plain, told = of(precision), jax.jvp(of, (precision,), (jnp.ones(6),))[0]
+    jax.tree.map(np.testing.assert_array_equal, plain, told)
 
 
 def test_an_outer_algorithm_raises_the_evidence():

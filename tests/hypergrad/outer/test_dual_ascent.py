@@ -272,7 +272,7 @@ def test_bad_input_is_named():
     listed = ConstrainedProblem(None, lambda w, b: w, [1.0, 2.0, 3.0])
     with pytest.raises(ValueError, match="bounds: expected a prefix of what the constraints"):
         listed.parts(ZERO, T)
-    with pytest.raises(ValueError, match="slack: expected a price > 0"):
+    with pytest.raises(ValueError, match="slack: expected a number > 0"):
         quadratic(C, slack=0.0)
     with pytest.raises(ValueError, match="multipliers of inequalities: expected numbers >= 0"):
         run(QP, DualAscent(ONE_STEP, 0.1), ZERO, -jnp.ones(3), T, T, steps=1)

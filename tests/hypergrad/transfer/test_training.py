@@ -147,6 +147,17 @@ def test_coordinates_under_gradient_steps():
     assert max(abs(check.slopes[f"layer {at}"]) for at in (0, 1)) <= 0.1
 
 
+def test_layers_come_in_the_order_of_the_model():
+    def make(width, key):
+        params = {"w": np.ones(width)}
+        layers = lambda p: {"stem": p["w"], "body": 2 * p["w"], "a head": 3 * p["w"]}  # noqa: E731
+        return Probe(params, lambda p: jnp.sum(p["w"] ** 2), layers, optax.sgd(0.0))
+
+    check = coordinate_check(make, [2, 4], steps=1, seeds=1)
+    assert list(check.slopes) == ["stem", "body", "a head"]
+    assert [size[0, 0] for size in check.sizes.values()] == [1, 2, 3]
+
+
 def test_coordinates_need_two_widths():
     with pytest.raises(ValueError, match="at least two"):
         coordinate_check(probe("mup", "adam", optax.adam(0.1)), [64])

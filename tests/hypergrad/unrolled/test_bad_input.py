@@ -1,5 +1,6 @@
 """What the unrolled estimators refuse, and in which words."""
 
+import jax
 import jax.numpy as jnp
 import optax
 import pytest
@@ -61,6 +62,13 @@ def test_no_effect_is_refused_by_name(kind, hidden):
 def test_an_optimizer_that_moves_by_signs_is_named():
     with pytest.raises(ValueError, match="training step applies sign, whose derivative is zero"):
         hypergradient(PROBLEM, W, H, estimator=Unrolled(optax.sign_sgd(0.1), 3))
+
+
+def test_an_absolute_value_in_the_loss_is_no_fault_of_the_optimizer():
+    problem = BilevelProblem(lambda w, h, b: jnp.sum(jnp.abs(w)), PROBLEM.outer)
+    with pytest.raises(ValueError, match="cannot see hyperparameter 'a'") as found:
+        hypergradient(problem, W, H, estimator=Unrolled(optax.sgd(0.1), 3))
+    assert "signs" not in str(found.value)
 
 
 def test_an_effect_through_the_state_alone_is_seen():
@@ -126,5 +134,16 @@ def test_too_little_memory_says_how_much_is_needed():
         ValueError, match=r"memory \(bytes\): expected a number, received the text '1 GB'"
     ):
         Unrolled(optax.sgd(0.1), 30, memory="1 GB")
+    with pytest.raises(ValueError, match=r"TruncatedUnrolled: memory \(bytes\): expected"):
+        TruncatedUnrolled(optax.sgd(0.1), 30, 3, memory="1 GB")
     with pytest.raises(ValueError, match="memory=10 bytes is too little to reverse 30 steps"):
         hypergradient(PROBLEM, W, H, estimator=Unrolled(optax.sgd(0.1), 30, memory=10))
+
+
+def test_offloading_needs_a_jax_that_names_memories(monkeypatch):
+    with pytest.raises(ValueError, match="Unrolled: offload: expected True or False"):
+        Unrolled(optax.sgd(0.1), 3, offload="yes")
+    monkeypatch.delattr(jax, "memory")
+    with pytest.raises(ValueError, match=r"offload: expected a jax that has jax\.memory"):
+        Unrolled(optax.sgd(0.1), 3, offload=True)
+    assert not Unrolled(optax.sgd(0.1), 3).offload
