@@ -133,7 +133,7 @@ class Bandit(Searcher):
         - `context`: what is known of the instance: a finite number for a contextual bandit, nothing
           for others. `Ledger.ask(context)` passes it on.
         """
-        context = self._context(context)
+        context = self._number(context)
         note: dict[str, Any] = {} if context is None else {"context": context}
         if number < len(self.first):
             first = {"origin": "first", "probability": 1.0, **note}
@@ -180,7 +180,11 @@ class Bandit(Searcher):
             value = failed if known_value is None else known_value
             yield self._index[repr(dict(item.config))], value - self.lowest, item
 
-    def _context(self, context: Any) -> float | None:
+    def expect_context(self, context: Any) -> None:
+        """A finite number for a contextual bandit, nothing for others."""
+        self._number(context)
+
+    def _number(self, context: Any) -> float | None:
         if not self.contextual:
             if context is not None:
                 raise ValueError(

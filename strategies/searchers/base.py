@@ -86,6 +86,23 @@ class Searcher(ABC):
                 f"{len(observation.values)}; MultiObjectiveSearcher takes several"
             )
 
+    def expect_context(self, context: Any) -> None:
+        """Check what is known of a task or instance, before `propose` is given it.
+
+        Here nothing may be: a searcher whose `propose` takes a `context` overrides this.
+
+        **Raises:** `ValueError` naming what was expected and what was received.
+        """
+        if context is not None:
+            raise ValueError(
+                "'context': expected none, or a BayesSearcher(context=...) or a contextual bandit, "
+                f"received one beside {type(self).__name__}"
+            )
+
+    def within(self, items: Iterable[T], context: Any) -> list[T]:
+        """Those of some observations or suggestions that are of a context; of none, all."""
+        return [item for item in items if context is None or item.note.get("context") == context]
+
     def seen(self, history: Sequence[Observation]) -> Sequence[Observation]:
         """A history as `_propose` is given it.
 

@@ -62,14 +62,22 @@ class Contexts:
         """That of an observation or suggestion; raises as `point` does."""
         return self.point(item.note.get("context"))
 
+    def knows(self, item: Observation | Suggestion) -> bool:
+        """Whether an observation or suggestion has a context of this space."""
+        try:
+            self.known(item)
+        except ValueError:
+            return False
+        return True
+
     def columns(self, points: Sequence[Point]) -> NDArray[np.float64]:
         """What a kernel sees of contexts, `(n, dimension)`."""
         return np.stack([point.unit for point in points]) * self.stretch
 
     def same(self, items: Iterable[Item], context: Any) -> list[Item]:
-        """Those of some items that are of a context."""
+        """Those of some items that are of a context; what has none is of no context."""
         wanted = self.point(context).config
-        return [item for item in items if self.known(item).config == wanted]
+        return [item for item in items if self.knows(item) and self.known(item).config == wanted]
 
 
 def task_levels(values: NDArray[np.float64], task: NDArray[np.intp]) -> NDArray[np.float64]:
