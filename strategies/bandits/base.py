@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from strategies.arguments import finite, positive
+from strategies.arguments import finite, nonnegative, positive
 from strategies.observation import Observation, Suggestion
 from strategies.searchers.base import Searcher
 from strategies.space import SearchSpace
@@ -98,9 +98,7 @@ class Bandit(Searcher):
         if not 1 <= len(self.arms) <= _MOST:
             raise ValueError(f"'space': expected 1 to {_MOST} arms, received more or none")
         self._index = {repr(arm): number for number, arm in enumerate(self.arms)}
-        self.lowest = finite("lowest", lowest, "a number >= 0")
-        if self.lowest < 0:
-            raise ValueError(f"'lowest': expected a number >= 0, received {lowest!r:.80}")
+        self.lowest = nonnegative("lowest", lowest)
         self.failed = None if failed is None else float(positive("failed", failed))
         self._last: tuple[list[Round], Any] = ([], None)
 

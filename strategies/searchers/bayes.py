@@ -35,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from strategies.arguments import finite, integer, switch
+from strategies.arguments import integer, nonnegative, switch
 from strategies.feasibility import feasible_first
 from strategies.observation import Observation, Suggestion
 from strategies.searchers.base import Searcher
@@ -174,9 +174,7 @@ class BayesSearcher(Searcher):
         if prior is not None and not isinstance(prior, Prior):
             raise ValueError(f"'prior': expected a Prior, received {prior!r:.80}")
         self.prior = prior or Prior()
-        self.decay = finite("decay", decay, "a number >= 0")
-        if self.decay < 0:
-            raise ValueError(f"'decay': expected a number >= 0, received {decay!r:.80}")
+        self.decay = nonnegative("decay", decay)
         self._groups, self._stretch = geometry(self.space)
         self.context = None if context is None else Contexts.of(context)
         self._asked: Point | None = None
