@@ -16,8 +16,7 @@ from strategies.local.progress import shown
 from strategies.local.results import Result, Trial
 from strategies.local.running import Lost
 from strategies.observation import NoNumberError, Observation, Report, Suggestion, report
-from strategies.searchers.base import Searcher
-from strategies.searchers.contexts import Item
+from strategies.searchers.base import Item, Searcher
 from strategies.space import Config, SearchSpace
 from strategies.space.point import copied
 from strategies.state import exclusive_lock, save_if_there_is_space, state_exists

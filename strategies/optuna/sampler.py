@@ -218,13 +218,14 @@ class HypergradSampler(BaseSampler):
 
     def _proposer(self, searcher: Searcher, trial: FrozenTrial) -> Callable[..., Suggestion]:
         """`propose`, for the context of a trial if there is one."""
+        propose: Callable[..., Suggestion] = searcher.propose
         if self._context is None:
-            return searcher.propose
+            return propose
         context = self._context(trial) if callable(self._context) else self._context
         if context is None:
-            return searcher.propose
+            return propose
         searcher.expect_context(context)
-        return functools.partial(searcher.propose, context=context)
+        return functools.partial(propose, context=context)
 
     def _keep_context(self, study: Study, trial: FrozenTrial) -> None:
         """Store the context of a trial for which nothing was suggested, as all of it was fixed."""

@@ -33,6 +33,8 @@ _STATES = ("state_dict", "load_state_dict", "save", "restore")
 _HUGE, _UNIT = 1e100, 2.0**-700
 
 T = TypeVar("T", Observation, Suggestion)
+#: What has a note, in which a context may be.
+Item = TypeVar("Item", bound=Observation | Suggestion)
 
 
 class Searcher(ABC):
@@ -99,7 +101,7 @@ class Searcher(ABC):
                 f"received one beside {type(self).__name__}"
             )
 
-    def within(self, items: Iterable[T], context: Any) -> list[T]:
+    def within(self, items: Iterable[Item], context: Any) -> list[Item]:
         """Those of some observations or suggestions that are of a context; of none, all."""
         return [item for item in items if context is None or item.note.get("context") == context]
 

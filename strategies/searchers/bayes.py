@@ -38,8 +38,8 @@ from scipy.optimize import minimize
 from strategies.arguments import integer, nonnegative, switch
 from strategies.feasibility import feasible_first
 from strategies.observation import Observation, Suggestion
-from strategies.searchers.base import Searcher
-from strategies.searchers.contexts import Contexts, Item, task_levels
+from strategies.searchers.base import Item, Searcher
+from strategies.searchers.contexts import Contexts, task_levels
 from strategies.space import Point, SearchSpace
 from strategies.surrogates.acquisition import (
     log_expected_improvement,

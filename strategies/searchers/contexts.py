@@ -7,17 +7,15 @@ the results of one task tell of the next, the more the closer the two are.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from strategies.observation import Observation, Suggestion
+from strategies.searchers.base import Item
 from strategies.space import Point, SearchSpace
 from strategies.surrogates.geometry import geometry
-
-#: What has a note with a context.
-Item = TypeVar("Item", bound=Observation | Suggestion)
 
 
 @dataclass(frozen=True)
@@ -101,4 +99,4 @@ def task_levels(values: NDArray[np.float64], task: NDArray[np.intp]) -> NDArray[
     return np.asarray((mean * count * between / (count * between + within + 1e-300))[task])
 
 
-__all__ = ["Contexts", "Item", "task_levels"]
+__all__ = ["Contexts", "task_levels"]

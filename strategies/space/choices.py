@@ -170,7 +170,7 @@ class Categorical(Domain):
 
     def likeliest(self) -> Any:
         """The weightiest choice, whatever the default is."""
-        return self.middle() if self.weights is None else self.choices[np.argmax(self.weights)]
+        return self.middle() if self.weights is None else self.choices[int(np.argmax(self.weights))]
 
 
 @dataclass(frozen=True)
