@@ -50,6 +50,17 @@ def finite(name: str, value: Any, what: str = "a finite number") -> float:
     raise ValueError(f"{name!r}: expected {what}, received {value!r:.80}")
 
 
+def nonnegative(name: str, value: Any) -> float:
+    """A finite number of any library that is at least zero.
+
+    **Raises:** `ValueError` naming the option.
+    """
+    number = finite(name, value, "a number >= 0")
+    if number < 0:
+        raise ValueError(f"{name!r}: expected a number >= 0, received {value!r:.80}")
+    return number
+
+
 def several(name: str, value: Any, what: str) -> tuple[Any, ...]:
     """The items of a sequence, or of another iterable that is no text and no mapping.
 
@@ -97,4 +108,13 @@ def switch(name: str, value: Any) -> bool:
     return bool(value)
 
 
-__all__ = ["asks_to_stop", "finite", "integer", "mapping", "positive", "several", "switch"]
+__all__ = [
+    "asks_to_stop",
+    "finite",
+    "integer",
+    "mapping",
+    "nonnegative",
+    "positive",
+    "several",
+    "switch",
+]

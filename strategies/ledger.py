@@ -91,9 +91,8 @@ class Ledger:
         **Raises:** `ValueError` for a context that does not fit, or of a searcher without any.
         """
         more = {} if context is None else {"context": context}
-        if more and not hasattr(self.searcher, "contextual"):
-            name = type(self.searcher).__name__
-            raise ValueError(f"'context': expected a searcher that takes one, received {name}")
+        if more:
+            self.searcher.expect_context(context)
         suggestion = self.searcher.propose(self._next, self.history, self.pending, **more)
         self._next += 1
         self._pending[suggestion.number] = suggestion

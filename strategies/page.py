@@ -5,7 +5,7 @@ import html
 import io
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,7 @@ _WIDTH = 60
 def report_page(
     source: Any,
     path: str | os.PathLike[str],
-    space: SearchSpace | None = None,
+    space: SearchSpace | Mapping[str, Any] | None = None,
     *,
     title: str = "Search",
 ) -> Path:

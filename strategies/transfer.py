@@ -74,7 +74,7 @@ def transfer(
     small: PyTree,
     large: PyTree,
     *,
-    space: SearchSpace | None = None,
+    space: SearchSpace | Mapping[str, Any] | None = None,
     kinds: Mapping[str, str] | None = None,
     laws: Mapping[str, PowerLaw] | None = None,
     size: Mapping[str, float] | None = None,
@@ -130,7 +130,9 @@ def transfer(
     return Transferred(moved, parametrization)
 
 
-def _values(found: Any, space: SearchSpace | None) -> tuple[dict[str, Any], Searched | None]:
+def _values(
+    found: Any, space: SearchSpace | Mapping[str, Any] | None
+) -> tuple[dict[str, Any], Searched | None]:
     if isinstance(found, Mapping):
         return dict(found), None
     seen = searched(found, space)

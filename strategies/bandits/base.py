@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from strategies.arguments import finite, positive
+from strategies.arguments import finite, nonnegative, positive
 from strategies.observation import Observation, Suggestion
 from strategies.searchers.base import Searcher
 from strategies.space import SearchSpace
@@ -98,9 +98,7 @@ class Bandit(Searcher):
         if not 1 <= len(self.arms) <= _MOST:
             raise ValueError(f"'space': expected 1 to {_MOST} arms, received more or none")
         self._index = {repr(arm): number for number, arm in enumerate(self.arms)}
-        self.lowest = finite("lowest", lowest, "a number >= 0")
-        if self.lowest < 0:
-            raise ValueError(f"'lowest': expected a number >= 0, received {lowest!r:.80}")
+        self.lowest = nonnegative("lowest", lowest)
         self.failed = None if failed is None else float(positive("failed", failed))
         self._last: tuple[list[Round], Any] = ([], None)
 
@@ -133,7 +131,7 @@ class Bandit(Searcher):
         - `context`: what is known of the instance: a finite number for a contextual bandit, nothing
           for others. `Ledger.ask(context)` passes it on.
         """
-        context = self._context(context)
+        context = self._number(context)
         note: dict[str, Any] = {} if context is None else {"context": context}
         if number < len(self.first):
             first = {"origin": "first", "probability": 1.0, **note}
@@ -180,7 +178,11 @@ class Bandit(Searcher):
             value = failed if known_value is None else known_value
             yield self._index[repr(dict(item.config))], value - self.lowest, item
 
-    def _context(self, context: Any) -> float | None:
+    def expect_context(self, context: Any) -> None:
+        """A finite number for a contextual bandit, nothing for others."""
+        self._number(context)
+
+    def _number(self, context: Any) -> float | None:
         if not self.contextual:
             if context is not None:
                 raise ValueError(

@@ -13,7 +13,9 @@ from strategies.space import SearchSpace
 Row = Mapping[str, float]
 
 
-def rows(source: Any, space: SearchSpace | None = None, **size: float) -> list[dict[str, float]]:
+def rows(
+    source: Any, space: SearchSpace | Mapping[str, Any] | None = None, **size: float
+) -> list[dict[str, float]]:
     """A search as a table: numeric hyperparameters by their paths, and `"value"`.
 
     **Arguments:**

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from strategies.arguments import integer
+from strategies.arguments import finite, integer, positive
 
 Objective = Callable[[dict[str, float], float], float]
 Range = tuple[float, float]
@@ -101,8 +101,7 @@ def telescope(
     points = integer("points", points, 3)
     if points % 2 == 0:
         raise ValueError(f"'points': expected an odd number, received {points}")
-    if isinstance(shrink, bool) or not isinstance(shrink, int | float) or not 0 < shrink <= 1:
-        raise ValueError(f"'shrink': expected a number in (0, 1], received {shrink!r:.80}")
+    shrink = positive("shrink", shrink, 1.0)
     at_first = _ranges(ranges)
     order = _ascending(sizes)
     record = [] if record is None else record
@@ -145,10 +144,10 @@ def _ranges(ranges: Any) -> dict[str, Range]:
     found = {}
     for name, pair in ranges.items():
         good = isinstance(pair, Sequence) and not isinstance(pair, str) and len(pair) == 2
-        if not good or not all(isinstance(x, int | float) for x in pair):
+        if not good:
             raise ValueError(f"'ranges': {name!r}: expected two numbers, received {pair!r:.80}")
-        low, high = float(pair[0]), float(pair[1])
-        if not 0 < low < high < math.inf:
+        low, high = (finite(str(name), x, "positive numbers that ascend") for x in pair)
+        if not 0 < low < high:
             raise ValueError(
                 f"'ranges': {name!r}: expected positive numbers that ascend, received {pair!r:.80}"
             )
@@ -160,8 +159,8 @@ def _ranges(ranges: Any) -> dict[str, Range]:
 
 def _ascending(sizes: Any) -> list[float]:
     plain = hasattr(sizes, "__iter__") and not isinstance(sizes, str | bytes | Mapping)
-    found = list(sizes) if plain else []
-    numbers = all(isinstance(s, int | float) and not isinstance(s, bool) for s in found)
-    if not found or not numbers or any(b <= a for a, b in itertools.pairwise([0, *found])):
-        raise ValueError(f"'sizes': expected positive numbers that ascend, received {sizes!r:.80}")
-    return [float(size) for size in found]
+    what = "positive numbers that ascend"
+    found = [finite("sizes", size, what) for size in sizes] if plain else []
+    if not found or any(b <= a for a, b in itertools.pairwise([0, *found])):
+        raise ValueError(f"'sizes': expected {what}, received {sizes!r:.80}")
+    return found

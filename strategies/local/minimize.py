@@ -16,9 +16,7 @@ from strategies.local.progress import shown
 from strategies.local.results import Result, Trial
 from strategies.local.running import Lost
 from strategies.observation import NoNumberError, Observation, Report, Suggestion, report
-from strategies.searchers.base import Searcher
-from strategies.searchers.bayes import BayesSearcher
-from strategies.searchers.contexts import Item
+from strategies.searchers.base import Item, Searcher
 from strategies.space import Config, SearchSpace
 from strategies.space.point import copied
 from strategies.state import exclusive_lock, save_if_there_is_space, state_exists
@@ -127,11 +125,8 @@ def minimize(
     ledger = ledger_of(searcher)
     if ledger.space != space:
         raise ValueError(f"'searcher': expected one on {space}, received one on {ledger.space}")
-    if context is not None and not isinstance(ledger.searcher, BayesSearcher):
-        name = type(ledger.searcher).__name__
-        raise ValueError(
-            f"'context': expected none, or a BayesSearcher(context=...), received one beside {name}"
-        )
+    if context is not None:
+        ledger.searcher.expect_context(context)
     evaluate: _Alone | _Batches = _Alone(objective, workers, timeout)
     if population is not None:
         from strategies.population.together import Together
@@ -142,7 +137,7 @@ def minimize(
             ledger.restore(state_path)
         watch = None if stop is None else Watch(stop, space)
         task = _Task(ledger, context)
-        with shown(progress, ledger, trials, watch) as show:
+        with shown(progress, task, trials, watch) as show:
             told = (*show, *callbacks)
             return _search(evaluate, task, trials, watch, state_path, told, raise_errors)
 
@@ -160,7 +155,6 @@ class _Task:
     def of(self, items: Iterable[Item]) -> list[Item]:
         if self.context is None:
             return [*items]
-        assert isinstance(self.ledger.searcher, BayesSearcher)
         return self.ledger.searcher.within(items, self.context)
 
     @property

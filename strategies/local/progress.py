@@ -6,26 +6,42 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 from strategies.front import front
-from strategies.ledger import Ledger
+from strategies.observation import Observation
 from strategies.stopping import Watch
 
 #: Columns of the plain line; what it does not need is blank, so that a longer one is gone.
 _WIDTH = 78
 
 
+class Told(Protocol):
+    """A ledger, or what of one belongs to a task."""
+
+    @property
+    def trials(self) -> int:
+        """How many suggestions were told."""
+
+    @property
+    def history(self) -> list[Observation]:
+        """Everything told."""
+
+    @property
+    def best(self) -> Observation | None:
+        """The best of it."""
+
+
 @contextmanager
 def shown(
-    progress: bool | None, ledger: Ledger, total: int | None, watch: Watch | None = None
+    progress: bool | None, ledger: Told, total: int | None, watch: Watch | None = None
 ) -> Iterator[tuple[Callable, ...]]:
     """The callbacks of a search that shows its progress on the standard error stream.
 
     **Arguments:**
 
     - `progress`: whether; with `None` where that stream is a terminal.
-    - `ledger`: of the search, with the trials restored.
+    - `ledger`: of the search, or what of it is the task's, with the trials restored.
     - `total`: number of trials to reach, if there is one.
     - `watch`: what may end the search before; its estimate of what is left to be gained is shown.
     """

@@ -6,7 +6,7 @@ from optuna.trial import TrialState
 from strategies.intake import Intake
 from strategies.observation import Observation, Status
 from strategies.optuna.names import Names
-from strategies.optuna.study_view import maximised, point_of
+from strategies.optuna.study_view import context_of, maximised, point_of
 from strategies.optuna.trials import report_of
 from strategies.space import SearchSpace
 
@@ -21,7 +21,7 @@ def observations_of(study: Study, space: SearchSpace) -> list[Observation]:
       left out.
 
     **Returns:** Observations whose values are minimised, with gradients where trials reported them,
-    and with the constraints that were set.
+    with the constraints that were set, and with the context that a trial was suggested for.
     """
     names, intake = Names(space), Intake(space)
     maximise = maximised(study)
@@ -38,6 +38,7 @@ def observations_of(study: Study, space: SearchSpace) -> list[Observation]:
                 point,
                 names.translated(report_of(trial), point.flat),
                 maximise=maximise,
+                note=context_of(trial),
                 status=status,
                 trial=trial.number,
             )

@@ -27,10 +27,9 @@ from strategies.optuna.names import Names, names_found
 from strategies.optuna.parameters import Coordinate, from_distribution
 from strategies.optuna.processes import OtherProcesses, holder
 from strategies.optuna.shared import SharedParameters
-from strategies.optuna.study_view import StudyView
+from strategies.optuna.study_view import StudyView, context_of, point_of
 from strategies.optuna.trial_cache import TrialCache
 from strategies.searchers.base import Searcher
-from strategies.searchers.bayes import BayesSearcher
 from strategies.space import SearchSpace
 
 #: Seconds to wait for the suggestions of other processes, and between two looks.
@@ -219,15 +218,24 @@ class HypergradSampler(BaseSampler):
 
     def _proposer(self, searcher: Searcher, trial: FrozenTrial) -> Callable[..., Suggestion]:
         """`propose`, for the context of a trial if there is one."""
+        propose: Callable[..., Suggestion] = searcher.propose
         if self._context is None:
-            return searcher.propose
+            return propose
         context = self._context(trial) if callable(self._context) else self._context
-        if not isinstance(searcher, BayesSearcher):
-            raise ValueError(
-                "'context': expected none, or a BayesSearcher(context=...), received one beside "
-                f"{type(searcher).__name__}"
-            )
-        return functools.partial(searcher.propose, context=context)
+        if context is None:
+            return propose
+        searcher.expect_context(context)
+        return functools.partial(propose, context=context)
+
+    def _keep_context(self, study: Study, trial: FrozenTrial) -> None:
+        """Store the context of a trial for which nothing was suggested, as all of it was fixed."""
+        names = self._names or self._found
+        point = None if names is None or context_of(trial) else point_of(trial, names)
+        context = self._context(trial) if callable(self._context) else self._context
+        if names is not None and point is not None and context is not None:
+            given = Suggestion(trial.number, point.config, {"context": dict(context)}, point)
+            with self._lock:
+                self._set_up(names, len(study.directions))[1].keep(study, trial, given)
 
     def _look_again(
         self,
@@ -283,6 +291,8 @@ class HypergradSampler(BaseSampler):
         if self._constraints is not None and state in (TrialState.COMPLETE, TrialState.PRUNED):
             found = [float(each) for each in self._constraints(trial)]
             study._storage.set_trial_system_attr(trial._trial_id, "constraints", found)
+        if self._context is not None and state in (TrialState.COMPLETE, TrialState.PRUNED):
+            self._keep_context(study, trial)
         with self._lock:
             self._trials.ended(study, trial)
             self._others.has_ended(trial)

@@ -70,9 +70,12 @@ def run_schedule(
     done, stopped = 0, None
     try:
         while jobs is None or done < jobs:
-            if watch is not None and watch.over(schedule.results(), schedule.costs()):
-                stopped = watch.reason
-                break
+            if watch is not None:
+                # What the study knows counts, also in a call that goes on with it.
+                work.synchronise()
+                if watch.over(schedule.results(), schedule.costs()):
+                    stopped = watch.reason
+                    break
             found = work.ask()
             if found is None:
                 break

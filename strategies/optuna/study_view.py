@@ -136,7 +136,7 @@ class StudyView:
             point,
             self.names.translated(self._report(trial), point.flat),
             number=trial.number,
-            note=_note(point, self._suggested(trial)),
+            note=_note(trial, point, self._suggested(trial)),
             status="pruned" if trial.state == TrialState.PRUNED else "complete",
             maximise=maximise,
         )
@@ -153,7 +153,7 @@ class StudyView:
         point = point_of(trial, self.names)
         if point is None:
             return None if suggested is None else Suggestion(trial.number, *suggested)
-        return Suggestion(trial.number, point.config, _note(point, suggested), point)
+        return Suggestion(trial.number, point.config, _note(trial, point, suggested), point)
 
     def _suggested(self, trial: FrozenTrial) -> tuple[dict[str, Any], Any] | None:
         """Configuration and note that were suggested for a trial, if they were, in this space."""
@@ -189,9 +189,24 @@ def point_of(trial: FrozenTrial, names: Names) -> Point | None:
         return None
 
 
-def _note(point: Point, suggested: tuple[dict[str, Any], Any] | None) -> Mapping[str, Any]:
-    """The searcher's remark, unless the configuration became another than it suggested."""
-    return suggested[1] if suggested is not None and suggested[0] == point.config else {}
+def context_of(trial: FrozenTrial) -> dict[str, Any]:
+    """A note with the context that a trial was suggested for; empty if there is none."""
+    try:
+        with reading():
+            stored = read_attribute(SUGGESTION, trial.system_attrs)
+            note = {} if stored is None else dict(stored["note"])
+    except ValueError:
+        return {}
+    return {"context": note["context"]} if "context" in note else {}
+
+
+def _note(
+    trial: FrozenTrial, point: Point, suggested: tuple[dict[str, Any], Any] | None
+) -> Mapping[str, Any]:
+    """The searcher's remark; of a configuration that it did not suggest, the context alone."""
+    if suggested is not None and suggested[0] == point.config:
+        return suggested[1]
+    return context_of(trial)
 
 
 def _same(known: FrozenTrial, trial: FrozenTrial) -> bool:

@@ -1,5 +1,6 @@
 """The value over two hyperparameters."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ _CELLS = 24
 
 def contours(
     source: Any,
-    space: SearchSpace | None = None,
+    space: SearchSpace | Mapping[str, Any] | None = None,
     *,
     x: str | None = None,
     y: str | None = None,

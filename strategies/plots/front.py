@@ -1,5 +1,6 @@
 """The trade-off between two objectives, or between value and cost."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from strategies.searched import searched
 from strategies.space import SearchSpace
 
 
-def front(source: Any, space: SearchSpace | None = None) -> Figure:
+def front(source: Any, space: SearchSpace | Mapping[str, Any] | None = None) -> Figure:
     """The first two objectives of the complete trials, with the Pareto front between the two.
 
     Of a search with one objective, value against cost. Infeasible trials are left out.

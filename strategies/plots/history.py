@@ -1,6 +1,7 @@
 """The values of all trials, in their order."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from strategies.space import SearchSpace
 _RUNGS = 6
 
 
-def history(source: Any, space: SearchSpace | None = None) -> Figure:
+def history(source: Any, space: SearchSpace | Mapping[str, Any] | None = None) -> Figure:
     """Value against trial number, with the best so far.
 
     Results of a trial at several resources are joined by a line, each resource in its colour; the

@@ -1,6 +1,6 @@
 """All hyperparameters side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,10 @@ _GOOD = "viridis"
 
 
 def parallel(
-    source: Any, space: SearchSpace | None = None, *, names: Sequence[str] | None = None
+    source: Any,
+    space: SearchSpace | Mapping[str, Any] | None = None,
+    *,
+    names: Sequence[str] | None = None,
 ) -> Figure:
     """A line for each trial through its hyperparameters' values; good trials are dark.
 

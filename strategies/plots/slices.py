@@ -1,6 +1,6 @@
 """The value against one hyperparameter at a time, with the gradients that were seen."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,10 @@ _REACH, _RISE = 0.035, 0.08
 
 
 def slices(
-    source: Any, space: SearchSpace | None = None, *, names: Sequence[str] | None = None
+    source: Any,
+    space: SearchSpace | Mapping[str, Any] | None = None,
+    *,
+    names: Sequence[str] | None = None,
 ) -> Figure:
     """Value against each hyperparameter; where a trial reported a gradient, its slope.
 

@@ -239,7 +239,8 @@ class HypergradSearch(RaySearcher):
     def _suggest(self, trial_id: str) -> Any:
         taken = {self._numbers[other] for other in self._live}
         # Those of trials that were lost, between two of Ray's state files, come first.
-        lost = (s for s in self.ledger.pending if s.number not in taken)
+        waiting = self.ledger.searcher.within(self.ledger.pending, self._context)
+        lost = (s for s in waiting if s.number not in taken)
         suggestion = next(lost, None) or self.ledger.ask(self._context)
         return self._issue(trial_id, suggestion.number, suggestion.config)
 
@@ -357,7 +358,8 @@ class HypergradSearch(RaySearcher):
         if failed or result is None or not self._has_metric(result):
             return
         config = self.ledger.space.validate(self._layout.from_ray(_under(result, "config")))
-        failures = {o.number: o.config for o in self.ledger.history if o.status == "failed"}
+        known = self.ledger.searcher.within(self.ledger.history, self._context)
+        failures = {o.number: o.config for o in known if o.status == "failed"}
         number = self._numbers.get(trial_id)
         if trial_id not in self._numbers:
             number = next((n for n, failure in failures.items() if failure == config), None)
@@ -375,11 +377,16 @@ class HypergradSearch(RaySearcher):
                 config,
                 self._translated(trial_id, config, last),
                 number=number,
-                note=self.ledger.note(number),
+                note=self.ledger.note(number) or self._note,
                 maximise=self._maximised(),
                 trial=trial_id,
             )
         )
+
+    @property
+    def _note(self) -> dict[str, Any]:
+        """Of a trial that was not suggested here: the task that it is of."""
+        return {} if self._context is None else {"context": self._context}
 
     def _maximised(self) -> list[bool]:
         modes = [self._mode] if isinstance(self._mode, str) else list(self._mode or ["min"])
@@ -446,7 +453,7 @@ class HypergradSearch(RaySearcher):
             self._intake(
                 self._layout.from_ray(parameters),
                 Report(None if error else as_number(value)),
-                note={} if self._context is None else {"context": self._context},
+                note=self._note,
                 status="pruned" if pruned else "complete",
                 maximise=self._maximised(),
             )

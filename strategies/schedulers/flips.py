@@ -4,7 +4,6 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -92,14 +91,25 @@ def rank_flips(curves: "Scheduler | Mapping[Any, Mapping[float, float]] | Any") 
     shares, pairs = {}, {}
     for at in resources[:-1]:
         known = [row for row in ended if at in row]
-        flips = [
-            0.5 if a[at] == b[at] else float((a[at] < b[at]) != (a[last] < b[last]))
-            for a, b in combinations(known, 2)
-            if a[last] != b[last]
-        ]
-        shares[at] = float(np.mean(flips)) if flips else math.nan
-        pairs[at] = len(flips)
+        here, end = (np.array([row[when] for row in known]) for when in (at, last))
+        flipped, pairs[at] = _flips(here, end)
+        shares[at] = flipped / pairs[at] if pairs[at] else math.nan
     return RankFlips(shares, pairs)
+
+
+def _flips(here: np.ndarray, end: np.ndarray) -> tuple[float, int]:
+    """How many pairs have another order at the end, and how many have one, `(n,)` losses each.
+
+    Row by row: all pairs at once take memory that grows as the square of the configurations.
+    """
+    flipped, pairs = 0.0, 0
+    for i in range(1, len(end)):
+        at_end, before = np.sign(end[i] - end[:i]), np.sign(here[i] - here[:i])
+        told = at_end != 0
+        # Equal before is half a flip: signs are 1 apart then, and 2 apart for the other order.
+        flipped += 0.5 * float(np.abs(at_end - before)[told].sum())
+        pairs += int(told.sum())
+    return flipped, pairs
 
 
 def warn_if_unsafe(scheduler: "Scheduler") -> bool:

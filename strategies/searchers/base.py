@@ -33,6 +33,8 @@ _STATES = ("state_dict", "load_state_dict", "save", "restore")
 _HUGE, _UNIT = 1e100, 2.0**-700
 
 T = TypeVar("T", Observation, Suggestion)
+#: What has a note, in which a context may be.
+Item = TypeVar("Item", bound=Observation | Suggestion)
 
 
 class Searcher(ABC):
@@ -85,6 +87,23 @@ class Searcher(ABC):
                 f"'values': {type(self).__name__} expected one objective, received "
                 f"{len(observation.values)}; MultiObjectiveSearcher takes several"
             )
+
+    def expect_context(self, context: Any) -> None:
+        """Check what is known of a task or instance, before `propose` is given it.
+
+        Here nothing may be: a searcher whose `propose` takes a `context` overrides this.
+
+        **Raises:** `ValueError` naming what was expected and what was received.
+        """
+        if context is not None:
+            raise ValueError(
+                "'context': expected none, or a BayesSearcher(context=...) or a contextual bandit, "
+                f"received one beside {type(self).__name__}"
+            )
+
+    def within(self, items: Iterable[Item], context: Any) -> list[Item]:
+        """Those of some observations or suggestions that are of a context; of none, all."""
+        return [item for item in items if context is None or item.note.get("context") == context]
 
     def seen(self, history: Sequence[Observation]) -> Sequence[Observation]:
         """A history as `_propose` is given it.

@@ -35,11 +35,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from strategies.arguments import finite, integer, switch
+from strategies.arguments import integer, nonnegative, switch
 from strategies.feasibility import feasible_first
 from strategies.observation import Observation, Suggestion
-from strategies.searchers.base import Searcher
-from strategies.searchers.contexts import Contexts, Item, task_levels
+from strategies.searchers.base import Item, Searcher
+from strategies.searchers.contexts import Contexts, task_levels
 from strategies.space import Point, SearchSpace
 from strategies.surrogates.acquisition import (
     log_expected_improvement,
@@ -174,16 +174,11 @@ class BayesSearcher(Searcher):
         if prior is not None and not isinstance(prior, Prior):
             raise ValueError(f"'prior': expected a Prior, received {prior!r:.80}")
         self.prior = prior or Prior()
-        self.decay = finite("decay", decay, "a number >= 0")
-        if self.decay < 0:
-            raise ValueError(f"'decay': expected a number >= 0, received {decay!r:.80}")
+        self.decay = nonnegative("decay", decay)
         self._groups, self._stretch = geometry(self.space)
         self.context = None if context is None else Contexts.of(context)
         self._asked: Point | None = None
         self._optimum = OptimumPrior(self.space, self.decay) if self.space.informed else None
-
-    #: Whether `propose` takes a context; without a space of contexts it refuses any.
-    contextual = True
 
     def check(self, observation: Observation) -> None:
         """One objective; and a context, where there are some."""
@@ -208,17 +203,26 @@ class BayesSearcher(Searcher):
         **Raises:** `ValueError` naming the key for a context of another space.
         """
         if self.context is None:
-            if context is not None:
-                raise ValueError(
-                    f"'context': expected nothing, as this {type(self).__name__} has no space of "
-                    f"contexts (context=SearchSpace(...)), received {context!r:.80}"
-                )
+            self.expect_context(context)
             return super().propose(number, history, pending)
         asked = copy.copy(self)
         asked._asked = self.context.point(context)
+        # A trial that failed without a context, or waits without one, tells nothing of any task.
+        history = [o for o in history if o.status != "failed" or self.context.knows(o)]
+        pending = [s for s in pending if self.context.knows(s)]
         suggestion = super(BayesSearcher, asked).propose(number, history, pending)
         note = {**suggestion.note, "context": self.context.space.to_json(asked._asked)}
         return replace(suggestion, note=note)
+
+    def expect_context(self, context: Any) -> None:
+        """One of the space of contexts; nothing without any."""
+        if self.context is not None:
+            self.context.point(context)
+        elif context is not None:
+            raise ValueError(
+                f"'context': expected nothing, as this {type(self).__name__} has no space of "
+                f"contexts (context=SearchSpace(...)), received {context!r:.80}"
+            )
 
     def within(self, items: Iterable[Item], context: Mapping[str, Any] | None) -> list[Item]:
         """Those of some observations or suggestions that are of a context; all without contexts."""

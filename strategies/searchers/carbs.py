@@ -12,7 +12,7 @@ from scipy.special import log_ndtr
 from strategies.arguments import integer, positive
 from strategies.observation import Observation, Suggestion
 from strategies.searchers.pareto import ParetoSearcher
-from strategies.space import Categorical, Float, Int, SearchSpace
+from strategies.space import Categorical, Float, Int, Ordinal, SearchSpace
 from strategies.surrogates.acquisition import log_expected_improvement
 from strategies.surrogates.gaussian_process import GaussianProcess, Prior, Rows, fit
 from strategies.surrogates.outputs import logarithmic
@@ -28,6 +28,8 @@ _OTHER = 0.3
 _STEP = 0.25
 # Median length scale, in steps: a step is what makes a difference to the user.
 _LENGTH = 1.0
+# What a plane leaves over is rounding below this: nothing to be modelled in units of.
+_NOTHING = 1e-9
 # The share of the cheapest that cannot be on the front: they would be searched around for ever.
 _CHEAPEST = 0.2
 
@@ -38,12 +40,14 @@ class _Trend:
 
     - `x`, `y`: what it was fitted to, in steps.
     - `plane`: at `middle`, and the slopes.
+    - `scale`: what the process's values, what the plane leaves over, are in units of.
     """
 
     x: Matrix
     y: Vector
     middle: Vector
     plane: Vector
+    scale: float
     process: GaussianProcess
 
     @classmethod
@@ -54,21 +58,26 @@ class _Trend:
         slopes = np.linalg.solve(away.T @ away + np.eye(x.shape[1]), away.T @ (y - y.mean()))
         plane = np.r_[y.mean(), slopes]
         left = y - plane[0] - away @ slopes
-        return cls(x, y, middle, plane, fit(Rows.values(x), left, groups, prior=prior))
+        # The prior of a process is on values of unit spread; what the plane leaves over is less.
+        spread = float(left.std())
+        scale = spread if spread > _NOTHING else 1.0
+        process = fit(Rows.values(x), left / scale, groups, prior=prior)
+        return cls(x, y, middle, plane, scale, process)
 
     def _at(self, x: Matrix) -> Vector:
         return self.plane[0] + (x - self.middle) @ self.plane[1:]
 
     def predict(self, x: Matrix) -> tuple[Vector, Vector]:
         mean, deviation = self.process.predict(x)
-        return self._at(x) + mean, deviation
+        return self._at(x) + self.scale * mean, self.scale * deviation
 
     def expecting(self, x: Matrix) -> "_Trend":
         """As if the values at `x` had come out as they are expected to."""
         rows = np.r_[self.x, x]
         values = np.r_[self.y, self.predict(x)[0]]
-        process = self.process.condition(Rows.values(rows), values - self._at(rows))
-        return _Trend(rows, values, self.middle, self.plane, process)
+        left = (values - self._at(rows)) / self.scale
+        process = self.process.condition(Rows.values(rows), left)
+        return _Trend(rows, values, self.middle, self.plane, self.scale, process)
 
 
 @dataclass(frozen=True)
@@ -102,8 +111,9 @@ class CARBSSearcher(ParetoSearcher):
       around it, from closer and closer as long as all have failed.
     - `radius`: standard deviation of the draws, in steps.
     - `resample`: every how many suggestions a member of the front is tried again; 0 is never.
-    - `max_cost`: no suggestion is predicted to cost more. Without it the search goes on to ever
-      larger trials, if these are better.
+    - `max_cost`: what is predicted to cost more is suggested only if all candidates are, and then
+      the cheapest; the defaults and the draws before the first model know of no cost. Without it
+      the search goes on to ever larger trials, if these are better.
     """
 
     def __init__(
@@ -126,6 +136,17 @@ class CARBSSearcher(ParetoSearcher):
         self._steps = np.ones(self.space.dimension)
         for path, where in self.space.slices.items():
             self._steps[where] = _step(self.space.domains[path])
+        #: Coordinates in which a draw is normal: all but those of choices, which are drawn anew.
+        self._normal = np.ones(self.space.dimension, bool)
+        for path, where in self.space.slices.items():
+            self._normal[where] = not isinstance(self.space.domains[path], Categorical)
+
+    def _untried(
+        self, suggestion: Suggestion, tried: Sequence[Observation | Suggestion]
+    ) -> dict[str, Any] | None:
+        # A member of the front is tried again on purpose.
+        again = suggestion.note.get("origin") == "resample"
+        return None if again else super()._untried(suggestion, tried)
 
     def _propose(
         self, number: int, history: Sequence[Observation], pending: Sequence[Suggestion]
@@ -207,7 +228,7 @@ class CARBSSearcher(ParetoSearcher):
         best = np.minimum(at(expected), at(drawn))
         gain = log_expected_improvement(mean - best, deviation, 0.0)
         away = (candidates[:, None] - x[members][None]) / self._steps / self.radius
-        distance = np.min(np.sum(away[..., self.space.differentiable] ** 2, axis=-1), axis=1)
+        distance = np.min(np.sum(away[..., self._normal] ** 2, axis=-1), axis=1)
         score = gain - 0.5 * distance
         # Beyond the ceiling nothing is suggested while anything is below it.
         return score - 1e6 * np.maximum(expected - ceiling, 0.0)
@@ -228,7 +249,7 @@ class CARBSSearcher(ParetoSearcher):
 def _step(domain: Any) -> float:
     if isinstance(domain, Categorical):
         return 1.0
-    if isinstance(domain, Float | Int) and domain.spread is not None:
+    if isinstance(domain, Float | Int | Ordinal) and domain.spread is not None:
         return float(domain.spread)
     if isinstance(domain, Float | Int) and domain.log:
         return min(1.0 / math.log10(domain.high / domain.low), 1.0)

@@ -7,17 +7,15 @@ the results of one task tell of the next, the more the closer the two are.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from strategies.observation import Observation, Suggestion
+from strategies.searchers.base import Item
 from strategies.space import Point, SearchSpace
 from strategies.surrogates.geometry import geometry
-
-#: What has a note with a context.
-Item = TypeVar("Item", bound=Observation | Suggestion)
 
 
 @dataclass(frozen=True)
@@ -62,14 +60,22 @@ class Contexts:
         """That of an observation or suggestion; raises as `point` does."""
         return self.point(item.note.get("context"))
 
+    def knows(self, item: Observation | Suggestion) -> bool:
+        """Whether an observation or suggestion has a context of this space."""
+        try:
+            self.known(item)
+        except ValueError:
+            return False
+        return True
+
     def columns(self, points: Sequence[Point]) -> NDArray[np.float64]:
         """What a kernel sees of contexts, `(n, dimension)`."""
         return np.stack([point.unit for point in points]) * self.stretch
 
     def same(self, items: Iterable[Item], context: Any) -> list[Item]:
-        """Those of some items that are of a context."""
+        """Those of some items that are of a context; what has none is of no context."""
         wanted = self.point(context).config
-        return [item for item in items if self.known(item).config == wanted]
+        return [item for item in items if self.knows(item) and self.known(item).config == wanted]
 
 
 def task_levels(values: NDArray[np.float64], task: NDArray[np.intp]) -> NDArray[np.float64]:
@@ -93,4 +99,4 @@ def task_levels(values: NDArray[np.float64], task: NDArray[np.intp]) -> NDArray[
     return np.asarray((mean * count * between / (count * between + within + 1e-300))[task])
 
 
-__all__ = ["Contexts", "Item", "task_levels"]
+__all__ = ["Contexts", "task_levels"]

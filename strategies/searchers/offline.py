@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from strategies.arguments import finite, integer
+from strategies.arguments import integer, nonnegative
 from strategies.observation import Observation, Suggestion
 from strategies.searchers.base import Searcher
 from strategies.space import SearchSpace
@@ -55,7 +55,9 @@ class OfflineSearcher(Searcher):
 
     The log is the history: what a ledger was given (`Ledger.warm_start`) or told. As long as
     nothing new is told, all suggestions come from one fit, each the next best; with new results it
-    is fitted again. Constraints are ranked, failed trials count as the worst.
+    is fitted again. Constraints are ranked, failed trials count as the worst. A ledger that knows
+    fewer than 10 results that have not failed gets points of a Sobol sequence, whose note says
+    `"startup"`; `proposals` refuses so short a log.
 
     **Arguments:**
 
@@ -78,8 +80,8 @@ class OfflineSearcher(Searcher):
     ):
         super().__init__(space, seed=seed, first=first)
         self.members = integer("members", members, 2)
-        self.sharpness = _weight("sharpness", sharpness)
-        self.caution = _weight("caution", caution)
+        self.sharpness = nonnegative("sharpness", sharpness)
+        self.caution = nonnegative("caution", caution)
         self._fitted: _Fitted | None = None
 
     def proposals(self, log: Iterable[Observation], count: int = 32) -> list[dict[str, Any]]:
@@ -87,9 +89,16 @@ class OfflineSearcher(Searcher):
 
         **Arguments:**
 
-        - `log`: observations, values to be minimised.
+        - `log`: observations, values to be minimised; at least 10 that have not failed.
+
+        **Raises:** `ValueError` for a log that is too short to learn from.
         """
         count, log = integer("count", count, 1), list(log)
+        usable = _usable(log)
+        if usable < _LEAST:
+            raise ValueError(
+                f"'log': expected at least {_LEAST} usable observations, received {usable}"
+            )
         taken: list[Suggestion] = []
         for number in range(len(self.first), len(self.first) + count):
             taken.append(self.propose(number, log, taken))
@@ -98,7 +107,7 @@ class OfflineSearcher(Searcher):
     def _propose(
         self, number: int, history: Sequence[Observation], pending: Sequence[Suggestion]
     ) -> Suggestion:
-        if sum(item.status != "failed" for item in history) < _LEAST:
+        if _usable(history) < _LEAST:
             config = self.space.from_uniform(sobol_point(self.space.uniforms, self.seed, number))
             return Suggestion(number, config, {"origin": "startup"})
         fitted = self._fit(history)
@@ -184,11 +193,8 @@ def _of_norm(network: Network, w: Matrix, batch: Matrix) -> Matrix:
     return (further - g) / _PROBE
 
 
-def _weight(name: str, value: Any) -> float:
-    number = finite(name, value, "a number >= 0")
-    if number < 0:
-        raise ValueError(f"{name!r}: expected a number >= 0, received {value!r:.80}")
-    return number
+def _usable(log: Sequence[Observation]) -> int:
+    return sum(item.status != "failed" for item in log)
 
 
 def _key(unit: Vector) -> bytes:

@@ -2,7 +2,7 @@
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -177,8 +177,13 @@ class CrossValidation:
 
         return relative
 
-    def _program(self, structure: Mapping[str, Any]) -> tuple[Stacked, Callable]:
-        key = repr(sorted(structure.items()))
+    def _program(
+        self, structure: Mapping[str, Any], names: Iterable[str] | None = None
+    ) -> tuple[Stacked, Callable]:
+        """That of a structure, of hyperparameters by name; default: of all that are searched."""
+        task = self._task()
+        names = task.searched if names is None else names
+        key = repr((sorted(structure.items()), sorted(names)))
         if key in self._programs:
             self._programs.move_to_end(key)
             return self._programs[key]
@@ -192,7 +197,8 @@ class CrossValidation:
         stacked = Stacked(self.table, features, model, width, padded, self.rows)
         program = program_of(
             model,
-            self._task(),
+            task,
+            frozenset(names) & frozenset(model.hyperparameters),
             self.criterion,
             self._measure(model),
             stacked.axes,
@@ -215,7 +221,7 @@ class CrossValidation:
         names = {n: n[len(self.prefix) :] for n in params if n in self.differentiable}
         structure = {name: value for name, value in params.items() if name not in names}
         with jax.enable_x64(True):
-            stacked, program = self._program(structure)
+            stacked, program = self._program(structure, names.values())
             model_names = set(stacked.model.hyperparameters)
             values = {
                 inner: np.asarray(params[name], float)

@@ -6,6 +6,7 @@ transformer in front of the genuine estimator, represents penalties of any ratio
 intercept is not touched. For a kernel of squared distances it gives every feature a length scale.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -119,7 +120,8 @@ def groups_of(
         )
     # A ColumnTransformer's `block__feature` is known as `feature` as well, if there is only one.
     bare = [name.split("__", 1)[-1] for name in names]
-    position = {n: column for column, n in enumerate(bare) if bare.count(n) == 1}
+    count = Counter(bare)
+    position = {n: column for column, n in enumerate(bare) if count[n] == 1}
     position.update({name: column for column, name in enumerate(names)})
     groups: dict[str, np.ndarray] = {}
     taken: dict[int, str] = {}

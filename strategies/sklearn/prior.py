@@ -8,7 +8,8 @@ deviation `spread`; a loss that is a mean over n samples then has
 
 in its place. For squared errors this is the joint posterior's negative logarithm, over n, up to the
 noise's scale: the smallest loss estimates that. A loss that is itself a negative log density, which
-may be negative, needs no such scale: there half of the sum over n spread² is added.
+may be negative, needs no such scale: there half of the sum over n spread² is added. So it is where
+any other loss is negative: the factor would reward what is unlikely.
 """
 
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class RatioPrior:
         logs = np.log(penalties)
         away = logs - logs.mean()
         scale = self.samples * self.spread**2
-        if self.density:
+        if self.density or value < 0:
             return value + 0.5 * float(away @ away) / scale, gradient + away / scale / penalties
         share = 1.0 + float(away @ away) / scale
         # The mean's own part vanishes, as deviations sum to zero.

@@ -26,13 +26,21 @@ _lock = Lock()
 
 
 def program_of(
-    model: Model, task: Task, criterion: Any, measure: Measure, axes: Fold, entries: int
+    model: Model,
+    task: Task,
+    given: frozenset[str],
+    criterion: Any,
+    measure: Measure,
+    axes: Fold,
+    entries: int,
 ) -> Callable:
     """The compiled criterion of all folds, with the derivative of its mean.
 
     **Arguments:**
 
     - `model`, `task`: what is trained.
+    - `given`: the hyperparameters that it is a function of. What is searched may be inactive in a
+      configuration; the estimator's own value of it is built in then.
     - `criterion`: a name or a function, for which `measure` stands.
     - `axes`: what `vmap` has to know of folds.
     - `entries`: of the features, times outputs and folds.
@@ -40,7 +48,7 @@ def program_of(
     **Returns:** a function of hyperparameters, folds, and the group of every column or `None`.
     """
     quickly = entries <= _FEW
-    key = _key(model, task, criterion, axes, quickly)
+    key = _key(model, task, given, criterion, axes, quickly)
     with _lock:
         known = _programs.get(key)
         if known is not None:
@@ -54,17 +62,18 @@ def program_of(
         return made
 
 
-def _key(model: Model, task: Task, criterion: Any, axes: Fold, quickly: bool) -> Hashable:
+def _key(
+    model: Model, task: Task, given: frozenset[str], criterion: Any, axes: Fold, quickly: bool
+) -> Hashable:
     """What a program depends on besides shapes; `None` where that cannot be told."""
     estimator = model.estimator
-    traced = task.searched & set(model.hyperparameters)
-    fixed = {k: v for k, v in estimator.get_params().items() if k not in traced}
+    fixed = {k: v for k, v in estimator.get_params().items() if k not in given}
     try:
         described = pickle.dumps(sorted(fixed.items()))
         hash(criterion)
     except Exception:  # whatever a parameter's own pickling raises
         return None
-    return type(estimator), described, task, criterion, axes.x, quickly
+    return type(estimator), described, task, given, criterion, axes.x, quickly
 
 
 def _program(model: Model, measure: Measure, axes: Fold, quickly: bool) -> Callable:

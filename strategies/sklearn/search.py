@@ -18,6 +18,7 @@ from strategies.sklearn.penalties import with_feature_penalties
 from strategies.sklearn.reports import Reports
 from strategies.sklearn.run import Run
 from strategies.sklearn.splits import FrozenSplits
+from strategies.sklearn.stages import INTERRUPTED
 from strategies.space import SearchSpace
 from strategies.stopping import Stop
 
@@ -98,7 +99,7 @@ class HypergradSearchCV(Reports, BaseSearchCV):
         groups_: Names of the features of each group.
         generalization_score_: A score, on samples that the search has not seen, of a model that was
             searched for in the same way; `best_score_` is optimistic, the more so the more
-            hyperparameters are tuned. `None` if not asked for.
+            hyperparameters are tuned. `None` if not asked for, and after Ctrl-C.
 
     Those of `GridSearchCV` are there as well; `cv_results_` has columns `hypergrad_*`.
     """
@@ -203,6 +204,8 @@ class HypergradSearchCV(Reports, BaseSearchCV):
         for name, value in vars(worker).items():
             if name.endswith("_"):
                 setattr(self, name, value)
+        # Who has ended the search by Ctrl-C waits for no further one.
+        kind = None if self.stopped_ == INTERRUPTED else kind
         self.generalization_score_ = generalization(self, X, y, params, kind)
         return self
 

@@ -22,7 +22,8 @@ _WORTH = 0.01
 _BOUND = 0.05
 # Share of the trials for each of the first two of three parts of a search.
 _PART = 1.0 / 3.0
-_INTERRUPTED = "it was interrupted"
+#: Why a search ended that Ctrl-C has ended.
+INTERRUPTED = "it was interrupted"
 
 
 @dataclass
@@ -32,8 +33,9 @@ class Budget:
     - `trials`: in all.
     - `patience`: trials of a stage without an improvement; `None` for no such end.
     - `deadline`: on the monotonic clock; `None` for none.
-    - `stop`: what else ends the search; patience and expected gain are those of each stage.
-    - `stopped`: why it ended before its trials were used up, in words.
+    - `stop`: what else ends the search; patience and expected gain are those of each stage, from
+      its last start on.
+    - `stopped`: why what was followed last ended before its trials were used up, in words.
     """
 
     trials: int
@@ -42,12 +44,12 @@ class Budget:
     stop: Stop | None = None
     stopped: str | None = None
     _began: float = field(default_factory=time.monotonic)
-    _watches: dict[str, Watch] = field(default_factory=dict)
+    _watches: dict[tuple[str, int], Watch] = field(default_factory=dict)
 
     def spent(self, journal: Journal) -> bool:
         """Whether no further trial may start."""
         late = self.deadline is not None and time.monotonic() >= self.deadline
-        return late or self.stopped == _INTERRUPTED or len(journal.trials) >= self.trials
+        return late or self.interrupted or len(journal.trials) >= self.trials
 
     def over(self, stage: Stage) -> bool:
         """Whether a stage begins no further trial, by `stop` or as the search has no time left.
@@ -56,18 +58,29 @@ class Budget:
         """
         if not stage.journal.trials:
             return False
-        if self.stop is not None:
-            space = stage.ledger.space
-            watch = self._watches.setdefault(stage.name, Watch(self.stop, space, self._began))
+        if self.stop is not None and not self.interrupted:
+            key = stage.name, stage.since
+            if key not in self._watches:
+                self._watches[key] = Watch(self.stop, stage.ledger.space, self._began)
             cost = sum(trial.seconds for trial in stage.journal.trials)
-            if watch.over(stage.ledger.history, cost):
-                self.stopped = self.stopped or watch.reason
+            if self._watches[key].over(stage.recent, cost):
+                self.stopped = self._watches[key].reason
                 return True
         return self.spent(stage.journal)
 
+    def begin(self) -> None:
+        """Something further is followed: what has ended before does not say why the search ends."""
+        if not self.interrupted:
+            self.stopped = None
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C has ended the search."""
+        return self.stopped == INTERRUPTED
+
     def interrupt(self) -> None:
         """Ctrl-C: no further trial begins, and the best so far is fitted and scored."""
-        self.stopped = _INTERRUPTED
+        self.stopped = INTERRUPTED
 
     def settled(self, stage: Stage) -> bool:
         """Whether the last trials improved nothing worth another one, or no trial can."""
@@ -82,9 +95,10 @@ class Budget:
                 best, idle = trial.value, 0
             else:
                 best, idle = min(best, trial.value), idle + 1
-        if stage.best is None:
-            return False
-        return idle >= self.patience or left(stage) < _BOUND * _standard_error(stage.best)
+        if idle >= self.patience:
+            return True
+        best_trial = stage.best
+        return best_trial is not None and left(stage) < _BOUND * _standard_error(best_trial)
 
 
 def _standard_error(trial: Trial) -> float:
@@ -140,6 +154,7 @@ def follow_gradients(
     - `strict`: a trial that fails is an error. Otherwise only a first one is.
     - `prior`: on the penalties of features or groups, a part of the trials' criterion.
     """
+    budget.begin()
     while len(stage.trials) < limit and not budget.over(stage) and not budget.settled(stage):
         suggestion = stage.ask()
         began = time.perf_counter()
@@ -196,4 +211,4 @@ def part_of(trials: int) -> int:
     return max(1, math.ceil(_PART * trials))
 
 
-__all__ = ["Budget", "follow_gradients", "left", "part_of"]
+__all__ = ["INTERRUPTED", "Budget", "follow_gradients", "left", "part_of"]

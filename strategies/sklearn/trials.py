@@ -187,6 +187,13 @@ class Stage:
         )
 
     @property
+    def recent(self) -> list[Observation]:
+        """What the searcher was told since the last start that was given, with that start."""
+        known = self.ledger.history
+        start = [item for item in known if item.number is None]
+        return [*start, *[item for item in known if item.number is not None][self.since :]]
+
+    @property
     def best(self) -> Trial | None:
         """The complete trial with the smallest value."""
         complete = [trial for trial in self.trials if trial.value is not None]

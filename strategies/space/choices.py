@@ -168,6 +168,10 @@ class Categorical(Domain):
             return self.default
         return self.choices[0 if self.weights is None else int(np.argmax(self.weights))]
 
+    def likeliest(self) -> Any:
+        """The weightiest choice, whatever the default is."""
+        return self.middle() if self.weights is None else self.choices[int(np.argmax(self.weights))]
+
 
 @dataclass(frozen=True)
 class Ordinal(Normal):

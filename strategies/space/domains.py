@@ -202,6 +202,10 @@ class Domain(ABC):
         """The default, or the value in the middle of the domain."""
         return self.decode(np.full(self.size, 0.5)) if self.default is None else self.default
 
+    def likeliest(self) -> Any:
+        """The value at which `log_prior` is zero."""
+        return self.middle()
+
     def __str__(self) -> str:
         return f"{type(self).__name__}({self._arguments()})"
 

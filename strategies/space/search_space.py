@@ -428,18 +428,43 @@ class SearchSpace:
         """Logarithm of the prior's density for each row of unit coordinates `(n, dimension)`.
 
         Up to a constant: zero where every hyperparameter is at its likeliest value. Those that are
-        inactive, at their defaults, cost nothing.
+        inactive cost nothing.
         """
         total = np.zeros(len(units))
+        if not self.informed:
+            return total
+        active = self._active_rows(units)
         for path, where in self.slices.items():
-            total += self.domains[path].log_prior(units[:, where])
+            own = self.domains[path].log_prior(units[:, where])
+            total += np.where(active[path], own, 0.0) if path in active else own
         return total
+
+    def _active_rows(self, units: np.ndarray) -> dict[str, np.ndarray]:
+        """For each hyperparameter with a condition the rows of units that have it, shape `(n,)`."""
+        found: dict[str, np.ndarray] = {}
+        for path in self.order:
+            for parent, values in self.domains[path].when.items():
+                domain = self.domains[parent]
+                snapped = domain.snap(units[:, self.slices[parent]])
+                wanted = [np.isclose(snapped, domain.encode(v)).all(axis=1) for v in values]
+                fits = np.any(wanted, axis=0) & found.get(parent, True)
+                found[path] = found.get(path, True) & fits
+        return found
+
+    def likeliest(self) -> np.ndarray:
+        """Unit coordinates of the place where the prior's density is largest, `(dimension,)`."""
+        flat: dict[str, Any] = {}
+        for path in self.order:
+            if self.is_active(path, flat):
+                flat[path] = self.domains[path].likeliest()
+        return self.encode(self.unflatten(flat))
 
     def log_prior_slope(self, unit: np.ndarray) -> np.ndarray:
         """Its derivative at one place, shape `(dimension,)`; zero for what has none."""
         slope = np.zeros(self.dimension)
+        active = self._active_rows(unit[None]) if self.informed else {}
         for path, where in self.slices.items():
-            if self.domains[path].differentiable:
+            if self.domains[path].differentiable and (path not in active or active[path][0]):
                 slope[where] = self.domains[path].log_prior_slope(unit[where])
         return slope
 

@@ -35,8 +35,8 @@ class OptimumPrior:
 
     @property
     def likeliest(self) -> Matrix:
-        """Unit coordinates of the defaults, `(1, dimension)`."""
-        return self.space.snap(self.space.rest[None])
+        """Unit coordinates of the likeliest place, `(1, dimension)`."""
+        return self.space.likeliest()[None]
 
     def power(self, known: int) -> float:
         """To which the density is taken after so many results, at least one."""

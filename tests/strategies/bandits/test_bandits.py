@@ -217,7 +217,7 @@ def test_bad_input_is_named(contexts):
             ChebCB(ARMS, (-1, 1)).propose(0, [], [], context)
     with pytest.raises(ValueError, match="TsallisINF has none"):
         TsallisINF(ARMS).propose(0, [], [], 0.5)
-    with pytest.raises(ValueError, match="a searcher that takes one, received RandomSearcher"):
+    with pytest.raises(ValueError, match="contextual bandit, received one beside RandomSearcher"):
         Ledger(RandomSearcher(ARMS)).ask(0.5)
     with pytest.raises(ValueError, match="'contexts': expected"):
         ChebCB(ARMS, (1, 1))

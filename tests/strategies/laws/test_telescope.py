@@ -57,6 +57,10 @@ def test_what_is_refused():
         telescope(loss, {"lr": (0.0, 1.0)}, SIZES)
     with pytest.raises(ValueError, match="'sizes': expected positive numbers that ascend"):
         telescope(loss, {"lr": (0.1, 1.0)}, [64, 32])
+    with pytest.raises(ValueError, match=r"'lr': expected positive numbers .* received True"):
+        telescope(loss, {"lr": (0.1, True)}, SIZES)
+    with pytest.raises(ValueError, match=r"'sizes': expected positive numbers .* received True"):
+        telescope(loss, {"lr": (0.1, 1.0)}, [True, 32])
     with pytest.raises(ValueError, match="'points': expected an odd number"):
         telescope(loss, {"lr": (0.1, 1.0)}, SIZES, points=4)
     with pytest.raises(ValueError, match="size 64: expected a finite loss"):

@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import re
+from types import SimpleNamespace
 
 import cloudpickle
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from ray.tune.search import ConcurrencyLimiter, Repeater, SearchGenerator
 
 from strategies.observation import Suggestion
 from strategies.ray import MAX_NUMBERS, HypergradSearch, result, space_from_ray
+from strategies.ray.grid import seen_by
 from strategies.searchers import RandomSearcher, Searcher
 from strategies.space import Float, SearchSpace
 
@@ -571,3 +573,24 @@ def test_numpy_numbers_in_a_param_space_can_be_saved(tmp_path):
     again.restore(str(tmp_path / "state"))
     assert again.ledger.history == search.ledger.history
     assert again.suggest("b") == search.suggest("b")
+
+
+def test_failed_trials_of_a_grid_are_seen():
+    class Grid(list):
+        _experiment_analysis = SimpleNamespace(default_metric="loss", default_mode="max")
+
+    grid = Grid(
+        SimpleNamespace(metrics={"loss": loss}, config={"x": x}, error=error)
+        for loss, x, error in [
+            (0.5, 0.1, None),
+            (0.7, 0.2, RuntimeError("it broke")),
+            (None, 0.3, RuntimeError("it broke at once")),
+            (0.4, 7.0, RuntimeError("it is not in the space")),
+        ]
+    )
+    seen = seen_by(grid, SearchSpace({"x": Float(0.0, 1.0)}))
+    assert [(item.config["x"], item.value, item.status) for item in seen.history] == [
+        (0.1, -0.5, "complete"),
+        (0.2, None, "failed"),
+        (0.3, None, "failed"),
+    ]

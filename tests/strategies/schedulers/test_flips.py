@@ -23,6 +23,16 @@ def test_by_hand():
     assert not found.unsafe
 
 
+def test_every_pair_is_counted_once():
+    rng = np.random.default_rng(2)
+    curves = rng.integers(0, 4, (9, 2)).astype(float)  # with ties before and at the end
+    told = [(a, b) for i, a in enumerate(curves) for b in curves[:i] if a[1] != b[1]]
+    flips = [0.5 if a[0] == b[0] else (a[0] < b[0]) != (a[1] < b[1]) for a, b in told]
+    found = rank_flips(curves)
+    assert found.pairs[1.0] == len(told)
+    assert found.shares[1.0] == pytest.approx(np.mean(flips))
+
+
 def test_a_guess_is_a_half_and_the_end_itself_is_none():
     rng = np.random.default_rng(0)
     curves = rng.standard_normal((60, 3))

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from strategies import CARBSSearcher, Categorical, Int, Ledger, Observation, SearchSpace
-from strategies.space import around
+from strategies.searchers.carbs import _Trend
+from strategies.space import Ordinal, around
+from strategies.surrogates.gaussian_process import Prior
 
 SPACE = SearchSpace({"size": around(10.0), "rate": around(10.0), "kind": Categorical(["a", "b"])})
 LARGEST = 1e3
@@ -54,6 +56,32 @@ def test_tries_members_of_the_front_again(walked):
     assert all(known.index(repr(item.config)) < item.number for item in again)
     never = searched(CARBSSearcher(SPACE, seed=0, resample=0), 12).history
     assert len({repr(item.config) for item in never}) == 12
+
+
+def test_a_space_without_floats():
+    """Members of the front are tried again there, too, and draws stay near in every coordinate."""
+    width = Int(1, 10_000, log=True, default=100, spread=0.01)
+    depth = Ordinal(list(range(100)), default=50, spread=0.02)
+    space = SearchSpace({"width": width, "depth": depth})
+    searcher = CARBSSearcher(space, seed=0)
+    np.testing.assert_allclose(searcher._steps, [0.01, 0.02])
+    history = searched(
+        searcher, 11, lambda c: (1.0 / c["width"] + 0.01 * c["depth"], c["width"])
+    ).history
+    again = [item.number for item in history if item.note["origin"] == "resample"]
+    assert again == [5, 10]
+    assert all(history[n].config in [item.config for item in history[:n]] for n in again)
+
+
+def test_the_model_does_not_depend_on_the_unit_of_the_cost():
+    places = np.linspace(0.0, 4.0, 12)[:, None]
+    values = np.sin(2.0 * places[:, 0]) + 0.3 * places[:, 0]
+    at, groups = np.array([[0.7], [2.2], [5.0]]), np.zeros(1, int)
+    small, large = (
+        _Trend.fit(places, size * values, groups, Prior(lengthscale=1.0)) for size in (1e-3, 1e3)
+    )
+    for one, other in zip(small.predict(at), large.predict(at), strict=True):
+        np.testing.assert_allclose(1e6 * one, other, rtol=1e-6)
 
 
 def test_a_function_of_the_ledger(walked):

@@ -9,8 +9,8 @@ import pytest
 
 from strategies import Ledger, RandomSearcher
 from strategies.local import minimize
-from strategies.observation import Observation
-from strategies.optuna import HypergradSampler
+from strategies.observation import Observation, Suggestion
+from strategies.optuna import HypergradSampler, observations_of
 from strategies.searchers.bayes import BayesSearcher
 from strategies.space import Categorical, Float, Int, SearchSpace
 
@@ -169,6 +169,26 @@ def test_optuna_trials_of_many_tasks_in_one_study():
     assert study.trials[-1].value < 0.1
     stored = study.trials[-1].system_attrs["hypergrad:suggestion"]
     assert stored["note"]["context"] == NEW
+    # Its parameters are the user's: it is of that task all the same, and for other searches too.
+    study.enqueue_trial({"lr": 0.5}, user_attrs={"task": NEW})
+    study.optimize(lambda trial: trial.suggest_float("lr", 1e-4, 1.0, log=True), n_trials=1)
+    known = observations_of(study, SPACE)
+    assert len(known) == 25
+    assert [item.note["context"] for item in known[-2:]] == [NEW, NEW]
+    view = sampler._view.look(study, study.trials, study.trials[0])[0]
+    assert view[-1].config == {"lr": 0.5}
+    assert view[-1].note == {"context": NEW}
+    fresh = Ledger(BayesSearcher(SPACE, seed=0, context=TASKS))
+    assert fresh.warm_start(known) == {}
+
+
+def test_what_has_no_context_is_of_no_task(ledger):
+    failed = Observation({"lr": 0.3}, None, number=48, status="failed")
+    waiting = [Suggestion(49, {"lr": 0.2})]
+    expected = ledger.searcher.propose(50, ledger.history, [], NEW).config
+    found = ledger.searcher.propose(50, [*ledger.history, failed], waiting, NEW)
+    assert found.config == expected
+    assert ledger.searcher.within([failed, *waiting, found], NEW) == [found]
 
 
 def test_ray_searches_for_the_context_it_is_given(ledger):
@@ -182,3 +202,11 @@ def test_ray_searches_for_the_context_it_is_given(ledger):
     search.on_trial_complete("t1", {"loss": 0.5, "config/lr": config["lr"]})
     told = fresh.history[-1]
     assert (told.value, told.note["context"]) == (0.5, NEW)
+    # What waits for another task is not handed out to this one.
+    other = fresh.ask({**NEW, "kind": "a"})
+    search.suggest("t2")
+    assert [s.note["context"] for s in fresh.pending] == [other.note["context"], NEW]
+    # A trial that is not known belongs to this task.
+    search.on_trial_complete("from elsewhere", {"loss": 0.4, "config/lr": 0.01})
+    assert fresh.history[48].value == 0.4
+    assert fresh.history[48].note == {"context": NEW}

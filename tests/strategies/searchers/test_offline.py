@@ -55,6 +55,9 @@ def test_a_ledger_that_was_given_the_log_proposes_the_same(searcher, log):
 
 def test_with_too_little_it_draws_and_with_new_results_it_fits_again(searcher, log):
     assert searcher.propose(0, log[:5], []).note["origin"] == "startup"
+    failed = [Observation(item.config, None, status="failed") for item in log[9:]]
+    with pytest.raises(ValueError, match=r"'log': expected at least 10 usable .* received 9"):
+        searcher.proposals([*log[:9], *failed])
     before = searcher.propose(0, log, [])
     there = [Observation(before.config, 50.0, number=0), *log]
     assert searcher.propose(1, there, []).config != before.config

@@ -144,6 +144,27 @@ def test_a_belief_keeps_a_rest_of_doubt(every):
     assert optimum.power(40) == 0.25
 
 
+def test_what_is_inactive_costs_nothing():
+    """Also where its default is not its weightiest choice."""
+    space = SearchSpace(
+        {
+            "net": Categorical(["deep", "wide"], weights=[1, 3], default="deep"),
+            "act": Categorical(["x", "y"], weights=[1, 9], default="x", when={"net": ["wide"]}),
+            "depth": Float(0, 1, default=0.5, spread=0.1, when={"net": ["deep"]}),
+        }
+    )
+    configs = [
+        {"net": "wide", "act": "y"},
+        {"net": "wide", "act": "x"},
+        {"net": "deep", "depth": 0.5},
+        {"net": "deep", "depth": 0.6},
+    ]
+    found = space.log_prior(np.stack([space.encode(config) for config in configs]))
+    np.testing.assert_allclose(found, [0, -np.log(9), -np.log(3), -np.log(3) - 0.5], atol=1e-9)
+    assert space.decode(space.likeliest()) == configs[0]
+    np.testing.assert_array_equal(OptimumPrior(space, 1.0).likeliest[0], space.likeliest())
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -1,5 +1,7 @@
 """One program for all folds and all searches; sparse products; when a search of one number ends."""
 
+from collections import OrderedDict
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,9 +19,10 @@ from strategies.sklearn.folds import Table
 from strategies.sklearn.models.sparse_matrix import SparseMatrix
 from strategies.sklearn.objective import CrossValidation
 from strategies.sklearn.prior import RatioPrior
-from strategies.sklearn.stages import left
+from strategies.sklearn.stages import Budget, left
 from strategies.sklearn.trials import Journal, Stage, Trial
 from strategies.space import Float, SearchSpace
+from strategies.stopping import Stop
 
 X, Y = (part[:90] for part in load_diabetes(return_X_y=True))
 
@@ -59,11 +62,21 @@ def test_searches_share_a_program_and_parts_of_a_table_have_its_shape():
     assert next(iter(other._programs.values()))[1] is not program
 
 
+def test_a_searched_parameter_that_is_inactive_has_the_estimators_own_value():
+    for alpha in (1.0, 50.0):
+        function = objective(Ridge(alpha=alpha), X, Y)[1]
+        function({"alpha": 0.3})
+        own, same = function({}), function({"alpha": alpha})
+        np.testing.assert_allclose(own.folds, same.folds, rtol=1e-10)
+        assert own.gradient == {}
+
+
 def test_the_number_of_programs_is_bounded(monkeypatch):
     monkeypatch.setattr(programs, "_KEPT", 2)
+    monkeypatch.setattr(programs, "_programs", OrderedDict())
     for tol in (1e-1, 1e-2, 1e-3, 1e-5):
         objective(Ridge(tol=tol), X, Y)[1]._program({})
-    assert len(programs._programs) <= 3
+    assert len(programs._programs) == 2
 
 
 def test_sparse_products_are_those_of_scipy():
@@ -95,7 +108,9 @@ def test_a_sparse_logistic_regression_is_that_of_dense_features():
     assert found.gradient["C"] == pytest.approx((near[1] - near[0]) / 2e-3, rel=1e-3)
 
 
-@pytest.mark.parametrize(("density", "loss"), [(False, 1.3), (True, 1.3), (True, -2.0)])
+@pytest.mark.parametrize(
+    ("density", "loss"), [(False, 1.3), (False, -9.0), (True, 1.3), (True, -9.0)]
+)
 def test_the_prior_leaves_the_shared_level_alone(density, loss):
     prior = RatioPrior(0.7, 50, density)
     start, slope = np.array([0.3, 2.0, 5.0]), np.array([0.4, -0.2, 0.1])
@@ -130,6 +145,24 @@ def test_tangents_bound_what_a_convex_criterion_can_still_gain():
     assert left(stage_of((0.0, 1.0, 3.0))) == 0.0  # the best is the end of the box
     assert left(stage_of(parabola(0.5), (0.3, 0.5, -1.0))) == np.inf  # not convex
     assert left(stage_of(parabola(0.5), (0.3, 0.5, 1.0))) == np.inf
+
+
+def test_patience_counts_from_the_last_start_and_without_any_success():
+    stage = stage_of((0.5, 1.0, 1.0), (0.6, 2.0, 1.0), (0.7, 2.0, 1.0))
+    budget = Budget(30, None, None, Stop(patience=2))
+    assert budget.over(stage)
+    assert budget.stopped == "2 trials without a better one"
+    stage.start_at(Trial("shared", 0, {"alpha": 0.2}, 0.5, {"alpha": 0.1}), {"alpha": 0.2}, 3)
+    budget.begin()
+    assert not budget.over(stage)
+    assert budget.stopped is None
+    stage.finish(Trial("tuned", 3, {"alpha": 0.3}, 0.6, {"alpha": 0.1}, [0.6]))
+    assert not budget.over(stage)
+    stage.finish(Trial("tuned", 4, {"alpha": 0.1}, 0.6, {"alpha": 0.1}, [0.6]))
+    assert budget.over(stage)
+    failures = stage_of((0.5, None, 1.0), (0.6, None, 1.0))
+    assert Budget(30, 2, None).settled(failures)
+    assert not Budget(30, 3, None).settled(failures)
 
 
 def test_a_search_of_many_penalties_begins_in_the_middle_and_goes_on_from_the_shared_one():

@@ -34,6 +34,7 @@ from sklearn.utils import get_tags
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from strategies.sklearn import FeaturePenalties, HypergradSearchCV, OvertunedWarning
+from strategies.sklearn.objective import CrossValidation
 from strategies.sklearn.penalties import groups_of
 from strategies.space import Float, Ordinal, SearchSpace
 
@@ -485,3 +486,19 @@ def test_length_scales_of_a_gaussian_process():
         RBF(scales), alpha=search.best_params_["gaussianprocessregressor__alpha"], optimizer=None
     ).set_params(normalize_y=True)
     np.testing.assert_allclose(search.predict(x), expected.fit(x, Y).predict(x), rtol=1e-6)
+
+
+def test_after_ctrl_c_no_search_is_repeated_for_a_score(monkeypatch):
+    call, calls = CrossValidation.__call__, []
+
+    def interrupted(self, params):
+        calls.append(params)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return call(self, params)
+
+    monkeypatch.setattr(CrossValidation, "__call__", interrupted)
+    search = HypergradSearchCV(Ridge(), SPACE, generalization="fresh").fit(X, Y)
+    assert search.stopped_ == "it was interrupted"
+    assert search.generalization_score_ is None
+    assert len(calls) == 2
