@@ -192,7 +192,9 @@ def learned_turn(algorithm: Alternating, options: Namespace, turn: bool) -> Curv
         Claim("grid", "evidence's choice from the grid: test loss, share", at_most=1.03, quick=1.2),
         Claim("few", "the same beside a choice by 50 validation images", at_most=1.0, quick=1.1),
         Claim("raised", "tuned by arrays: negative log evidence less than on the grid", at_least=0),
-        Claim("cost", "a tenth of the data: multiply-adds of a step, share", at_most=0.15, quick=0.6),
+        Claim(
+            "cost", "a tenth of the data: multiply-adds of a step, share", at_most=0.15, quick=0.6
+        ),
         Claim(
             "reached",
             "a tenth of the data: largest distance of a log precision",
