@@ -43,7 +43,7 @@ def minimize(
     raise_errors: bool = False,
     progress: bool | None = None,
     population: int | None = None,
-    context: Mapping[str, Any] | None = None,
+    context: float | Mapping[str, Any] | None = None,
 ) -> Result:
     """Search for the configuration with the smallest objective.
 
@@ -80,9 +80,9 @@ def minimize(
       combination. `report` works there as it does elsewhere, gradients included. The searcher is
       asked for all of them before the first is told, so suggestions depend on this number and the
       seed. Default: one by one, any objective.
-    - `context`: what is known of the task, for a `BayesSearcher` with a space of contexts; hand its
-      ledger from task to task. `trials`, `stop` and the result are then of this context only, the
-      ledger's history of all.
+    - `context`: what is known of the task, for a `BayesSearcher` with a space of contexts or a
+      contextual bandit; hand its ledger from task to task. `trials`, `stop`, the progress and the
+      result are then of this context only, the ledger's history of all.
 
     Ctrl-C ends the search: what has finished is in the result, what was running is pending and is
     evaluated again by a search that resumes at `state_path` or goes on with `Result.ledger`.
@@ -147,7 +147,7 @@ class _Task:
     """What of a ledger belongs to the task at hand: all, or what has its context."""
 
     ledger: Ledger
-    context: Mapping[str, Any] | None
+    context: float | Mapping[str, Any] | None
 
     def ask(self) -> Suggestion:
         return self.ledger.ask(self.context)

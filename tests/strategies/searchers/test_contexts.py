@@ -63,6 +63,17 @@ def test_a_result_is_of_its_context_only(ledger):
     assert tuned(fresh, NEW, 2).trials == []  # they are there
 
 
+def test_progress_is_that_of_the_task(ledger, capsys):
+    fresh = Ledger(ledger.searcher)
+    fresh.warm_start(ledger.history)
+    minimize(
+        lambda c: 7.0, SPACE, searcher=fresh, trials=2, context={**NEW, "size": 999}, progress=True
+    )
+    said = capsys.readouterr().err
+    assert "trial 0/2" in said
+    assert "trial 2/2  best 7" in said
+
+
 def test_it_goes_on_from_a_file_and_not_with_other_contexts(ledger, tmp_path):
     path = tmp_path / "state.json"
     ledger.save(path)
