@@ -19,7 +19,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from experiments.data.hpo_tables import HPOBENCH, HPOLIB, HpoTable, hpo_table
-from experiments.harness import Claim, Context, Option, experiment
+from experiments.harness import Claim, Context, Curve, Option, experiment
 from strategies.observation import Observation
 from strategies.searchers.offline import OfflineSearcher
 from strategies.surrogates.gaussian_process import Rows, fit
@@ -132,6 +132,16 @@ def run(context: Context) -> None:
     ]
     rows.append({"table": "mean", **{m: float(found.mean()) for m, found in best.items()}})
     context.table("regret of the best of the log, and of the best proposal", rows)
+    context.plot(
+        "regret",
+        {
+            method: Curve(list(range(1, len(names) + 1)), found.mean(axis=1).tolist())
+            for method, found in best.items()
+        },
+        x="table",
+        y="regret of the best configuration",
+        y_scale="log",
+    )
     pairs = (best[OURS] - best[PLAIN]).ravel()
     if len(pairs) > 1:
         half = student.ppf(0.975, len(pairs) - 1) * pairs.std(ddof=1) / np.sqrt(len(pairs))

@@ -69,7 +69,7 @@ MADE = ImplicitDifferentiation()
         (lambda: Newton(linear_solver=CG), "Newton: 'linear_solver': .*the class CG"),
         (lambda: implicit_solver(RIDGE, Newton(), CG), "'linear_solver': .*the class CG"),
         (lambda: ImplicitDifferentiation(curvature=Hessian), "'curvature': .*the class Hessian"),
-        (lambda: ImplicitDifferentiation(error_estimate=None), "'error_estimate': .*None"),
+        (lambda: ImplicitDifferentiation(error_estimate=None), "error_estimate .*received None"),
         (lambda: ErrorEstimate(solver=MINRES), "'solver': .*the class MINRES"),
         (lambda: Fallback(CG), "'first': .*the class CG"),
         (lambda: PCG(Jacobi), "'preconditioner': .*the class Jacobi"),
