@@ -18,9 +18,6 @@ jax.config.update("jax_enable_x64", True)
 quick_to_trace()
 os.environ["XLA_FLAGS"] = quick_to_compile(os.environ.get("XLA_FLAGS", ""))
 
-# What a shell starts in the background ignores Ctrl-C, which some tests send to themselves.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 
 def _has_shape(hint: Any) -> bool:
     if isinstance(hint, type) and issubclass(hint, AbstractArray):
@@ -81,3 +78,9 @@ def _release_compiled_programs() -> Iterator[None]:
     """Every compiled program holds memory maps, of which a process may have only so many."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _ctrl_c_interrupts() -> None:
+    """Tests send it to themselves; background jobs ignore it, and Ray Tune leaves a handler."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)

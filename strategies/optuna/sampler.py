@@ -202,9 +202,13 @@ class HypergradSampler(BaseSampler):
         propose = self._proposer(searcher, trial)
         suggestion = propose(trial.number, *view.look(study, trials, trial))
         view.keep(study, trial, suggestion)
+        # A trial that was heard before this one may have changed its mind since.
+        company = any(
+            one.state == TrialState.RUNNING and one.number != trial.number for one in trials
+        )
         for _ in range(_SECOND_LOOKS):
             # Both store before they look again, so that one of them sees the other.
-            late = not alone or _is_late(trial)
+            late = company or not alone or _is_late(trial)
             known = self._look_again(study, trial, names, view, suggestion) if late else None
             if known is None:
                 break
