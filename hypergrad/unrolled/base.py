@@ -183,6 +183,11 @@ class UnrolledEstimator(Estimator):
                     f"{self.steps} (steps), received shape {leaf.shape}."
                 )
 
+    def _start(self, params: PyTree, hparams: PyTree) -> tuple[PyTree, PyTree]:
+        """Params and step state at the start of a run with these hyperparameters."""
+        at = self._initial(params, hparams)
+        return at, self.update.init(at, hparams)
+
     def _initial(self, params: PyTree, hparams: PyTree) -> PyTree:
         if self.initial is None:
             return params
@@ -212,8 +217,7 @@ class UnrolledEstimator(Estimator):
         def start(hparams: PyTree) -> tuple[PyTree, PyTree]:
             if self.warm_start:
                 return state.start, state.start_step_state
-            params = self._initial(state.start, hparams)
-            return params, self.update.init(params, hparams)
+            return self._start(state.start, hparams)
 
         return Dynamics(self.update, problem, start, hparams, inner_batch, key, self.stacked)
 

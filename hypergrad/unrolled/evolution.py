@@ -254,11 +254,6 @@ class PersistentEvolution(UnrolledEstimator):
             error=jnp.asarray(error / vector.norm(grad), value.dtype),
         )
 
-    def _start(self, params: PyTree, hparams: PyTree) -> tuple[PyTree, PyTree]:
-        """Params and step state at the start of a run with these hyperparameters."""
-        at = self._initial(params, hparams)
-        return at, self.update.init(at, hparams)
-
     def _continued(
         self,
         problem: BilevelProblem,

@@ -80,8 +80,7 @@ class OnlineUnrolled(UnrolledEstimator):
         self._check(params, hparams, inner_batch)
 
         def start(hparams: PyTree) -> tuple[PyTree, PyTree]:
-            at = self._initial(params, hparams)
-            return at, self.update.init(at, hparams)
+            return self._start(params, hparams)
 
         run = Dynamics(self.update, problem, start, hparams, inner_batch, key, self.stacked)
         at, step_state = run.unpack(run.x, run.rest)
