@@ -230,7 +230,7 @@ METHODS = "SOBA,SOBA constant,SABA,SRBA,MRBO,SUSTAIN,stocBiO,VRBO,F2SA,PBGD,BOME
 @experiment(
     paper="Dagréou, Moreau, Vaiter and Ablin 2023, arXiv:2302.08766",
     options=[
-        Option("calls", 30_000, quick=12_000, help="mini-batch derivatives of a run"),
+        Option("calls", 30_000, quick=20_000, help="mini-batch derivatives of a run"),
         Option("trials", len(TRIALS), quick=4, help="pairs of step sizes that each method tries"),
         Option("repeats", 5, quick=1, help="seeds"),
         Option("tasks", ",".join(TASKS), quick="quadratics", help="comma-separated"),
