@@ -3,6 +3,7 @@
 from hypergrad.outer.alternating import Alternating
 from hypergrad.outer.base import Batches, OuterAlgorithm, OuterInfo, OuterState
 from hypergrad.outer.batches import FullBatch, Minibatches, Sampler
+from hypergrad.outer.bome import BOME
 from hypergrad.outer.checkpoint import CheckpointError
 from hypergrad.outer.constrained import ConstrainedProblem
 from hypergrad.outer.constraints import Box, Budget, Constraint, L1Ball, ScaledSimplex, project
@@ -14,8 +15,10 @@ from hypergrad.outer.guards import OverTuningWarning
 from hypergrad.outer.hoag import HOAG
 from hypergrad.outer.maid import MAID, Smoothness
 from hypergrad.outer.minimax import MinimaxProblem
+from hypergrad.outer.mrbo import MRBO
 from hypergrad.outer.optimality_report import OptimalityReport, optimality_report
 from hypergrad.outer.paired import PairedBatches
+from hypergrad.outer.pbgd import PBGD
 from hypergrad.outer.quasi_newton import QuasiNewton
 from hypergrad.outer.report import Progress, StepReport
 from hypergrad.outer.result import Point, Result
@@ -23,16 +26,26 @@ from hypergrad.outer.retrain import RetrainGap, retrain_gap
 from hypergrad.outer.saba import SABA
 from hypergrad.outer.second_order import SecondOrderReport, second_order_report
 from hypergrad.outer.soba import SOBA
+from hypergrad.outer.srba import SRBA
+from hypergrad.outer.stocbio import StocBiO
+from hypergrad.outer.sustain import SUSTAIN
+from hypergrad.outer.vrbo import VRBO
 
 # Names of version 0.1.0, which `strategies` has as well.
 Report, Simplex = StepReport, ScaledSimplex
 
 __all__ = [
+    "BOME",
     "F2SA",
     "HOAG",
     "MAID",
+    "MRBO",
+    "PBGD",
     "SABA",
     "SOBA",
+    "SRBA",
+    "SUSTAIN",
+    "VRBO",
     "Alternating",
     "Batches",
     "Box",
@@ -63,6 +76,7 @@ __all__ = [
     "SecondOrderReport",
     "Smoothness",
     "StepReport",
+    "StocBiO",
     "optimality_report",
     "project",
     "retrain_gap",

@@ -82,11 +82,31 @@ class Batches(eqx.Module):
         """The batch of the outer loss."""
         return _rows(self.outer_data, self.outer_rows)
 
+    @property
+    def everything(self) -> "Batches":
+        """All of both data in every part of the step."""
+        return Batches(self.inner_data, self.outer_data)
+
+    @property
+    def passes(self) -> tuple[int, int]:
+        """How many inner and outer mini-batches all of the data make, rounded up."""
+        return (
+            _batches(self.inner_data, self.linear_rows),
+            _batches(self.outer_data, self.outer_rows),
+        )
+
     def restrict(
         self, problem: BilevelProblem, params: PyTree, hparams: PyTree, key: Array | None
     ) -> RestrictedProblem:
         """The problem at a point, on the batches of the linear system and of the outer loss."""
         return RestrictedProblem(problem, params, hparams, self.linear, self.outer, key)
+
+
+def _batches(data: PyTree, rows: Array | None) -> int:
+    if rows is None:
+        return 1
+    total = next(x.shape[0] for x in jax.tree.leaves(data) if hasattr(x, "shape"))
+    return math.ceil(total / rows.size)
 
 
 def _rows(data: PyTree, rows: Array | None) -> PyTree:

@@ -73,7 +73,8 @@ class Minibatches(Sampler):
     - `size`: training examples per batch.
     - `outer_size`: validation examples per batch. Default: as `size`.
     - `policy`: see the table. Default "same".
-    - `fits`: inner batches per outer step: `Alternating.fits`, `F2SA.inner_steps`. Default 1.
+    - `fits`: inner batches per outer step: `Alternating.fits`, `F2SA.inner_steps`, what the page of
+      a stochastic method says. Default 1.
     - `blocks`: `False` draws examples independently with replacement. `True` draws whole blocks of
       a fixed partition, block `i` being examples `i, i + n/size, i + 2n/size, …`, so that methods
       with a memory know which one they have seen. Default `False`.

@@ -74,8 +74,8 @@ def run(
     **Arguments:**
 
     - `problem`: the two losses.
-    - `algorithm`: `Alternating`, `HOAG`, `MAID`, `SOBA`, `SABA` or `F2SA`; `Extragradient` or
-      `DualAscent` for problems of two players or with constraints.
+    - `algorithm`: `Alternating`, `HOAG`, `MAID` or one of the stochastic methods, such as `SABA`;
+      `Extragradient` or `DualAscent` for problems of two players or with constraints.
     - `params`: where the inner problem starts, any pytree.
     - `hparams`: where the outer problem starts, any pytree. Python floats are taken as arrays.
     - `inner_data`, `outer_data`: training and validation data, any pytrees.

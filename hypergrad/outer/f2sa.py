@@ -15,8 +15,6 @@ mixed product is ever formed, at the price of a second copy of the parameters, a
 about 1e3.
 """
 
-from dataclasses import replace
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -25,37 +23,27 @@ from jaxtyping import Array, PyTree, Scalar
 
 from hypergrad.expected import require_count, require_optimizer
 from hypergrad.linear import vector
-from hypergrad.outer.base import (
-    BREAKDOWN,
-    RUNNING,
-    Batches,
-    OuterAlgorithm,
-    OuterInfo,
-    OuterState,
-    check_reach,
-    differentiable,
-    optimizer_step,
-    outer_info,
-    select,
-)
+from hypergrad.outer.base import Batches, OuterInfo, check_reach
+from hypergrad.outer.inner_descent import on_fit
+from hypergrad.outer.moving import MovingAlgorithm, MovingState, move_along, start_moving
+from hypergrad.outer.value_gap import require_inner_loss
 from hypergrad.problem import BilevelProblem
 
 
-class F2SAState(OuterState):
-    """The common state (its `params` minimise the inner loss), and the optimizer's.
+class F2SAState(MovingState):
+    """The common state, whose `params` minimise the inner loss, and more.
 
     - `penalised`: the minimiser of `F + s f`.
     """
 
     penalised: PyTree
-    optimizer_state: PyTree
 
 
 # One object for all: an optimizer made anew is another program to `jit`.
 _DESCENT = optax.sgd(0.1)
 
 
-class F2SA(OuterAlgorithm):
+class F2SA(MovingAlgorithm):
     """Fully first-order stochastic approximation.
 
     **Arguments:**
@@ -97,21 +85,9 @@ class F2SA(OuterAlgorithm):
 
         **Raises:** `ValueError` if the problem has no inner loss, only an optimality map.
         """
-        if problem.inner is None:
-            raise ValueError(
-                "F2SA differentiates the inner loss with respect to the hyperparameters; this "
-                "problem has only an optimality map. Give `inner`, or use SOBA."
-            )
+        require_inner_loss(self, problem)
         check_reach(self, problem, params, hparams, batches, key)
-        return F2SAState(
-            step=jnp.zeros((), jnp.int32),
-            hparams=hparams,
-            visited=hparams,
-            params=params,
-            hypergradient=jax.tree.map(jnp.zeros_like, differentiable(hparams)),
-            penalised=params,
-            optimizer_state=self.optimizer.init(differentiable(hparams)),
-        )
+        return start_moving(F2SAState, self, params, hparams, penalised=params)
 
     def step(
         self,
@@ -126,13 +102,12 @@ class F2SA(OuterAlgorithm):
 
         def descend(carry: tuple, fit: Array) -> tuple[tuple, Scalar]:
             y, z = carry
-            noise = None if key is None else jax.random.fold_in(key, fit)
-            by_w = jax.grad(replace(here, inner_batch=batches.inner(fit), key=noise).inner_loss)
+            by_w = jax.grad(on_fit(here, batches, fit).inner_loss)
             by_y, by_z, pull = by_w(y), by_w(z), jax.grad(here.outer_loss)(y)
             y = vector.axpy(-self.step_size, vector.axpy(1 / s, pull, by_y), y)
             return (y, vector.axpy(-self.step_size, by_z, z)), vector.norm(by_z)
 
-        start = (differentiable(state.penalised), here.w)
+        start = (eqx.filter(state.penalised, eqx.is_inexact_array), here.w)
         (y, z), residuals = jax.lax.scan(descend, start, jnp.arange(self.inner_steps))
 
         direct = jax.grad(here.outer_loss, argnums=1)(y, here.h)
@@ -140,29 +115,14 @@ class F2SA(OuterAlgorithm):
         hypergradient = vector.axpy(s, vector.sub(by_h(y, here.h), by_h(z, here.h)), direct)
         value = here.outer_loss(z)
 
-        hparams, optimizer_state, good = optimizer_step(
-            self.optimizer, state.optimizer_state, state.hparams, hypergradient, self.constraint
-        )
-        good = good & jnp.isfinite(value) & vector.all_finite((y, z))
-        new = F2SAState(
-            step=state.step,
-            hparams=hparams,
-            visited=state.hparams,
-            params=here.params_at(z),
-            hypergradient=hypergradient,
-            penalised=here.params_at(y),
-            optimizer_state=optimizer_state,
-        )
-        new = eqx.tree_at(lambda x: x.step, select(good, new, state), state.step + 1)
-        info = outer_info(
-            value,
+        return move_along(
+            self,
+            state,
             hypergradient,
-            state.hparams,
-            self.constraint,
+            value,
+            fitted=True,
+            changes={"params": here.params_at(z), "penalised": here.params_at(y)},
             calls=3 * self.inner_steps + 3,
             inner_residual=residuals[-1],
             inner_iterations=2 * self.inner_steps,
-            accepted=good,
-            stop=jnp.where(good, RUNNING, BREAKDOWN),
         )
-        return new, info

@@ -58,7 +58,7 @@ def require_fixed_data(algorithm: OuterAlgorithm, batches: Batches) -> None:
         raise ValueError(
             f"{type(algorithm).__name__} compares outer losses from step to step: expected all of "
             "the data in every step (`FullBatch()`, the default), received mini-batches. Use "
-            "Alternating, SOBA, SABA or F2SA with them."
+            "Alternating or a stochastic method, such as SOBA, SABA or F2SA, with them."
         )
 
 

@@ -17,10 +17,12 @@ import optax
 from jaxtyping import Array, Bool, Int, PyTree, Scalar
 
 from hypergrad.expected import require_optimizer
-from hypergrad.outer.base import Batches, OuterAlgorithm, OuterInfo, check_reach
+from hypergrad.linear import vector
+from hypergrad.outer.base import Batches, OuterInfo, check_reach
 from hypergrad.outer.soba import (
     InnerTerms,
     OuterTerms,
+    SingleLoopAlgorithm,
     SingleLoopState,
     inner_terms,
     outer_terms,
@@ -82,7 +84,7 @@ class SABAState(SingleLoopState):
 _DESCENT = optax.sgd(0.1)
 
 
-class SABA(OuterAlgorithm):
+class SABA(SingleLoopAlgorithm):
     """Single-loop stochastic bilevel optimization with variance reduction.
 
     The mini-batches must be the blocks of a fixed partition of the data
@@ -123,14 +125,17 @@ class SABA(OuterAlgorithm):
                 "fixed partition (`Minibatches(size, blocks=True)`), received independent draws."
             )
         check_reach(self, problem, params, hparams, batches, key)
-        _, outer = outer_terms(batches.restrict(problem, params, hparams, key))
-        start = start_single_loop(self.optimizer, self.step_size, params, hparams, outer)
-        h = start.hypergradient
-        p = start.adjoint
-        return SABAState(
-            **{name: getattr(start, name) for name in SingleLoopState.__dataclass_fields__},
-            inner_memory=empty_memory(InnerTerms(p, p, h), batches.inner_count),
-            outer_memory=empty_memory(OuterTerms(p, h), batches.outer_count),
+        here = batches.restrict(problem, params, hparams, key)
+        _, outer = outer_terms(here)
+        w, h = vector.zeros_like((here.w, here.h))
+        return start_single_loop(
+            SABAState,
+            self,
+            params,
+            hparams,
+            outer,
+            inner_memory=empty_memory(InnerTerms(w, w, h), batches.inner_count),
+            outer_memory=empty_memory(OuterTerms(w, h), batches.outer_count),
         )
 
     def step(
@@ -147,8 +152,5 @@ class SABA(OuterAlgorithm):
         inner, inner_memory = refresh(state.inner_memory, batches.inner_number, inner)
         outer, outer_memory = refresh(state.outer_memory, batches.outer_number, outer)
         rate = jnp.asarray(self.step_size, value.dtype)
-        new, info = single_loop_step(
-            state, value, inner, outer, rate, self.radius, self.optimizer, self.constraint
-        )
-        memories = lambda s: (s.inner_memory, s.outer_memory)  # noqa: E731
-        return eqx.tree_at(memories, new, (inner_memory, outer_memory)), info
+        memories = {"inner_memory": inner_memory, "outer_memory": outer_memory}
+        return single_loop_step(self, state, value, inner, outer, rate, changes=memories)

@@ -10,7 +10,7 @@ are sums over examples, so that their mini-batch estimates are unbiased and all 
 move at once. No inner loop, no linear solve: a step costs four gradient-like calls.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -20,19 +20,8 @@ from jaxtyping import Array, PyTree, Scalar
 
 from hypergrad.expected import require_optimizer
 from hypergrad.linear import vector
-from hypergrad.outer.base import (
-    BREAKDOWN,
-    RUNNING,
-    Batches,
-    OuterAlgorithm,
-    OuterInfo,
-    OuterState,
-    check_reach,
-    differentiable,
-    optimizer_step,
-    outer_info,
-    select,
-)
+from hypergrad.outer.base import Batches, OuterInfo, check_reach
+from hypergrad.outer.moving import MovingAlgorithm, MovingState, move_along, start_moving
 from hypergrad.problem import BilevelProblem
 from hypergrad.restricted import RestrictedProblem
 
@@ -80,18 +69,27 @@ def into_ball(adjoint: PyTree, gradient: PyTree, radius: Array | float) -> PyTre
     return vector.scale(jnp.where(size > limit, limit / size, 1), adjoint)
 
 
-class SingleLoopState(OuterState):
-    """The common state, the adjoint `v` and the state of the outer optimizer."""
+class SingleLoopState(MovingState):
+    """The common state and the adjoint `v`."""
 
     adjoint: PyTree
-    optimizer_state: PyTree
+
+
+class SingleLoopAlgorithm(MovingAlgorithm):
+    """A method that moves all three at once: its step size, and the ball of the adjoint."""
+
+    step_size: eqx.AbstractVar[float | Scalar]
+    radius: eqx.AbstractVar[float | Scalar]
+
+
+SingleLoop = TypeVar("SingleLoop", bound=SingleLoopState)
 
 
 # One object for all: an optimizer made anew is another program to `jit`.
 _DESCENT = optax.sgd(lambda step: 0.1 / jnp.sqrt(step + 1.0))
 
 
-class SOBA(OuterAlgorithm):
+class SOBA(SingleLoopAlgorithm):
     """Single-loop stochastic bilevel optimization by plain mini-batch estimates.
 
     Converges at the rate of stochastic gradient descent with step sizes that decay like `k^-1/2`.
@@ -132,7 +130,7 @@ class SOBA(OuterAlgorithm):
         """See `OuterAlgorithm.init`."""
         check_reach(self, problem, params, hparams, batches, key)
         _, outer = outer_terms(batches.restrict(problem, params, hparams, key))
-        return start_single_loop(self.optimizer, self.step_size, params, hparams, outer)
+        return start_single_loop(SingleLoopState, self, params, hparams, outer)
 
     def step(
         self,
@@ -146,77 +144,55 @@ class SOBA(OuterAlgorithm):
         inner = inner_terms(here, state.adjoint)
         value, outer = outer_terms(here)
         rate = polynomial_decay(self.step_size, self.exponent, state.step)
-        return single_loop_step(
-            state, value, inner, outer, rate, self.radius, self.optimizer, self.constraint
-        )
+        return single_loop_step(self, state, value, inner, outer, rate)
 
 
 def start_single_loop(
-    optimizer: optax.GradientTransformation,
-    rate: Array | float,
+    kind: type[SingleLoop],
+    algorithm: SingleLoopAlgorithm,
     params: PyTree,
     hparams: PyTree,
     outer: OuterTerms,
-) -> SingleLoopState:
+    **own: Any,
+) -> SingleLoop:
     """The state whose adjoint has taken its first step, from zero, already.
 
     At `v = 0` that step needs no curvature product, and the operator is never applied to zeros.
     """
-    return SingleLoopState(
-        step=jnp.zeros((), jnp.int32),
-        hparams=hparams,
-        visited=hparams,
-        params=params,
-        hypergradient=jax.tree.map(jnp.zeros_like, differentiable(hparams)),
-        adjoint=vector.scale(-jnp.asarray(rate), outer.params),
-        optimizer_state=optimizer.init(differentiable(hparams)),
-    )
+    adjoint = vector.scale(-jnp.asarray(algorithm.step_size), outer.params)
+    return start_moving(kind, algorithm, params, hparams, adjoint=adjoint, **own)
 
 
 def single_loop_step(
-    state: Any,
+    algorithm: SingleLoopAlgorithm,
+    state: SingleLoop,
     value: Scalar,
     inner: InnerTerms,
     outer: OuterTerms,
     rate: Array,
-    radius: Array | float,
-    optimizer: optax.GradientTransformation,
-    constraint: PyTree,
-    calls: int = 4,
-) -> tuple[Any, OuterInfo]:
-    """Move `w`, `v` and `λ` along the given directions, all from the same point.
-
-    If any of the new values is not finite nothing moves and the info says breakdown.
-    """
+    *,
+    calls: Array | int = 4,
+    changes: dict[str, Any] | None = None,
+) -> tuple[SingleLoop, OuterInfo]:
+    """Move `w`, `v` and `λ` along the given directions, all from the same point."""
     direction = jax.tree.map(jnp.add, inner.curvature, outer.params)
     hypergradient = jax.tree.map(jnp.add, inner.mixed, outer.hparams)
     update = vector.scale(-rate, inner.gradient)
-    params = eqx.apply_updates(state.params, update)
-    adjoint = into_ball(vector.axpy(-rate, direction, state.adjoint), outer.params, radius)
-    hparams, optimizer_state, good = optimizer_step(
-        optimizer, state.optimizer_state, state.hparams, hypergradient, constraint
-    )
-    moved = (differentiable(params), adjoint, differentiable(hparams))
-    good = good & jnp.isfinite(value) & vector.all_finite(moved)
+    adjoint = vector.axpy(-rate, direction, state.adjoint)
     scale = vector.norm(outer.params)
-    new = eqx.tree_at(
-        lambda s: (
-            s.hparams, s.visited, s.params, s.hypergradient, s.adjoint, s.optimizer_state
-        ),
+    return move_along(
+        algorithm,
         state,
-        (hparams, hparams, params, hypergradient, adjoint, optimizer_state),
-    )  # fmt: skip
-    new = eqx.tree_at(lambda s: s.step, select(good, new, state), state.step + 1)
-    info = outer_info(
-        value,
         hypergradient,
-        state.hparams,
-        constraint,
+        value,
+        fitted=False,
+        changes={
+            "params": eqx.apply_updates(state.params, update),
+            "adjoint": into_ball(adjoint, outer.params, algorithm.radius),
+            **(changes or {}),
+        },
         calls=calls,
         inner_residual=vector.norm(inner.gradient),
         linear_residual=vector.norm(direction) / jnp.where(scale > 0, scale, 1),
         step_size=rate,
-        accepted=good,
-        stop=jnp.where(good, RUNNING, BREAKDOWN),
     )
-    return new, info

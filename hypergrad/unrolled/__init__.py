@@ -1,10 +1,11 @@
-"""Differentiating the inner steps that were run: reverse, truncated, forward, online."""
+"""Differentiating the inner steps that were run: reverse, truncated, forward, online, distilled."""
 
 from hypergrad.unrolled.base import UnrolledEstimator, UnrolledState
 from hypergrad.unrolled.checkpointing import CheckpointSchedule
 from hypergrad.unrolled.evolution import EvolutionState, PersistentEvolution
 from hypergrad.unrolled.forward import ForwardUnrolled
 from hypergrad.unrolled.gradient import ReverseOnlyLossWarning, grad
+from hypergrad.unrolled.hyperdistill import HyperDistill, HyperDistillState
 from hypergrad.unrolled.online import OnlineState, OnlineUnrolled
 from hypergrad.unrolled.steps import InnerStep, OptaxStep, StepFunction, as_inner_step
 from hypergrad.unrolled.truncated import TruncatedUnrolled
@@ -14,6 +15,8 @@ __all__ = [
     "CheckpointSchedule",
     "EvolutionState",
     "ForwardUnrolled",
+    "HyperDistill",
+    "HyperDistillState",
     "InnerStep",
     "OnlineState",
     "OnlineUnrolled",

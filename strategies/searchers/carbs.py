@@ -12,7 +12,7 @@ from scipy.special import log_ndtr
 from strategies.arguments import integer, positive
 from strategies.observation import Observation, Suggestion
 from strategies.searchers.pareto import ParetoSearcher
-from strategies.space import Categorical, Float, Int, Ordinal, SearchSpace
+from strategies.space import Categorical, Float, Int, Logit, Ordinal, SearchSpace
 from strategies.surrogates.acquisition import log_expected_improvement
 from strategies.surrogates.gaussian_process import GaussianProcess, Prior, Rows, fit
 from strategies.surrogates.outputs import logarithmic
@@ -220,12 +220,9 @@ class CARBSSearcher(ParetoSearcher):
         expected = cost.predict(self._seen(candidates))[0]
         ceiling = math.inf if self.max_cost is None else math.log(self.max_cost)
         drawn = rng.uniform(steps[0], min(steps[-1], max(ceiling, steps[0])))
-
-        def at(log_cost: Any) -> Any:
-            place = np.searchsorted(steps, log_cost, side="right") - 1
-            return levels[np.clip(place, 0, None)]
-
-        best = np.minimum(at(expected), at(drawn))
+        # Between its members the front is a line. As stairs it would promise a whole step to what
+        # is just cheaper than a member, and the search would stay there.
+        best = np.minimum(np.interp(expected, steps, levels), np.interp(drawn, steps, levels))
         gain = log_expected_improvement(mean - best, deviation, 0.0)
         away = (candidates[:, None] - x[members][None]) / self._steps / self.radius
         distance = np.min(np.sum(away[..., self._normal] ** 2, axis=-1), axis=1)
@@ -249,7 +246,7 @@ class CARBSSearcher(ParetoSearcher):
 def _step(domain: Any) -> float:
     if isinstance(domain, Categorical):
         return 1.0
-    if isinstance(domain, Float | Int | Ordinal) and domain.spread is not None:
+    if isinstance(domain, Float | Int | Logit | Ordinal) and domain.spread is not None:
         return float(domain.spread)
     if isinstance(domain, Float | Int) and domain.log:
         return min(1.0 / math.log10(domain.high / domain.low), 1.0)

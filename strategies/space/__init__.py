@@ -3,6 +3,7 @@
 from strategies.space.around import around
 from strategies.space.choices import Categorical, Constant, Ordinal
 from strategies.space.domains import Domain
+from strategies.space.logit import Logit
 from strategies.space.numeric import Float, Int
 from strategies.space.point import Point
 from strategies.space.search_space import Choice, Config, SearchSpace
@@ -16,6 +17,7 @@ __all__ = [
     "Domain",
     "Float",
     "Int",
+    "Logit",
     "Ordered",
     "Ordinal",
     "Point",

@@ -1,13 +1,20 @@
 """Hyperparameters without bounds: a centre and a scale."""
 
+import math
+from dataclasses import replace
 from typing import Literal
+
+from scipy.special import expit, logit
 
 from strategies.arguments import finite, positive
 from strategies.space.domains import Domain
+from strategies.space.logit import Logit
 from strategies.space.numeric import Float, Int
 
 #: Scales on each side of the centre. Nobody walks so far, and all numbers on the way are finite.
 REACH = 12
+# As far as odds go, in decades: 1 minus less than this is 1 in floating point.
+_ODDS = 14.0
 # The largest integer of a domain.
 _LARGEST = 10**9 - 1
 
@@ -16,7 +23,7 @@ def around(
     centre: float,
     scale: float = 1.0,
     *,
-    kind: Literal["log", "linear"] = "log",
+    kind: Literal["log", "linear", "logit"] = "log",
     integer: bool = False,
 ) -> Domain:
     """A number that may become anything: known are a centre and how far a step goes.
@@ -26,16 +33,19 @@ def around(
 
     **Arguments:**
 
-    - `centre`: where to start; positive if `kind` is `"log"`.
-    - `scale`: one step: in decades, or for `"linear"` in the unit of the number.
-    - `kind`: whether the number or its logarithm is searched.
-    - `integer`: whether it is a whole number, 1 at least.
+    - `centre`: where to start; positive if `kind` is `"log"`, between 0 and 1 for `"logit"`.
+    - `scale`: one step: in decades (for `"logit"` of the odds `x / (1 − x)`), or for `"linear"` in
+      the unit of the number.
+    - `kind`: whether the number, its logarithm or its logit is searched.
+    - `integer`: whether it is a whole number, 1 at least; no logit is.
 
     **Raises:** `ValueError` naming the argument that is out of range.
     """
     scale = positive("scale", scale)
-    if kind not in ("log", "linear"):
-        raise ValueError(f"'kind': expected 'log' or 'linear', received {kind!r}")
+    if kind not in ("log", "linear", "logit"):
+        raise ValueError(f"'kind': expected 'log', 'linear' or 'logit', received {kind!r}")
+    if kind == "logit":
+        return _odds(centre, scale, integer)
     if kind == "log":
         centre = positive("centre", centre)
         # As far as floats go with room for products.
@@ -53,3 +63,17 @@ def around(
     further = round(centre * 10.0**scale) if kind == "log" else round(centre + scale)
     spread = abs(float(domain.encode(min(max(further, first), last))[0]) - unit)
     return Int(first, last, log=kind == "log", default=round(centre), spread=spread or 1.0 / REACH)
+
+
+def _odds(centre: float, scale: float, integer: bool) -> Logit:
+    centre = positive("centre", centre)
+    if not centre < 1.0:
+        raise ValueError(f"'centre': expected a number between 0 and 1, received {centre!r}")
+    if integer:
+        raise ValueError("'integer': expected False with kind='logit', received True")
+    middle, step = float(logit(centre)), scale * math.log(10.0)
+    most = _ODDS * math.log(10.0)
+    low, high = max(middle - REACH * step, -most), min(middle + REACH * step, most)
+    domain = Logit(float(expit(low)), float(expit(high)), default=centre)
+    low, high = domain._ends
+    return replace(domain, spread=step / (high - low))

@@ -9,6 +9,7 @@ import numpy as np
 from strategies.space.choices import Categorical, Constant, Ordinal
 from strategies.space.domains import Domain, _fail, numbers, same
 from strategies.space.identity import content
+from strategies.space.logit import Logit
 from strategies.space.numeric import Float, Int
 from strategies.space.point import Point
 from strategies.space.structured import Ordered, Simplex
@@ -730,6 +731,7 @@ class SearchSpace:
 _KINDS: tuple[type[Domain], ...] = (
     Float,
     Int,
+    Logit,
     Categorical,
     Ordinal,
     Constant,

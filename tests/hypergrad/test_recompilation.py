@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from hypergrad import CG, BilevelProblem, ImplicitDifferentiation, Newton, hypergradient
-from hypergrad.outer import F2SA, SABA, SOBA, run
+from hypergrad.outer import BOME, F2SA, MRBO, PBGD, SABA, SOBA, SRBA, SUSTAIN, VRBO, StocBiO, run
 from hypergrad.recompilation import RecompilationWarning
 from tests.hypergrad.problems import RIDGE, XV, YV, X, Y, half_mse
 
@@ -19,6 +19,7 @@ def _count(event, duration, **_):
 
 
 jax.monitoring.register_event_duration_secs_listener(_count)
+ALGORITHMS = [SOBA, SABA, F2SA, StocBiO, MRBO, VRBO, SUSTAIN, SRBA, BOME, PBGD]
 W, TRAIN, VALID = jnp.zeros(2), (X, Y), (XV, YV)
 
 
@@ -48,7 +49,9 @@ def test_a_new_number_of_an_outer_algorithm_is_no_new_program():
     assert compilations(lambda: call(0.5)) == 0
 
 
-@pytest.mark.parametrize("algorithm", [SOBA, SABA, F2SA])
+@pytest.mark.parametrize(
+    "algorithm", [SOBA, SABA, F2SA, StocBiO, MRBO, VRBO, SUSTAIN, SRBA, BOME, PBGD]
+)
 def test_a_default_optimizer_is_one_object(algorithm):
     def call(start):
         run(RIDGE, algorithm(), W, start, TRAIN, VALID, steps=1)

@@ -253,7 +253,24 @@ def test_no_steps_are_refused(ridge):
         drive(ridge, steps=0)
 
 
-@pytest.mark.parametrize("name", ["Alternating", "HOAG", "MAID", "SOBA", "SABA", "F2SA"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Alternating",
+        "HOAG",
+        "MAID",
+        "SOBA",
+        "SABA",
+        "F2SA",
+        "StocBiO",
+        "MRBO",
+        "VRBO",
+        "SUSTAIN",
+        "SRBA",
+        "BOME",
+        "PBGD",
+    ],
+)
 def test_the_second_step_does_not_compile_anew(ridge, name):
     """Traced abstractly: the state that a step returns has the types of the one it was given."""
     estimator = ImplicitDifferentiation(

@@ -7,7 +7,7 @@ import pytest
 
 from strategies import CARBSSearcher, Categorical, Int, Ledger, Observation, SearchSpace
 from strategies.searchers.carbs import _Trend
-from strategies.space import Ordinal, around
+from strategies.space import Logit, Ordinal, around
 from strategies.surrogates.gaussian_process import Prior
 
 SPACE = SearchSpace({"size": around(10.0), "rate": around(10.0), "kind": Categorical(["a", "b"])})
@@ -136,6 +136,44 @@ def test_domains_around_a_centre(scale):
     assert np.std(np.log10(drawn)) == pytest.approx(scale, rel=0.15)
 
 
+def test_probabilities_are_searched_by_their_odds():
+    """From a momentum of 0.5 to 0.9995: three decades of odds, a hair of the number itself."""
+    space = SearchSpace({"momentum": around(0.5, kind="logit"), "size": around(10.0)})
+    assert SearchSpace.from_dict(space.to_dict()) == space
+    momentum = space.domains["momentum"]
+    further = momentum.decode(momentum.encode(0.5) + momentum.spread)
+    assert further / (1 - further) == pytest.approx(10.0, rel=1e-9)
+    for value in (1e-9, 0.3, 0.9995, 1 - 1e-9):
+        assert momentum.decode(momentum.encode(value)) == pytest.approx(value, rel=1e-12)
+        again = momentum.decode(momentum.encode(momentum.decode(momentum.encode(value))))
+        assert again == momentum.decode(momentum.encode(value))
+    slope = momentum.pull_back(0.3, np.ones(1))
+    up, down = (momentum.decode(momentum.encode(0.3) + s * 1e-6) for s in (1.0, -1.0))
+    assert (up - down) / 2e-6 == pytest.approx(slope[0], rel=1e-4)
+
+    def task(config):
+        odds = config["momentum"] / (1 - config["momentum"])
+        return 0.1 + 0.1 * math.log10(odds / 2000) ** 2, config["size"]
+
+    ledger = searched(CARBSSearcher(space, seed=0, max_cost=LARGEST), 40, task)
+    best = min(ledger.history, key=lambda item: item.value).config["momentum"]
+    assert abs(math.log10(best / (1 - best) / 2000)) < 0.5
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_ceiling_on_the_cost_holds(seed):
+    """Larger is better without end: costs go up to it, and beyond by a wrong prediction only."""
+    space, ceiling = SearchSpace({"size": around(10.0)}), 30.0
+    task = lambda config: (config["size"] ** -0.3, config["size"])  # noqa: E731
+
+    def dearest(searcher):
+        history = searched(searcher, 40, task).history
+        return max(item.cost for item in history if item.note.get("origin") == "model")
+
+    assert 0.9 < dearest(CARBSSearcher(space, seed=seed, max_cost=ceiling)) / ceiling < 1.2
+    assert dearest(CARBSSearcher(space, seed=seed)) > 100 * ceiling
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -144,7 +182,10 @@ def test_domains_around_a_centre(scale):
         (lambda: CARBSSearcher(SPACE, max_cost=0), "'max_cost': expected a positive"),
         (lambda: around(0.0), "'centre': expected a positive"),
         (lambda: around(1.0, -1), "'scale': expected a positive"),
-        (lambda: around(1.0, kind="cubic"), "'kind': expected 'log' or 'linear'"),
+        (lambda: around(1.0, kind="cubic"), "'kind': expected 'log', 'linear' or 'logit'"),
+        (lambda: around(1.0, kind="logit"), "'centre': expected a number between 0 and 1"),
+        (lambda: around(0.9, kind="logit", integer=True), "'integer': expected False"),
+        (lambda: Logit(0.1, 1.0), "'high': expected a number strictly between 0 and 1"),
     ],
 )
 def test_bad_input(make, message):

@@ -1,0 +1,130 @@
+"""Estimates that remember: what MRBO and SUSTAIN share.
+
+The recursive momentum of Cutkosky & Orabona, "Momentum-based variance reduction in non-convex SGD"
+(2019). An estimate `d` of a direction `D` follows, with one mini-batch `ξ` at two points,
+
+    d_k = D(z_k; ξ_k) + (1 − a_k) ( d_{k−1} − D(z_{k−1}; ξ_k) )
+
+With `a = 1` it is the mini-batch estimate, with `a = 0` the recursion of SARAH and SPIDER. In
+between its variance falls as the steps do, without a pass over all data.
+"""
+
+from abc import abstractmethod
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree, Scalar
+
+from hypergrad.linear import vector
+from hypergrad.outer.base import Batches, OuterInfo, check_reach
+from hypergrad.outer.inner_descent import on_fit
+from hypergrad.outer.moving import MovingAlgorithm, MovingState, move_along, start_moving
+from hypergrad.outer.soba import polynomial_decay
+from hypergrad.problem import BilevelProblem
+from hypergrad.restricted import RestrictedProblem
+
+# Steps that fall like `k^-1/3` and weights like their squares: the papers' rates.
+DECAY = 1 / 3
+
+
+class Directions(eqx.Module):
+    """What `params` and `hparams` move against: `∂f/∂w`, and a hypergradient."""
+
+    params: PyTree
+    hparams: PyTree
+
+
+def recursion(new: PyTree, old: PyTree, kept: PyTree, forget: Array | float = 0.0) -> PyTree:
+    """`new + (1 − forget) (kept − old)`."""
+    return jax.tree.map(lambda n, o, d: n + (1 - forget) * (d - o), new, old, kept)
+
+
+class MomentumState(MovingState):
+    """The common state, the point before, and the estimates there."""
+
+    last_params: PyTree
+    last_hparams: PyTree
+    directions: Directions
+
+
+class RecursiveMomentum(MovingAlgorithm):
+    """The base of the methods with recursive momentum: they say how to estimate a hypergradient.
+
+    Both estimates at step `k` use the weight `min(1, momentum (k + 1)^(−2/3))`, and 1 at the first
+    step; the inner step size is `step_size (k + 1)^(−1/3)`.
+    """
+
+    step_size: eqx.AbstractVar[float | Scalar]
+    momentum: eqx.AbstractVar[float | Scalar]
+
+    @abstractmethod
+    def estimate(
+        self, here: RestrictedProblem, batches: Batches, step: Array
+    ) -> tuple[Scalar, PyTree]:
+        """The outer loss and a hypergradient, on the same batches wherever `here` is."""
+
+    @abstractmethod
+    def calls(self, here: RestrictedProblem, step: Array) -> Array | int:
+        """Gradient-like evaluations of `estimate`."""
+
+    def init(
+        self,
+        problem: BilevelProblem,
+        params: PyTree,
+        hparams: PyTree,
+        batches: Batches,
+        key: Array | None = None,
+    ) -> MomentumState:
+        """See `OuterAlgorithm.init`."""
+        check_reach(self, problem, params, hparams, batches, key)
+        here = batches.restrict(problem, params, hparams, key)
+        zeros = vector.zeros_like(Directions(here.w, here.h))
+        return start_moving(
+            MomentumState,
+            self,
+            params,
+            hparams,
+            last_params=params,
+            last_hparams=hparams,
+            directions=zeros,
+        )
+
+    def step(
+        self,
+        problem: BilevelProblem,
+        state: MomentumState,
+        batches: Batches,
+        key: Array | None = None,
+    ) -> tuple[MomentumState, OuterInfo]:
+        """See `OuterAlgorithm.step`."""
+
+        def directions(params: PyTree, hparams: PyTree) -> tuple[Scalar, Directions]:
+            here = batches.restrict(problem, params, hparams, key)
+            value, hypergradient = self.estimate(here, batches, state.step)
+            return value, Directions(on_fit(here, batches, 0).residual(), hypergradient)
+
+        value, new = directions(state.params, state.hparams)
+        _, old = directions(state.last_params, state.last_hparams)
+        weight = polynomial_decay(self.momentum, 2 * DECAY, state.step)
+        forget = jnp.where(state.step == 0, 1, jnp.minimum(weight, 1))
+        kept = recursion(new, old, state.directions, forget)
+        rate = polynomial_decay(self.step_size, DECAY, state.step)
+        update = vector.scale(-rate, kept.params)
+        here = batches.restrict(problem, state.params, state.hparams, key)
+        return move_along(
+            self,
+            state,
+            kept.hparams,
+            value,
+            fitted=False,
+            changes={
+                "params": eqx.apply_updates(state.params, update),
+                "last_params": state.params,
+                "last_hparams": state.hparams,
+                "directions": kept,
+            },
+            calls=2 * (1 + self.calls(here, state.step)),
+            inner_residual=vector.norm(kept.params),
+            step_size=rate,
+        )

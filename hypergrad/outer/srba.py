@@ -1,0 +1,145 @@
+"""SRBA: the single-loop method with the recursive variance reduction of SARAH on every term.
+
+Dagréou, Moreau, Vaiter & Ablin, "A lower bound and a near-optimal algorithm for bilevel empirical
+risk minimization" (2023), algorithm 1. The three directions `D` of `hypergrad.outer.soba` are
+computed on all data every `period` steps, and in between follow, with one mini-batch at two points,
+
+    Δ_k = D(z_k; ξ_k) − D(z_{k−1}; ξ_k) + Δ_{k−1}
+
+so that step sizes stay constant, and nothing is kept for each block of the data.
+"""
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PyTree, Scalar
+
+from hypergrad.expected import require_count, require_optimizer
+from hypergrad.linear import vector
+from hypergrad.outer import loops
+from hypergrad.outer.base import Batches, OuterInfo, check_reach
+from hypergrad.outer.recursive_momentum import recursion
+from hypergrad.outer.soba import (
+    InnerTerms,
+    OuterTerms,
+    SingleLoopAlgorithm,
+    SingleLoopState,
+    inner_terms,
+    outer_terms,
+    single_loop_step,
+    start_single_loop,
+)
+from hypergrad.problem import BilevelProblem
+
+
+class SRBAState(SingleLoopState):
+    """The single-loop state, the point before, and the estimates of all terms there."""
+
+    last_params: PyTree
+    last_hparams: PyTree
+    last_adjoint: PyTree
+    terms: tuple[InnerTerms, OuterTerms]
+
+
+# One object for all: an optimizer made anew is another program to `jit`.
+_DESCENT = optax.sgd(0.1)
+
+
+class SRBA(SingleLoopAlgorithm):
+    """Stochastic recursive bilevel algorithm.
+
+    Takes any mini-batches (`Minibatches(size, policy="same")`). A step costs eight gradient-like
+    calls, one in `period` a pass over all data.
+
+    **Arguments:**
+
+    - `optimizer`: optax optimizer of the hyperparameters. Default: gradient descent with 0.1.
+    - `step_size`: constant step size of the inner parameters and of the adjoint; below
+      `2 / λ_max(∂²f/∂w²)`, and safely a third of that. Default 0.1.
+    - `period`: steps from one pass over all data to the next. Default: as many as half of the
+      training and validation mini-batches in a pass, so that passes cost about as much as the rest.
+    - `radius`: the adjoint is kept within `radius ‖∂F/∂w‖`. Default 1e3.
+    - `constraint`: feasible set of the hyperparameters; see `hypergrad.outer.project`.
+
+    The outer loss reported is the mini-batch's, or that of all data where these were passed over.
+    """
+
+    optimizer: optax.GradientTransformation = _DESCENT
+    step_size: float | Scalar = 0.1
+    period: int | None = None
+    radius: float | Scalar = 1e3
+    constraint: PyTree = None
+
+    def __check_init__(self) -> None:
+        require_optimizer("SRBA", self.optimizer)
+        if self.period is not None:
+            require_count("SRBA", "period", self.period)
+
+    def init(
+        self,
+        problem: BilevelProblem,
+        params: PyTree,
+        hparams: PyTree,
+        batches: Batches,
+        key: Array | None = None,
+    ) -> SRBAState:
+        """See `OuterAlgorithm.init`."""
+        check_reach(self, problem, params, hparams, batches, key)
+        here = batches.restrict(problem, params, hparams, key)
+        _, outer = outer_terms(here)
+        w, h = vector.zeros_like((here.w, here.h))
+        return start_single_loop(
+            SRBAState,
+            self,
+            params,
+            hparams,
+            outer,
+            last_params=params,
+            last_hparams=hparams,
+            last_adjoint=w,
+            terms=(InnerTerms(w, w, h), OuterTerms(w, h)),
+        )
+
+    def step(
+        self,
+        problem: BilevelProblem,
+        state: SRBAState,
+        batches: Batches,
+        key: Array | None = None,
+    ) -> tuple[SRBAState, OuterInfo]:
+        """See `OuterAlgorithm.step`."""
+        point = (state.params, state.hparams, state.adjoint)
+        before = (state.last_params, state.last_hparams, state.last_adjoint)
+
+        def terms(
+            data: Batches, params: PyTree, hparams: PyTree, adjoint: PyTree
+        ) -> tuple[Scalar, tuple[InnerTerms, OuterTerms]]:
+            here = data.restrict(problem, params, hparams, key)
+            value, outer = outer_terms(here)
+            return value, (inner_terms(here, adjoint), outer)
+
+        def recursed() -> tuple[Scalar, tuple[InnerTerms, OuterTerms]]:
+            value, new = terms(batches, *point)
+            _, old = terms(batches, *before)
+            return value, recursion(new, old, state.terms)
+
+        inner_passes, outer_passes = batches.passes
+        period = max((inner_passes + outer_passes) // 2, 1) if self.period is None else self.period
+        whole = state.step % period == 0
+        value, (inner, outer) = loops.cond(
+            whole, lambda: terms(batches.everything, *point), recursed
+        )
+        return single_loop_step(
+            self,
+            state,
+            value,
+            inner,
+            outer,
+            jnp.asarray(self.step_size, value.dtype),
+            calls=jnp.where(whole, 3 * inner_passes + outer_passes, 8),
+            changes={
+                "last_params": state.params,
+                "last_hparams": state.hparams,
+                "last_adjoint": state.adjoint,
+                "terms": (inner, outer),
+            },
+        )

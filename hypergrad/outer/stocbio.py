@@ -1,0 +1,92 @@
+"""stocBiO: an inner loop, and a Neumann series with a new mini-batch for each factor.
+
+Ji, Yang & Liang, "Bilevel optimization: convergence analysis and enhanced design" (2021), algorithm
+2. From the last inner solution, `D` steps of stochastic gradient descent; there the hypergradient
+of `hypergrad.outer.neumann_estimate`; one step of the hyperparameters.
+"""
+
+from dataclasses import replace
+
+import equinox as eqx
+import optax
+from jaxtyping import Array, PyTree, Scalar
+
+from hypergrad.expected import require_count, require_optimizer
+from hypergrad.outer.base import Batches, OuterInfo, check_reach
+from hypergrad.outer.inner_descent import inner_descent
+from hypergrad.outer.moving import MovingAlgorithm, MovingState, move_along, start_moving
+from hypergrad.outer.neumann_estimate import neumann_sum
+from hypergrad.problem import BilevelProblem
+
+# One object for all: an optimizer made anew is another program to `jit`.
+_DESCENT = optax.sgd(0.1)
+
+
+class StocBiO(MovingAlgorithm):
+    """Stochastic bilevel optimizer with two loops.
+
+    Each inner step and each factor of the series has a mini-batch of its own:
+    `Minibatches(size, policy="independent", fits=inner_steps + products)`. (The paper lets the
+    batches of later factors shrink; here all have one size.)
+
+    **Arguments:**
+
+    - `optimizer`: optax optimizer of the hyperparameters. Default: gradient descent with 0.1.
+    - `inner_steps`: `D`. Default 10.
+    - `products`: `Q`, Hessian-vector products of the series. Its truncation leaves a bias that
+      decays like `(1 − step_size μ)^(Q + 1)` with the least curvature `μ`. Default 10.
+    - `step_size`: of the inner steps and of the series, `η`; at most `1 / λ_max(∂²f/∂w²)`.
+      Default 0.1.
+    - `constraint`: feasible set of the hyperparameters; see `hypergrad.outer.project`.
+
+    The inner residual reported is the absolute norm of the last inner gradient.
+    """
+
+    optimizer: optax.GradientTransformation = _DESCENT
+    inner_steps: int = eqx.field(static=True, default=10)
+    products: int = eqx.field(static=True, default=10)
+    step_size: float | Scalar = 0.1
+    constraint: PyTree = None
+
+    def __check_init__(self) -> None:
+        require_optimizer("StocBiO", self.optimizer)
+        require_count("StocBiO", "inner_steps", self.inner_steps)
+        require_count("StocBiO", "products", self.products, 0)
+
+    def init(
+        self,
+        problem: BilevelProblem,
+        params: PyTree,
+        hparams: PyTree,
+        batches: Batches,
+        key: Array | None = None,
+    ) -> MovingState:
+        """See `OuterAlgorithm.init`."""
+        check_reach(self, problem, params, hparams, batches, key)
+        return start_moving(MovingState, self, params, hparams)
+
+    def step(
+        self,
+        problem: BilevelProblem,
+        state: MovingState,
+        batches: Batches,
+        key: Array | None = None,
+    ) -> tuple[MovingState, OuterInfo]:
+        """See `OuterAlgorithm.step`."""
+        before = batches.restrict(problem, state.params, state.hparams, key)
+        w, residual = inner_descent(before, batches, self.inner_steps, self.step_size)
+        here = replace(before, params=before.params_at(w))
+        value, hypergradient = neumann_sum(
+            here, batches, self.inner_steps, self.products, self.step_size
+        )
+        return move_along(
+            self,
+            state,
+            hypergradient,
+            value,
+            fitted=True,
+            changes={"params": here.params},
+            calls=self.inner_steps + self.products + 2,
+            inner_residual=residual,
+            inner_iterations=self.inner_steps,
+        )

@@ -1,0 +1,55 @@
+"""The gap of the value function: what BOME and PBGD push to zero.
+
+    q(w, λ) = f(w, λ) − min_z f(z, λ)
+
+is not negative, and zero exactly at the inner solutions. Its gradient needs no second derivative:
+with `z` the end of some inner steps from `w`,
+
+    ∂q/∂w = ∂f/∂w(w, λ),        ∂q/∂λ = ∂f/∂λ(w, λ) − ∂f/∂λ(z, λ)
+"""
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, Scalar
+
+from hypergrad.linear import vector
+from hypergrad.outer.base import Batches, OuterAlgorithm
+from hypergrad.outer.inner_descent import inner_descent
+from hypergrad.outer.soba import OuterTerms, outer_terms
+from hypergrad.problem import BilevelProblem
+from hypergrad.restricted import RestrictedProblem
+
+
+class GapGradients(eqx.Module):
+    """The outer loss, its partial derivatives and those of the gap, like `(params, hparams)`."""
+
+    value: Scalar
+    outer: OuterTerms
+    gap: OuterTerms
+
+    def penalised(self, multiplier: Array | float) -> OuterTerms:
+        """The gradient of `F + multiplier q`."""
+        return jax.tree.map(lambda a, b: a + multiplier * b, self.outer, self.gap)
+
+
+def gap_gradients(
+    here: RestrictedProblem, batches: Batches, steps: int, step_size: Array | float
+) -> GapGradients:
+    """At a point, with `steps` of inner descent; costs `steps + 3` gradients."""
+    z, _ = inner_descent(here, batches, steps, step_size)
+    by_w, by_h = jax.grad(here.inner_loss, argnums=(0, 1))(here.w, here.h)
+    response = jax.grad(here.inner_loss, argnums=1)(z, here.h)
+    value, outer = outer_terms(here)
+    return GapGradients(value, outer, OuterTerms(by_w, vector.sub(by_h, response)))
+
+
+def require_inner_loss(algorithm: OuterAlgorithm, problem: BilevelProblem) -> None:
+    """Refuse problems that have only an optimality map.
+
+    **Raises:** `ValueError`.
+    """
+    if problem.inner is None:
+        raise ValueError(
+            f"{type(algorithm).__name__} differentiates the inner loss with respect to the "
+            "hyperparameters; this problem has only an optimality map. Give `inner`, or use SOBA."
+        )

@@ -1,0 +1,249 @@
+"""HyperDistill: the derivative through a whole run, distilled into that of one step.
+
+Lee, Lee, Shin, Yang, Hospedales & Hwang, "Online hyperparameter meta-learning with hypergradient
+distillation" (2022). With `A_i`, `B_i` of `hypergrad.unrolled.reverse` and `α = ∂g/∂w` at step `t`,
+the derivative through the steps is taken to be that of a run which forgets at one rate `γ`,
+
+    Σ_{i ≤ t} (A_t ⋯ A_{i+1} B_i)ᵀ α  ≈  θ S_t B(w*, D*)ᵀ α,        S_t = Σ_{i ≤ t} γ^{t−i}
+
+where one step is differentiated, at a mean of the points gone through and on one of their batches:
+
+    w*_t = p w*_{t−1} + (1 − p) w_{t−1},        p = (S_t − 1) / S_t
+    D*_t = D*_{t−1} with probability p, else D_t
+
+The factor `θ` is a regression of true on distilled derivatives, at the end of some runs, along the
+straight line from their start to their end (Fu, Luo, Feng, Low & Chua, "DrMAD", 2016).
+"""
+
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, PyTree, Scalar
+
+from hypergrad.estimator import FitInfo, Hypergradient
+from hypergrad.expected import require_count
+from hypergrad.linear import vector
+from hypergrad.problem import BilevelProblem
+from hypergrad.unrolled.base import UnrolledEstimator, finish
+from hypergrad.unrolled.reverse import outer_at_end
+from hypergrad.unrolled.run import Dynamics, require_effect
+
+
+class HyperDistillState(eqx.Module):
+    """What the estimator carries.
+
+    - `params`, `step_state`: the current inner point and the inner step's own state there.
+    - `start`: params at the start of every run.
+    - `distilled`: `w*`, like the differentiable part of `(params, step_state)`.
+    - `batch`: `D*`.
+    - `mass`: `S_t`; 0 before the first step of a run.
+    - `factor`: `θ`; 1 before the first estimate.
+    - `taken`: steps of the current run, `t`.
+    - `runs`: runs that have ended.
+    - `scale`: the larger of `‖∂f/∂w‖` and `‖H w‖` at the point given to `init`.
+    """
+
+    params: PyTree
+    step_state: PyTree
+    start: PyTree
+    distilled: PyTree
+    batch: PyTree
+    mass: Scalar
+    factor: Scalar
+    taken: Int[Array, ""]
+    runs: Int[Array, ""]
+    scale: Scalar
+
+
+class HyperDistill(UnrolledEstimator):
+    """Hypergradients at every step of a training run, at the price of one step's derivative.
+
+    Each `fit` takes one step; after `steps` of them the next begins a new run at the params given
+    to `init`. With `Alternating` the hyperparameters move after every step, online. Time and memory
+    depend neither on the length of a run nor on the number of hyperparameters.
+
+    **Arguments:**
+
+    - `update`: the inner step; see `UnrolledEstimator`.
+    - `steps`: length of a run.
+    - `decay`: `γ`, by which a step's effect shrinks in the next. With `1 − lr μ` of plain gradient
+      descent on a loss of curvature `μ` in all directions the derivative is exact. Default 0.99.
+    - `every`: runs from one estimate of `θ` to the next, the first at the end of the first run. An
+      estimate costs twice the derivative of a run, without its memory. Default 50.
+
+    Give each `fit` its own key, by which `D*` is drawn; without one `D*` is the newest batch. The
+    state holds one batch. `info.error` is NaN: not known.
+    """
+
+    state_type: ClassVar[type] = HyperDistillState
+    decay: float | Scalar
+    every: int = eqx.field(static=True)
+
+    def __init__(
+        self, update: Any, steps: int, *, decay: float | Scalar = 0.99, every: int = 50
+    ) -> None:
+        super().__init__(update, steps)
+        require_count("HyperDistill", "every", every)
+        self.decay = decay
+        self.every = every
+
+    def init(
+        self,
+        problem: BilevelProblem,
+        params: PyTree,
+        hparams: PyTree,
+        inner_batch: PyTree,
+        *,
+        key: Array | None = None,
+    ) -> HyperDistillState:
+        """The state at `params`, where every run starts."""
+        self._check(params, hparams, inner_batch)
+        run = self._at(problem, self._start(params, hparams), hparams, inner_batch, key)
+        scale = self._scale(problem, params, hparams, inner_batch, key)
+        at, step_state = run.unpack(run.x, run.rest)
+        zero = jnp.zeros((), jnp.int32)
+        return HyperDistillState(
+            params=at,
+            step_state=step_state,
+            start=at,
+            distilled=run.x,
+            batch=inner_batch,
+            mass=jnp.zeros_like(scale),
+            factor=jnp.ones_like(scale),
+            taken=zero,
+            runs=zero,
+            scale=scale,
+        )
+
+    def fit(
+        self,
+        problem: BilevelProblem,
+        state: HyperDistillState,
+        hparams: PyTree,
+        inner_batch: PyTree,
+        *,
+        key: Array | None = None,
+    ) -> tuple[HyperDistillState, FitInfo]:
+        """Take one step, and let `w*` and `D*` follow."""
+        self._check(state.start, hparams, inner_batch)
+        ended = state.taken >= self.steps
+        fresh = self._start(state.start, hparams)
+        point = _either(ended, fresh, (state.params, state.step_state))
+        before = jnp.where(ended, 0, state.taken)
+        run = self._at(problem, point, hparams, inner_batch, key)
+        x, rest = run(run.x, run.rest, run.h, before)
+        params, step_state = run.unpack(x, rest)
+        mass = 1 + self.decay * jnp.where(ended, 0, state.mass)
+        keep = (mass - 1) / mass
+        distilled = jax.tree.map(
+            lambda old, now: (keep * old + (1 - keep) * now).astype(old.dtype),
+            state.distilled,
+            run.x,
+        )
+        kept = False if key is None else jax.random.bernoulli(jax.random.fold_in(key, 1), keep)
+        state = HyperDistillState(
+            params=params,
+            step_state=step_state,
+            start=state.start,
+            distilled=distilled,
+            batch=_either(kept, state.batch, inner_batch),
+            mass=mass.astype(state.mass.dtype),
+            factor=state.factor,
+            taken=before + 1,
+            runs=state.runs + (before + 1 == self.steps),
+            scale=state.scale,
+        )
+        residual = self._residual(problem, state, hparams, inner_batch, key)
+        return state, FitInfo(residual, jnp.ones((), jnp.int32))
+
+    def hypergradient(
+        self,
+        problem: BilevelProblem,
+        state: HyperDistillState,
+        hparams: PyTree,
+        inner_batch: PyTree,
+        outer_batch: PyTree,
+        *,
+        key: Array | None = None,
+    ) -> Hypergradient:
+        """The distilled derivative at the state's `params`, which stay where they are."""
+        self._check(state.start, hparams, inner_batch)
+        point = (state.params, state.step_state)
+        run = self._at(problem, point, hparams, state.batch, key)
+        outer = outer_at_end(problem, run, outer_batch, key)
+        run = require_effect(run, outer, 0, 1, estimator=type(self).__name__, from_start=False)
+        (value, aux), (cotangent, direct) = jax.value_and_grad(
+            lambda x, h: outer(x, h, aux=True), argnums=(0, 1), has_aux=True
+        )(run.x, run.h)
+
+        due = (state.taken == self.steps) & ((state.runs - 1) % self.every == 0)
+        start = self._at(problem, self._start(state.start, hparams), hparams, state.batch, key)
+        factor = jax.lax.cond(
+            due, lambda: self._regress(run, start.x, cotangent), lambda: state.factor
+        )
+        through = _pull(run, state.distilled, cotangent)
+        grad = vector.axpy(factor * state.mass, through, direct)
+        return finish(
+            value,
+            aux,
+            grad,
+            run,
+            eqx.tree_at(lambda s: s.factor, state, factor),
+            residual=self._residual(problem, state, hparams, inner_batch, key),
+            inner_iterations=jnp.ones((), jnp.int32),
+            differentiated=1 + jnp.where(due, 2 * self.steps, 0),
+            breakdown=jnp.asarray(False),
+            error=jnp.full((), jnp.nan, state.scale.dtype),
+        )
+
+    def _regress(self, run: Dynamics, start: PyTree, cotangent: PyTree) -> Scalar:
+        """`θ` by least squares over the last 1, 2, …, `steps` steps of a run that has ended.
+
+        The true derivatives go back along the line from `start` to the end; the distilled ones are
+        taken at the mean of the same points.
+        """
+
+        def back(carry: tuple, behind: Array) -> tuple[tuple, tuple]:
+            adjoint, total, mean, mass, weight = carry
+            share = (self.steps - 1 - behind) / self.steps
+            x = jax.tree.map(
+                lambda a, b: ((1 - share) * a + share * b).astype(a.dtype), start, run.x
+            )
+            t = self.steps - 1 - behind
+            _, pull = jax.vjp(lambda x, h: run(x, run.rest, h, t)[0], x, run.h)
+            adjoint, contribution = pull(adjoint)
+            total = jax.tree.map(jnp.add, total, contribution)
+            mass = mass + weight
+            mean = vector.axpy(weight / mass, vector.sub(x, mean), mean)
+            one = vector.scale(mass, _pull(run, mean, cotangent))
+            carry = (adjoint, total, mean, mass, weight * self.decay)
+            return carry, (vector.vdot(one, total), vector.vdot(one, one))
+
+        zero = jnp.zeros((), jnp.result_type(*jax.tree.leaves(run.h)))
+        begin = (cotangent, vector.zeros_like(run.h), run.x, zero, jnp.ones_like(zero))
+        _, (products, squares) = jax.lax.scan(back, begin, jnp.arange(self.steps))
+        square = jnp.sum(squares)
+        return jnp.where(square > 0, jnp.sum(products) / jnp.where(square > 0, square, 1), 1)
+
+    def _at(
+        self,
+        problem: BilevelProblem,
+        point: tuple[PyTree, PyTree],
+        hparams: PyTree,
+        batch: PyTree,
+        key: Array | None,
+    ) -> Dynamics:
+        return Dynamics(self.update, problem, lambda _: point, hparams, batch, key, self.stacked)
+
+
+def _either(condition: Array | bool, x: PyTree, y: PyTree) -> PyTree:
+    """`x` where the scalar condition holds, else `y`; leaves that are not arrays are `y`'s."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b) if eqx.is_array(b) else b, x, y)
+
+
+def _pull(run: Dynamics, x: PyTree, cotangent: PyTree) -> PyTree:
+    """`B(x)ᵀ α`: what one step from `x` makes of the hyperparameters."""
+    t = jnp.zeros((), jnp.int32)
+    return jax.vjp(lambda h: run(x, run.rest, h, t)[0], run.h)[1](cotangent)[0]
