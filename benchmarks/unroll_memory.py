@@ -1,4 +1,4 @@
-"""Memory and time of reverse mode through trainings: of a network by budget, of a transformer.
+"""Memory and time of reverse mode through trainings: by budget, by model, by derivative.
 
 `python -m benchmarks.unroll_memory [--quick] [--out DIR] [--budgets MIB ...]` differentiates,
 first, 1000 steps of SGD with momentum on a 784-128-10 network, batch 100, in a learning rate per
@@ -17,216 +17,185 @@ runs in a process of its own, on one thread. Columns:
   `seconds` of processor time, `compile s`;
 - `difference`: of the gradient from the reference's, relative.
 
-Second, steps of Adam on a transformer, all stored, in the learning rate, a weight for each sequence
-and a weight decay for each tensor of each block. The reference takes the training gradient by
-`jax.grad`, which is then differentiated in reverse mode once more; `forward over reverse` is what
-`Unrolled` does; in the last row the loss has `jax.checkpoint` around the model's blocks as well.
-`memory` is the ratio of `XLA MiB`. Wanted of the last row: memory at most 0.1, time at most 1.
+Second, 16 steps of Adam on transformers of 2, 4 and 8 layers, on convolutions and on an LSTM, all
+stored, in the learning rate, a weight for each example and a penalty for each tensor
+(`benchmarks.unroll_models`). The reference takes the training gradient by `jax.grad`, which is then
+differentiated in reverse mode once more; `forward over reverse` is what `Unrolled` does; `again`
+has `jax.checkpoint` around the model's blocks as well. MiB are those of `XLA MiB`. `memory` and
+`time` (`again`: with the blocks run again) are ratios to the reference; the three are run in turn
+in one process, and `time` is the median over the rounds.
+
+Third, 64 steps of the transformer of 4 layers with budgets of checkpoints: the default, and from
+the least that the reference works with upwards. With the same budget both fill it, and `Unrolled`
+runs fewer steps again; `at no more steps` is the memory with the least budget at which it runs no
+more steps than the reference.
 
 The bounds are for these sizes. The fewer steps, the larger the share of them that `2 sqrt(T)`
-states are: of the short runs of `--quick` only less memory than the reference's, and its gradient,
-are wanted.
+states are: `--quick`, whose runs are short, wants less memory than the reference's, and the same
+gradients. Exits with status 1 if a claim fails.
 """
 
 import argparse
 import json
-import os
-import subprocess
+import math
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
+from typing import Any
 
-from benchmarks.measure import compile_seconds, options, report
+import jax
 
-MEBIBYTE = 2**20
+from benchmarks.measure import compile_seconds, interleaved, options, ratio, report
+from benchmarks.unroll_models import (
+    AGAIN,
+    FORWARD,
+    REFERENCE,
+    WAYS,
+    Model,
+    convolutions,
+    hypergradient,
+    lstm,
+    transformer,
+)
+from benchmarks.unroll_network import MEBIBYTE, PLAIN, flat, in_own_process, in_this_process
+from experiments.harness.experiment import Claim
+from hypergrad.unrolled.checkpointing import schedule
+
 # More than any of the runs: every step is stored.
 STORED = 2**40
-BOUNDS = {"memory": 0.08, "time": 1.5}
-BOUNDS_TRANSFORMER = {"memory": 0.1, "time": 1.0}
-BOUNDS_QUICK = {"memory": 1.0}
-REFERENCE = "plain scan"
-# A function, its arguments, the bytes predicted in MiB, and steps run without being differentiated.
-Made = tuple[Callable, tuple, float | None, int | None]
-TRANSFORMER = ["reverse over reverse", "forward over reverse", "forward over reverse, blocks again"]
+STEPS = 16
+ROUNDS, ROUNDS_QUICK = 5, 2
+# Of the third table: the model, and budgets relative to the least one.
+LAYERS, LONGER, BUDGETS = 4, 64, (1.0, 1.5, 3.0)
+MODELS: dict[str, tuple[Callable[[int], Model], int]] = {
+    "transformer, 2 layers": (transformer, 2),
+    "transformer, 4 layers": (transformer, 4),
+    "transformer, 8 layers": (transformer, 8),
+    "convolutions, 8 layers": (convolutions, 8),
+    "LSTM, 64 steps in time": (lstm, 64),
+}
+QUICK = ("transformer, 2 layers",)
+CLAIMS = (
+    Claim("network", "peak memory of the network's training, by default", at_most=0.08, quick=1.0),
+    Claim("network_time", "its time", at_most=1.5, quick=3.0),
+    Claim("memory", "memory with blocks run again, the largest over the models", at_most=0.1),
+    Claim(
+        "time",
+        "time with blocks run again, the largest over the transformers",
+        at_most=1.0,
+        quick=2.0,
+    ),
+    Claim(
+        "time_anywhere",
+        "time without blocks run again, the largest over the models",
+        at_most=1.0,
+        quick=2.0,
+    ),
+    Claim(
+        "budgets", "times less memory at no more steps, the least over the budgets", at_least=1.8
+    ),
+    Claim("difference", "of any gradient from the reference's, relative", at_most=1e-3),
+)
 
 
-def network(point: str, quick: bool) -> Made:
-    """The network; `point` is the reference, `default` or a budget."""
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-    import optax
-
-    from hypergrad import BilevelProblem
-    from hypergrad.unrolled import Unrolled
-
-    steps = 200 if quick else 1000
-    rng = np.random.default_rng(0)
-
-    def normal(*shape: int) -> jax.Array:
-        return jnp.asarray(rng.normal(size=shape), jnp.float32)
-
-    params = [(normal(784, 128) / 28, jnp.zeros(128)), (normal(128, 10) / 11, jnp.zeros(10))]
-    batch = (normal(100, 784), jnp.asarray(rng.integers(0, 10, 100)))
-    hparams = {
-        "rate": jnp.full(steps, 0.1),
-        "momentum": jnp.asarray(0.9),
-        "log_l2": jnp.full(2, -7.0),
-    }
-
-    def cross_entropy(p, h, batch):
-        (w1, b1), (w2, b2) = p
-        logits = jnp.tanh(batch[0] @ w1 + b1) @ w2 + b2
-        return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
-
-    def inner(p, h, batch):
-        penalty = sum(
-            jnp.exp(s) * jnp.sum(layer[0] ** 2) for s, layer in zip(h["log_l2"], p, strict=True)
+def models(quick: bool) -> list[dict]:
+    """A row for each model: memory and time of the three ways."""
+    rows = []
+    for name in QUICK if quick else MODELS:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        make, size = MODELS[name]
+        compiled = {way: _compiled(make(size), way, STEPS, STORED) for way in WAYS}
+        calls = {way: partial(program, *given) for way, (program, given, _) in compiled.items()}
+        rounds = ROUNDS_QUICK if quick else ROUNDS
+        seconds = interleaved(calls, repeats=rounds, clock=time.process_time)
+        truth, *others = (flat(call()) for call in calls.values())
+        size_of = {way: _mebibytes(program) for way, (program, _, _) in compiled.items()}
+        rows.append(
+            {
+                "model": name,
+                **{f"{way}, MiB": size for way, size in size_of.items()},
+                "memory": size_of[FORWARD] / size_of[REFERENCE],
+                "memory, again": size_of[AGAIN] / size_of[REFERENCE],
+                "time": ratio(seconds, FORWARD, REFERENCE),
+                "time, again": ratio(seconds, AGAIN, REFERENCE),
+                "difference": max(_difference(other, truth) for other in others),
+            }
         )
-        return cross_entropy(p, h, batch) + 0.5 * penalty
-
-    def optimizer(h):
-        return optax.sgd(lambda t: h["rate"][t], momentum=h["momentum"])
-
-    predicted, advances = None, None
-    if point == REFERENCE:
-
-        def outer(h, params, batch):
-            def step(carry, _):
-                p, s = carry
-                updates, s = optimizer(h).update(jax.grad(inner)(p, h, batch), s, p)
-                return (optax.apply_updates(p, updates), s), None
-
-            start = (params, optimizer(h).init(params))
-            (p, _), _ = jax.lax.scan(step, start, length=steps)
-            return cross_entropy(p, h, batch)
-
-        def gradient(h, params, batch):
-            return jax.grad(outer)(h, params, batch)
-
-    else:
-        memory = None if point == "default" else int(float(point.split()[0]) * MEBIBYTE)
-        estimator = Unrolled(optimizer, steps, memory=memory)
-        problem = BilevelProblem(inner, cross_entropy)
-        chosen = estimator.plan(problem, params, hparams, batch)
-        predicted, advances = chosen.bytes / MEBIBYTE, chosen.advances
-
-        def gradient(h, params, batch):
-            state = estimator.init(problem, params, h, batch)
-            return estimator.hypergradient(problem, state, h, batch, batch).grad
-
-    return gradient, (hparams, params, batch), predicted, advances
+    return rows
 
 
-def transformer(point: str, quick: bool) -> Made:
-    """The transformer, one of `TRANSFORMER`."""
-    import jax
-    import jax.numpy as jnp
-    import optax
-
-    from benchmarks.transformer import Size, logits, penalty, sequence_losses, weighted_loss
-    from benchmarks.transformer import transformer as problem_of
-    from hypergrad import BilevelProblem
-    from hypergrad.linear.vector import widen
-    from hypergrad.unrolled import StepFunction, Unrolled
-
-    layers, width, steps = (2, 64, 16) if quick else (4, 64, 24)
-    case = problem_of(Size(layers, width, vocabulary=256, sequences=8, length=64))
-    params, batch = widen(case.params), case.inner_batch
-    hparams = {**case.hparams, "rate": jnp.asarray(1e-3)}
-    again = point == TRANSFORMER[2]
-
-    def scores(p, tokens):
-        return logits(p, tokens[:, :-1], again)
-
-    def inner(p, h, tokens):
-        return weighted_loss(scores(p, tokens), h, tokens) + 1e-4 * penalty(p, h)
-
-    def outer(p, h, tokens):
-        return jnp.mean(sequence_losses(scores(p, tokens), tokens))
-
-    def adam(h):
-        return optax.adam(h["rate"], eps_root=1e-8)
-
-    def by_hand(p, state, h, tokens):
-        updates, state = adam(h).update(jax.grad(inner)(p, h, tokens), state, p)
-        return optax.apply_updates(p, updates), state
-
-    step = StepFunction(by_hand, lambda p, h: adam(h).init(p))
-    estimator = Unrolled(step if point == TRANSFORMER[0] else adam, steps, memory=STORED)
-    problem = BilevelProblem(inner, outer)
-    chosen = estimator.plan(problem, params, hparams, batch)
-
-    def gradient(h, params, batch):
-        state = estimator.init(problem, params, h, batch)
-        return estimator.hypergradient(problem, state, h, batch, batch).grad
-
-    return gradient, (hparams, params, batch), chosen.bytes / MEBIBYTE, chosen.advances
-
-
-def measure(point: str, quick: bool) -> dict:
-    """One point, in this process."""
-    import jax
-    import numpy as np
-
-    make = transformer if point in TRANSFORMER else network
-    gradient, arguments, predicted, advances = make(point, quick)
-    repeats = 2 if quick else 3
-    seconds_to_compile, compiled = compile_seconds(gradient, *arguments)
-    idle = _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the compiler
-    grad = jax.block_until_ready(compiled(*arguments))
-    peak = _resident("VmHWM") - idle
-    seconds = []
-    for _ in range(repeats):
-        begin = time.process_time()
-        jax.block_until_ready(compiled(*arguments))
-        seconds.append(time.process_time() - begin)
-    return {
-        "peak MiB": peak,
-        "XLA MiB": compiled.memory_analysis().temp_size_in_bytes / MEBIBYTE,
-        "predicted MiB": predicted,
-        "steps": advances,
-        "seconds": min(seconds),
-        "compile s": seconds_to_compile,
-        "gradient": np.concatenate([np.ravel(a) for a in jax.tree.leaves(grad)]).tolist(),
-    }
+def budgets(quick: bool) -> list[dict]:
+    """A row for each budget of checkpoints; nothing is run."""
+    model = transformer(LAYERS)
+    plain = [hypergradient(model, way, LONGER, STORED)[2] for way in (REFERENCE, AGAIN)]
+    # With every step stored, the plan's bytes are three states and what each step keeps.
+    state = 3 * sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
+    kept = [(plan.bytes - 3 * state) // LONGER for plan in plain]
+    least = _least(state, kept[0], math.inf)
+    rows = []
+    for share in (1.0,) if quick else (None, *BUDGETS):
+        budget = None if share is None else math.ceil(share * least)
+        print(f"budget {budget} ...", file=sys.stderr, flush=True)
+        before, _, old = _compiled(model, REFERENCE, LONGER, budget)
+        same, _, new = _compiled(model, AGAIN, LONGER, budget)
+        enough = _least(state, kept[1], old.advances)
+        less = _compiled(model, AGAIN, LONGER, enough)[0]
+        rows.append(
+            {
+                "budget": "default" if budget is None else f"{budget / MEBIBYTE:.0f} MiB",
+                f"{REFERENCE}, MiB": _mebibytes(before),
+                "its steps": old.advances,
+                f"{AGAIN}, MiB": _mebibytes(same),
+                "steps": new.advances,
+                "at no more steps, MiB": _mebibytes(less),
+                "times less": _mebibytes(before) / _mebibytes(less),
+            }
+        )
+    return rows
 
 
 def main() -> int:
-    """Print the tables; 1 if a bound is missed or a gradient is wrong."""
+    """Print the tables; 1 if a claim fails."""
     parser = options(__doc__.splitlines()[0])
     parser.add_argument("--budgets", type=float, nargs="*", default=[200, 50, 25, 12])
     parser.add_argument("--point", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.point is not None:
-        json.dump(measure(chosen.point, chosen.quick), sys.stdout)
+        json.dump(in_this_process(chosen.point, chosen.quick), sys.stdout)
         return 0
 
-    budgets = [f"{budget:g} MiB" for budget in chosen.budgets]
+    allowed = [] if chosen.quick else [f"{budget:g} MiB" for budget in chosen.budgets]
     tables = {
-        "memory": _table([REFERENCE, "default", *budgets], "peak MiB", chosen.quick),
-        "transformer": _table(TRANSFORMER, "XLA MiB", chosen.quick),
+        "memory": _network_table([PLAIN, "default", *allowed], chosen.quick),
+        "models": models(chosen.quick),
+        "budgets": budgets(chosen.quick),
     }
-    bounds = BOUNDS_QUICK if chosen.quick else BOUNDS
-    report("unroll_memory", tables, bounds, chosen)
-    met = _within(tables["memory"][1], bounds)
-    last = BOUNDS_QUICK if chosen.quick else BOUNDS_TRANSFORMER
-    met = met and _within(tables["transformer"][-1], last)
-    right = all(row["difference"] < 1e-3 for rows in tables.values() for row in rows)
-    return 0 if met and right else 1
+    default, found = tables["memory"][1], tables["models"]
+    differences = [row["difference"] for row in (*tables["memory"], *found)]
+    measured = {
+        "network": default["memory"],
+        "network_time": default["time"],
+        "memory": max(row["memory, again"] for row in found),
+        "time": max(row["time, again"] for row in found if "transformer" in row["model"]),
+        "time_anywhere": max(row["time"] for row in found),
+        "budgets": min(row["times less"] for row in tables["budgets"]),
+        "difference": max(differences),
+    }
+    checked = [claim.check(measured[claim.key], quick=chosen.quick) for claim in CLAIMS]
+    report("unroll_memory", tables, {}, chosen, claims=checked)
+    return 0 if all(claim["holds"] for claim in checked) else 1
 
 
-def _table(points: list[str], size: str, quick: bool) -> list[dict]:
-    """The rows, relative to the first; `size` is the column that `memory` is the ratio of."""
+def _network_table(points: list[str], quick: bool) -> list[dict]:
+    """The rows, relative to the first."""
     rows = []
     for point in points:
         print(f"{point} ...", file=sys.stderr, flush=True)
-        rows.append({"mode": "reverse", "allowed": point, **_in_own_process(point, quick)})
+        rows.append({"mode": "reverse", "allowed": point, **in_own_process(point, quick)})
     reference, truth = rows[0], rows[0]["gradient"]
     for row in rows:
-        row["memory"] = row[size] / reference[size]
+        row["memory"] = row["peak MiB"] / reference["peak MiB"]
         row["time"] = row["seconds"] / reference["seconds"]
         row["difference"] = _difference(row["gradient"], truth)
     for row in rows:
@@ -234,25 +203,27 @@ def _table(points: list[str], size: str, quick: bool) -> list[dict]:
     return rows
 
 
-def _within(row: dict, bounds: dict[str, float]) -> bool:
-    return all(row[column] <= bound for column, bound in bounds.items())
+def _compiled(model: Model, way: str, steps: int, memory: int | None) -> tuple:
+    """The program, its arguments, its plan."""
+    gradient, given, plan = hypergradient(model, way, steps, memory)
+    return compile_seconds(gradient, *given)[1], given, plan
 
 
-def _in_own_process(point: str, quick: bool) -> dict:
-    command = [sys.executable, "-m", "benchmarks.unroll_memory", "--point", point]
-    command += ["--quick"] if quick else []
-    one_thread = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, env=os.environ | one_thread, stdout=subprocess.PIPE, check=True, text=True
-    )
-    return json.loads(done.stdout)
+def _least(state: int, kept: int, most: float) -> int:
+    """The least budget in bytes, to a hundredth, with which at most so many steps are run again."""
+    low, high = 0.0, 3.0 * state + LONGER * kept
+    while high - low > high / 100:
+        middle = (low + high) / 2
+        try:
+            enough = schedule(LONGER, state, kept, int(middle)).advances <= most
+        except ValueError:  # Too little to work at all.
+            enough = False
+        low, high = (low, middle) if enough else (middle, high)
+    return math.ceil(high)
 
 
-def _resident(what: str) -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(what):
-            return int(line.split()[1]) / 1024
-    raise OSError(f"/proc/self/status has no {what}: this benchmark needs Linux.")
+def _mebibytes(program: Any) -> float:
+    return program.memory_analysis().temp_size_in_bytes / MEBIBYTE
 
 
 def _difference(a: list, b: list) -> float:

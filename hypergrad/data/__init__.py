@@ -2,6 +2,7 @@
 
 from hypergrad.data.attribution import Attribution, attribute
 from hypergrad.data.domains import DomainBatches, MixedDomains
+from hypergrad.data.left_out import LeftOut, leave_out
 from hypergrad.data.mixing import Mixture, mixture
 from hypergrad.data.page import attribution_page
 from hypergrad.data.selection import Selection, select
@@ -11,6 +12,7 @@ from hypergrad.data.weighted import WeightedExamples
 __all__ = [
     "Attribution",
     "DomainBatches",
+    "LeftOut",
     "MixedDomains",
     "Mixture",
     "Selection",
@@ -18,6 +20,7 @@ __all__ = [
     "WeightedExamples",
     "attribute",
     "attribution_page",
+    "leave_out",
     "mixture",
     "select",
     "weigh",

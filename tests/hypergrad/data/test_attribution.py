@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from hypergrad import BilevelProblem, ImplicitDifferentiation, Newton
-from hypergrad.data import WeightedExamples, attribute
+from hypergrad.data import WeightedExamples, attribute, leave_out
 from hypergrad.linear import Dense
 from hypergrad.linear.vector import vdot
 from hypergrad.unrolled import Unrolled
@@ -196,3 +196,65 @@ def test_weights_of_one_and_of_zero():
     without = jax.tree.map(lambda a: a[1:], EXAMPLES)
     expected = float(inner(w, HPARAMS, without))
     assert weighted(w, ONES.at[0].set(0), everyone) == pytest.approx(expected)
+
+
+# -- how far a derivative goes -------------------------------------------------------------------
+
+
+def test_leaving_out_is_retraining_without_the_example(implicit):
+    numbers = [3, 0, 17]
+    estimator = ImplicitDifferentiation(Newton(), Dense())
+    left = leave_out(
+        PROBLEM, jnp.zeros(SIZE), HPARAMS, EXAMPLES, ASKED, numbers, estimator=estimator
+    )
+    truth = [query_losses(trained(ONES.at[i].set(0.0))) - implicit.losses for i in numbers]
+    np.testing.assert_allclose(left.changes, np.array(truth).T, rtol=1e-6, atol=1e-9)
+    assert left.agreement(implicit) > 0.99
+
+
+def test_the_agreement_tells_where_a_few_parameters_rest_on_a_few_examples():
+    """Least squares with 26 features: the mean leverage is 26 / 30."""
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(COUNT, 26)), rng.normal(size=COUNT)
+    asked = (jnp.asarray(rng.normal(size=(QUERIES, 26))), jnp.asarray(rng.normal(size=QUERIES)))
+    problem = BilevelProblem(*[lambda w, h, b: jnp.mean((b[0] @ w - b[1]) ** 2)] * 2)
+    data = jnp.asarray(x), jnp.asarray(y)
+    estimator = ImplicitDifferentiation(Newton(), Dense())
+    start, numbers = jnp.zeros(26), np.arange(10)
+    found = attribute(problem, start, None, data, asked, estimator=estimator)
+    left = leave_out(problem, start, None, data, asked, numbers, estimator=estimator)
+
+    def solved(p):
+        return np.linalg.solve(x.T @ (p[:, None] * x), x.T @ (p * y))
+
+    def of(w):
+        return (np.asarray(asked[0]) @ w - np.asarray(asked[1])) ** 2
+
+    truth = (
+        np.array([of(solved(1.0 - np.eye(COUNT)[i])) for i in numbers]).T
+        - of(solved(np.ones(COUNT)))[:, None]
+    )
+    np.testing.assert_allclose(left.changes, truth, rtol=1e-6, atol=1e-9)
+    # The derivative is right ...
+    step = 1e-5 * np.eye(COUNT)
+    slopes = np.array([(of(solved(1 + d)) - of(solved(1 - d))) / 2e-5 for d in step]).T
+    assert relative_error(found.scores, slopes) < 1e-5
+    # ... and leaving a whole example out is another matter.
+    assert left.agreement(found) < 0.9
+
+
+def test_bad_input_of_leave_out(implicit):
+    estimator = ImplicitDifferentiation(Newton(), Dense())
+
+    def left(numbers, queries=ASKED, **change):
+        given = {"estimator": estimator} | change
+        start = jnp.zeros(SIZE)
+        return leave_out(PROBLEM, start, HPARAMS, EXAMPLES, queries, numbers, **given)
+
+    for numbers in ([], [30], [-1], [[0]], [0.5]):
+        with pytest.raises(ValueError, match="numbers: expected integers from 0 to 29"):
+            left(numbers)
+    with pytest.raises(ValueError, match="expected one that trains"):
+        left([0], estimator=ImplicitDifferentiation())
+    with pytest.raises(ValueError, match="expected 1 queries"):
+        left([0], queries=(X[:1], Y[:1])).agreement(implicit)
