@@ -41,10 +41,10 @@ class Reference(NamedTuple):
     outer: Callable
 
 
-def logistic_reference(task: Task) -> Reference:
+def logistic_reference(task: Task, train: dict, validation: dict) -> Reference:
     """Multinomial logistic regression with a penalty per feature, or one for all."""
-    x, y = np.asarray(task.train["x"]), np.asarray(task.train["y"])
-    xv, yv = np.asarray(task.validation["x"]), np.asarray(task.validation["y"])
+    x, y = np.asarray(train["x"]), np.asarray(train["y"])
+    xv, yv = np.asarray(validation["x"]), np.asarray(validation["y"])
     shape = task.params.shape
     hot, hot_v = np.eye(shape[1])[y], np.eye(shape[1])[yv]
 
@@ -83,10 +83,10 @@ def logistic_reference(task: Task) -> Reference:
     return Reference(inner, product, mixed, outer)
 
 
-def kernel_reference(task: Task) -> Reference:
+def kernel_reference(task: Task, train: dict, validation: dict) -> Reference:
     """Kernel ridge regression in the dual."""
-    apart, y = np.asarray(task.train["squares"]), np.asarray(task.train["y"])
-    apart_v, yv = np.asarray(task.validation["squares"]), np.asarray(task.validation["y"])
+    apart, y = np.asarray(train["squares"]), np.asarray(train["y"])
+    apart_v, yv = np.asarray(validation["squares"]), np.asarray(validation["y"])
     n = len(y)
 
     def inner(w: np.ndarray, lam: np.ndarray) -> tuple:
@@ -177,7 +177,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     steps, repeats = (60, 3) if options.quick else (100, 7)
     rows = []
     for name in ("one", "kernel") if options.quick else ("one", "many", "kernel"):
-        task = TASKS[name](0)
+        task = TASKS[name]()
+        train, validation = task.split(0)
         estimator = ImplicitDifferentiation(
             Newton(linear_solver=task.linear_solver), task.linear_solver, error_estimate=False
         )
@@ -186,11 +187,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             HOAG(estimator, metric=task.metric, constraint=Box(LOW, HIGH)),
             task.params,
             task.hparams,
-            task.train,
-            task.validation,
+            train,
+            validation,
         )
         ours = [row["value"] for row in run(*parts, steps=steps).history]
-        made = REFERENCES[name](task)
+        made = REFERENCES[name](task, train, validation)
         schedules = {"exponential": lambda k: 0.1 * 0.9**k, "cubic": lambda k: 0.1 / (k + 1) ** 3}
         theirs = {
             label: reference_hoag(made, task, schedule, steps, -np.inf)[0]

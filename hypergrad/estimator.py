@@ -23,6 +23,7 @@ class HypergradientInfo(eqx.Module):
     - `outcome`: how it ended; `Outcome[info.outcome]` says it in words, with the remedy.
     - `error`: estimate of `‖estimate − truth‖ / ‖estimate‖`; infinite when it is known to be
       unreliable.
+    - `error_calls`: gradient-like evaluations (products, gradients) that this estimate took.
     """
 
     inner_residual: Scalar
@@ -31,6 +32,7 @@ class HypergradientInfo(eqx.Module):
     iterations: Int[Array, ""]
     outcome: Outcome
     error: Scalar
+    error_calls: Int[Array, ""] = eqx.field(default_factory=lambda: jnp.zeros((), jnp.int32))
 
     @property
     def nonpositive_curvature(self) -> Bool[Array, "..."]:

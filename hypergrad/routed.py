@@ -109,5 +109,6 @@ class Routed(Estimator):
             iterations=one.info.iterations,
             outcome=Outcome.where(two.info.breakdown, two.info.outcome, one.info.outcome),
             error=jnp.maximum(one.info.error, two.info.error),
+            error_calls=one.info.error_calls + two.info.error_calls,
         )
         return Hypergradient(one.value, grad, RoutedState(one.state, two.state), info, one.aux)

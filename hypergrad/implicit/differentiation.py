@@ -227,10 +227,12 @@ class ImplicitDifferentiation(Estimator):
         wanted = paths.differentiated
         visible = [leaf if w else None for leaf, w in zip(leaves, wanted, strict=True)]
         error = jnp.full((), jnp.nan, solution.residual.dtype)
+        error_calls = jnp.zeros((), jnp.int32)
         if self.error_estimate is not None:
             result = Result(cotangent, solution.value, size, solution.products, direct, mixed)
-            error = self.error_estimate(given, self.curvature, here, result, state.scale)
-            error = error.astype(solution.residual.dtype)
+            estimate = self.error_estimate(given, self.curvature, here, result, state.scale)
+            error = estimate.error.astype(solution.residual.dtype)
+            error_calls = estimate.calls
         if paths.partial:
             error = jnp.full_like(error, jnp.nan)
 
@@ -242,6 +244,7 @@ class ImplicitDifferentiation(Estimator):
             iterations=solution.products,
             outcome=Outcome.where(finite, solution.outcome, Outcome.not_finite),
             error=error,
+            error_calls=error_calls,
         )
         new_state = ImplicitState(
             params=state.params,

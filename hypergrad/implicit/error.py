@@ -29,7 +29,7 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree, Scalar
+from jaxtyping import Array, Int, PyTree, Scalar
 
 from hypergrad.implicit.inverse import Inverse
 from hypergrad.linear import vector
@@ -44,6 +44,9 @@ _STUCK = 0.5
 # at most these contractions.
 _SMALL = 1e-2
 _CLOSE_CONTRACTION, _SMALL_CONTRACTION = 0.5, 0.9
+# Of each of the three steps beside its solves: the gradients of both losses and of `⟨r, q⟩` that
+# make up those of the Lagrangian, and one product.
+_CALLS = 4
 
 
 class Sensitivity(eqx.Module):
@@ -52,6 +55,17 @@ class Sensitivity(eqx.Module):
     gradient: PyTree
     linear: PyTree
     inner: PyTree
+
+
+class Estimated(eqx.Module):
+    """An estimate, and what it cost.
+
+    - `error`: `‖gradient − truth‖ / ‖gradient‖`, infinite where nothing is known.
+    - `calls`: gradient-like evaluations: each product, and each gradient of the Lagrangian.
+    """
+
+    error: Scalar
+    calls: Int[Array, ""]
 
 
 class Measured(eqx.Module):
@@ -82,7 +96,7 @@ def estimate_error(
     probe: PyTree,
     inverse: Inverse,
     measured: Measured,
-) -> Scalar:
+) -> Estimated:
     """Estimate `‖gradient − truth‖ / ‖gradient‖`.
 
     **Arguments:**
@@ -93,8 +107,9 @@ def estimate_error(
     - `inverse`: of the linearisation `J`.
     - `measured`: what is judged.
 
-    **Returns:** the estimate, infinite where the Newton steps do not contract, the cotangent is not
-    in the range of `Jᵀ`, the solves cannot reach a part of it, or the point is not near a minimum.
+    **Returns:** the estimate and its cost. It is infinite where the Newton steps do not contract,
+    the cotangent is not in the range of `Jᵀ`, the solves cannot reach a part of it, or the point is
+    not near a minimum.
     """
     count = max(vector.size(measured.point), 1)
     # Rounding hides a residual of this length; along a random direction it joins the second step.
@@ -121,6 +136,7 @@ def estimate_error(
             "adjoint left": adjoint_step.left,
             "paired": jnp.abs(vector.vdot(forward.value, pieces.linear)),
             "stretch": _ratio(vector.norm(inverse.multiply(tried)), vector.norm(tried)),
+            "products": forward.products + adjoint_step.products,
         }
         moved = vector.axpy(jnp.where(last, 0, -1), forward.value, point)
         return (moved, vector.axpy(1, adjoint_step.value, adjoint), pieces.gradient), seen
@@ -161,7 +177,8 @@ def estimate_error(
     # Neither small, nor in the kernel, nor does more work reach it: its share is anyone's guess.
     stuck = alive & (seen["adjoint left"][1] > _STUCK) & (unreached > _SMALL)
     known = (unreached <= _UNREACHED) & ~stuck & ~jnp.isnan(error)
-    return jnp.where(known, error, jnp.inf)
+    calls = inverse.products + jnp.sum(seen["products"]) + 3 * _CALLS
+    return Estimated(jnp.where(known, error, jnp.inf), calls.astype(jnp.int32))
 
 
 def _contraction(seen: dict[str, Array], measured: Measured, change: Scalar) -> Scalar:

@@ -8,7 +8,7 @@ from jaxtyping import Array, PyTree, Scalar
 from hypergrad.expected import require
 from hypergrad.implicit.adjoint import LinearSystem
 from hypergrad.implicit.curvature import Curvature
-from hypergrad.implicit.error import Measured, Sensitivity, estimate_error
+from hypergrad.implicit.error import Estimated, Measured, Sensitivity, estimate_error
 from hypergrad.implicit.inverse import Inverse, KrylovInverse, dense_inverse
 from hypergrad.implicit.linearisation import Linearisation, is_narrow, linearised, widened
 from hypergrad.linear import vector
@@ -73,8 +73,8 @@ class ErrorEstimate(eqx.Module):
         here: Linearisation,
         result: Result,
         scale: Scalar,
-    ) -> Scalar:
-        """The estimated relative error of `result`.
+    ) -> Estimated:
+        """The estimated relative error of `result`, and what the estimate cost.
 
         **Arguments:**
 

@@ -11,7 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float, PyTree, Scalar
+from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
 from hypergrad.implicit.adjoint import LinearSystem
 from hypergrad.linear import vector
@@ -28,15 +28,22 @@ class Answer(eqx.Module):
     - `value`: `x`.
     - `left`: `‖b − J x‖ / ‖b‖`, what was not reached of `b`; zero for `b = 0`.
     - `indefinite`: a direction of negative curvature was met.
+    - `products`: spent on it.
     """
 
     value: PyTree
     left: Scalar
     indefinite: Bool[Array, ""]
+    products: Int[Array, ""]
 
 
 class Inverse(eqx.Module):
     """Solves `J x = b` and `Jᵀ x = b`."""
+
+    @property
+    @abstractmethod
+    def products(self) -> int:
+        """Products spent before the first solve."""
 
     @abstractmethod
     def solve(self, rhs: PyTree) -> Answer:
@@ -66,6 +73,11 @@ class KrylovInverse(Inverse):
     system: LinearSystem
     solver: LinearSolver
 
+    @property
+    def products(self) -> int:
+        """See `Inverse.products`."""
+        return 0
+
     def solve(self, rhs: PyTree) -> Answer:
         """See `Inverse.solve`."""
         return _answer(self.system.solve(self.solver, rhs))
@@ -85,7 +97,7 @@ class KrylovInverse(Inverse):
 
 def _answer(solution: LinearSolution) -> Answer:
     left = jnp.where(solution.breakdown, jnp.inf, solution.residual)
-    return Answer(solution.value, left, solution.nonpositive_curvature)
+    return Answer(solution.value, left, solution.nonpositive_curvature, solution.products)
 
 
 class DenseInverse(Inverse):
@@ -98,6 +110,11 @@ class DenseInverse(Inverse):
     values: Float[Array, " n"]
     right: Float[Array, "n n"]
     smallest: Scalar
+
+    @property
+    def products(self) -> int:
+        """See `Inverse.products`: one a column."""
+        return len(self.values)
 
     def solve(self, rhs: PyTree) -> Answer:
         """See `Inverse.solve`."""
@@ -127,7 +144,8 @@ class DenseInverse(Inverse):
         scaled = jnp.where(kept, coefficients / jnp.where(kept, self.values, 1), 0)
         value = unravel(size * jnp.matmul(into, scaled, precision=highest))
         left = vector.norm(jnp.where(kept, 0, coefficients))
-        return Answer(value, left, jnp.any(self.values < -self.smallest))
+        indefinite = jnp.any(self.values < -self.smallest)
+        return Answer(value, left, indefinite, jnp.zeros((), jnp.int32))
 
 
 def dense_inverse(system: LinearSystem, like: PyTree, unit: Scalar | float) -> DenseInverse:

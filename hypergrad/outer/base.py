@@ -318,6 +318,12 @@ def optimizer_step(
     )
 
 
+def may_move(hparams: PyTree, hypergradient: PyTree, constraint: PyTree) -> PyTree:
+    """For each entry, whether a descent step moves it: not if a bound holds it."""
+    moved = move(hparams, vector.scale(-1, hypergradient), constraint)
+    return jax.tree.map(jnp.not_equal, differentiable(moved), differentiable(hparams))
+
+
 def stationarity(hparams: PyTree, hypergradient: PyTree, constraint: PyTree) -> Scalar:
     """`‖λ − P(λ − p)‖`, which is zero exactly at the constrained stationary points."""
     moved = move(hparams, jax.tree.map(jnp.negative, hypergradient), constraint)

@@ -1,5 +1,6 @@
 """Hypergradients and outer losses computed inexactly, with what is known of their errors."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ from hypergrad.problem import BilevelProblem
 from hypergrad.restricted import RestrictedProblem
 
 # Relative error of the adjoint with which outer losses are corrected: it belongs to other
-# hyperparameters, as far away as one step.
+# hyperparameters, as far away as one step. So no solve for it is to be rougher.
 ADJOINT_ERROR = 0.1
 
 
@@ -31,19 +32,23 @@ class Accuracy(eqx.Module):
     inner: Scalar
     linear: Scalar
 
-    @property
-    def exhausted(self) -> Array:
-        """Whether both are beyond rounding error."""
-        eps = jnp.finfo(self.inner.dtype).eps
-        return (self.inner < eps) & (self.linear < eps)
+    def exhausted(self, descends: Array) -> Array:
+        """Whether the tolerances in question are beyond rounding error.
 
-    def scaled(self, factor: Scalar) -> "Accuracy":
-        """Both tolerances times `factor`, within what means anything."""
+        **Arguments:**
+
+        - `descends`: the linear one is not in question, only the losses are too rough.
+        """
+        eps = jnp.finfo(self.inner.dtype).eps
+        return (self.inner < eps) & (descends | (self.linear < eps))
+
+    def scaled(self, inner: Scalar | float, linear: Scalar | float) -> "Accuracy":
+        """Both tolerances times a factor, within what means anything."""
         dtype = self.inner.dtype
         least = jnp.finfo(dtype).eps / 4
         return Accuracy(
-            jnp.clip(self.inner * factor, least, 1.0).astype(dtype),
-            jnp.clip(self.linear * factor, least, 0.5).astype(dtype),
+            jnp.clip(self.inner * inner, least, 1.0).astype(dtype),
+            jnp.clip(self.linear * linear, least, ADJOINT_ERROR).astype(dtype),
         )
 
 
@@ -53,6 +58,7 @@ class CertifiedLoss(eqx.Module):
     - `estimator_state`: the inner solution, and where the next solve starts.
     - `value`: the outer loss there.
     - `lower`, `upper`: between them lies the outer loss at the best response.
+    - `inner_residual`: `‖∂f/∂w‖`, relative to the scale at the start.
     - `calls`, `iterations`: gradient-like evaluations and inner iterations spent.
     """
 
@@ -60,6 +66,7 @@ class CertifiedLoss(eqx.Module):
     value: Scalar
     lower: Scalar
     upper: Scalar
+    inner_residual: Scalar
     calls: Int[Array, ""]
     iterations: Int[Array, ""]
 
@@ -69,7 +76,6 @@ class CertifiedPoint(CertifiedLoss):
 
     - `gradient`: the hypergradient `z`, and `adjoint` the `q` in it.
     - `error`: bound of `‖z − dF/dλ‖`, and `relative_error` of its share of `‖z‖`.
-    - `inner_residual`: `‖∂f/∂w‖`, relative to the scale at the start.
     - `linear_residual`: of the adjoint system, relative.
     """
 
@@ -77,7 +83,6 @@ class CertifiedPoint(CertifiedLoss):
     adjoint: PyTree
     error: Scalar
     relative_error: Scalar
-    inner_residual: Scalar
     linear_residual: Scalar
 
     @classmethod
@@ -86,7 +91,12 @@ class CertifiedPoint(CertifiedLoss):
         nan = jnp.full((), jnp.nan, estimator_state.scale.dtype)
         zero = jnp.zeros((), jnp.int32)
         adjoint = vector.zeros_like(estimator_state.adjoint)
-        return cls(estimator_state, nan, nan, nan, zero, zero, gradient, adjoint, *(nan,) * 4)
+        return cls(estimator_state, *(nan,) * 4, zero, zero, gradient, adjoint, *(nan,) * 3)
+
+    def judged_anew(self, loss: CertifiedLoss) -> "CertifiedPoint":
+        """The same hypergradient, with the outer loss of a better solve at the same place."""
+        names = CertifiedLoss.__dataclass_fields__
+        return dataclasses.replace(self, **{name: getattr(loss, name) for name in names})
 
 
 class Certifier(eqx.Module):
@@ -117,6 +127,7 @@ class Certifier(eqx.Module):
             response,
             value,
             *self._bounds(here, value, info.residual * self.scale, cotangent, adjoint),
+            inner_residual=info.residual.astype(self.scale.dtype),
             calls=info.iterations + 1 + self._corrections,
             iterations=info.iterations,
         )
@@ -145,13 +156,17 @@ class Certifier(eqx.Module):
             estimate.state,
             value,
             *self._bounds(here, value, residual, cotangent, adjoint),
-            calls=info.iterations + estimate.info.iterations + 3 + self._corrections,
+            inner_residual=info.residual.astype(dtype),
+            calls=info.iterations
+            + estimate.info.iterations
+            + estimate.info.error_calls
+            + 3
+            + self._corrections,
             iterations=info.iterations,
             gradient=estimate.grad,
             adjoint=adjoint,
             error=error.astype(dtype),
             relative_error=relative.astype(dtype),
-            inner_residual=info.residual.astype(dtype),
             linear_residual=estimate.info.linear_residual.astype(dtype),
         )
 

@@ -33,11 +33,11 @@ from hypergrad.outer.base import (
     check_reach,
     differentiable,
     known_error,
+    may_move,
     move,
     outer_info,
     select,
 )
-from hypergrad.outer.constraints import Box, Constraint
 from hypergrad.outer.inexact import (
     adjoint_of,
     corrected_loss,
@@ -45,7 +45,7 @@ from hypergrad.outer.inexact import (
     require_tolerances,
     with_tolerances,
 )
-from hypergrad.outer.quasi_newton import LimitedMemory, QuasiNewton
+from hypergrad.outer.quasi_newton import LimitedMemory, QuasiNewton, require_entrywise
 from hypergrad.problem import BilevelProblem
 
 # Relative error of adjoints under the adaptive schedule: the largest tolerance of its linear solve.
@@ -156,13 +156,7 @@ class HOAG(OuterAlgorithm):
                 f"HOAG: tolerance: expected one of {[*SCHEDULES, 'adaptive']} or a function of the "
                 f"step number, received {self.tolerance!r}."
             )
-        sets = jax.tree.leaves(self.constraint, is_leaf=lambda x: isinstance(x, Constraint))
-        odd = [type(x).__name__ for x in sets if not isinstance(x, Box)]
-        if self.metric is not None and odd:
-            raise ValueError(
-                "HOAG: with a metric expected a constraint that holds entry by entry (Box), "
-                f"received {', '.join(odd)}. Drop the metric."
-            )
+        require_entrywise(self, self.metric)
 
     def init(
         self,
@@ -251,8 +245,7 @@ class HOAG(OuterAlgorithm):
             step = select(first, vector.zeros_like(jump), jump)
             change = vector.sub(point.gradient, state.hypergradient)
             pairs = select(keep, self.metric.learn(pairs, step, change, point.gradient), pairs)
-            nudged = differentiable(move(visited, direction, self.constraint))
-            free = jax.tree.map(jnp.not_equal, nudged, differentiable(visited))
+            free = may_move(visited, point.gradient, self.constraint)
             direction = self.metric.direction(pairs, point.gradient, free)
         moved = move(visited, vector.scale(1 / lipschitz, direction), self.constraint)
 

@@ -69,7 +69,7 @@ def backtrack(
     - `candidate`: step size to hyperparameters.
     - `size`: the first step size.
     - `accuracy`: of all solves.
-    - `decrease`: share of `‖λ⁺ − λ‖² / size` by which the loss must fall.
+    - `decrease`: share of `⟨z, λ − λ⁺⟩` by which the loss must fall.
     - `factor`: of a rejected step size.
     - `undecided`: after so many step sizes that the bounds leave open the search is given up.
     """
@@ -77,8 +77,8 @@ def backtrack(
     def attempt(now: LineSearch) -> LineSearch:
         moved = candidate(now.size)
         loss = certifier.loss(now.estimator_state, moved, accuracy, point.adjoint)
-        length = vector.norm(vector.sub(differentiable(moved), differentiable(hparams)))
-        needed = decrease * length**2 / now.size
+        back = vector.sub(differentiable(hparams), differentiable(moved))
+        needed = decrease * vector.vdot(point.gradient, back)
         accepted = loss.upper <= point.lower - needed
         refuted = ~(loss.lower <= point.upper - needed)
         smaller = (now.size * factor).astype(size.dtype)

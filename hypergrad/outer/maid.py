@@ -8,13 +8,13 @@ accepted step decreases the true loss although only inexact ones are ever seen. 
 prove that the loss does not decrease, the step size is reduced; where they leave it open, too, a
 few times, and then the accuracy is raised. After a success both are relaxed.
 
-Two additions to the published method, both old in themselves. Where no constants are given, the
-effect of the inner residual on the outer loss is not only bounded but subtracted,
-`F(w) − ⟨q, ∂f/∂w⟩`: the adjoint is at hand, and much rougher inner solutions do (Pierce & Giles,
-"Adjoint recovery of superconvergent functionals from PDE approximations", 2000). And with `secant`
-the line search starts at `‖λ − λ'‖ / ‖z − z'‖` of the last two points, the geometric mean of the
-two step sizes of Barzilai & Borwein, "Two-point step size gradient methods" (1988): doubled steps
-find the scale as well, but then pay for a rejected one at every other step.
+Three additions to the published method. Where no constants are given, the effect of the inner
+residual on the outer loss is not only bounded but subtracted, `F(w) − ⟨q, ∂f/∂w⟩`: the adjoint is
+at hand, and much rougher inner solutions do (Pierce & Giles, "Adjoint recovery of superconvergent
+functionals from PDE approximations", 2000). A hypergradient that is certified stays so: where only
+the losses were too rough, only they are computed anew, without a linear system. And with
+`metric=QuasiNewton()` the search goes along `d = −B z`, whose descent is certain if
+`ω ‖d‖ <= (1 − η) |⟨z, d⟩|`, the published condition for `d = −z`.
 """
 
 from collections.abc import Callable
@@ -38,6 +38,7 @@ from hypergrad.outer.base import (
     OuterState,
     check_reach,
     differentiable,
+    may_move,
     move,
     outer_info,
     select,
@@ -45,11 +46,13 @@ from hypergrad.outer.base import (
 from hypergrad.outer.certified import Accuracy, CertifiedPoint, Certifier
 from hypergrad.outer.inexact import require_fixed_data, require_tolerances
 from hypergrad.outer.line_search import LineSearch, backtrack, not_searched
+from hypergrad.outer.quasi_newton import LimitedMemory, QuasiNewton, require_entrywise
 from hypergrad.outer.smoothness import Smoothness
 from hypergrad.problem import BilevelProblem
 
-# The step size that two points suggest is trusted within this factor of the published one.
-SECANT_REACH = 10.0
+# Line searches along one certified hypergradient. An estimate may be wrong, and then no search
+# along it succeeds. More than two save a little, and the cost depends more on the start.
+SEARCHES = 2
 
 
 class MAIDState(OuterState):
@@ -57,12 +60,14 @@ class MAIDState(OuterState):
 
     - `estimator_state`: at `hparams`.
     - `before`: where the last move began; `hypergradient` is the one there.
+    - `pairs`: what the `metric` had learnt there, if there is one.
     - `accuracy`: of the next solves.
-    - `step_size`: what the next line search tries first, unless `secant`.
+    - `step_size`: what the next line search tries first.
     """
 
     estimator_state: Any
     before: PyTree
+    pairs: LimitedMemory | None
     accuracy: Accuracy
     step_size: Scalar
 
@@ -72,7 +77,9 @@ class _Progress(eqx.Module):
 
     - `refinements`: how often the accuracy was raised.
     - `accuracy`: of the next attempt.
-    - `point`, `search`: the last hypergradient, and the last line search along it.
+    - `point`, `direction`, `search`: the last hypergradient, where to go by it, and the last line
+      search there.
+    - `descends`: the true outer loss is certain to fall in that direction.
     - `calls`, `iterations`: gradient-like evaluations and inner iterations spent.
     - `done`: a step was accepted, or no accuracy can be bought any more.
     """
@@ -80,6 +87,8 @@ class _Progress(eqx.Module):
     refinements: Int[Array, ""]
     accuracy: Accuracy
     point: CertifiedPoint
+    direction: PyTree
+    descends: Array
     search: LineSearch
     calls: Int[Array, ""]
     iterations: Int[Array, ""]
@@ -105,15 +114,16 @@ class MAID(OuterAlgorithm):
     - `linear_tolerance`: first relative residual of the linear system. Default 0.1.
     - `step_size`: first step size tried. Default 0.1.
     - `eta`: the error must stay below `(1 − eta) ‖z‖`. Default 0.5.
-    - `decrease`: share of `step ‖z‖²` by which the loss must fall. Default 1e-4.
+    - `decrease`: share of what the slope promises by which the loss must fall. Default 1e-4.
     - `backtrack`: factor of a rejected step size. Default 0.5.
     - `backtracks`: undecided step sizes before the accuracy is raised. Default 2.
     - `growth`: factor of the step size after a success at the first attempt. Default 2.
     - `tighten`, `relax`: factors of both tolerances when the accuracy is too poor, and after a
       success. Defaults 0.5 and 1.25.
-    - `secant`: begin the line search at the step size that the last two points suggest. Far fewer
-      steps where the outer problem is ill-conditioned, but their number depends more on where one
-      starts. Default `False`, as published.
+    - `metric`: `QuasiNewton()` for steps `λ ← P(λ − a B z)` with `a <= 1` and an inverse Hessian
+      `B` learnt on the way, as in `HOAG`: a fraction of the steps where hyperparameters differ in
+      what they do. It needs sets that hold entry by entry (`Box`). Default `None`, the gradient,
+      as published.
     - `refinements`: how often the accuracy is raised within one step. Default 40.
     - `constraint`: feasible set of the hyperparameters; see `hypergrad.outer.project`.
 
@@ -130,7 +140,7 @@ class MAID(OuterAlgorithm):
     backtrack: float | Scalar = 0.5
     backtracks: int | Int[Array, ""] = 2
     growth: float | Scalar = 2.0
-    secant: bool = eqx.field(static=True, default=False)
+    metric: QuasiNewton | None = None
     tighten: float | Scalar = 0.5
     relax: float | Scalar = 1.25
     refinements: int | Int[Array, ""] = 40
@@ -138,6 +148,7 @@ class MAID(OuterAlgorithm):
 
     def __check_init__(self) -> None:
         require_tolerances(self, self.estimator)
+        require_entrywise(self, self.metric)
         for name in ("eta", "backtrack", "tighten"):
             value = getattr(self, name)
             if isinstance(value, float | int) and not 0 < value < 1:
@@ -165,6 +176,10 @@ class MAID(OuterAlgorithm):
         dtype = state.scale.dtype
         first = (self.inner_tolerance, self.linear_tolerance, self.step_size)
         inner, linear, step_size = (jnp.asarray(x, dtype) for x in first)
+        pairs = None
+        if self.metric is not None:
+            pairs = self.metric.init(differentiable(hparams))
+            step_size = jnp.minimum(step_size, 1)
         return MAIDState(
             step=jnp.zeros((), jnp.int32),
             hparams=hparams,
@@ -173,6 +188,7 @@ class MAID(OuterAlgorithm):
             hypergradient=jax.tree.map(jnp.zeros_like, differentiable(hparams)),
             estimator_state=state,
             before=differentiable(hparams),
+            pairs=pairs,
             accuracy=Accuracy(inner, linear),
             step_size=step_size,
         )
@@ -194,11 +210,14 @@ class MAID(OuterAlgorithm):
             self._start(state),
         )
         point, search, accepted = end.point, end.search, end.search.accepted
-        moved = self._move(state.hparams, search.size, point.gradient)
+        moved = move(state.hparams, vector.scale(search.size, end.direction), self.constraint)
         estimator_state = select(accepted, search.estimator_state, point.estimator_state)
         reached = select(accepted, moved, state.hparams)
         finite = jnp.isfinite(point.value) & vector.all_finite(point.gradient)
         grown = search.size * jnp.where(search.attempts == 1, self.growth, 1.0)
+        if self.metric is not None:
+            # A whole step of the quasi-Newton method is what is to be tried first.
+            grown = jnp.minimum(grown, 1)
         new = MAIDState(
             step=state.step + 1,
             hparams=reached,
@@ -207,6 +226,7 @@ class MAID(OuterAlgorithm):
             hypergradient=point.gradient,
             estimator_state=estimator_state,
             before=differentiable(state.hparams),
+            pairs=self._pairs(state, point.gradient),
             accuracy=end.accuracy,
             step_size=jnp.where(accepted, grown, state.step_size).astype(state.step_size.dtype),
         )
@@ -231,22 +251,31 @@ class MAID(OuterAlgorithm):
     def _start(self, state: MAIDState) -> _Progress:
         zero = jnp.zeros((), jnp.int32)
         point = CertifiedPoint.unknown(state.estimator_state, state.hypergradient)
+        nowhere, no = vector.zeros_like(point.gradient), jnp.asarray(False)
         search = not_searched(state.step_size, point)
-        return _Progress(zero, state.accuracy, point, search, zero, zero, jnp.asarray(False))
+        return _Progress(zero, state.accuracy, point, nowhere, no, search, zero, zero, no)
 
     def _attempt(self, certifier: Certifier, state: MAIDState, now: _Progress) -> _Progress:
-        """A hypergradient, a line search if its error is small enough, and the next accuracy."""
-        point = certifier.hypergradient(now.point.estimator_state, state.hparams, now.accuracy)
-        size = now.search.first
-        if self.secant:
-            size = jnp.where(now.refinements == 0, _secant_size(state, point.gradient), size)
+        """A hypergradient or a better loss, a line search if it descends, the next accuracy."""
+        hparams, known = state.hparams, now.point
+        renewed = ~now.descends | (now.refinements % SEARCHES == 0)
+        point = loops.cond(
+            renewed,
+            lambda: certifier.hypergradient(known.estimator_state, hparams, now.accuracy),
+            lambda: known.judged_anew(
+                certifier.loss(known.estimator_state, hparams, now.accuracy, known.adjoint)
+            ),
+        )
+        direction, size = self._direction(state, point.gradient), now.search.first
+        promised = -vector.vdot(point.gradient, direction)
+        descends = point.error * vector.norm(direction) <= (1 - self.eta) * promised
         search = loops.cond(
-            point.error <= (1 - self.eta) * vector.norm(point.gradient),
+            descends,
             lambda: backtrack(
                 certifier,
                 point,
-                state.hparams,
-                lambda size: self._move(state.hparams, size, point.gradient),
+                hparams,
+                lambda size: move(hparams, vector.scale(size, direction), self.constraint),
                 size,
                 now.accuracy,
                 decrease=self.decrease,
@@ -257,27 +286,36 @@ class MAID(OuterAlgorithm):
         )
         # Beyond rounding error no accuracy can be bought.
         eps = jnp.finfo(size.dtype).eps
-        exhausted = now.accuracy.exhausted | (point.upper - point.lower <= eps * abs(point.value))
+        rounded = point.upper - point.lower <= eps * abs(point.value)
+        exhausted = now.accuracy.exhausted(descends) | rounded
+        # The next search has another hypergradient if this one does not descend, or has not helped.
+        another = ~descends | ((now.refinements + 1) % SEARCHES == 0)
+        inner = jnp.where(search.accepted, self.relax, self.tighten)
+        linear = jnp.where(search.accepted | another, inner, 1)
         return _Progress(
             refinements=now.refinements + 1,
-            accuracy=now.accuracy.scaled(jnp.where(search.accepted, self.relax, self.tighten)),
+            accuracy=now.accuracy.scaled(inner, linear),
             point=point,
+            direction=direction,
+            descends=descends,
             search=search,
             calls=now.calls + point.calls + search.calls,
             iterations=now.iterations + point.iterations + search.iterations,
             done=search.accepted | exhausted | ~jnp.isfinite(point.value),
         )
 
-    def _move(self, hparams: PyTree, size: Scalar, gradient: PyTree) -> PyTree:
-        return move(hparams, vector.scale(-size, gradient), self.constraint)
+    def _pairs(self, state: MAIDState, gradient: PyTree) -> LimitedMemory | None:
+        """What the metric has learnt at `state.hparams`."""
+        if self.metric is None or state.pairs is None:
+            return None
+        jump = vector.sub(differentiable(state.hparams), state.before)
+        change = vector.sub(gradient, state.hypergradient)
+        return self.metric.learn(state.pairs, jump, change, gradient)
 
-
-def _secant_size(state: MAIDState, gradient: PyTree) -> Scalar:
-    """The step size that the last move suggests, if the curvature along it was positive."""
-    jump = vector.sub(differentiable(state.hparams), state.before)
-    change = vector.sub(gradient, state.hypergradient)
-    size = vector.norm(jump) / vector.norm(change)
-    size = jnp.clip(size, state.step_size / SECANT_REACH, state.step_size * SECANT_REACH)
-    return jnp.where(vector.vdot(jump, change) > 0, size, state.step_size).astype(
-        state.step_size.dtype
-    )
+    def _direction(self, state: MAIDState, gradient: PyTree) -> PyTree:
+        """Where to go from `state.hparams`."""
+        pairs = self._pairs(state, gradient)
+        if self.metric is None or pairs is None:
+            return vector.scale(-1, gradient)
+        free = may_move(state.hparams, gradient, self.constraint)
+        return self.metric.direction(pairs, gradient, free)

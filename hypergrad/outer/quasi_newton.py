@@ -17,6 +17,8 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
 from hypergrad.expected import require_count
+from hypergrad.outer.base import OuterAlgorithm
+from hypergrad.outer.constraints import Box, Constraint
 
 # What of the mean of squares an old square keeps at each step.
 KEPT = 0.5
@@ -125,3 +127,17 @@ class QuasiNewton(eqx.Module):
         descent = jnp.all(jnp.isfinite(r)) & (p @ r > 0)
         r = jnp.where(descent, r, inverse * p)
         return unravel(jnp.clip(-r * mask, -self.reach, self.reach).astype(p.dtype))
+
+
+def require_entrywise(algorithm: OuterAlgorithm, metric: QuasiNewton | None) -> None:
+    """Refuse a metric under a constraint that couples the hyperparameters.
+
+    **Raises:** `ValueError` naming the algorithm and the set.
+    """
+    sets = jax.tree.leaves(algorithm.constraint, is_leaf=lambda x: isinstance(x, Constraint))
+    odd = [type(x).__name__ for x in sets if not isinstance(x, Box)]
+    if metric is not None and odd:
+        raise ValueError(
+            f"{type(algorithm).__name__}: with a metric expected a constraint that holds entry by "
+            f"entry (Box), received {', '.join(odd)}. Drop the metric."
+        )

@@ -91,3 +91,18 @@ def test_switched_off_costs_nothing_and_is_unknown():
         matrices.append((program.count("eigh["), program.count("while[")))
     # A matrix that is decomposed, or the two loops of MINRES, beyond the one of CG.
     assert matrices == [(1, 1), (1, 1), (0, 3), (0, 1)]
+
+
+def test_what_an_estimate_costs_is_counted():
+    """Three rounds of four gradients and products, and the solves: a matrix, or Krylov steps."""
+    problem, params, lam, train, valid = logistic()
+    spent = {}
+    for name, options in (("dense", {}), ("cg", {"solver": CG(tol=0.1)})):
+        estimator = ImplicitDifferentiation(error_estimate=ErrorEstimate(**options))
+        state = estimator.init(problem, params, lam, train)
+        spent[name] = int(
+            estimator.hypergradient(problem, state, lam, train, valid).info.error_calls
+        )
+    size = jax.flatten_util.ravel_pytree(params)[0].size
+    assert spent["dense"] == 12 + size
+    assert 12 < spent["cg"] <= 12 + 5 * size

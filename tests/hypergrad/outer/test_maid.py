@@ -10,7 +10,7 @@ import pytest
 from hypergrad.implicit import ImplicitDifferentiation
 from hypergrad.inner import OptaxSolver
 from hypergrad.linear.cg import CG
-from hypergrad.outer import MAID, Batches, Box, Smoothness
+from hypergrad.outer import MAID, Batches, Box, QuasiNewton, ScaledSimplex, Smoothness
 from hypergrad.outer.certified import Accuracy, Certifier
 from hypergrad.problem import BilevelProblem
 
@@ -109,9 +109,9 @@ def test_at_the_solution_it_certifies_and_stops():
     assert float(last.hypergradient_norm) < 1e-5
 
 
-def test_secant_steps_are_sure_of_their_decrease_and_fewer():
+def test_quasi_newton_steps_are_sure_of_their_decrease_and_fewer():
     plain, _ = trace(steps=200, gap=1e-6, step_size=0.3)
-    states, _ = trace(steps=200, gap=1e-6, step_size=0.3, secant=True)
+    states, _ = trace(steps=200, gap=1e-6, step_size=0.3, metric=QuasiNewton())
     values = [float(value(state.hparams)) for state in states]
     assert all(after < before for before, after in pairwise(values))
     assert values[-1] - value(BEST) < 1e-6
@@ -157,6 +157,29 @@ def test_losses_are_corrected_by_the_adjoint_itself():
     assert jnp.linalg.norm(here.gradient - truth) <= here.error
     exact = jnp.linalg.solve(A, jnp.linalg.solve(A, B @ START) - TARGET)
     assert jnp.linalg.norm(here.adjoint - exact) < 0.3 * jnp.linalg.norm(exact)
+
+
+def test_a_hypergradient_is_kept_while_only_the_losses_are_solved_further():
+    estimator = ImplicitDifferentiation(OptaxSolver(optax.sgd(1 / 20), steps=5000), CG())
+    none = Batches(None, None)
+    state = estimator.init(PROBLEM, jnp.zeros(INNER), START, None)
+    certifier = Certifier(estimator, None, PROBLEM, none, None, state.scale)
+    rough = Accuracy(jnp.asarray(0.03), jnp.asarray(1e-3))
+    fine = rough.scaled(0.1, 1)
+    assert float(fine.linear) == float(rough.linear)
+    here = eqx.filter_jit(certifier.hypergradient)(state, START, rough)
+    loss = eqx.filter_jit(certifier.loss)(here.estimator_state, START, fine, here.adjoint)
+    anew = here.judged_anew(loss)
+    for kept in ("gradient", "adjoint", "error"):
+        np.testing.assert_array_equal(getattr(anew, kept), getattr(here, kept))
+    assert anew.upper - anew.lower < 0.2 * (here.upper - here.lower)
+    assert anew.lower <= value(START) <= anew.upper
+    assert int(anew.calls) == int(anew.iterations) + 2
+
+
+def test_a_metric_with_a_set_that_couples_the_hyperparameters_is_refused():
+    with pytest.raises(ValueError, match=r"MAID: with a metric .* received ScaledSimplex"):
+        MAID(ESTIMATOR, CONSTANTS, metric=QuasiNewton(), constraint=ScaledSimplex())
 
 
 def test_the_constants_are_checked():
