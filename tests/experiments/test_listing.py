@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,15 +18,20 @@ KEYS = {"name", "paper", "settings", "versions", "seconds", "plots", "tables", "
 
 def run(*arguments):
     flags = optimised(os.environ.get("XLA_FLAGS", ""))
-    return subprocess.run(
-        [sys.executable, "-m", *arguments],
+    process = subprocess.Popen(
+        [sys.executable, "-X", "faulthandler", "-m", *arguments],
         cwd=ROOT,
         env={**os.environ, "MPLBACKEND": "Agg", "XLA_FLAGS": flags},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=600,
-        check=False,
     )
+    try:
+        printed, errors = process.communicate(timeout=600)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)  # at which it says where each thread is
+        printed, errors = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, printed, errors)
 
 
 def test_every_experiment_is_listed_with_a_line():
