@@ -10,8 +10,6 @@ the iterate, so that a log-log plot of the one over the other has slope one.
 The problems are in `experiments/implicit_zoo/`, one file for each kind.
 """
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments.harness import Claim, Context, Curve, Option, experiment
@@ -22,11 +20,11 @@ from experiments.implicit_zoo.member import STEP, Member, derivatives
 MOST = 3
 
 
-def directions(member: Member, seed: int) -> jax.Array:
+def directions(member: Member, seed: int) -> np.ndarray:
     """Random unit vectors, not more than there are hyperparameters."""
     size = member.flat[0].size
     drawn = np.random.default_rng(seed).normal(size=(min(size, MOST), size))
-    return jnp.asarray(drawn / np.linalg.norm(drawn, axis=1, keepdims=True))
+    return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
 
 
 @experiment(

@@ -59,6 +59,7 @@ from hypergrad.recompilation import RecompilationWarning as RecompilationWarning
 from hypergrad.routed import Routed as Routed
 from hypergrad.stateful import Stateful as Stateful
 from hypergrad.tolerance import HasTolerance as HasTolerance
+from hypergrad.torch_loss import from_torch as from_torch
 from hypergrad.unrolled import ForwardUnrolled as ForwardUnrolled
 from hypergrad.unrolled import OnlineUnrolled as OnlineUnrolled
 from hypergrad.unrolled import TruncatedUnrolled as TruncatedUnrolled

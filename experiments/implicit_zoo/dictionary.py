@@ -21,10 +21,10 @@ def members(seed: int) -> list[Member]:
     rng = np.random.default_rng(seed)
     pixels = load_digits().data / 16
     rows = rng.choice(len(pixels), IMAGES + ATOMS, replace=False)
-    images = jnp.asarray(pixels[rows[:IMAGES]])
+    images = pixels[rows[:IMAGES]]
     atoms = pixels[rows[IMAGES:]]
-    atoms = jnp.asarray(atoms / np.linalg.norm(atoms, axis=1, keepdims=True))
-    size = 0.9 / float(jnp.linalg.eigvalsh(atoms @ atoms.T)[-1] + L2)
+    atoms = atoms / np.linalg.norm(atoms, axis=1, keepdims=True)
+    size = 0.9 / float(np.linalg.eigvalsh(atoms @ atoms.T)[-1] + L2)
 
     def step(codes: Array, atoms: Array) -> Array:
         slope = (codes @ atoms - images) @ atoms.T + L2 * codes
@@ -35,8 +35,8 @@ def members(seed: int) -> list[Member]:
         Member(
             name="dictionary learning",
             residual=lambda codes, atoms: codes - step(codes, atoms),
-            theta=atoms,
-            start=jnp.zeros((IMAGES, ATOMS)),
+            theta=jnp.asarray(atoms),
+            start=np.zeros((IMAGES, ATOMS)),
             advance=step,
             iterations=ITERATIONS,
         )

@@ -22,7 +22,7 @@ def members(seed: int) -> list[Member]:
     digits = load_digits()
     noise = np.random.default_rng(seed).normal(size=(CLASSES, digits.data.shape[1]))
     means = [digits.data[digits.target == c].mean(axis=0) / 16 for c in range(CLASSES)]
-    images = jnp.asarray(np.stack(means) + 0.05 * noise)
+    images = np.stack(means) + 0.05 * noise
 
     def loss(w: Array, images: Array) -> Array:
         scores = jax.nn.log_softmax(images @ w)
@@ -32,8 +32,8 @@ def members(seed: int) -> list[Member]:
         Member(
             name="distillation",
             residual=jax.grad(loss),
-            theta=images,
-            start=jnp.zeros((images.shape[1], CLASSES)),
+            theta=jnp.asarray(images),
+            start=np.zeros((images.shape[1], CLASSES)),
             advance=lambda w, images: w - RATE * jax.grad(loss)(w, images),
             iterations=ITERATIONS,
             loss=loss,

@@ -22,8 +22,7 @@ def members(seed: int) -> list[Member]:
         entries = rng.normal(size=shape)
         return jnp.asarray(norm * entries / np.linalg.norm(entries, 2))
 
-    given = jnp.asarray(rng.normal(size=INPUTS))
-    output = jnp.asarray(rng.normal(size=UNITS))
+    given, output = rng.normal(size=INPUTS), rng.normal(size=UNITS)
 
     def layer(z: Array, theta: PyTree) -> Array:
         return jnp.tanh(theta["W"] @ z + theta["U"] @ given + theta["b"])
@@ -40,7 +39,7 @@ def members(seed: int) -> list[Member]:
                 "U": matrix(UNITS, INPUTS, norm=1.0),
                 "b": jnp.asarray(0.1 * rng.normal(size=UNITS)),
             },
-            start=jnp.zeros(UNITS),
+            start=np.zeros(UNITS),
             advance=layer,
             iterations=ITERATIONS,
         ),
@@ -52,7 +51,7 @@ def members(seed: int) -> list[Member]:
                 "B": matrix(UNITS, UNITS, norm=0.8),
                 "c": jnp.asarray(0.3 * rng.normal(size=UNITS)),
             },
-            start=jnp.zeros(UNITS),
+            start=np.zeros(UNITS),
             advance=lambda x, theta: x - (flow(x, theta) - output),
             iterations=ITERATIONS,
         ),

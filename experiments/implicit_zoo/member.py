@@ -62,19 +62,20 @@ class Member:
 
     @cached_property
     def path(self) -> Callable:
-        """`path(vector, start) -> iterates`, of shape `(WATCHED, *x)`."""
+        """`path(vector, start)`: iterates, shape `(WATCHED, *x)`, and the residual at the end."""
         ends = np.linspace(0, self.iterations, WATCHED + 1).astype(int)
-        gaps = jnp.asarray(np.diff(ends))
+        gaps = np.diff(ends)
 
         @jax.jit
-        def path(vector: Array, start: Array) -> Array:
+        def path(vector: Array, start: Array) -> tuple[Array, Array]:
             theta = self.flat[1](vector)
 
             def stretch(state: Any, gap: Array) -> tuple[Any, Array]:
                 state = jax.lax.fori_loop(0, gap, lambda _, s: self.advance(s, theta), state)
                 return state, self.point(state)
 
-            return jax.lax.scan(stretch, self.begin(start), gaps)[1]
+            iterates = jax.lax.scan(stretch, self.begin(start), gaps)[1]
+            return iterates, self.residual(iterates[-1], theta)
 
         return path
 
@@ -140,12 +141,15 @@ class Derivatives:
     residual: float
 
 
-def derivatives(member: Member, directions: Float[Array, "k h"]) -> Derivatives:
-    """Measure a member along these directions of its hyperparameters."""
-    vector, _ = member.flat
-    iterates = member.path(vector, member.start)
+def derivatives(member: Member, directions: Float[np.ndarray, "k h"]) -> Derivatives:
+    """Measure a member along these directions of its hyperparameters.
+
+    Between its three programs all is NumPy's: of JAX each operation would be compiled, too.
+    """
+    vector = np.asarray(member.flat[0])
+    iterates, residual = map(np.asarray, member.path(vector, member.start))
     solution = iterates[-1]
-    errors = _norms(np.asarray(iterates - solution)) / _norm(solution)
+    errors = _norms(iterates - solution) / _norm(solution)
     close = np.flatnonzero((errors < FAR) & (errors > NEAR))
     if len(close) < 3:
         raise RuntimeError(
@@ -157,7 +161,7 @@ def derivatives(member: Member, directions: Float[Array, "k h"]) -> Derivatives:
     exact = found[-1]
 
     solved = [
-        [np.asarray(member.path(vector + s * STEP * d, solution)[-1]) for s in (1, -1)]
+        [np.asarray(member.path(vector + s * STEP * d, solution)[0])[-1] for s in (1, -1)]
         for d in directions
     ]
     difference = np.stack([(high - low) / (2 * STEP) for high, low in solved])
@@ -172,7 +176,7 @@ def derivatives(member: Member, directions: Float[Array, "k h"]) -> Derivatives:
         jaxopt=_norm(exact - others) / _norm(others),
         slope=float(slope),
         derivative=exact,
-        residual=float(jnp.max(jnp.abs(member.residual(solution, member.theta)))),
+        residual=float(np.max(np.abs(residual))),
     )
 
 

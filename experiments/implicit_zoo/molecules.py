@@ -81,7 +81,7 @@ def members(seed: int) -> list[Member]:
             name="soft spheres, FIRE",
             residual=jax.grad(potential),
             theta=jnp.asarray(ratio),
-            start=jnp.asarray(side * rng.uniform(size=(SPHERES, 2))),
+            start=side * rng.uniform(size=(SPHERES, 2)),
             advance=advance,
             iterations=ITERATIONS,
             begin=begin,

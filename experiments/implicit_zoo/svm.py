@@ -27,16 +27,16 @@ def to_simplex(row: Float[Array, " k"]) -> Float[Array, " k"]:
 def members(seed: int) -> list[Member]:
     """Both ways to solve it."""
     rng = np.random.default_rng(seed)
-    data = jnp.asarray(rng.normal(size=(ROWS, COLUMNS))) / np.sqrt(COLUMNS)
-    labels = jax.nn.one_hot(jnp.arange(ROWS) % CLASSES, CLASSES)
+    data = rng.normal(size=(ROWS, COLUMNS)) / np.sqrt(COLUMNS)
+    labels = np.eye(CLASSES)[np.arange(ROWS) % CLASSES]
     gram = data @ data.T
 
     def slope(x: Array, theta: Array) -> Array:
         """Gradient of `|dataᵀ (labels - x)|² / (2 exp(theta)) + <x, labels>`."""
         return gram @ (x - labels) / jnp.exp(theta) + labels
 
-    at = jnp.asarray(-0.5)
-    size = float(jnp.exp(at) / jnp.linalg.eigvalsh(gram)[-1])
+    at = -0.5
+    size = float(np.exp(at) / np.linalg.eigvalsh(gram)[-1])
 
     def projected(x: Array, theta: Array) -> Array:
         return jax.vmap(to_simplex)(x - size * slope(x, theta))
@@ -50,8 +50,8 @@ def members(seed: int) -> list[Member]:
         Member(
             name=name,
             residual=lambda x, theta, step=step: x - step(x, theta),
-            theta=at,
-            start=jnp.full((ROWS, CLASSES), 1 / CLASSES),
+            theta=jnp.asarray(at),
+            start=np.full((ROWS, CLASSES), 1 / CLASSES),
             advance=step,
             iterations=iterations,
         )

@@ -16,13 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hypergrad.jumps.boundary import jumps
+from hypergrad.jumps.boundary import jumps, steps
+from hypergrad.jumps.elementwise import STEPS
 from hypergrad.jumps.neighbourhood import Neighbourhood
 from hypergrad.jumps.program import CONTROL, Equation, Program, flat, inner_program
 
 _DECISIONS = dict.fromkeys(("lt", "le", "gt", "ge", "lt_to", "le_to"), "a comparison")
 _DECISIONS["sign"] = "a sign"
-_STEPS = {"floor": "a rounding", "ceil": "a rounding", "round": "a rounding"}
 # Of discrete outputs; without a name here the operation's own is said.
 _DISCRETE = {
     "SearchSorted": "a comparison",
@@ -105,8 +105,9 @@ def _through(equation: Equation, entering: list[Taint], around: Neighbourhood) -
             return [taint]
         seen = jumps(equation, around)
         return [taint.hidden(_DECISIONS[name]) if seen else Taint(blind=taint.blind)]
-    if name in _STEPS:
-        return [taint.hidden(_STEPS[name])]
+    if name in STEPS:
+        seen = bool(taint.reads) and steps(equation, around)
+        return [taint.hidden("a rounding") if seen else Taint(blind=taint.blind)]
     if name == "stop_gradient":
         harmless = around.shift_by_maximum(equation)
         return [Taint(blind=taint.blind) if harmless else taint.hidden("a stop_gradient")]

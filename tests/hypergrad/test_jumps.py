@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from jax.scipy.ndimage import map_coordinates
 
 from hypergrad import (
     BilevelProblem,
@@ -31,6 +32,18 @@ LABELS = jnp.array([0, 1, 2, 0, 1])
 def dropout(h, key=KEY):
     uniform = jax.random.uniform(key, X.shape)
     return jnp.where(uniform > h, X / (1 - h), 0).sum()
+
+
+def turned(h):
+    return [jnp.cos(h) * V - jnp.sin(h) * V[::-1], jnp.sin(h) * V + jnp.cos(h) * V[::-1]]
+
+
+def interpolated(h, swapped=False, end=None):
+    x = 4 * h * jnp.linspace(0, 1, 7)
+    low, high = jnp.floor(x).astype(int), jnp.ceil(x).astype(int)
+    share = 1 - (x - low) if swapped else x - low
+    found = (1 - share) * X[low, 0] + share * X[high, 0]
+    return (found if end is None else jnp.where(low < end, found, 0)).sum()
 
 
 @jax.custom_vjp
@@ -61,6 +74,11 @@ GUILTY = {
     "round": (lambda h: h * jnp.round(h), "a rounding"),
     "floor": (lambda h: h - jnp.floor(h), "a rounding"),
     "trunc": (lambda h: h * jnp.trunc(h), "a rounding"),
+    "nearest neighbour": (lambda h: h * map_coordinates(X, turned(h), order=0).sum(), "a rounding"),
+    "wrong neighbour": (lambda h: interpolated(h, swapped=True), "a rounding"),
+    "cut interpolation": (lambda h: interpolated(h, end=2), "a rounding"),
+    "looked up": (lambda h: h * V[jnp.floor(h * V).astype(int)].sum(), "a rounding"),
+    "stepped table": (lambda h: h * jnp.floor(h * V)[jnp.array([0, 1])].sum(), "a rounding"),
     "mod": (lambda h: h % 1.0, "a remainder"),
     "index": (lambda h: h * V[h.astype(int)], "a truncation to integers"),
     "truncated": (lambda h: h * jnp.int32(10 * h), "a truncation to integers"),
@@ -122,6 +140,18 @@ INNOCENT = {
     "log sigmoid": lambda h: jax.nn.log_sigmoid(h * X).sum(),
     "clip": lambda h: jnp.clip(h * X, 0, h).sum(),
     "abs": lambda h: jnp.abs(h * X).sum(),
+    "periodic": lambda h: jnp.sin(2 * jnp.pi * (h - jnp.floor(h))),
+    "triangle wave": lambda h: jnp.abs(h - jnp.round(h)),
+    "linear interpolation": interpolated,
+    "interpolation of one number": lambda h: (
+        (1 - (10 * h - jnp.floor(10 * h))) * X[jnp.floor(10 * h).astype(int), 0]
+        + (10 * h - jnp.floor(10 * h)) * X[jnp.floor(10 * h).astype(int) + 1, 0]
+    ),
+    "bilinear": lambda h: map_coordinates(h * X, turned(h), order=1).sum(),
+    "bilinear, nearest": lambda h: map_coordinates(X, turned(h), order=1, mode="nearest").sum(),
+    "bilinear of many": lambda h: jax.vmap(lambda x: map_coordinates(x, turned(h), order=1))(
+        jnp.stack([X, h * X])
+    ).sum(),
     "softmax": lambda h: jax.nn.softmax(X / h)[0, 0],
     "logsumexp": lambda h: jax.nn.logsumexp(h * X),
     "cross-entropy": lambda h: optax.softmax_cross_entropy_with_integer_labels(
