@@ -64,7 +64,7 @@ def hyperband(trainer: Trainer, rounds: int, trials: int, seed: int, report: Rep
     searcher = RandomSearcher(search_space(trainer.task.side), seed=seed)
 
     def objective(job: Any) -> float:
-        state, best = kept.get(job.number, (trainer.start(), np.inf))
+        state, best = kept.get(job.number) or (trainer.start(), np.inf)
         for _ in range(int(job.resource - job.resume_from)):
             state, done = trainer.advance(state, job.config)
             trace.add(done)

@@ -45,21 +45,28 @@ class Trainer:
     """Trainings of one network in rounds of `steps` steps; one compiled program for all values."""
 
     def __init__(self, task: Task, kind: str, steps: int, seed: int):
-        self.kind, self.steps = kind, steps
-        self.reseed(seed, task)
+        self.kind, self.steps, self.task = kind, steps, task
+        self.reseed(seed)
+        # What all these networks share.
+        self.rest = eqx.filter(self.network()[0], eqx.is_inexact_array, inverse=True)
         self._advance = jax.jit(self._round)
 
     def reseed(self, seed: int, task: Task | None = None) -> None:
-        """Other initial weights and batches for what follows, and other data, if given."""
-        self.task = self.task if task is None else task
+        """Other weights and batches for what follows, and other data, if given."""
+        self.task = task or self.task
         # Every example draws a lot: threefry would be half of a step, and of its compilation.
-        self.key = jax.random.key(seed, impl="unsafe_rbg")
-        self.network = Network(self.kind, self.task.side, self.key)
-        self.weights, self.rest = eqx.partition(self.network, eqx.is_inexact_array)
+        self._key = jax.random.key(seed, impl="unsafe_rbg")
+
+    def network(self) -> tuple[Network, Array]:
+        """An untrained network, and the key of its training: others at each call."""
+        self._key, key = jax.random.split(self._key)
+        return Network(self.kind, self.task.side, key), key
 
     def start(self) -> Training:
-        """The untrained network. Every training starts from the same weights."""
-        return Training(self.weights, OPTIMIZER.init(self.weights), self.key)
+        """An untrained network. Every training has weights and batches of its own."""
+        network, key = self.network()
+        weights = eqx.filter(network, eqx.is_inexact_array)
+        return Training(weights, OPTIMIZER.init(weights), key)
 
     def advance(self, state: Training, values: Values) -> tuple[Training, Round]:
         """One round with these values."""

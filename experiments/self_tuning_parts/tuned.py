@@ -12,7 +12,6 @@ from jaxtyping import Array, PyTree, Scalar
 from experiments.self_tuning_parts.task import (
     OPTIMIZER,
     Task,
-    Values,
     draw,
     hyperparameters,
     loss,
@@ -29,6 +28,10 @@ from hypergrad.self_tuning import (
     to_self_tuning,
 )
 
+# Learning rate of the hyperparameters. With 0.1 they are at the ends of their domains after a
+# thousand steps.
+RATE = 0.05
+
 
 class SelfTuned:
     """Self-tuned trainings of a trainer's network; one compiled program for all.
@@ -36,13 +39,9 @@ class SelfTuned:
     **Arguments:**
 
     - `centred`: Delta-STN, or (`False`) STN.
-    - `entropy`, `rate`: weight of the entropy in the objective of the perturbation's scale, and the
-      learning rate of the hyperparameters.
     """
 
-    def __init__(
-        self, trainer: Trainer, *, centred: bool = True, entropy: float = 1e-3, rate: float = 0.1
-    ) -> None:
+    def __init__(self, trainer: Trainer, *, centred: bool = True) -> None:
         self.trainer = trainer
         self.domains = hyperparameters(trainer.task.side)
         values = self.domains.values
@@ -54,24 +53,21 @@ class SelfTuned:
             ),
             SelfTuning(
                 OPTIMIZER,
-                perturbation=Perturbation(0.5, optimizer=optax.adam(3e-3), entropy=entropy),
+                perturbation=Perturbation(0.5, optimizer=optax.adam(3e-3), entropy=1e-3),
                 centred=centred,
             ),
-            optimizer=optax.adam(rate),
+            optimizer=optax.adam(RATE),
         )
         self._advance = eqx.filter_jit(self._round)
 
-    def run(
-        self, rounds: int, trace: Trace, report: Report, start: Values | None = None
-    ) -> Schedule:
+    def run(self, rounds: int, trace: Trace, report: Report) -> Schedule:
         """One training, added to `trace`; the values after every round.
 
-        The first round is the warm-up: the response is trained, and nothing tuned yet. `start` has
-        the first values of the hyperparameters, by default the middle of each domain.
+        The first round is the warm-up: the response is trained, and nothing tuned yet.
         """
-        hparams = self.domains.initial() if start is None else self.domains.unconstrained(start)
-        key, task = self.trainer.key, self.trainer.task
-        model = to_self_tuning(self.trainer.network, hparams, key=key)
+        hparams, task = self.domains.initial(), self.trainer.task
+        network, key = self.trainer.network()
+        model = to_self_tuning(network, hparams, key=key)
         state = self.tuner.init(model, hparams, draw(task.train, key), key=key)
         rows = [self.domains.values(hparams)]
         for index in range(rounds):
