@@ -29,6 +29,8 @@ from experiments.self_tuning_parts.tuned import SelfTuned
     compiles=True,
     options=[
         *OPTIONS,
+        Option("rounds", 9, help="rounds of a training"),
+        Option("trials", 30, quick=4, help="trainings of the random search"),
         Option("repeats", 5, quick=3, help="trainings with each kind of values"),
     ],
     claims=[

@@ -31,9 +31,7 @@ OPTIONS = [
     Option("data", "fashion_mnist", quick="digits", choices=("fashion_mnist", "digits")),
     Option("model", "cnn", quick="mlp", choices=("cnn", "mlp")),
     Option("examples", 250, quick=200, help="training examples"),
-    Option("rounds", 9, quick=9, help="rounds of a training"),
     Option("steps", 50, quick=40, help="training steps of a round"),
-    Option("trials", 16, quick=4, help="trainings of each search"),
 ]
 OURS = "Delta-STN"
 # Share of the time in which the early loss is compared.
@@ -55,7 +53,9 @@ class Outcome(NamedTuple):
     compiles=True,
     options=[
         *OPTIONS,
-        Option("tuned_rounds", 18, quick=9, help="rounds of a self-tuned training"),
+        Option("rounds", 9, quick=3, help="rounds of a training"),
+        Option("trials", 16, quick=3, help="trainings of each search"),
+        Option("tuned_rounds", 18, quick=6, help="rounds of a self-tuned training"),
         Option("splits", 5, quick=1, help="splits of the data"),
     ],
     claims=[
