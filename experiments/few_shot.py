@@ -1,235 +1,207 @@
 """Few-shot learning on Omniglot: a representation shared by all tasks, as the outer variable.
 
 A task is to tell five handwritten characters apart from one drawing of each. The inner variable is
-the task's linear classifier, trained from zero by four gradient steps; the outer variable is the
+the task's linear classifier, trained from zero by two gradient steps; the outer variable is the
 network below it, shared by all tasks, tuned by the hypergradient of the loss on other drawings of
-the same characters through those four steps. Training and test characters come from different
-alphabets. Compared with the same network left random, with raw pixels, and with training the whole
-network from scratch on the five drawings.
+the same characters through those two steps. Training and test characters come from different
+alphabets.
 
-Franceschi, Frasconi, Salzo, Grazzi and Pontil, "Bilevel programming for hyperparameter optimization
-and meta-learning" (2018), section 5.
+MAML, prototypical and matching networks have the same encoder, optimizer and sequence of episodes,
+and as many episodes as take the same number of operations. Each learns, with the encoder, one
+number of its own, the length of its inner steps or a temperature, from a value chosen on another
+split of the alphabets. Beside them: the encoder left random, raw pixels, and the whole network
+trained from scratch on the five drawings.
 """
 
-import equinox as eqx
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, PyTree
 
 from experiments.data import omniglot
-from experiments.harness import Claim, Context, Curve, Option, experiment
-from hypergrad import BilevelProblem
-from hypergrad.outer import Alternating, Batches, Sampler, run
-from hypergrad.unrolled import Unrolled
-
-SIDE, WAYS, SHOTS, QUERIES = 14, 5, 1, 5
-FEATURES = 64
-STEP, STEPS = 0.4, 4
-TEST_ALPHABETS = 3
-
-
-class Episodes(Sampler):
-    """Tasks drawn at random: five characters, a drawing of each to learn from, others to test.
-
-    **Arguments:**
-
-    - `tasks`: tasks per outer step.
-    """
-
-    tasks: int = eqx.field(static=True)
-
-    def __call__(
-        self, inner_data: PyTree, outer_data: PyTree, step: Int[Array, ""], key: Array
-    ) -> Batches:
-        """See `Sampler`; both data are characters, `(characters, drawings, pixels)`."""
-        return Batches(*draw(inner_data, self.tasks, jax.random.fold_in(key, step)))
-
-    def evaluation_data(self, outer_data: PyTree) -> PyTree | None:
-        """`None`: the classifiers belong to the tasks of the step."""
-        return None
-
-
-def draw(characters: jax.Array, tasks: int, key: Array) -> tuple[jax.Array, jax.Array]:
-    """Drawings to learn from `(tasks, 5, 1, pixels)`, and to test on `(tasks, 5, 5, pixels)`."""
-
-    def one(key: Array) -> jax.Array:
-        which, drawings = jax.random.split(key)
-        # The places of the largest of so many random numbers: a draw without replacement.
-        _, chosen = jax.lax.top_k(jax.random.uniform(which, (characters.shape[0],)), WAYS)
-        luck = jax.random.uniform(drawings, (WAYS, characters.shape[1]))
-        _, shots = jax.lax.top_k(luck, SHOTS + QUERIES)
-        return characters[chosen[:, None], shots]
-
-    pictures = jax.vmap(one)(jax.random.split(key, tasks))
-    return pictures[:, :, :SHOTS], pictures[:, :, SHOTS:]
-
-
-def representation(network: list, pictures: jax.Array) -> jax.Array:
-    """Two hidden layers; features of norm one."""
-    x = pictures
-    for layer in network:
-        x = jnp.tanh(x @ layer["w"] + layer["b"])
-    return x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-6) * 8
-
-
-def initialise(key: Array) -> list:
-    """Layers of 196-128-64."""
-    sizes = (SIDE**2, 128, FEATURES)
-    keys = jax.random.split(key, 2)
-    return [
-        {"w": jax.random.normal(k, (a, b)) / np.sqrt(a), "b": jnp.zeros(b)}
-        for k, a, b in zip(keys, sizes[:-1], sizes[1:], strict=True)
-    ]
-
-
-def scores(head: jax.Array, features: jax.Array) -> jax.Array:
-    """Scores of the five classes for each picture of each task."""
-    return jnp.einsum("tfc,twsf->twsc", head, features)
-
-
-def loss(head: jax.Array, features: jax.Array) -> jax.Array:
-    """Cross-entropy, summed over tasks so that each is trained on its own; mean over pictures."""
-    logs = jax.nn.log_softmax(scores(head, features))
-    right = jnp.einsum("twsw->tws", logs)
-    return -jnp.sum(jnp.mean(right, axis=(1, 2)))
-
-
-PROBLEM = BilevelProblem(
-    lambda head, network, pictures: loss(head, representation(network, pictures)),
-    lambda head, network, pictures: (
-        loss(head, representation(network, pictures)) / pictures.shape[0]
-    ),
+from experiments.few_shot_parts import (
+    encoder,
+    hyper_representation,
+    maml,
+    matching,
+    prototypical,
 )
+from experiments.few_shot_parts.episodes import Episodes, Places, accuracy, loss
+from experiments.few_shot_parts.method import Method, train
+from experiments.harness import Claim, Context, Curve, Option, experiment
+
+OURS = "hyper-representation"
+METHODS: dict[str, Method] = {
+    OURS: hyper_representation.METHOD,
+    "MAML": maml.METHOD,
+    "prototypical networks": prototypical.METHOD,
+    "matching networks": matching.METHOD,
+}
+SCRATCH, RANDOM, PIXELS = "whole network from scratch", "random representation", "raw pixels"
+TEST_ALPHABETS = 3
+PIECES = 10
 
 
 @jax.jit
-def evaluate(network: list | None, pair: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Accuracy of each task, heads trained by the same four steps; `None` for raw pixels."""
-
-    def features(pictures: jax.Array) -> jax.Array:
-        return pictures if network is None else representation(network, pictures)
-
-    known, asked = map(features, pair)
-    head = jnp.zeros((known.shape[0], known.shape[-1], WAYS))
-    for _ in range(STEPS):
-        head = head - STEP * jax.grad(loss)(head, known)
-    guesses = jnp.argmax(scores(head, asked), axis=-1)
-    return jnp.mean(guesses == jnp.arange(WAYS)[None, :, None], axis=(1, 2))
+def of_pixels(episodes: Episodes) -> Array:
+    """Accuracy of linear classifiers on raw pixels, trained by the same two steps."""
+    start = hyper_representation.zeros(episodes, episodes.known.shape[-1])
+    head = hyper_representation.trained(episodes.known, start, hyper_representation.STEP)
+    return accuracy(hyper_representation.classify(head, episodes.asked))
 
 
 @jax.jit
-def from_scratch(network: list, pair: tuple[jax.Array, jax.Array]) -> jax.Array:
+def from_scratch(network: dict, episodes: Episodes) -> Array:
     """Accuracy of each task with the whole network trained on its five drawings."""
     optimizer = optax.adam(3e-3)
 
-    def task(known: jax.Array, asked: jax.Array) -> jax.Array:
-        model = (network, jnp.zeros((1, FEATURES, WAYS)))
+    def task(each: Episodes) -> Array:
+        each = jax.tree.map(lambda a: a[None], each)
+        networks = maml.for_each(each, network)
 
         def step(carry: tuple, _: None) -> tuple[tuple, None]:
-            model, state = carry
-            slope = jax.grad(lambda m: loss(m[1], representation(m[0], known[None])))(model)
+            networks, state = carry
+            slope = jax.grad(lambda n: loss(maml.classify(n, each.known)))(networks)
             update, state = optimizer.update(slope, state)
-            return (optax.apply_updates(model, update), state), None
+            return (optax.apply_updates(networks, update), state), None
 
-        (model, _), _ = jax.lax.scan(step, (model, optimizer.init(model)), None, length=50)
-        guesses = jnp.argmax(scores(model[1], representation(model[0], asked[None])), axis=-1)
-        return jnp.mean(guesses[0] == jnp.arange(WAYS)[:, None])
+        start = (networks, optimizer.init(networks))
+        (networks, _), _ = jax.lax.scan(step, start, None, length=50)
+        return accuracy(maml.classify(networks, each.asked))[0]
 
-    return jax.lax.map(lambda p: task(*p), pair)
+    return jax.lax.map(task, episodes)
 
 
 @experiment(
-    paper="Franceschi, Frasconi, Salzo, Grazzi and Pontil 2018, arXiv:1806.04910",
+    paper="Franceschi, Frasconi, Salzo, Grazzi and Pontil 2018, arXiv:1806.04910, section 5",
+    compiles=True,
     options=[
-        Option("steps", 3000, quick=400, help="outer steps"),
+        Option("steps", 2000, quick=100, help="outer steps of the hyper-representation"),
         Option("tasks", 8, help="tasks per outer step"),
-        Option("test_tasks", 600, quick=200, help="test tasks"),
+        Option("test_tasks", 600, quick=100, help="test tasks"),
+        Option("splits", 3, quick=1, help="splits of the alphabets"),
     ],
     claims=[
         Claim(
             "over_scratch",
             "points of accuracy above training from scratch on the five drawings",
             at_least=10.0,
+            quick=5.0,
         ),
         Claim("over_random", "points of accuracy above a random representation", at_least=5.0),
+        Claim(
+            "rivals",
+            "points of accuracy below the best of MAML, prototypical and matching networks",
+            at_most=2.0,
+            quick=5.0,
+        ),
     ],
 )
-def run_experiment(context: Context) -> None:
-    """Learn the representation on some alphabets, test on others."""
+def run(context: Context) -> None:
+    """Learn on some alphabets, test on others."""
     options = context.options
-    alphabets = omniglot(SIDE)
-    names = sorted(alphabets)
-    order = np.random.default_rng(options.seed).permutation(len(names))
-    held = [names[i] for i in order[:TEST_ALPHABETS]]
+    alphabets = omniglot(encoder.SIDE)
+    cost = {n: m.operations(options.tasks, encoder.SIDE**2) for n, m in METHODS.items()}
+    steps = {
+        name: int(options.steps * cost[OURS] / each / PIECES) * PIECES
+        for name, each in cost.items()
+    }
+    found: dict[str, list[float]] = {}
+    curves: dict[str, list[list[float]]] = {name: [] for name in METHODS}
+    with context.progress("trainings", total=options.splits * len(METHODS) * PIECES) as bar:
+        for seed in range(options.seed, options.seed + options.splits):
+            learnt, held = halves(alphabets, seed)
+            start = jax.random.key(seed)
+            tests = Places.draw(
+                np.random.default_rng([seed, 1]), held.shape[:2], options.test_tasks
+            ).episodes(held)
+            for name, method in METHODS.items():
+                rng = np.random.default_rng([seed, 0])
+                weights = method.initialise(start)
+                path = list(
+                    learning(method, weights, learnt, tests, steps[name], options.tasks, rng)
+                )
+                bar.advance(PIECES, incumbent=path[-1])
+                curves[name].append(path[1:])
+                found.setdefault(name, []).append(path[-1])
+                if name == OURS:
+                    found.setdefault(RANDOM, []).append(path[0])
+            network = maml.initialise(start)["network"]
+            found.setdefault(PIXELS, []).append(percent(of_pixels(tests)))
+            found.setdefault(SCRATCH, []).append(percent(from_scratch(network, tests)))
+    report(context, found, curves, cost, steps)
 
-    def characters(wanted: list[str]) -> jax.Array:
+
+def halves(alphabets: dict[str, np.ndarray], seed: int) -> tuple[Array, Array]:
+    """Characters of the alphabets to learn from, and of three others."""
+    names = np.random.default_rng(seed).permutation(sorted(alphabets))
+
+    def characters(wanted: np.ndarray) -> Array:
         pictures = np.concatenate([alphabets[name] for name in wanted])
         return jnp.asarray(pictures.reshape(*pictures.shape[:2], -1))
 
-    train = characters([name for name in names if name not in held])
-    start, pick = jax.random.split(jax.random.key(options.seed))
-    network = initialise(start)
-    tests = draw(characters(held), options.test_tasks, pick)
-    accuracies: list[float] = []
-    every = max(options.steps // 20, 1)
-    with context.progress("outer steps", total=options.steps) as bar:
+    return characters(names[TEST_ALPHABETS:]), characters(names[:TEST_ALPHABETS])
 
-        def watch(report) -> None:
-            accuracies.append(100 * float(jnp.mean(evaluate(report.state.hparams, tests))))
-            bar.advance(every, incumbent=max(accuracies))
 
-        result = run(
-            PROBLEM,
-            Alternating(
-                Unrolled(optax.sgd(STEP), STEPS),
-                optax.chain(optax.clip_by_global_norm(1.0), optax.adam(2e-3)),
-            ),
-            jnp.zeros((options.tasks, FEATURES, WAYS)),
-            network,
-            train,
-            train,
-            steps=every * 20,
-            every=every,
-            seed=options.seed,
-            sampler=Episodes(options.tasks),
-            callbacks=[watch],
-        )
-    found = {
-        "learnt representation": evaluate(result.state.hparams, tests),
-        "random representation": evaluate(network, tests),
-        "raw pixels": evaluate(None, tests),
-        "whole network from scratch": from_scratch(network, tests),
-    }
-    mean = {name: 100 * float(jnp.mean(each)) for name, each in found.items()}
+def learning(
+    method: Method,
+    weights: PyTree,
+    learnt: Array,
+    tests: Episodes,
+    steps: int,
+    tasks: int,
+    rng: np.random.Generator,
+) -> Iterator[float]:
+    """Test accuracy in per cent, before and ten times during training on `learnt` characters."""
+    evaluate = jax.jit(lambda weights: accuracy(method.scores(weights, tests)))
+    yield percent(evaluate(weights))
+    for trained in train(
+        method, weights, learnt, pieces=PIECES, steps=steps // PIECES, tasks=tasks, rng=rng
+    ):
+        yield percent(evaluate(trained))
+
+
+def percent(accuracies: Array) -> float:
+    """The mean in per cent."""
+    return 100 * float(jnp.mean(accuracies))
+
+
+def report(
+    context: Context,
+    found: dict[str, list[float]],
+    curves: dict[str, list[list[float]]],
+    cost: dict[str, float],
+    steps: dict[str, int],
+) -> None:
+    """Table, curves over operations, and the claims."""
+    mean = {name: float(np.mean(each)) for name, each in found.items()}
     context.table(
         "5-way 1-shot accuracy on characters of other alphabets",
         [
             {
                 "method": name,
                 "accuracy %": mean[name],
-                "standard error": 100 * float(jnp.std(each)) / np.sqrt(len(each)),
+                "from": min(each),
+                "to": max(each),
+                "outer steps": steps.get(name, 0),
+                "million operations a step": cost.get(name, 0.0) / 1e6,
             }
-            for name, each in found.items()
+            for name, each in sorted(found.items(), key=lambda pair: -mean[pair[0]])
         ],
     )
-    steps = every * np.arange(1, len(accuracies) + 1)
-    flat = {
-        name: Curve(steps, np.full(len(steps), value))
-        for name, value in mean.items()
-        if name != "learnt representation"
-    }
-    context.plot(
-        "accuracy",
-        {"learnt representation": Curve(steps, accuracies), **flat},
-        x="outer steps",
-        y="test accuracy, %",
-    )
-    learnt = mean["learnt representation"]
-    context.measure("over_scratch", learnt - mean["whole network from scratch"])
-    context.measure("over_random", learnt - mean["random representation"])
+    total = steps[OURS] * cost[OURS] / 1e9
+    x = total * np.arange(1, PIECES + 1) / PIECES
+    flat = {name: Curve(x, np.full(PIECES, mean[name])) for name in (RANDOM, PIXELS, SCRATCH)}
+    learning = {name: Curve(x, np.mean(paths, axis=0)) for name, paths in curves.items()}
+    context.plot("accuracy", {**learning, **flat}, x="billion operations", y="test accuracy, %")
+    ours = mean[OURS]
+    context.measure("over_scratch", ours - mean[SCRATCH])
+    context.measure("over_random", ours - mean[RANDOM])
+    context.measure("rivals", max(mean[name] for name in METHODS if name != OURS) - ours)
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_experiment.main())
+    raise SystemExit(run.main())

@@ -13,26 +13,15 @@ what is compared is the median of the lowest validation losses. Test accuracy is
 is the task and the network of the experiment `self_tuning`.
 """
 
-from functools import partial
-
 import jax
 import numpy as np
 
 from experiments.harness import Claim, Context, Curve, Option, experiment
-from experiments.self_tuning import (
-    OPTIONS,
-    Trace,
-    Trainer,
-    Values,
-    accuracy,
-    draw_schedules,
-    hyperparameters,
-    load,
-    random_search,
-    report_to,
-    self_tuned,
-    train,
-)
+from experiments.self_tuning import OPTIONS, draw_schedules
+from experiments.self_tuning_parts.rivals import random_search
+from experiments.self_tuning_parts.task import Values, accuracy, hyperparameters, load
+from experiments.self_tuning_parts.trainer import Trace, Trainer, train
+from experiments.self_tuning_parts.tuned import SelfTuned
 
 
 @experiment(
@@ -40,6 +29,8 @@ from experiments.self_tuning import (
     compiles=True,
     options=[
         *OPTIONS,
+        Option("rounds", 9, help="rounds of a training"),
+        Option("trials", 30, quick=4, help="trainings of the random search"),
         Option("repeats", 5, quick=3, help="trainings with each kind of values"),
     ],
     claims=[
@@ -69,10 +60,17 @@ def run(context: Context) -> None:
     trainer = Trainer(task, options.model, options.steps, options.seed)
     rounds = options.rounds
     with context.progress("Delta-STN", total=rounds) as progress:
-        tuned, schedule = self_tuned(trainer, rounds, report=partial(report_to, progress))
+        tuned = Trace(options.steps)
+        schedule = SelfTuned(trainer).run(
+            rounds, tuned, lambda best: progress.advance(incumbent=best)
+        )
     with context.progress("random values", total=rounds * options.trials) as progress:
         _, results = random_search(
-            trainer, rounds, options.trials, options.seed, partial(report_to, progress)
+            trainer,
+            rounds,
+            options.trials,
+            options.seed,
+            lambda best: progress.advance(incumbent=best),
         )
     best = min(results, key=lambda result: result[0])[1]
     transforms = hyperparameters(task.side)
@@ -88,12 +86,16 @@ def run(context: Context) -> None:
 
     traces: dict[str, list[Trace]] = {name: [] for name in kinds}
     with context.progress("trainings", total=len(kinds) * options.repeats * rounds) as progress:
+
+        def report(best: float) -> None:
+            progress.advance(incumbent=best)
+
         for repeat in range(options.repeats):
             for name, values in kinds.items():
                 trace = Trace(options.steps)
                 # Seeds that the search has not seen.
                 trainer.reseed(options.seed + 1 + repeat)
-                train(trainer, values, trace, partial(report_to, progress))
+                train(trainer, values, trace, report)
                 traces[name].append(trace)
     x = np.arange(1, rounds + 1) * options.steps
     curves = {name: Curve.of_runs([t.losses for t in runs], x) for name, runs in traces.items()}

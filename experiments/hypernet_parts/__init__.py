@@ -1,0 +1,1 @@
+"""What the experiment `hypernet` is made of: the classifier, its hypernetworks, the searches."""

@@ -1,0 +1,1 @@
+"""What `self_tuning` and `schedules` are made of: task, trainings, self-tuning, rivals."""
