@@ -35,7 +35,7 @@ from ray.tune.trainable import FunctionTrainable
 from ray.tune.utils.util import flatten_dict
 
 from strategies.ledger import Ledger
-from strategies.observation import Report
+from strategies.observation import Observation, Report
 from strategies.ray.layout import Layout
 from strategies.ray.reports import as_number
 from strategies.ray.search import HypergradSearch
@@ -102,6 +102,14 @@ class ScheduledSearch(HypergradSearch):
     def _begin(self, layout: Layout, ledger: Ledger) -> None:
         super()._begin(layout, ledger)
         self._schedule = self._make_schedule(ledger.searcher)
+
+    def results(self) -> list[Observation]:
+        """Those at the highest rung that has any, by number: the schedule has them, no ledger."""
+        return self.schedule.results()
+
+    def costs(self) -> float:
+        """What all jobs have cost."""
+        return self.schedule.costs()
 
     # What the scheduler's adapter asks
 

@@ -19,7 +19,7 @@ from ray.tune.utils.util import flatten_dict
 from strategies.arguments import integer, mapping
 from strategies.intake import Intake
 from strategies.ledger import Ledger, ledger_of
-from strategies.observation import Report, plain
+from strategies.observation import Observation, Report, plain
 from strategies.ray.aims import expected_aim, expected_bounds
 from strategies.ray.layout import Layout
 from strategies.ray.recovery import (
@@ -154,6 +154,14 @@ class HypergradSearch(RaySearcher):
     def searcher_(self) -> Searcher:
         """Our searcher inside."""
         return self.ledger.searcher
+
+    def results(self) -> list[Observation]:
+        """What was told of this task and can be compared, by number."""
+        return self.searcher_.within(self.ledger.history, self._context)
+
+    def costs(self) -> float:
+        """What the trials of this task have cost, in the unit that they report, or in seconds."""
+        return sum(item.cost or 0.0 for item in self.results())
 
     def _set_up(self, layout: Layout) -> None:
         make = self._make

@@ -19,7 +19,7 @@ class SearchStopper(tune.Stopper):
 
     **Arguments:**
 
-    - `search`: the `HypergradSearch` of the tuner.
+    - `search`: the `HypergradSearch` or `ScheduledSearch` of the tuner.
     - `stop`: a `strategies.stopping.Stop`.
 
     **Raises:** `ValueError` for anything else.
@@ -44,14 +44,15 @@ class SearchStopper(tune.Stopper):
 
     def stop_all(self) -> bool:
         """Whether the experiment ends."""
+        search = self._search
         try:
-            ledger = self._search.ledger
+            space = search.ledger.space
         except ValueError:
             return False  # no space yet
         if self._watch is None:
-            self._watch = Watch(self._stop, ledger.space)
+            self._watch = Watch(self._stop, space)
         known = self._watch.reason
-        over = self._watch.over(ledger.history)
+        over = self._watch.over(search.results(), search.costs())
         if over and known is None:
             logger.info("The search ends: %s.", self._watch.reason)
         return over

@@ -51,6 +51,7 @@ from strategies.surrogates.feasibility import Feasibility, feasibility
 from strategies.surrogates.fidelities import aligned, paired, stacked
 from strategies.surrogates.gaussian_process import GaussianProcess, Prior, Rows, fit
 from strategies.surrogates.geometry import geometry
+from strategies.surrogates.narrowed import narrowed
 from strategies.surrogates.optimum_prior import OptimumPrior
 from strategies.surrogates.startup import sobol_point
 from strategies.surrogates.trust_region import box, side
@@ -246,7 +247,10 @@ class BayesSearcher(Searcher):
             return Suggestion(number, self._drawn(number), {"origin": "startup"})
         power = 0.0 if self._optimum is None else self._optimum.power(known)
         rng = self.rng(number)
-        belief = self._believe(history, pending, rng)
+        inner = self._narrowed([*history, *pending], rng)
+        history = [inner._located(item) for item in history]
+        pending = [inner._located(item) for item in pending]
+        belief = inner._believe(history, pending, rng)
         if (
             not belief.fresh
             and belief.skill < 1.0
@@ -254,11 +258,38 @@ class BayesSearcher(Searcher):
         ):
             space = None if self._optimum is None else self._optimum.drawn_from(known, rng)
             return Suggestion(number, self._drawn(number, space), {"origin": "draw"})
+        point = inner._best(belief, history, pending, rng, power)
+        config = self.space.sample(rng) if point is None else inner.space.decode(point)
+        return Suggestion(number, config, {"origin": "model"})
+
+    def _narrowed(
+        self, items: Sequence[Observation | Suggestion], rng: np.random.Generator
+    ) -> "BayesSearcher":
+        """This searcher in the space without the choices that the process cannot tell apart."""
+        space = narrowed(self.space, items, rng)
+        if space is self.space:
+            return self
+        inner = copy.copy(self)
+        inner.space = space
+        inner._groups, inner._stretch = geometry(space)
+        inner._optimum = OptimumPrior(space, self.decay) if space.informed else None
+        return inner
+
+    def _best(
+        self,
+        belief: _Belief,
+        history: Sequence[Observation],
+        pending: Sequence[Suggestion],
+        rng: np.random.Generator,
+        power: float,
+    ) -> Vector | None:
+        """Unit coordinates of the configuration of which most is expected."""
+        usable = [item for item in history if item.status != "failed"]
         region = self._region(belief, self._here(usable))
         anchors = belief.anchors / self._stretch
         if self._optimum is not None:
             anchors = np.r_[anchors, self._optimum.likeliest]
-        point = maximise(
+        return maximise(
             self.space,
             lambda units: self._score(belief, units, power),
             anchors,
@@ -269,8 +300,6 @@ class BayesSearcher(Searcher):
             else lambda point, score: self._climb(belief, point, score, region, power),
             region,
         )
-        config = self.space.sample(rng) if point is None else self.space.decode(point)
-        return Suggestion(number, config, {"origin": "model"})
 
     def _drawn(self, number: int, space: SearchSpace | None = None) -> dict[str, Any]:
         """A draw from the prior; those of a search are evenly spread."""

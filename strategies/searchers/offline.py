@@ -57,7 +57,7 @@ class OfflineSearcher(Searcher):
     nothing new is told, all suggestions come from one fit, each the next best; with new results it
     is fitted again. Constraints are ranked, failed trials count as the worst. A ledger that knows
     fewer than 10 results that have not failed gets points of a Sobol sequence, whose note says
-    `"startup"`; `proposals` refuses so short a log.
+    `"startup"` and why; `proposals` refuses so short a log.
 
     **Arguments:**
 
@@ -107,9 +107,11 @@ class OfflineSearcher(Searcher):
     def _propose(
         self, number: int, history: Sequence[Observation], pending: Sequence[Suggestion]
     ) -> Suggestion:
-        if _usable(history) < _LEAST:
+        usable = _usable(history)
+        if usable < _LEAST:
             config = self.space.from_uniform(sobol_point(self.space.uniforms, self.seed, number))
-            return Suggestion(number, config, {"origin": "startup"})
+            why = f"the log has {usable} usable results, {_LEAST} are needed"
+            return Suggestion(number, config, {"origin": "startup", "why": why})
         fitted = self._fit(history)
         tried = {_key(item.unit) for item in [*history, *pending]}
         for unit, score in zip(fitted.units, fitted.scores, strict=True):

@@ -10,7 +10,8 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Repeater
 from ray.tune.stopper import Stopper
 
-from strategies.ray import HypergradSearch, ScheduledSearch, restore
+from strategies import Stop
+from strategies.ray import HypergradSearch, ScheduledSearch, SearchStopper, restore
 from strategies.schedulers import IterativeDeepeningHyperband, run
 from strategies.searchers import RandomSearcher
 
@@ -130,6 +131,20 @@ def test_search_without_a_scheduler_is_restored_to_its_last_sample(tmp_path):
     assert len(search.ledger.history) == 2
     results = restore(tmp_path / "a", Train).fit()
     assert [r.metrics["training_iteration"] for r in results] == [2] * 4
+
+
+def test_a_run_ends_when_its_search_says_so(tmp_path):
+    """With a schedule as without: what counts then are the results of the highest rung."""
+    for search in (HypergradSearch(RandomSearcher, seed=3), scheduled()):
+        stopper = SearchStopper(search, Stop(patience=2))
+        last = tune.stopper.CombinedStopper(stopper, tune.stopper.MaximumIterationStopper(4))
+        results = tuner(search, tmp_path, type(search).__name__, samples=30, stop=last).fit()
+        assert stopper.reason == "2 trials without a better one"
+        assert len(results) < 30
+        values = [item.value for item in search.results()]
+        # Ray asks whether to end after a step of its own, in which another trial may have ended.
+        assert len(values) - 1 - values.index(min(values)) in (2, 3)
+        assert search.costs() >= sum(item.cost for item in search.results())
 
 
 @pytest.mark.parametrize("other", [None, ASHAScheduler()])

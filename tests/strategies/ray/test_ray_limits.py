@@ -8,9 +8,18 @@ import pytest
 from ray import tune
 from ray.tune.utils.util import flatten_dict
 
-from strategies import MultiObjectiveSearcher, RandomSearcher, Stop
+from strategies import (
+    BayesSearcher,
+    Int,
+    Ledger,
+    MultiObjectiveSearcher,
+    Observation,
+    RandomSearcher,
+    SearchSpace,
+    Stop,
+)
 from strategies.importance import importance
-from strategies.ray import HypergradSearch, SearchStopper, result
+from strategies.ray import HypergradSearch, SearchStopper, result, space_from_ray
 from strategies.searched import searched
 
 PARAMS = {"x": tune.uniform(-5.0, 5.0)}
@@ -92,6 +101,20 @@ def test_a_search_ends():
     assert stopper.reason == "2 trials without a better one"
     with pytest.raises(ValueError, match="'stop': expected a Stop"):
         SearchStopper(made, 3)
+
+
+def test_only_the_task_at_hand_ends_a_search():
+    """Trials of earlier tasks are no patience lost in this one."""
+    sizes = SearchSpace({"n": Int(1, 9)})
+    space = space_from_ray(PARAMS)
+    ledger = Ledger(BayesSearcher(space, context=sizes))
+    for n, loss in ((1, 0.0), (1, 1.0), (1, 2.0), (2, 3.0)):
+        asked = ledger.ask({"n": n})
+        ledger.tell(Observation(asked.config, loss, number=asked.number, note=asked.note, cost=1.0))
+    made = HypergradSearch(ledger, context={"n": 2}, metric="loss", mode="min")
+    assert [item.value for item in made.results()] == [3.0]
+    assert made.costs() == 1.0
+    assert not SearchStopper(made, Stop(patience=1)).stop_all()
 
 
 def test_what_mattered_in_a_grid_of_ray():
