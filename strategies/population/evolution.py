@@ -45,14 +45,18 @@ class Evolution(PopulationResult):
         return np.arange(len(values)) * self.interval, np.array(values)
 
 
-def evolve(search: PBT, program: Program, keeping: Keeping, ledger: Ledger) -> Evolution:
+def evolve(
+    search: PBT, program: Program, seed: int, keeping: Keeping, ledger: Ledger
+) -> Evolution:
     """Run population-based training; see `Population.run`."""
-    return _Run(search, program, keeping, ledger).run()
+    return _Run(search, program, seed, keeping, ledger).run()
 
 
 class _Run:
-    def __init__(self, search: PBT, program: Program, keeping: Keeping, ledger: Ledger) -> None:
-        self._search, self._program, self._keeping = search, program, keeping
+    def __init__(
+        self, search: PBT, program: Program, seed: int, keeping: Keeping, ledger: Ledger
+    ) -> None:
+        self._search, self._program, self._seed, self._keeping = search, program, seed, keeping
         self._ledger = ledger
         self._size = program.lanes
         self._members = np.arange(self._size)
@@ -112,7 +116,7 @@ class _Run:
         self._inherit(parents, arrays, number)
         ages = np.full(self._size, number * self._search.interval)
         reached = program.advance(
-            self._states, arrays, self._members, ages, ages + self._search.interval,
+            self._states, arrays, self._keys(self._members), ages, ages + self._search.interval,
             self._search.interval,
         )  # fmt: skip
         self._states = reached.states
@@ -161,16 +165,19 @@ class _Run:
         """States for a round: of the parents, or new ones."""
         source = np.array(parents)
         # A member that begins anew has other keys than in its first life.
-        numbers = self._members + number * self._size
+        keys = self._keys(self._members + number * self._size)
         if self._states is None:
-            self._states = self._program.begin(config, numbers)
+            self._states = self._program.begin(config, keys)
             return
         if (source != self._members).any():
             kept = np.where(source < 0, self._members, source)
             self._states = self._program.gather(self._states, kept)
         if (source < 0).any():
-            others = self._program.begin(config, numbers)
+            others = self._program.begin(config, keys)
             self._states = self._program.merge(self._states, others, source < 0)
+
+    def _keys(self, numbers: np.ndarray) -> jax.Array:
+        return self._program.keys(self._seed, numbers)
 
     def _lineage(self, best: Observation) -> list[Observation]:
         by_number = {o.number: o for o in self._ledger.history}
@@ -238,7 +245,8 @@ class _Run:
             return 0
         space = self._search.searcher.space
         someone = self._program.begin(
-            self._program.arrays([space.point(space.default())] * self._size), self._members
+            self._program.arrays([space.point(space.default())] * self._size),
+            self._keys(self._members),
         )
         self._states = self._program.restore(stored["all"].leaves, someone)
         if note["best"] is not None:

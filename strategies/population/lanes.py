@@ -48,11 +48,12 @@ class Lanes:
     **Arguments:**
 
     - `program`: what trains them.
+    - `seed`: of their keys.
     - `settled`: whether a member will never be trained again, so that nobody keeps its state.
     """
 
-    def __init__(self, program: Program, settled: Callable[[int], bool]) -> None:
-        self.program, self._settled = program, settled
+    def __init__(self, program: Program, seed: int, settled: Callable[[int], bool]) -> None:
+        self.program, self._seed, self._settled = program, seed, settled
         self.clear()
 
     def clear(self) -> None:
@@ -61,8 +62,8 @@ class Lanes:
         self.waiting: list[tuple[Job, Point, int]] = []
         self.stored: dict[int, Stored] = {}
         self.states: Any = None
-        #: The number that a member's random keys come from, where that is not its own.
-        self.keys: dict[int, int] = {}
+        #: The number that a member's key comes from, where that is not its own.
+        self.drawn_as: dict[int, int] = {}
 
     @property
     def running(self) -> int:
@@ -114,7 +115,7 @@ class Lanes:
         """Initial states in the lanes `fresh`, kept ones where members are back."""
         program = self.program
         if fresh or (resumed and self.states is None):
-            first = program.begin(self.config(), self.numbers())
+            first = program.begin(self.config(), self.keys())
             where = np.isin(np.arange(program.lanes), fresh)
             self.states = first if self.states is None else program.merge(self.states, first, where)
         for lane, kept in resumed:
@@ -125,11 +126,10 @@ class Lanes:
         someone = next(m for m in self.members if m is not None)
         return self.program.arrays([(m or someone).point for m in self.members])
 
-    def numbers(self) -> np.ndarray:
-        """The numbers that the members' keys come from, 0 in empty lanes."""
-        return np.array(
-            [0 if m is None else self.keys.get(m.number, m.number) for m in self.members]
-        )
+    def keys(self) -> jax.Array:
+        """The keys of all lanes, those of number 0 in empty ones."""
+        numbers = [0 if m is None else self.drawn_as.get(m.number, m.number) for m in self.members]
+        return self.program.keys(self._seed, np.array(numbers))
 
     def advance(self) -> list[Arrival]:
         """Train until the first member arrives: no lane runs for nothing."""
@@ -138,7 +138,7 @@ class Lanes:
         busy = [i for i, m in enumerate(self.members) if m is not None and m.job is not None]
         steps = int(min(until[busy] - ages[busy]))
         self.states, values, metrics, _ = self.program.advance(
-            self.states, self.config(), self.numbers(), ages, until, steps
+            self.states, self.config(), self.keys(), ages, until, steps
         )
         values, metrics = jax.device_get((values, metrics))
         arrived = []

@@ -1,5 +1,6 @@
 """Many trials in one program."""
 
+import copy
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -76,7 +77,8 @@ class Population:
       Default: `step` is given `None`.
     - `buckets`: paths of hyperparameters that change shapes or code. Each combination of their
       values has a program and an equal share of the lanes.
-    - `seed`: of the members' keys. An integer, not a key: each member is given its own.
+    - `seed`: of the members' keys. An integer, not a key: each member is given its own. Another
+      one, `with_seed(1)`, compiles nothing.
     - `memory`: bytes that the population may take. Default: what is free on the device.
     - `devices`: that share the lanes; `size` (of each bucket) must be divisible by their number.
       Default: JAX's default device.
@@ -128,6 +130,16 @@ class Population:
         self.__dict__.update(state)
         self._examples = examples(self.space, self.buckets)
 
+    def with_seed(self, seed: int) -> "Population":
+        """The same population with other keys; both share their compiled programs.
+
+        **Raises:** `ValueError` if it is no integer >= 0.
+        """
+        other = copy.copy(self)
+        other._programs = self._programs
+        other.seed = integer("seed", seed, 0)
+        return other
+
     # What is compiled
 
     def programs(self, horizon: int = 0) -> dict[tuple[Any, ...], Program]:
@@ -154,7 +166,7 @@ class Population:
             self._training(example).state_shape()
 
     def _training(self, example: Point) -> Training:
-        return Training(self._functions, self.space, example, self.buckets, self.seed)
+        return Training(self._functions, self.space, example, self.buckets)
 
     @property
     def predicted_bytes(self) -> int:
@@ -258,7 +270,9 @@ class Population:
 
     def _work(self, work: Work, keeping: Keeping) -> PopulationResult:
         programs = self.programs()
-        return Search(self.space, programs, self.buckets, work, self.size, keeping).run()
+        return Search(
+            self.space, programs, self.buckets, work, self.seed, self.size, keeping
+        ).run()
 
     def _search(
         self, search: Any, trials: int | None, steps: int | None, keeping: Keeping
@@ -284,7 +298,7 @@ class Population:
                 f"received {list(self.buckets)}"
             )
         (program,) = self.programs(search.explore.horizon).values()
-        return evolve(search, program, keeping, ledger)
+        return evolve(search, program, self.seed, keeping, ledger)
 
     def _same_space(self, space: SearchSpace) -> None:
         if space != self.space:

@@ -11,7 +11,7 @@ import numpy as np
 
 from strategies.population.memory import peak, tree_size
 from strategies.population.rows import from_host
-from strategies.population.training import Arrays, PyTree, Training
+from strategies.population.training import Arrays, PyTree, Training, key_shape, member_keys
 from strategies.space import Point
 
 
@@ -58,12 +58,12 @@ class Program:
         self._gather = self._jit(_rows)
         self._put = self._jit(_with_row)
         self._take = jax.jit(_rows)
-        scalars = (jax.ShapeDtypeStruct((), kind) for kind in (jnp.uint32, jnp.int32, jnp.int32))
+        count = jax.ShapeDtypeStruct((), jnp.int32)
         self._traced = jax.jit(self._advance, donate_argnums=0).trace(
             self._led(self._shape),
             self._led(training.inputs()),
-            *map(self._led, scalars),
-            jax.ShapeDtypeStruct((), jnp.int32),
+            *map(self._led, (key_shape(), count, count)),
+            count,
         )
         whole = self._traced.jaxpr
         #: Bytes of the data that all members read, as predicted.
@@ -78,9 +78,13 @@ class Program:
         types = self._training.types.items()
         return self._placed({p: np.array([one.flat[p] for one in points], t) for p, t in types})
 
-    def begin(self, config: Arrays, numbers: np.ndarray) -> PyTree:
+    def keys(self, seed: int, numbers: np.ndarray) -> jax.Array:
+        """The keys of the members in all lanes; the seed is an input, too."""
+        return self._placed(member_keys(seed, numbers))
+
+    def begin(self, config: Arrays, keys: jax.Array) -> PyTree:
         """Initial states for all lanes."""
-        return self._begin(config, self._placed(numbers.astype(np.uint32)))
+        return self._begin(config, keys)
 
     def merge(self, states: PyTree, others: PyTree, where: np.ndarray) -> PyTree:
         """`states`, with the lanes `where` taken from `others`."""
@@ -110,14 +114,14 @@ class Program:
         self,
         states: PyTree,
         config: Arrays,
-        numbers: np.ndarray,
+        keys: jax.Array,
         ages: np.ndarray,
         until: np.ndarray,
         steps: int,
     ) -> Reached:
         """Train every lane for `steps`, none beyond `until`, evaluate all; uses `states` up."""
-        lanes = (numbers.astype(np.uint32), ages.astype(np.int32), until.astype(np.int32))
-        return self.compiled(states, config, *self._placed(lanes), np.int32(steps))
+        lanes = (ages.astype(np.int32), until.astype(np.int32))
+        return self.compiled(states, config, keys, *self._placed(lanes), np.int32(steps))
 
     @functools.cached_property
     def compiled(self) -> Any:
@@ -130,20 +134,20 @@ class Program:
     # What is traced
 
     def _advance(
-        self, states: PyTree, config: Arrays, numbers: Any, ages: Any, until: Any, steps: Any
+        self, states: PyTree, config: Arrays, keys: Any, ages: Any, until: Any, steps: Any
     ) -> Reached:
         self.traces += 1
         training = self._training
-        seen = jax.eval_shape(jax.vmap(training.step), states, config, numbers, ages)[1]
+        seen = jax.eval_shape(jax.vmap(training.step), states, config, keys, ages)[1]
         metrics = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), seen)
 
-        def move(old: Any, config: Arrays, number: Any, age: Any, end: Any) -> Any:
+        def move(old: Any, config: Arrays, key: Any, age: Any, end: Any) -> Any:
             # A lane that has arrived is frozen.
-            new = training.step(old[0], config, number, age)
+            new = training.step(old[0], config, key, age)
             return jax.tree.map(lambda a, b: jnp.where(age < end, a, b), new, old)
 
         def body(count: Any, old: Any) -> Any:
-            return jax.vmap(move)(old, config, numbers, ages + count, until)
+            return jax.vmap(move)(old, config, keys, ages + count, until)
 
         # The number of steps is traced, too: rungs of all lengths are one program.
         states, metrics = jax.lax.fori_loop(0, steps, body, (states, metrics))
@@ -152,7 +156,7 @@ class Program:
             slope = jax.grad(functools.partial(training.ahead, horizon=self._horizon))
             tuned = {path: config[path] for path in training.tuned}
             ends = jnp.minimum(ages + steps, until)
-            gradients = jax.vmap(slope)(tuned, states, config, numbers, ends)
+            gradients = jax.vmap(slope)(tuned, states, config, keys, ends)
         return Reached(states, jax.vmap(training.value)(states, config), metrics, gradients)
 
     def _jit(self, function: Callable[..., Any]) -> Callable[..., Any]:

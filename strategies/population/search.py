@@ -70,6 +70,7 @@ class Search:
 
     - `programs`: one for each bucket.
     - `work`: the jobs.
+    - `seed`: of the members' keys.
     - `size`: how many members there are in all buckets together.
     """
 
@@ -79,12 +80,13 @@ class Search:
         programs: Mapping[Key, Program],
         buckets: tuple[str, ...],
         work: Work,
+        seed: int,
         size: int,
         keeping: Keeping,
     ) -> None:
         self._space, self._buckets, self._work, self._size = space, buckets, work, size
         self._keeping = keeping
-        self._lanes = {key: Lanes(program, work.settled) for key, program in programs.items()}
+        self._lanes = {k: Lanes(program, seed, work.settled) for k, program in programs.items()}
         self._trials: list[Trial] = []
         self._best: tuple[float, int] | None = None
         self._best_state: Any = None
@@ -236,11 +238,12 @@ class Search:
             assert best.number is not None
             lanes = self._lanes[key_of(self._space.point(best.config), self._buckets)]
             point = self._space.point(best.config)
-            someone = lanes.program.begin(
-                lanes.program.arrays([point] * lanes.program.lanes), np.zeros(lanes.program.lanes)
+            program = lanes.program
+            someone = program.begin(
+                program.arrays([point] * program.lanes), program.keys(0, np.zeros(program.lanes))
             )
             self._best = (best.value or 0.0, best.number)
-            self._best_state = lanes.program.row(kept.leaves, someone)
+            self._best_state = program.row(kept.leaves, someone)
         return again
 
 

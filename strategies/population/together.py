@@ -72,13 +72,13 @@ class Together:
 
     def _compiled(self, key: Any) -> tuple[Training, Callable[..., Any]]:
         functions = Functions(lambda key, config: (), self._step, lambda *_: jnp.zeros(()))
-        training = Training(functions, self._space, self._examples[key], self._buckets, 0)
+        training = Training(functions, self._space, self._examples[key], self._buckets)
         training.state_shape()
         shapes = {
             path: jax.ShapeDtypeStruct((self.lanes, *one.shape), one.dtype)
             for path, one in training.inputs().items()
         }
-        each = jax.vmap(lambda config: training.step((), config, 0, 0)[1])
+        each = jax.vmap(lambda config: training.step((), config, jax.random.key(0), 0)[1])
         if not shapes:
             raise ValueError("'space': expected a number that JAX can trace, found none")
         traced = jax.jit(each).trace(shapes)

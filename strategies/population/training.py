@@ -37,16 +37,15 @@ class Functions:
 class Training:
     """One member's life, to be traced.
 
-    Member `n` draws its randomness from `fold_in(key(seed), n)`: `fold_in(that, 0)` is the key of
-    `init`, and `fold_in(that, t + 1)`, split in two, those of `batch` and `step` at step `t`. So
-    what a member does depends on its number and its configuration only, in any lane, at any time.
+    It draws its randomness from a key of its own, see `member_keys`: `fold_in(key, 0)` is that of
+    `init`, and `fold_in(key, t + 1)`, split in two, those of `batch` and `step` at step `t`. So
+    what it does depends on its key and its configuration only, in any lane, at any time.
 
     **Arguments:**
 
     - `functions`: of the user.
     - `space`, `example`: the space, and one configuration of the bucket.
     - `buckets`: paths whose values are the same for the whole bucket; plain Python values.
-    - `seed`: of the members' keys.
 
     **Raises:** `ValueError` for a hyperparameter that can be no input of a program.
     """
@@ -57,9 +56,8 @@ class Training:
         space: SearchSpace,
         example: Point,
         buckets: Sequence[str],
-        seed: int,
     ) -> None:
-        self._functions, self._space, self._example, self._seed = functions, space, example, seed
+        self._functions, self._space, self._example = functions, space, example
         fixed = {p for p in example.flat if p in buckets or isinstance(space.domains[p], Constant)}
         self._fixed = {path: example.flat[path] for path in fixed}
         #: The type of each hyperparameter that is an input, by path.
@@ -76,15 +74,15 @@ class Training:
         flat = self._example.flat
         return {p: jax.ShapeDtypeStruct(np.shape(flat[p]), t) for p, t in self.types.items()}
 
-    def begin(self, config: Arrays, number: Any) -> PyTree:
+    def begin(self, config: Arrays, key: Any) -> PyTree:
         """The initial state of a member."""
-        key = jax.random.fold_in(self._key(number), 0)
-        return _arrays("init", self._functions.init(key, self._nested(config)))
+        to_begin = jax.random.fold_in(key, 0)
+        return _arrays("init", self._functions.init(to_begin, self._nested(config)))
 
-    def step(self, state: PyTree, config: Arrays, number: Any, age: Any) -> tuple[PyTree, PyTree]:
+    def step(self, state: PyTree, config: Arrays, key: Any, age: Any) -> tuple[PyTree, PyTree]:
         """The state after one more step, and its metrics."""
         nested = self._nested(config)
-        to_draw, to_step = jax.random.split(jax.random.fold_in(self._key(number), age + 1))
+        to_draw, to_step = jax.random.split(jax.random.fold_in(key, age + 1))
         batch = self._functions.batch
         drawn = None if batch is None else batch(to_draw, nested)
         found = self._functions.step(state, nested, drawn, to_step)
@@ -99,13 +97,13 @@ class Training:
         return jnp.asarray(self._functions.evaluate(state, self._nested(config)))
 
     def ahead(
-        self, tuned: Arrays, state: PyTree, config: Arrays, number: Any, age: Any, horizon: int
+        self, tuned: Arrays, state: PyTree, config: Arrays, key: Any, age: Any, horizon: int
     ) -> Any:
         """The value after `horizon` more steps, as a function of the tuned hyperparameters."""
         config = {**config, **tuned}
 
         def one(state: PyTree, count: Any) -> tuple[PyTree, None]:
-            return self.step(state, config, number, age + count)[0], None
+            return self.step(state, config, key, age + count)[0], None
 
         return self.value(jax.lax.scan(one, state, jnp.arange(horizon))[0], config)
 
@@ -166,19 +164,28 @@ class Training:
     def _abstract(self, traced: Arrays, plain_values: Arrays) -> tuple[PyTree, PyTree, Any]:
         """Shapes of a first state, of the next one, and of its value."""
 
-        def life(inputs: Arrays, number: Any, age: Any) -> tuple[PyTree, PyTree, Any]:
+        def life(inputs: Arrays, key: Any, age: Any) -> tuple[PyTree, PyTree, Any]:
             config = {**plain_values, **inputs}
-            state = self.begin(config, number)
-            return state, self.step(state, config, number, age)[0], self.value(state, config)
+            state = self.begin(config, key)
+            return state, self.step(state, config, key, age)[0], self.value(state, config)
 
-        number, age = (jax.ShapeDtypeStruct((), kind) for kind in (jnp.uint32, jnp.int32))
-        return jax.eval_shape(life, traced, number, age)
+        return jax.eval_shape(life, traced, key_shape(), jax.ShapeDtypeStruct((), jnp.int32))
 
     def _nested(self, config: Arrays) -> dict[str, Any]:
         return self._space.unflatten({**self._fixed, **config})
 
-    def _key(self, number: Any) -> Any:
-        return jax.random.fold_in(jax.random.key(self._seed), number)
+
+_fold = jax.jit(jax.vmap(jax.random.fold_in, (None, 0)))
+
+
+def member_keys(seed: int, numbers: np.ndarray) -> jax.Array:
+    """The key of each member: `fold_in(key(seed), number)`, shape of `numbers`, `(lanes,)`."""
+    return _fold(jax.random.key(seed), numbers.astype(np.uint32))
+
+
+def key_shape() -> jax.ShapeDtypeStruct:
+    """Shape and type of a member's key."""
+    return jax.eval_shape(lambda: jax.random.key(0))
 
 
 def _arrays(name: str, tree: PyTree) -> PyTree:

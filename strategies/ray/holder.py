@@ -28,7 +28,7 @@ class Holder:
         self._patience = patience
         self._settled: set[int] = set()
         self._lanes = {
-            key: Lanes(program, self._settled.__contains__)
+            key: Lanes(program, self._population.seed, self._settled.__contains__)
             for key, program in self._population.programs().items()
         }
         self._asked: dict[int, asyncio.Future[Any]] = {}
@@ -64,7 +64,7 @@ class Holder:
                 return None
             if kept is not None or not since:
                 lanes.replace(label, kept)
-            lanes.keys[label] = number
+            lanes.drawn_as[label] = number
             self._settled.discard(label)
             future = asyncio.get_running_loop().create_future()
             self._asked[label] = future

@@ -73,6 +73,18 @@ def test_new_values_and_lengths_compile_nothing(population):
     assert next(iter(population.programs().values())).compiled is compiled
 
 
+def test_another_seed_compiles_nothing_and_has_other_members(population):
+    other = population.with_seed(3)
+    found = other.run(RandomSearcher(SPACE, seed=2), trials=5, steps=4)
+    for trial in found.trials:
+        expected = alone(trial.config, trial.number, 4, seed=3)[1]
+        assert trial.value == pytest.approx(expected, rel=1e-12)
+        assert trial.value != pytest.approx(alone(trial.config, trial.number, 4)[1], rel=1e-6)
+    assert (population.seed, other.seed, population.traces, other.traces) == (0, 3, 1, 1)
+    with pytest.raises(ValueError, match="'seed': expected"):
+        population.with_seed(-1)
+
+
 @pytest.mark.parametrize(
     "scheduler",
     [
