@@ -54,7 +54,10 @@ def test_a_ledger_that_was_given_the_log_proposes_the_same(searcher, log):
 
 
 def test_with_too_little_it_draws_and_with_new_results_it_fits_again(searcher, log):
-    assert searcher.propose(0, log[:5], []).note["why"] == "the log has 5 usable results, 10 are needed"
+    assert (
+        searcher.propose(0, log[:5], []).note["why"]
+        == "the log has 5 usable results, 10 are needed"
+    )
     failed = [Observation(item.config, None, status="failed") for item in log[9:]]
     with pytest.raises(ValueError, match=r"'log': expected at least 10 usable .* received 9"):
         searcher.proposals([*log[:9], *failed])
