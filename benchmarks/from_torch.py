@@ -74,7 +74,7 @@ def compared(sizes: tuple[int, ...], repeats: int, clock: Callable[[], float]) -
     rng = np.random.default_rng(0)
     w = {}
     for i, (fan_in, fan_out) in enumerate(pairwise(sizes), 1):
-        w[f"w{i}"] = rng.normal(size=(fan_in, fan_out)).astype(np.float32) / np.sqrt(fan_in)
+        w[f"w{i}"] = np.float32(rng.normal(size=(fan_in, fan_out)) / np.sqrt(fan_in))
         w[f"b{i}"] = np.zeros(fan_out, np.float32)
     h = dict.fromkeys(w, np.zeros((), np.float32))
     batches = [

@@ -101,7 +101,7 @@ class Member:
             solve = implicit_solver(problem, lambda x, *_: x, self.linear, strict=False)
             return jax.jvp(lambda v: solve(point, v), (vector,), (direction,))[1]
 
-        return jax.jit(jax.vmap(jax.vmap(derivative, (None, 0)), (0, None)))
+        return _once(jax.vmap(jax.vmap(derivative, (None, 0)), (0, None)))
 
     @cached_property
     def jaxopts(self) -> Callable:
@@ -117,7 +117,7 @@ class Member:
                 solve=self.theirs,
             )
 
-        return jax.jit(jax.vmap(derivative, (None, 0)))
+        return _once(jax.vmap(derivative, (None, 0)))
 
 
 @dataclass(frozen=True)
@@ -178,6 +178,11 @@ def derivatives(member: Member, directions: Float[np.ndarray, "k h"]) -> Derivat
         derivative=exact,
         residual=float(np.max(np.abs(residual))),
     )
+
+
+def _once(function: Callable) -> Callable:
+    """Compiled for a single call, to which the compiler's optimisations are worth nothing."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def _norm(array: Any) -> float:
