@@ -14,6 +14,7 @@ ESTIMATOR = ImplicitDifferentiation(None, CG(tol=1e-3, max_steps=200), error_est
 STEPS = 6
 
 
+@jax.jit
 def hypergradient(task: Task, penalties: PyTree) -> PyTree:
     """The derivative of the validation loss by implicit differentiation."""
     params = task.retrained(penalties)
