@@ -103,10 +103,12 @@ class Path(NamedTuple):
 
     - `predicted`: validation loss of the network's answer after each round.
     - `penalties`: after each tenth of the rounds.
+    - `slope`: the network's hypergradient at the end.
     """
 
     predicted: Float[np.ndarray, " rounds"]
     penalties: list[PyTree]
+    slope: PyTree
 
 
 def of_weights(task: Task, centre: Array, rounds: int, key: Array) -> Path:
@@ -131,4 +133,5 @@ def of_weights(task: Task, centre: Array, rounds: int, key: Array) -> Path:
             penalties.append(state.hparams)
         if number < rounds:
             state, _ = tuner.tune(state, task.train, task.valid)
-    return Path(np.array(predicted), penalties)
+    last = local.hypergradient(PROBLEM, state.estimator, state.hparams, task.train, task.valid)
+    return Path(np.array(predicted), penalties, last.grad)
