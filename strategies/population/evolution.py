@@ -45,9 +45,7 @@ class Evolution(PopulationResult):
         return np.arange(len(values)) * self.interval, np.array(values)
 
 
-def evolve(
-    search: PBT, program: Program, seed: int, keeping: Keeping, ledger: Ledger
-) -> Evolution:
+def evolve(search: PBT, program: Program, seed: int, keeping: Keeping, ledger: Ledger) -> Evolution:
     """Run population-based training; see `Population.run`."""
     return _Run(search, program, seed, keeping, ledger).run()
 

@@ -270,9 +270,7 @@ class Population:
 
     def _work(self, work: Work, keeping: Keeping) -> PopulationResult:
         programs = self.programs()
-        return Search(
-            self.space, programs, self.buckets, work, self.seed, self.size, keeping
-        ).run()
+        return Search(self.space, programs, self.buckets, work, self.seed, self.size, keeping).run()
 
     def _search(
         self, search: Any, trials: int | None, steps: int | None, keeping: Keeping
