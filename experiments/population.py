@@ -6,7 +6,8 @@ people write), by a Python loop over one compiled training, and in a process for
 is processor time, without compilation except for the processes, which compile for themselves; so
 the ratios are those of one core. Members are compared with the same trainings alone, and the memory
 that the compiler allots with what was predicted. The same on two cores, in wall time: the
-population has half of its lanes on each.
+population has half of its lanes on each, and Ray Tune has a process on each. And networks of
+several widths in place of one, to see where a population pays.
 
 Then learning-rate schedules, at equal total steps: population-based training with perturbation,
 with PB2, and along the hypergradient; the best of as many constant rates; the best of as many
@@ -39,6 +40,8 @@ from strategies.population import PB2, PBT, FollowGradient, Perturb, Population
 from strategies.population.memory import tree_size
 
 HIDDEN, BATCH, MOMENTUM = 16, 16, 0.9
+#: Of the comparison by width: the narrowest network, members in one program, steps, trained alone.
+NARROWEST, LANES, SHORT, SOME = 4, 64, 300, 8
 
 
 class State(NamedTuple):
@@ -52,9 +55,9 @@ class State(NamedTuple):
 class Task:
     """A network on digits; `steps` are those of a training, for the cosine decay."""
 
-    def __init__(self, steps: int, seed: int) -> None:
+    def __init__(self, steps: int, seed: int, hidden: int = HIDDEN) -> None:
         data = tabular("digits", seed=seed)
-        self.steps = steps
+        self.steps, self.hidden = steps, hidden
         self.train, self.validation, self.test = (
             (jnp.asarray(part.x / 16, jnp.float32), jnp.asarray(part.y)) for part in data
         )
@@ -63,9 +66,9 @@ class Task:
         """Random weights."""
         first, second = jax.random.split(key)
         weights = [
-            jax.random.normal(first, (64, HIDDEN)) / 8.0,
-            jnp.zeros(HIDDEN),
-            jax.random.normal(second, (HIDDEN, 10)) / HIDDEN**0.5,
+            jax.random.normal(first, (64, self.hidden)) / 8.0,
+            jnp.zeros(self.hidden),
+            jax.random.normal(second, (self.hidden, 10)) / self.hidden**0.5,
             jnp.zeros(10),
         ]
         return State(weights, [jnp.zeros_like(w) for w in weights], jnp.zeros((), jnp.int32))
@@ -369,6 +372,37 @@ def compare(context: Context, task: Task, population: Population) -> None:
     context.measure("memory", taken / population.predicted_bytes)
 
 
+def compare_widths(context: Context) -> None:
+    """A loop over a compiled training against a population, by the width of the network."""
+    rows = []
+    for power in range(context.options.widths):
+        task = Task(SHORT, context.options.seed, NARROWEST * 2**power)
+        alone, population = Alone(task), task.population(LANES)
+        config = population.space.default()
+
+        def together(population: Population = population, steps: int = SHORT) -> Any:
+            search = RandomSearcher(population.space, seed=1)
+            return population.run(search, trials=LANES, steps=steps)
+
+        def one_by_one(alone: Alone = alone, config: dict = config) -> Any:
+            return [alone.whole(config, number) for number in range(SOME)]
+
+        together(steps=1)
+        alone.whole(config, 0)
+        shared, single = clocked(together)[0] / LANES, clocked(one_by_one)[0] / SOME
+        rows.append(
+            {
+                "hidden units": task.hidden,
+                "microseconds of a step in a population": 1e6 * shared / SHORT,
+                "in a loop over a compiled training": 1e6 * single / SHORT,
+                "times the population's cost": single / shared,
+            }
+        )
+    if rows:
+        context.table("by width", rows)
+        context.measure("narrow", rows[0]["times the population's cost"])
+
+
 # -- schedules -------------------------------------------------------------------------------
 
 
@@ -464,8 +498,9 @@ def ancestry(history: list[Observation], last: Observation, size: int) -> list[O
         Option("members", 256, quick=64, help="configurations in one program"),
         Option("alone", 32, quick=8, help="of them, those that are trained alone too"),
         Option("processes", 3, quick=1, help="processes that train one configuration each"),
-        Option("cores", False, help="compare wall time, too, on two cores that are free"),
-        Option("ray", 32, help="trials of Ray Tune to compare with"),
+        Option("cores", True, quick=False, help="compare wall time on two cores, too"),
+        Option("ray", 16, help="trials of Ray Tune to compare with"),
+        Option("widths", 6, quick=0, help=f"of networks: {NARROWEST} units, and so often doubled"),
         Option("steps", 1000, quick=300, help="of a training"),
         Option("rounds", 40, quick=20, help="of exploiting and exploring"),
         Option("horizon", 10, help="steps that the hypergradient looks ahead"),
@@ -473,7 +508,18 @@ def ancestry(history: list[Observation], last: Observation, size: int) -> list[O
     ],
     claims=[
         Claim("steps", "cost of a Python loop over a compiled step, in populations", at_least=3.0),
-        Claim("training", "cost of a loop over a compiled training, in populations", at_least=0.7),
+        Claim(
+            "training",
+            "cost of a loop over a compiled training, in populations",
+            at_least=3.0,
+            quick=0.7,
+        ),
+        Claim(
+            "narrow",
+            f"the same for a network of {NARROWEST} hidden units",
+            at_least=3.0,
+            when=lambda options: options.widths > 0,
+        ),
         Claim("processes", "cost of a process for each trial, in populations", at_least=15.0),
         Claim(
             "training on cores",
@@ -499,7 +545,7 @@ def ancestry(history: list[Observation], last: Observation, size: int) -> list[O
             at_least=15.0,
             when=lambda options: options.cores and options.ray > 0,
         ),
-        Claim("compilations", "programs that were traced for all configurations", at_most=1.0),
+        Claim("compilations", "programs traced for all configurations and two seeds", at_most=1.0),
         Claim("alone", "largest relative difference from trainings alone (float32)", at_most=1e-4),
         Claim("memory", "memory that the compiler allots, over the predicted", at_most=1.2),
         Claim("constant", "loss of the best PBT schedule over the best constant's", at_most=1.0),
@@ -517,7 +563,9 @@ def run(context: Context) -> None:
     task = Task(options.steps, options.seed)
     population = task.population(options.members)
     compare(context, task, population)
+    population.with_seed(1).run(RandomSearcher(population.space), trials=population.size, steps=2)
     context.measure("compilations", float(population.traces))
+    compare_widths(context)
     schedules(context, task, population, options.rounds)
 
 

@@ -101,10 +101,11 @@ class Task:
         self.inputs = seen.shape[0]
         #: What a member that has not finished an episode is said to have returned.
         self.worst = 0.0 if name == "cartpole" else -float(EPISODE)
+        self._episodes = jax.jit(jax.vmap(self._episode, (None, 0)))
 
-    def population(self, size: int, seed: int) -> Population:
+    def population(self, size: int) -> Population:
         """So many agents."""
-        return Population(self.init, self.step, self.evaluate, size, space=SPACE, seed=seed)
+        return Population(self.init, self.step, self.evaluate, size, space=SPACE)
 
     # -- what the user of a population writes
 
@@ -193,25 +194,24 @@ class Task:
 
     def judge(self, agent: Agent, key: Array, episodes: int) -> float:
         """The mean return of fresh episodes."""
+        return float(jnp.mean(self._episodes(agent.weights, jax.random.split(key, episodes))))
 
-        def one(key: Array) -> Array:
-            to_begin, to_play = jax.random.split(key)
-            seen, world = self.world.reset(to_begin, self.options)
+    def _episode(self, weights: Any, key: Array) -> Array:
+        to_begin, to_play = jax.random.split(key)
+        seen, world = self.world.reset(to_begin, self.options)
 
-            def play(now: Any, key: Array) -> tuple[Any, None]:
-                world, seen, total, over = now
-                to_act, to_move = jax.random.split(key)
-                action = jax.random.categorical(to_act, act(agent.weights, seen)[0])
-                seen, world, reward, ended, cut, _ = self.world.step(
-                    to_move, world, action, self.options
-                )
-                total = total + jnp.where(over, 0.0, reward)
-                return (world, seen, total, over | ended | cut), None
+        def play(now: Any, key: Array) -> tuple[Any, None]:
+            world, seen, total, over = now
+            to_act, to_move = jax.random.split(key)
+            action = jax.random.categorical(to_act, act(weights, seen)[0])
+            seen, world, reward, ended, cut, _ = self.world.step(
+                to_move, world, action, self.options
+            )
+            total = total + jnp.where(over, 0.0, reward)
+            return (world, seen, total, over | ended | cut), None
 
-            start = world, seen, jnp.zeros(()), jnp.zeros((), bool)
-            return jax.lax.scan(play, start, jax.random.split(to_play, EPISODE))[0][2]
-
-        return float(jnp.mean(jax.jit(jax.vmap(one))(jax.random.split(key, episodes))))
+        start = world, seen, jnp.zeros(()), jnp.zeros((), bool)
+        return jax.lax.scan(play, start, jax.random.split(to_play, EPISODE))[0][2]
 
 
 def act(weights: Any, seen: Array) -> tuple[Array, Array]:
@@ -260,10 +260,13 @@ def adam(agent: Agent, slope: Any, rate: Any) -> Agent:
 
 
 def searches(
-    task: Task, members: int, steps: int, interval: int, seed: int
+    whole: Population, part: Population, steps: int, interval: int
 ) -> dict[str, Callable[[], PopulationResult]]:
-    """Each search, all with `members * steps` updates and the members' keys from one seed."""
-    whole, part = task.population(members, seed), task.population(max(members // 4, 2), seed)
+    """Each search, all with as many updates, `steps` for each member of `whole`.
+
+    `part` holds fewer members at a time, for a search that learns from its trials.
+    """
+    members, seed = whole.size, whole.seed
     searcher = RandomSearcher(SPACE, seed=seed)
 
     def evolved(explore: Any) -> PopulationResult:
@@ -292,11 +295,13 @@ def searches(
 def compare(context: Context, name: str) -> dict[str, np.ndarray]:
     """The returns of the best members, by search and seed."""
     options, task = context.options, Task(name)
+    whole, part = (task.population(n) for n in (options.members, max(options.members // 4, 2)))
     found: dict[str, list[float]] = {}
     curves: dict[str, Curve] = {}
     with context.progress(name, 6 * options.seeds) as progress:
         for seed in range(options.seeds):
-            runs = searches(task, options.members, options.steps, options.interval, seed)
+            populations = whole.with_seed(seed), part.with_seed(seed)
+            runs = searches(*populations, options.steps, options.interval)
             for way, run_it in runs.items():
                 result = run_it()
                 judged = task.judge(
@@ -345,7 +350,7 @@ def asked(name: str) -> Callable[[argparse.Namespace], bool]:
         Option("interval", 10, quick=6, help="updates between two rounds"),
         Option("seeds", 5, quick=1, help="repetitions"),
         Option("episodes", 32, quick=8, help="by which the best member is judged"),
-        Option("acrobot", False, help="also on Acrobot"),
+        Option("acrobot", True, quick=False, help="also on Acrobot"),
     ],
     claims=[
         Claim(
