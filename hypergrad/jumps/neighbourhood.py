@@ -14,6 +14,8 @@ from hypergrad.jumps.elementwise import SHAPING
 from hypergrad.jumps.program import Constant, Equation, Program
 
 _DEPTH = 60  # of one neighbourhood, in operations
+# Their outputs are constants, or equal to one of many, over whole regions.
+_TYING = frozenset({"max", "min", "clamp", "select_n", "reduce_max", "reduce_min", "sort"})
 
 
 class Neighbourhood:
@@ -79,6 +81,13 @@ class Neighbourhood:
         result = elementwise.apply(eqn, values)
         given[atom] = result
         return result
+
+    def ties(self, atom: Any) -> bool:
+        """Whether a value may equal another one over a whole region, as that of `max(x, 0)`."""
+        eqn = self.defined.get(atom) if isinstance(atom, int) else None
+        if eqn is None:
+            return False
+        return eqn.name in _TYING or (self.elementwise(eqn) and any(map(self.ties, eqn.inputs)))
 
     def shift_by_maximum(self, eqn: Equation) -> bool:
         """Whether a `stop_gradient` holds a maximum that is subtracted and added again.
