@@ -15,7 +15,7 @@ from hypergrad.implicit import ImplicitDifferentiation
 from hypergrad.implicit.second_order import answered
 from hypergrad.mistakes import check_call, check_estimator, check_state
 from hypergrad.outcome import Outcome, text_of
-from hypergrad.over_keys import OverKeys
+from hypergrad.over_keys import error_over_keys, of_one_key
 from hypergrad.problem import BilevelProblem
 from hypergrad.recompilation import note_compilation, numbers_traced
 
@@ -100,9 +100,10 @@ def hypergradient(
         )
     arguments = as_arrays((params, hparams, inner_batch, outer_batch))
     out = _compiled(problem, numbers_traced(estimator), state, arguments, key)
+    possible = doubts(out.info, one_key=of_one_key(problem, estimator))
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(out)):
-        return _refuse_traced(out) if strict else out
-    present = [doubt for doubt in doubts(out.info) if bool(np.any(doubt.holds))]
+        return _refuse_traced(out, possible) if strict else out
+    present = [doubt for doubt in possible if bool(np.any(doubt.holds))]
     refusal = next((doubt for doubt in present if doubt.refuse), None)
     if strict and refusal is not None:
         raise InaccurateHypergradientError(f"strict: {refusal.text}")
@@ -152,10 +153,7 @@ def _compiled(
     else:
         state, _ = estimator.fit(problem, state, hparams, inner_batch, key=key)
         out = estimator.hypergradient(problem, state, hparams, inner_batch, outer_batch, key=key)
-    if not problem.stochastic or isinstance(estimator, OverKeys):
-        return out
-    # One key does not show how keys differ. What is known to be large is a lower bound.
-    error = jnp.where(out.info.error <= _LARGE, jnp.nan, out.info.error)
+    error = error_over_keys(problem, estimator, out.info.error)
     return eqx.tree_at(lambda o: o.info.error, out, error)
 
 
@@ -181,14 +179,18 @@ _INACCURATE = (
     "the inner problem or the linear system is not solved well enough: the hypergradient may be "
     "more than 10 % off (see info.error, info.inner_residual, info.linear_residual)."
 )
+_ONE_KEY = (
+    "the gradient is of one draw of the noise, and nothing is known about how draws differ "
+    "(info.error is NaN). OverKeys(estimator, keys) takes several and estimates it."
+)
 _UNKNOWN = (
     "nothing is known about the error of the hypergradient (info.error is NaN, and so is a "
     "residual). Take an estimator that estimates its error."
 )
 
 
-def doubts(info: HypergradientInfo) -> list[Doubt]:
-    """What may be wrong with a result, worst first; traced or not."""
+def doubts(info: HypergradientInfo, *, one_key: bool = False) -> list[Doubt]:
+    """What may be wrong with a result, of one key or not, worst first; traced or not."""
     # No numbers in the texts: so Python's own rule of one warning for each place and text applies.
     error, outcome = info.error, info.outcome
     known = ~jnp.isnan(error)
@@ -206,16 +208,16 @@ def doubts(info: HypergradientInfo) -> list[Doubt]:
         Doubt(outcome == Outcome.not_metasmooth, text_of(Outcome.not_metasmooth), True),
         Doubt(error > 1, _ERROR_ABOVE_NORM, True),
         *(Doubt(holds & unsolved, text, True) for holds, text in cut_short),
-        Doubt(unsolved, _INACCURATE, True),
+        Doubt(unsolved, _ONE_KEY if one_key else _INACCURATE, True),
         *(Doubt(holds, text, False) for holds, text in curved),
         *(Doubt(holds & (error > _LARGE), text, False) for holds, text in cut_short),
         Doubt(error > _LARGE, _INACCURATE, False),
-        Doubt(~known & ~solved, _UNKNOWN, refuse=True, warn=False),
+        Doubt(~known & ~solved, _ONE_KEY if one_key else _UNKNOWN, refuse=True, warn=False),
     ]
 
 
-def _refuse_traced(out: Hypergradient) -> Hypergradient:
-    refusals = [doubt for doubt in doubts(out.info) if doubt.refuse]
+def _refuse_traced(out: Hypergradient, possible: list[Doubt]) -> Hypergradient:
+    refusals = [doubt for doubt in possible if doubt.refuse]
     holds = jnp.stack([doubt.holds for doubt in refusals])
     texts = [f"strict: {doubt.text}" for doubt in refusals]
     grad = eqx.branched_error_if(out.grad, jnp.any(holds), jnp.argmax(holds, axis=0), texts)

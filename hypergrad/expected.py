@@ -46,13 +46,21 @@ def require_optimizer(owner: str, value: Any) -> None:
     """
     if isinstance(value, optax.GradientTransformation):
         return
-    name = getattr(value, "__name__", None)
-    made = callable(value) and getattr(value, "__module__", "").startswith("optax")
-    given = f"the function {name} (call it: optax.{name}(...))" if made else received(value)
+    given = f"the function {uncalled(value)}" if makes_optimizer(value) else received(value)
     raise ValueError(
         f"{owner}: 'optimizer': expected an optax optimizer such as optax.adam(0.1), received "
         f"{given}."
     )
+
+
+def makes_optimizer(value: Any) -> bool:
+    """Whether it is a function of optax, in place of the optimizer that it makes."""
+    return callable(value) and str(getattr(value, "__module__", "")).startswith("optax.")
+
+
+def uncalled(value: Any) -> str:
+    """The name of a function of optax, and what to do with it."""
+    return f"{value.__name__} (call it: optax.{value.__name__}(...))"
 
 
 def require_function(owner: str, name: str, value: Any) -> None:

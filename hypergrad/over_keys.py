@@ -14,8 +14,22 @@ from hypergrad.linear import vector
 from hypergrad.outcome import worst
 from hypergrad.problem import BilevelProblem
 
+# Errors above this are told even of one key: what is known to be large is a lower bound.
+_LARGE = 0.1
 # A standard error from few keys is itself uncertain: Student's quantile takes care of that.
 _CONFIDENCE = 0.95
+
+
+def of_one_key(problem: BilevelProblem, estimator: Estimator) -> bool:
+    """Whether a gradient is of one draw of the noise, which does not show how draws differ."""
+    return problem.stochastic and not isinstance(estimator, OverKeys)
+
+
+def error_over_keys(problem: BilevelProblem, estimator: Estimator, error: Array) -> Array:
+    """The relative error of a gradient as one of its expectation: NaN for one key, unless large."""
+    if not of_one_key(problem, estimator):
+        return error
+    return jnp.where(error <= _LARGE, jnp.nan, error)
 
 
 class OverKeysState(eqx.Module):

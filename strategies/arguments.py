@@ -4,9 +4,11 @@ import math
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from numbers import Real
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 
 def integer(name: str, value: Any, low: int) -> int:
@@ -75,6 +77,37 @@ def several(name: str, value: Any, what: str) -> tuple[Any, ...]:
         raise ValueError(f"{name!r}: expected {what}, received {value!r:.80}") from None
 
 
+def functions(name: str, value: Any) -> tuple[Any, ...]:
+    """The items of a list, all of which can be called.
+
+    **Raises:** `ValueError` naming the option.
+    """
+    items = several(name, value, "a list of functions")
+    for item in items:
+        if not callable(item):
+            raise ValueError(f"{name!r}: expected functions, received {item!r:.80}")
+    return items
+
+
+def instance(name: str, value: T, kind: type[T]) -> T:
+    """What is of a class.
+
+    **Raises:** `ValueError` naming the option.
+    """
+    if not isinstance(value, kind):
+        raise ValueError(f"{name!r}: expected {kind.__name__}(...), received {value!r:.80}")
+    return value
+
+
+def instances(name: str, value: Iterable[T], kind: type[T]) -> list[T]:
+    """The items of a list, all of a class.
+
+    **Raises:** `ValueError` naming the option.
+    """
+    items = several(name, value, f"a list of {kind.__name__}s")
+    return [instance(name, item, kind) for item in items]
+
+
 def mapping(name: str, value: Any, what: str) -> dict[Any, Any]:
     """A copy of a mapping, `{}` of `None`.
 
@@ -111,6 +144,9 @@ def switch(name: str, value: Any) -> bool:
 __all__ = [
     "asks_to_stop",
     "finite",
+    "functions",
+    "instance",
+    "instances",
     "integer",
     "mapping",
     "nonnegative",

@@ -31,7 +31,10 @@ def hypervolume(history: Iterable[Observation], reference: Sequence[float]) -> f
     """
     from strategies.surrogates.hypervolume import hypervolume as volume
 
-    bound = np.array(reference, float)
+    try:
+        bound = np.array(reference, float)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"'reference': expected numbers, received {reference!r:.80}") from None
     best = front(history)
     count = max((len(item.values) or 1 for item in best), default=bound.size)
     if bound.shape != (count,) or not np.isfinite(bound).all():

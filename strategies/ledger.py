@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from strategies.arguments import instance, integer
 from strategies.intake import Intake
 from strategies.observation import Observation, Report, Suggestion
 from strategies.space import SearchSpace
@@ -110,6 +111,7 @@ class Ledger:
         configuration or the gradient does not fit the space, or the searcher cannot use it. Nothing
         is recorded or lost then: the suggestion is still pending.
         """
+        instance("observation", observation, Observation)
         return self.record(
             self.intake(
                 observation.point or observation.config,
@@ -132,6 +134,7 @@ class Ledger:
 
     def record(self, observation: Observation) -> Observation:
         """`tell` for an observation that an `Intake` has made."""
+        instance("observation", observation, Observation)
         number = observation.number
         if number is None:
             self._given.append(_Entry(self.space, observation))
@@ -147,6 +150,7 @@ class Ledger:
         """The searcher's remark on a suggestion, pending or told; empty for an unknown number."""
         if number is None:
             return {}
+        number = integer("number", number, 0)
         asked = self._pending.get(number)
         if asked is not None:
             return asked.note
@@ -186,7 +190,7 @@ class Ledger:
 
     def forget(self, number: int) -> None:
         """Drop a pending suggestion that will never be told; unknown numbers are ignored."""
-        self._pending.pop(number, None)
+        self._pending.pop(integer("number", number, 0), None)
 
     @property
     def history(self) -> list[Observation]:

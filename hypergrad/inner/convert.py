@@ -4,7 +4,7 @@ from typing import Any
 
 import optax
 
-from hypergrad.expected import received
+from hypergrad.expected import makes_optimizer, received, uncalled
 from hypergrad.inner.base import InnerSolver
 from hypergrad.inner.function_solver import FunctionSolver
 from hypergrad.inner.jaxopt_solver import JaxoptSolver
@@ -29,9 +29,11 @@ def as_inner_solver(solver: Any) -> InnerSolver:
     # Recognised by name: importing jaxopt only to ask would warn users who do not use it.
     if type(solver).__module__.split(".")[0] == "jaxopt":
         return JaxoptSolver(solver)
-    if callable(solver) and not isinstance(solver, type):
+    made = makes_optimizer(solver)
+    if callable(solver) and not isinstance(solver, type) and not made:
         return FunctionSolver(solver)
+    given = f"the function {uncalled(solver)}" if made else received(solver)
     raise ValueError(
         "Inner solver: expected an InnerSolver, an optax optimizer, a jaxopt solver or a function "
-        f"fn(params, hparams, batch) -> params, received {received(solver)}."
+        f"fn(params, hparams, batch) -> params, received {given}."
     )

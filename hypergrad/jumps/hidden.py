@@ -7,9 +7,11 @@ traced program, and followed to its outputs.
 
 A decision between two branches that agree where it flips loses nothing: a hinge, a Huber loss, a
 soft threshold, `jax.nn.elu`, gradient clipping. Whether they agree is tested by evaluating both on
-random points of the boundary.
+random points of the boundary, and if that is not enough (sorting, neighbours, branches) by running
+the program across it.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hypergrad.jumps.boundary import jumps, steps
+from hypergrad.jumps.crossing import seen_to_jump
 from hypergrad.jumps.elementwise import STEPS
 from hypergrad.jumps.neighbourhood import Neighbourhood
 from hypergrad.jumps.program import CONTROL, Equation, Program, flat, inner_program
@@ -32,8 +35,8 @@ _DISCRETE = {
     "sort": "a sorting order",
     "top_k": "a sorting order",
 }
-# Their discrete outputs change on a set without volume (equality), or the value does not depend on
-# them (the pivots of a factorisation).
+# Their discrete outputs change on a set without volume (equality of numbers that are no ties), or
+# the value does not depend on them (the pivots of a factorisation).
 _HARMLESS = frozenset({"eq", "ne", "is_finite", "lu", "lu_pivots_to_permutation"})
 
 
@@ -76,17 +79,25 @@ def _flow(program: Program, taints: list[Taint]) -> list[Taint]:
     def of(atom: object) -> Taint:
         return known.get(atom, Taint()) if isinstance(atom, int) else Taint()
 
+    def hides(equation: Equation, reads: frozenset[int], otherwise: bool = True) -> bool:
+        """Whether a discrete value hides something of the outputs; `otherwise` if nobody knows."""
+        proven = {number for taint in known.values() for number, _ in taint.blind}
+        if otherwise and reads <= proven:
+            return True
+        seen = seen_to_jump(program, followed, equation)
+        return otherwise if seen is None else seen
+
     for equation in program.equations:
         entering = [of(atom) for atom in equation.inputs]
-        for name, taint in zip(equation.outputs, _through(equation, entering, around), strict=True):
-            known[name] = taint
+        taints = _through(equation, entering, around, hides)
+        known |= dict(zip(equation.outputs, taints, strict=True))
     return [of(atom) for atom in program.outputs]
 
 
-def _through(equation: Equation, entering: list[Taint], around: Neighbourhood) -> list[Taint]:
-    taint = Taint()
-    for one in entering:
-        taint |= one
+def _through(
+    equation: Equation, entering: list[Taint], around: Neighbourhood, hides: Callable
+) -> list[Taint]:
+    taint = _union(entering)
     name = equation.name
     if not (taint.reads or taint.blind):
         return [taint] * len(equation.outputs)
@@ -96,32 +107,53 @@ def _through(equation: Equation, entering: list[Taint], around: Neighbourhood) -
         # The derivative is that of the product and of the right-hand side, whatever solves it.
         lengths = equation.params["const_lengths"]
         others = lengths.vecmat + lengths.solve + lengths.transpose_solve
-        taint = Taint()
-        for one in entering[: lengths.matvec] + entering[lengths.matvec + others :]:
-            taint |= one
+        taint = _union(entering[: lengths.matvec] + entering[lengths.matvec + others :])
         return [taint] * len(equation.outputs)
     if name in _DECISIONS:
         if not taint.reads:
             return [taint]
-        seen = jumps(equation, around)
+        seen = jumps(equation, around) and hides(equation, taint.reads)
         return [taint.hidden(_DECISIONS[name]) if seen else Taint(blind=taint.blind)]
     if name in STEPS:
-        seen = bool(taint.reads) and steps(equation, around)
+        seen = bool(taint.reads) and steps(equation, around) and hides(equation, taint.reads)
         return [taint.hidden("a rounding") if seen else Taint(blind=taint.blind)]
+    if name in ("eq", "ne") and any(map(around.ties, equation.inputs)):
+        seen = bool(taint.reads) and hides(equation, taint.reads, otherwise=False)
+        return [taint.hidden("a comparison") if seen else Taint(blind=taint.blind)]
     if name == "stop_gradient":
         harmless = around.shift_by_maximum(equation)
         return [Taint(blind=taint.blind) if harmless else taint.hidden("a stop_gradient")]
     if name == "rem":
         return [taint.hidden("a remainder", whole=False)]
+    if name == "sort":
+        return _sorted(equation, entering, hides)
     reason = _DISCRETE.get(name, f"the operation `{name}`")
     if name == "dynamic_update_slice" or name.startswith("scatter"):
         reason = "an index"
-    return [
-        taint
-        if _continuous(aval)
-        else (Taint(blind=taint.blind) if name in _HARMLESS else taint.hidden(reason))
-        for aval in equation.avals
-    ]
+    lost = Taint(blind=taint.blind)
+    if name not in _HARMLESS and not all(map(_continuous, equation.avals)) and taint.reads:
+        # Of other operations nobody knows that their output is constant between its steps.
+        seen = name not in _DISCRETE or hides(equation, taint.reads)
+        lost = taint.hidden(reason) if seen else lost
+    return [taint if _continuous(aval) else lost for aval in equation.avals]
+
+
+def _sorted(equation: Equation, entering: list[Taint], hides: Callable) -> list[Taint]:
+    """The first key is continuous; whatever else is sorted along with it changes its place."""
+    order = _union(entering[: equation.params["num_keys"]])
+    first, *others = entering
+    if others and order.reads and hides(equation, order.reads):
+        order = order.hidden("a sorting order")
+    moved = Taint(blind=order.blind)
+    return [first, *(moved | own for own in others)]
+
+
+def _union(taints: list[Taint]) -> Taint:
+    """What a value owes that is made of several."""
+    union = Taint()
+    for taint in taints:
+        union |= taint
+    return union
 
 
 def _continuous(aval: jax.core.AbstractValue) -> bool:

@@ -14,6 +14,8 @@ from hypergrad.jumps.elementwise import LOOKUPS, SHAPING, STEPS
 from hypergrad.jumps.program import Constant, Equation, Program
 
 _DEPTH = 60  # of one neighbourhood, in operations
+# Their outputs are constants, or equal to one of many, over whole regions.
+_TYING = frozenset({"max", "min", "clamp", "select_n", "reduce_max", "reduce_min", "sort"})
 
 
 class Neighbourhood:
@@ -113,6 +115,13 @@ class Neighbourhood:
         if eqn.name == "gather" and made is not None and made.name == "concatenate":
             return made.inputs
         return eqn.inputs[1:]
+
+    def ties(self, atom: Any) -> bool:
+        """Whether a value may equal another one over a whole region, as that of `max(x, 0)`."""
+        eqn = self.defined.get(atom) if isinstance(atom, int) else None
+        if eqn is None:
+            return False
+        return eqn.name in _TYING or (self.elementwise(eqn) and any(map(self.ties, eqn.inputs)))
 
     def shift_by_maximum(self, eqn: Equation) -> bool:
         """Whether a `stop_gradient` holds a maximum that is subtracted and added again.

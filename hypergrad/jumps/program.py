@@ -16,9 +16,10 @@ _CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 
 
 class Equation(NamedTuple):
-    """One operation; values are numbered, constants stand for themselves."""
+    """One operation, as `traced`; values are numbered, constants stand for themselves."""
 
     name: str
+    traced: Any
     params: dict[str, Any]
     inputs: tuple[Any, ...]
     outputs: tuple[int, ...]
@@ -26,18 +27,20 @@ class Equation(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A traced program; `shapes` of all values by their numbers."""
+    """A traced program; `shapes` and `dtypes` of all values by their numbers."""
 
     inputs: tuple[int, ...]
     equations: list[Equation]
     outputs: tuple[Any, ...]
     shapes: dict[int, tuple[int, ...]]
+    dtypes: dict[int, Any]
 
 
 class Constant:
-    """A number that is known, of shape `()`; `None` for any other constant."""
+    """What was `given`; its `value` is a number of shape `()`, `None` for any other constant."""
 
     def __init__(self, value: Any) -> None:
+        self.given = value
         known = not isinstance(value, jax.core.Tracer) and np.ndim(value) == 0
         dtype = getattr(value, "dtype", np.dtype(type(value)))
         known = known and not jax.dtypes.issubdtype(dtype, jax.dtypes.extended)
@@ -55,11 +58,13 @@ def flat(closed: ClosedJaxpr) -> Program:
     """The program with every call (`jit`, custom rules, `checkpoint`) written out in its place."""
     equations: list[Equation] = []
     shapes: dict[int, tuple[int, ...]] = {}
+    dtypes: dict[int, Any] = {}
     computed: dict[Any, list[int]] = {}
 
     def fresh(aval: Any) -> int:
         number = len(shapes)
         shapes[number] = getattr(aval, "shape", ())
+        dtypes[number] = getattr(aval, "dtype", None)
         return number
 
     def write(jaxpr: Any, constants: Any, values: dict[Any, Any]) -> list[Any]:
@@ -86,7 +91,7 @@ def flat(closed: ClosedJaxpr) -> Program:
                     results = [fresh(aval) for aval in avals]
                     computed[same] = results
                     equations.append(
-                        Equation(_name(eqn), eqn.params, inputs, tuple(results), avals)
+                        Equation(_name(eqn), eqn, eqn.params, inputs, tuple(results), avals)
                     )
             values |= dict(zip(eqn.outvars, results, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
@@ -94,13 +99,13 @@ def flat(closed: ClosedJaxpr) -> Program:
     arguments = {v: fresh(v.aval) for v in closed.jaxpr.invars}
     inputs = tuple(arguments.values())
     outputs = write(closed.jaxpr, closed.consts, dict(arguments))
-    return Program(inputs, equations, tuple(outputs), shapes)
+    return Program(inputs, equations, tuple(outputs), shapes, dtypes)
 
 
 def _identity(eqn: Any, inputs: tuple) -> Any:
     """Equal for equations that compute the same."""
     if eqn.primitive.name in CONTROL or eqn.effects:
-        return eqn
+        return eqn, inputs
     named = tuple(
         repr(a.value) if isinstance(a, Constant) and a.value is not None else a for a in inputs
     )

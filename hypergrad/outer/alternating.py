@@ -34,6 +34,7 @@ from hypergrad.outer.base import (
     outer_info,
     select,
 )
+from hypergrad.over_keys import error_over_keys
 from hypergrad.problem import BilevelProblem
 
 
@@ -168,7 +169,7 @@ class Alternating(OuterAlgorithm):
             hparams,
             self.constraint,
             calls=iterations + estimate.info.iterations + 2,
-            error=known_error(estimate.info),
+            error=error_over_keys(problem, self.estimator, known_error(estimate.info)),
             inner_residual=estimate.info.inner_residual,
             linear_residual=estimate.info.linear_residual,
             inner_iterations=iterations,

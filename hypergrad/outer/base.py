@@ -135,7 +135,8 @@ class OuterInfo(eqx.Module):
     - `hypergradient_norm`: Euclidean norm of the hypergradient over all leaves.
     - `stationarity`: `‖λ − P(λ − p)‖` with `p` the hypergradient and `P` the projection; equal to
       `hypergradient_norm` where nothing constrains λ.
-    - `error`: estimated relative error of the hypergradient.
+    - `error`: estimated relative error of the hypergradient, for the step's data. Of a stochastic
+      problem with one key it is not known, unless it is large for another reason.
     - `inner_residual`: `‖∂f/∂w‖`, relative or absolute as the algorithm's page says.
     - `linear_residual`: relative residual of the linear system.
     - `inner_iterations`: inner iterations spent in this step.

@@ -41,7 +41,7 @@ from hypergrad.outer.base import (
 from hypergrad.outer.inexact import (
     adjoint_of,
     corrected_loss,
-    require_fixed_data,
+    require_fixed_losses,
     require_tolerances,
     with_tolerances,
 )
@@ -167,7 +167,7 @@ class HOAG(OuterAlgorithm):
         key: Array | None = None,
     ) -> HOAGState:
         """See `OuterAlgorithm.init`."""
-        require_fixed_data(self, batches)
+        require_fixed_losses(self, problem, batches)
         check_reach(self, problem, params, hparams, batches, key)
         state = self.estimator.init(problem, params, hparams, batches.linear, key=key)
         dtype = jax.eval_shape(

@@ -10,6 +10,7 @@ from hypergrad.expected import require
 from hypergrad.implicit import ImplicitDifferentiation, ImplicitState
 from hypergrad.linear import vector
 from hypergrad.outer.base import Batches, OuterAlgorithm
+from hypergrad.problem import BilevelProblem
 from hypergrad.tolerance import HasTolerance
 
 
@@ -48,18 +49,26 @@ def require_tolerances(algorithm: OuterAlgorithm, estimator: Any) -> None:
             )
 
 
-def require_fixed_data(algorithm: OuterAlgorithm, batches: Batches) -> None:
-    """Refuse mini-batches: losses of different data cannot be compared from step to step.
+def require_fixed_losses(
+    algorithm: OuterAlgorithm, problem: BilevelProblem, batches: Batches
+) -> None:
+    """Refuse mini-batches and noise: only losses of the same data and noise can be compared.
 
-    **Raises:** `ValueError` naming the algorithms that take mini-batches.
+    **Raises:** `ValueError` naming the algorithms that take them.
     """
     rows = (batches.inner_rows, batches.linear_rows, batches.outer_rows)
     if any(x is not None for x in rows):
-        raise ValueError(
-            f"{type(algorithm).__name__} compares outer losses from step to step: expected all of "
-            "the data in every step (`FullBatch()`, the default), received mini-batches. Use "
-            "Alternating or a stochastic method, such as SOBA, SABA or F2SA, with them."
-        )
+        expected = "all of the data in every step (`FullBatch()`, the default)"
+        received = "mini-batches"
+    elif problem.stochastic:
+        expected = "a problem without noise, or with one key of its own"
+        received = "a stochastic one, which gets a new key in every step"
+    else:
+        return
+    raise ValueError(
+        f"{type(algorithm).__name__} compares outer losses from step to step: expected "
+        f"{expected}, received {received}. Use Alternating or a stochastic method, such as SABA."
+    )
 
 
 def adjoint_of(state: ImplicitState) -> PyTree:

@@ -44,7 +44,7 @@ from hypergrad.outer.base import (
     select,
 )
 from hypergrad.outer.certified import Accuracy, CertifiedPoint, Certifier
-from hypergrad.outer.inexact import require_fixed_data, require_tolerances
+from hypergrad.outer.inexact import require_fixed_losses, require_tolerances
 from hypergrad.outer.line_search import LineSearch, backtrack, not_searched
 from hypergrad.outer.quasi_newton import LimitedMemory, QuasiNewton, require_entrywise
 from hypergrad.outer.smoothness import Smoothness
@@ -170,7 +170,7 @@ class MAID(OuterAlgorithm):
         key: Array | None = None,
     ) -> MAIDState:
         """See `OuterAlgorithm.init`."""
-        require_fixed_data(self, batches)
+        require_fixed_losses(self, problem, batches)
         check_reach(self, problem, params, hparams, batches, key)
         state = self.estimator.init(problem, params, hparams, batches.linear, key=key)
         dtype = state.scale.dtype

@@ -9,7 +9,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from strategies.arguments import asks_to_stop, integer, positive
+from strategies.arguments import asks_to_stop, functions, integer, positive
 from strategies.ledger import Ledger, ledger_of
 from strategies.local.executors import work, work_together
 from strategies.local.progress import shown
@@ -132,6 +132,7 @@ def minimize(
         from strategies.population.together import Together
 
         evaluate = _Batches(Together(objective, space, population), population)
+    callbacks = functions("callbacks", callbacks)
     with exclusive_lock(state_path):
         if state_path is not None and state_exists(state_path):
             ledger.restore(state_path)
@@ -213,7 +214,6 @@ def _search(
 ) -> Result:
     ledger = task.ledger
     finished: list[Trial] = []
-    callbacks = tuple(callbacks)
     stops: list[Any] = []
 
     def record(suggestion: Suggestion, found: "_Outcome | Lost") -> None:

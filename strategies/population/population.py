@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from strategies.arguments import finite, integer, several
+from strategies.arguments import finite, functions, integer, several
 from strategies.ledger import Ledger, ledger_of
 from strategies.local.results import Trial
 from strategies.population import checkpoint
@@ -314,8 +314,6 @@ def _keeping(
         raise ValueError(
             f"'checkpoint_seconds': expected a finite number >= 0, received {seconds!r:.80}"
         )
-    calls = several("callbacks", callbacks, "functions")
-    for call in (*calls, *([] if progress is None else [progress])):
-        if not callable(call):
-            raise ValueError(f"'callbacks', 'progress': expected functions, received {call!r:.80}")
+    calls = functions("callbacks", callbacks)
+    functions("progress", [] if progress is None else [progress])
     return Keeping(state_path, members_path, seconds, calls, progress)

@@ -66,7 +66,7 @@ class ASHA(Scheduler):
 
     def settled(self, number: int) -> bool:
         """See the base class."""
-        return number in self._stopped or super().settled(number)
+        return super().settled(number) or number in self._stopped
 
     def _promotions(self) -> Sequence[tuple[int, int]]:
         if self.mode == "stopping":

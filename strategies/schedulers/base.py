@@ -18,7 +18,7 @@ from fractions import Fraction
 from typing import Any, ClassVar
 
 from strategies import arguments
-from strategies.arguments import positive
+from strategies.arguments import integer, mapping, positive, switch
 from strategies.intake import Intake
 from strategies.observation import Observation, Report, Suggestion
 from strategies.schedulers.flips import warn_if_unsafe
@@ -196,8 +196,8 @@ class Scheduler(abc.ABC):
         report that does not fit; the job is still pending then. A result for a job that is not
         pending (told before, or after a restore from an older state) is ignored.
         """
-        if number not in self.candidates:
-            raise ValueError(f"Configuration {number} was never handed out by this scheduler.")
+        self._candidate(number)
+        maximise, strict = switch("maximise", maximise), switch("strict", strict)
         level = self._pending.get(number)
         if level is None:
             return
@@ -221,7 +221,7 @@ class Scheduler(abc.ABC):
 
     def job(self, number: int) -> Job | None:
         """The pending job of a configuration, if it has one."""
-        level = self._pending.get(number)
+        level = self._pending.get(integer("number", number, 0))
         return None if level is None else self._job(number, level)
 
     def take_up(
@@ -232,15 +232,17 @@ class Scheduler(abc.ABC):
         The configuration replaces one that was proposed here for the number, if nothing is known of
         that yet.
         """
+        number, level = integer("number", number, 0), integer("level", level, 0)
+        config = mapping("config", config, "a configuration")
         if number not in self.candidates or not self.candidates[number].results:
-            self.candidates[number] = Candidate(number, dict(config), note)
+            self.candidates[number] = Candidate(number, config, note)
             self._stored.pop(number, None)
         if level not in self.candidates[number].results:
             self._pending[number] = level
 
     def forget(self, number: int) -> None:
         """Take a pending job back: it is handed out again."""
-        self._pending.pop(number, None)
+        self._pending.pop(integer("number", number, 0), None)
 
     def pending(self) -> list[Job]:
         """The jobs that are being worked on: what to resume after a restore."""
@@ -248,8 +250,16 @@ class Scheduler(abc.ABC):
 
     def settled(self, number: int) -> bool:
         """Whether a configuration will never run again: its checkpoint may be thrown away."""
-        candidate = self.candidates[number]
+        candidate = self._candidate(number)
         return bool(candidate.results) and max(candidate.results) == self.top
+
+    def _candidate(self, number: int) -> Candidate:
+        known = self.candidates.get(integer("number", number, 0))
+        if known is None:
+            raise ValueError(
+                f"'number': expected one that was handed out here, received {number!r:.80}"
+            )
+        return known
 
     # -- results -----------------------------------------------------------------------------
 

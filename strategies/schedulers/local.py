@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-from strategies.arguments import asks_to_stop, integer, positive
+from strategies.arguments import asks_to_stop, functions, integer, positive
 from strategies.local.executors import work
 from strategies.local.running import Lost
 from strategies.observation import NoNumberError, Report, report
@@ -74,6 +74,7 @@ def run(
     if jobs is None and budget is None and stop is None and endless:
         raise ValueError("'jobs', 'budget': expected one of them, as this scheduler has no end")
     watch = None if stop is None else Watch(stop, scheduler.searcher.space)
+    callbacks = functions("callbacks", callbacks)
     with exclusive_lock(state_path):
         return _run(
             objective, scheduler, jobs, budget, watch, workers, timeout, state_path, callbacks
@@ -94,7 +95,6 @@ def _run(
     # A scheduler that has results is ahead of its file: it may have been deepened since.
     if state_path is not None and not scheduler.candidates and state_exists(state_path):
         scheduler.restore(state_path)
-    callbacks = tuple(callbacks)
     stops: list[Any] = []
     again = scheduler.pending()
 

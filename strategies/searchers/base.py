@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from strategies.arguments import integer
+from strategies.arguments import instance, instances, integer
 from strategies.feasibility import feasible_first
 from strategies.observation import Observation, Suggestion
 from strategies.searchers.single_thread import single_thread
@@ -82,6 +82,7 @@ class Searcher(ABC):
 
         **Raises:** `ValueError` naming what was expected and what was received.
         """
+        instance("observation", observation, Observation)
         if len(observation.values) > 1 and not self.several_objectives:
             raise ValueError(
                 f"'values': {type(self).__name__} expected one objective, received "
@@ -129,6 +130,9 @@ class Searcher(ABC):
         - `history`: all observations so far.
         - `pending`: suggestions that are being evaluated.
         """
+        number = integer("number", number, 0)
+        history = instances("history", history, Observation)
+        pending = instances("pending", pending, Suggestion)
         if number < len(self.first):
             return self._located(Suggestion(number, self.first[number], {"origin": "first"}))
         history = _within_reach(sorted(map(self._received, history), key=_place))

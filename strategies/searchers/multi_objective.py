@@ -103,6 +103,7 @@ class MultiObjectiveSearcher(Searcher):
 
         **Raises:** `ValueError` saying how many there are.
         """
+        super().check(observation)
         count = len(observation.values)
         if not 2 <= count <= _MOST:
             raise ValueError(

@@ -15,9 +15,9 @@ import numpy as np
 from strategies.ledger import Ledger
 from strategies.observation import Observation, Suggestion
 from strategies.searchers.base import Searcher
-from strategies.state import exclusive_lock
+from strategies.state import exclusive_lock, reading, seal, unseal
 
-_FORMAT = "hypergrad sklearn search, version 1"
+_FORMAT = "hypergrad sklearn search, version 2"
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Trial:
 
 
 class Journal:
-    """Trials and scikit-learn's fits, a JSON line each, on disk as soon as they are finished.
+    """Trials and scikit-learn's fits, a JSON line each with its checksum, on disk at once.
 
     **Arguments:**
 
@@ -76,10 +76,11 @@ class Journal:
         # A kill may leave a last line that is not whole.
         whole = content[: content.rfind(b"\n") + 1]
         try:
-            head, *lines = [json.loads(line) for line in whole.splitlines()] or [{}]
+            with reading():
+                head, *lines = [unseal(line) for line in whole.split(b"\n")[:-1]] or [{}]
         except ValueError as error:
-            raise ValueError(f"'resume': {self.path} is damaged ({error})") from None
-        if not isinstance(head, dict) or head.get("format") != _FORMAT:
+            raise ValueError(f"'resume': expected whole lines in {self.path}, {error}") from None
+        if head.get("format") != _FORMAT:
             raise ValueError(f"'resume': expected a file of {_FORMAT}, received {self.path}")
         if head["identity"] != identity:
             raise ValueError(
@@ -106,7 +107,7 @@ class Journal:
         if self.path is None:
             return
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line, default=_plain) + "\n")
+            file.write(seal(json.dumps(line, default=_plain)) + "\n")
             file.flush()
             os.fsync(file.fileno())
 

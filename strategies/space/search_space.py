@@ -314,6 +314,8 @@ class SearchSpace:
 
     def unflatten(self, flat: Mapping[str, Any]) -> Config:
         """The nested dict of a mapping from paths to values; nothing is checked."""
+        if not isinstance(flat, Mapping) or not all(isinstance(path, str) for path in flat):
+            raise ValueError(f"'flat': expected values by their paths, received {flat!r:.80}")
         nested: Config = {}
         for path, value in flat.items():
             *groups, name = path.split("/")
@@ -389,7 +391,14 @@ class SearchSpace:
 
         Hyperparameters that are not active draw no random numbers. Draws that break a constraint
         are drawn again.
+
+        **Raises:** `ValueError` for what is no generator of NumPy, such as a seed.
         """
+        if not isinstance(rng, np.random.Generator):
+            raise ValueError(
+                "'rng': expected a generator such as numpy.random.default_rng(0), received "
+                f"{rng!r:.80}"
+            )
         return self.complete({}, rng)
 
     # Vectors

@@ -71,7 +71,10 @@ def maximise(
                 break
             point, value = near[np.argmax(found)], float(found.max())
         if refine is not None:
-            point, value = refine(point, value)
+            refined, larger = refine(point, value)
+            # At the edge of the box a slope may lead to one and the same corner again.
+            if _keys(refined[None])[0] not in seen:
+                point, value = refined, larger
         if value > best_score:
             best, best_score = point, value
     return best

@@ -21,6 +21,8 @@ from hypergrad import (
     evidence,
     gaussian_process,
     hypernetwork,
+    implicit,
+    inner,
     linear,
     outer,
     policy,
@@ -68,7 +70,7 @@ def made(module, functions=False):
             yield f"{module.__name__}.{name}", kind
 
 
-MODULES = (hypergrad, linear, outer, policy, tasks, unrolled)
+MODULES = (hypergrad, implicit, inner, linear, outer, policy, tasks, unrolled)
 FUNCTIONS = (
     hypergrad.check_hypergradient, hypergrad.cross_validated, hypergrad.hypergradient,
     hypergrad.metasmoothness, hypergrad.recommend, outer.optimality_report, outer.retrain_gap,

@@ -54,6 +54,11 @@ def straight_through(h):
 straight_through.defvjp(lambda h: (jnp.round(h), None), lambda _, g: (g,))
 
 
+@jax.jit
+def counted(x):
+    return jax.lax.scan(lambda c, u: (c + (u > x), None), x, jnp.linspace(0, 1, 9))[0]
+
+
 def one_drop(carry, key):
     return carry + jnp.where(jax.random.uniform(key) > carry, 0.1, 0.0), None
 
@@ -110,6 +115,36 @@ GUILTY = {
     "sign": (lambda h: h * jnp.sign(h - V).sum(), "a sign"),
     "custom_vjp": (lambda h: h * straight_through(h), "a rounding"),
     "searchsorted": (lambda h: h * jnp.searchsorted(jnp.sort(V), h), "a comparison"),
+    "sorted along": (
+        lambda h: h * jax.lax.sort((X[:, 0] * h + X[:, 1], X[:, 2]), num_keys=1)[1][:3].sum(),
+        "a sorting order",
+    ),
+    "branches": (
+        lambda h: jax.lax.cond(h < 0.5, lambda: h**2, lambda: 3 * h),
+        "a comparison",
+    ),
+    "many small steps": (lambda h: h + jnp.round(1e5 * h) / 1e5, "a rounding"),
+    "one of many": (
+        lambda h: h + jnp.mean(jax.random.uniform(KEY, (3000,)) > h),
+        "a comparison",
+    ),
+    "how many are not zero": (
+        lambda h: h + jnp.count_nonzero(jnp.maximum(jnp.abs(X) - h, 0)),
+        "a comparison",
+    ),
+    "the largest's label": (
+        lambda h: jnp.where(h * X + X[::-1] == jnp.max(h * X + X[::-1]), X, 0).sum() * h,
+        "a comparison",
+    ),
+    "nearest neighbour": (
+        lambda h: h * map_coordinates(X, [h * jnp.arange(5.0), jnp.zeros(5)], order=0).sum(),
+        "a rounding",
+    ),
+    "bits": (
+        lambda h: h + jax.lax.bitcast_convert_type(h, jnp.int32),
+        "the operation `bitcast_convert_type`",
+    ),
+    "called twice": (lambda h: h * counted(jnp.asarray(0.2)) + counted(h), "a comparison"),
     "in scan's xs": (
         lambda h: jax.lax.scan(lambda c, u: (c + (u > h) * h, None), 0.0, h * V)[0],
         "a comparison",
@@ -121,6 +156,13 @@ GUILTY = {
 def test_what_no_derivative_sees_is_found(name):
     function, reason = GUILTY[name]
     assert reason in hidden_reads(jax.make_jaxpr(function)(jnp.asarray(0.3)), range(1))[0]
+
+
+def sparsemax(z):
+    descending = jnp.sort(z)[::-1]
+    support = 1 + jnp.arange(1, z.size + 1) * descending > jnp.cumsum(descending)
+    threshold = (jnp.where(support, descending, 0).sum() - 1) / support.sum()
+    return jnp.maximum(z - threshold, 0)
 
 
 def block_norms():
@@ -202,6 +244,14 @@ INNOCENT = {
     "noise": lambda h: (X + h * jax.random.normal(KEY, X.shape)).sum(),
     "fixed mask": lambda h: h * jnp.where(jax.random.uniform(KEY, X.shape) > 0.5, X, 0).sum(),
     "normal cdf": lambda h: jax.scipy.stats.norm.logcdf(h * X).sum(),
+    "sparsemax": lambda h: sparsemax(V / h) @ V,
+    "simplex": lambda h: optax.projections.projection_simplex(V * h) @ V,
+    "ball": lambda h: optax.projections.projection_l1_ball(V, h) @ V,
+    "branches that meet": lambda h: jax.lax.cond(h < 0.5, lambda: h, lambda: 2 * h - 0.5),
+    "neighbours": lambda h: map_coordinates(X, [h * jnp.arange(5.0), jnp.zeros(5)], order=1).sum(),
+    "normal quantile": jax.scipy.stats.norm.ppf,
+    "where the largest is": lambda h: jnp.where(h * X == jnp.max(h * X), h * X, 0).sum(),
+    "tail": lambda h: jax.lax.top_k((h * X @ V - Y) ** 2, 5)[0].mean(),
     "unused metric": lambda h: (h**2, jnp.argmax(h * V))[0],
     "cg": lambda h: jax.scipy.sparse.linalg.cg(lambda z: h * z, V)[0].sum(),
 }
@@ -312,6 +362,18 @@ def test_a_proximal_step_is_no_jump_and_a_hard_threshold_is():
     assert abs(out.grad - 2 * 1.0 * 2.0) < 1e-6
     with pytest.raises(ValueError, match=r"biased"):
         hypergradient(problem(hard), jnp.array([1.0, 0.0]), 0.5, batch)
+
+
+def test_a_projection_onto_a_ball_is_no_jump():
+    def ball(point, radius, step):
+        return optax.projections.projection_l1_ball(point, radius)
+
+    step = ProximalStep(lambda w, lam, b: 0.5 * jnp.sum((w - b) ** 2), ball)
+    problem = BilevelProblem(None, lambda w, lam, b: jnp.sum(w**2), step)
+    batch = jnp.array([3.0, 0.2, -2.0])
+    solution = ball(batch, 1.5, None)  # (1.25, 0, -0.25), which moves by a half of the radius each
+    out = hypergradient(problem, solution, 1.5, batch)
+    assert abs(out.grad - 2 * (1.25 + 0.25) / 2) < 1e-5
 
 
 def test_outer_algorithms_refuse_it():

@@ -50,6 +50,11 @@ def test_what_is_no_estimator(estimator, match):
     refused(match, estimator=estimator)
 
 
+def test_a_function_of_optax_as_a_solver():
+    with pytest.raises(ValueError, match=r"function adam \(call it: optax.adam"):
+        ImplicitDifferentiation(optax.adam)
+
+
 @pytest.mark.parametrize("solver", [Newton, "newton"])
 def test_a_solver_given_as_a_class_or_text(solver):
     with pytest.raises(ValueError, match=r"received the (class Newton|text 'newton')"):

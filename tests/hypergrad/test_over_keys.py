@@ -6,7 +6,16 @@ import numpy as np
 import optax
 import pytest
 
-from hypergrad import BilevelProblem, OverKeys, Unrolled, hypergradient
+from hypergrad import (
+    BilevelProblem,
+    ImplicitDifferentiation,
+    Newton,
+    OverKeys,
+    Unrolled,
+    hypergradient,
+)
+from hypergrad.compiled import InaccurateHypergradientError
+from hypergrad.outer import HOAG, MAID, Alternating, run
 
 X = jax.random.normal(jax.random.key(1), (30, 4))
 Y = X @ jnp.arange(4.0)
@@ -65,3 +74,26 @@ def test_bad_numbers_of_keys():
         OverKeys(ONE, 1)
     with pytest.raises(ValueError, match="pass `key`"):
         hypergradient(PROBLEM, jnp.zeros(4), 0.1, estimator=OverKeys(ONE, 2))
+
+
+def test_a_run_does_not_either():
+    def history(estimator):
+        algorithm = Alternating(estimator, optax.sgd(1e-3))
+        return run(PROBLEM, algorithm, jnp.zeros(4), 0.1, None, None, steps=1).history
+
+    assert np.isnan(history(ONE)[0]["error"])
+    assert history(OverKeys(ONE, 2))[0]["error"] > 0
+
+
+def test_strict_names_what_would_know():
+    with pytest.raises(InaccurateHypergradientError, match="OverKeys"):
+        hypergradient(PROBLEM, jnp.zeros(4), 0.1, estimator=ONE, key=jax.random.key(0), strict=True)
+
+
+@pytest.mark.parametrize("algorithm", [HOAG, MAID])
+def test_losses_under_new_noise_are_not_compared(algorithm):
+    with pytest.raises(ValueError, match=r"new key in every step.*SOBA"):
+        run(
+            PROBLEM, algorithm(ImplicitDifferentiation(Newton())), jnp.zeros(4), 0.1, None, None,
+            steps=1,
+        )  # fmt: skip

@@ -108,6 +108,10 @@ def search(trials, workers, timeout, value):
     minimize(lambda config: value, SPACE, trials=few, workers=threads, timeout=timeout)
 
 
+def call_back(callbacks, stop):
+    minimize(zero, SPACE, trials=1, callbacks=callbacks, stop=stop)
+
+
 def schedule(jobs, budget, workers, timeout):
     threads = workers if not isinstance(workers, int) or workers < 5 else 2
     run(
@@ -185,6 +189,7 @@ ENTRIES = {
     "deepen": (lambda a: IterativeDeepeningHyperband(RandomSearcher(SPACE), 3).deepen(a), 1),
     "minimize": (search, 4),
     "minimize in": (lambda a, b: minimize(len, a, trials=0, searcher=b), 2),
+    "minimize with": (call_back, 2),
     "run": (schedule, 4),
 }  # fmt: skip
 

@@ -87,6 +87,18 @@ def test_discrete_space_is_never_tried_twice_and_may_run_out():
     assert space.validate(searcher.ask().config)
 
 
+@pytest.mark.parametrize("gradient", [None, {"x": 1.0, "y": 1.0}])
+def test_a_corner_of_the_box_is_tried_once(gradient):
+    searcher = BayesSearcher(SearchSpace({"x": Float(0.0, 1.0), "y": Float(0.1, 1.0, log=True)}))
+    for _ in range(16):
+        asked = searcher.ask()
+        value = asked.config["x"] + asked.config["y"]
+        searcher.tell(Observation(asked.config, value, gradient, number=asked.number))
+    places = [tuple(item.config.values()) for item in searcher.history]
+    assert len(set(places)) == len(places)
+    assert searcher.best.value == pytest.approx(0.1)
+
+
 def test_suggestions_depend_on_the_results_and_not_on_their_order(cube):
     searcher = BayesSearcher(cube, seed=3)
     run(searcher, 7, gradients=True)

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import random
 import signal
 import subprocess
 import sys
@@ -36,6 +37,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from strategies.sklearn import FeaturePenalties, HypergradSearchCV, OvertunedWarning
 from strategies.sklearn.objective import CrossValidation
 from strategies.sklearn.penalties import groups_of
+from strategies.sklearn.trials import Trial, journal
 from strategies.space import Float, Ordinal, SearchSpace
 
 X, Y = load_diabetes(return_X_y=True, as_frame=True)
@@ -386,6 +388,26 @@ def test_a_file_of_another_search_is_refused(tmp_path):
     HypergradSearchCV(Ridge(), SPACE, n_trials=3, resume=path).fit(X, Y)
     with pytest.raises(ValueError, match="'resume'"):
         HypergradSearchCV(Ridge(), SPACE, n_trials=3, resume=path).fit(X, Y + 1)
+
+
+def test_a_flipped_bit_in_its_file_is_damage(tmp_path):
+    path = tmp_path / "search"
+    with journal(path, "of this") as kept:
+        for number in range(3):
+            kept.add_trial(Trial("one", number, {"x": 0.5}, 1.5, {"x": 0.25}, [1.0, 2.0]))
+        kept.add_fit({"scores": [1.0, 2.0]})
+    with journal(path, "of this") as whole:
+        trials, fits = whole.trials, whole.fits
+    good, rng = path.read_bytes(), random.Random(0)
+    for _ in range(300):
+        damaged = bytearray(good)
+        damaged[rng.randrange(len(good) - 1)] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="'resume': expected"), journal(path, "of this"):
+            pass
+    path.write_bytes(good)
+    with journal(path, "of this") as whole:
+        assert (whole.trials, whole.fits) == (trials, fits)
 
 
 ALPHA, C = {"alpha": [0.1, 1.0]}, {"C": [0.1, 1.0]}
