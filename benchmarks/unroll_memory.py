@@ -26,9 +26,9 @@ has `jax.checkpoint` around the model's blocks as well. MiB are those of `XLA Mi
 in one process, and `time` is the median over the rounds.
 
 Third, 64 steps of the transformer of 4 layers with budgets of checkpoints: the default, and from
-the least that the reference works with upwards. With the same budget both fill it, and `Unrolled`
-runs fewer steps again; `at no more steps` is the memory with the least budget at which it runs no
-more steps than the reference.
+the least that the reference works with upwards. With the same budget `Unrolled` runs fewer steps
+again; `at no more steps` is the memory with the least budget at which it runs no more steps than
+the reference.
 
 The bounds are for these sizes. The fewer steps, the larger the share of them that `2 sqrt(T)`
 states are: `--quick`, whose runs are short, wants less memory than the reference's, and the same

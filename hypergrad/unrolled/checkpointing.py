@@ -47,7 +47,7 @@ class CheckpointSchedule(NamedTuple):
 def schedule(
     steps: int, state_bytes: int, step_bytes: int, memory: int | None = None
 ) -> CheckpointSchedule:
-    """The schedule that runs the fewest steps again within `memory`.
+    """The schedule that runs the fewest steps again within `memory`, and of such takes the least.
 
     **Arguments:**
 
@@ -78,7 +78,11 @@ def schedule(
             spare = (memory - least) // state_bytes
             slots = min(blocks, (1 if blocks == 1 else 2) + spare)
             needed = _bytes(slots, tail, block, state_bytes, step_bytes)
-            score = _advances(blocks, slots - 1) * block + (0.05 * steps if tail else 0)
+            # A run that is one block is pulled back as it is run. Else the last block is run before
+            # it is pulled back, like all others: with every state stored, blocks of any size run
+            # each step once more, and the smallest memory is taken.
+            again = (_advances(blocks, slots - 1) + 1) * block + tail
+            score = 0 if block == steps else again + (0.05 * steps if tail else 0)
         if best is None or (score, needed) < best[:2]:
             best = (score, needed, block, slots)
     if best is None:

@@ -58,6 +58,16 @@ def test_more_memory_never_runs_more_steps():
     assert runs[-1] == 1000
 
 
+def test_memory_that_saves_no_step_is_not_taken():
+    """As long as the run does not fit as a whole, every step is run once more at best."""
+    least = schedule(64, 100, 170, 3600)
+    for memory in (5000, 8000, 11_000):
+        chosen = schedule(64, 100, 170, memory)
+        assert (chosen.advances, chosen.bytes) == (64, least.bytes)
+    whole = schedule(64, 100, 170, 64 * 170 + 300)
+    assert (whole.blocks, whole.tail) == (1, 0)
+
+
 def test_without_a_budget_no_step_is_run_more_than_twice():
     mega = 2**20
     chosen = schedule(1000, mega, 2 * mega)
