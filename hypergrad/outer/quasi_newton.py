@@ -20,8 +20,8 @@ from hypergrad.expected import require_count
 from hypergrad.outer.base import OuterAlgorithm
 from hypergrad.outer.constraints import Box, Constraint
 
-# What of the mean of squares an old square keeps at each step. Of 0.5, 0.8, 0.9 and 0.95 the cheapest on
-# five splits of digits that `experiments.hoag` does not judge (seeds 100 to 104).
+# What of the mean of squares an old square keeps at each step. Of 0.5, 0.8, 0.9 and 0.95 the
+# cheapest on five splits of digits that `experiments.hoag` does not judge (seeds 100 to 104).
 KEPT = 0.8
 
 
