@@ -24,6 +24,11 @@ def optimised(flags: str) -> str:
     return quick_to_compile(flags).replace(UNOPTIMISED, "").strip()
 
 
+def as_users(flags: str) -> str:
+    """The same without what tests add."""
+    return " ".join(flag for flag in flags.split() if flag not in (UNOPTIMISED, DIRECT))
+
+
 def quick_to_trace() -> None:
     """Leave out of each program of this process what no test reads."""
     # Where in Python each operation comes from.
