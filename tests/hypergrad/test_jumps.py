@@ -136,7 +136,7 @@ GUILTY = {
         lambda h: jnp.where(h * X + X[::-1] == jnp.max(h * X + X[::-1]), X, 0).sum() * h,
         "a comparison",
     ),
-    "nearest neighbour": (
+    "nearest neighbours in a line": (
         lambda h: h * map_coordinates(X, [h * jnp.arange(5.0), jnp.zeros(5)], order=0).sum(),
         "a rounding",
     ),
