@@ -181,7 +181,9 @@ class HyperDistill(UnrolledEstimator):
         due = (state.taken == self.steps) & ((state.runs - 1) % self.every == 0)
         start = self._at(problem, self._start(state.start, hparams), hparams, state.batch, key)
         factor = jax.lax.cond(
-            due, lambda: self._regress(run, start.x, cotangent), lambda: state.factor
+            due,
+            lambda: self._regress(run, start.x, cotangent).astype(state.factor.dtype),
+            lambda: state.factor,
         )
         through = _pull(run, state.distilled, cotangent)
         grad = vector.axpy(factor * state.mass, through, direct)

@@ -122,6 +122,23 @@ def test_online_tuning_lowers_the_loss_at_the_end_of_a_run_and_resumes(tmp_path)
     np.testing.assert_array_equal(tune(200, checkpoint=path).hparams, whole.hparams)
 
 
+@pytest.mark.parametrize("types", [("float32", "float64"), ("float64", "float32")])
+def test_params_and_hparams_of_different_types(types):
+    start = START.astype(types[0])
+    hparams = {name: leaf.astype(types[1]) for name, leaf in HPARAMS.items()}
+    estimator = HyperDistill(optax.sgd(RATE), 2, decay=1 - RATE * 0.8)
+    state = estimator.init(EXACT, start, hparams, None)
+    for _ in range(2):
+        state, _ = estimator.fit(EXACT, state, hparams, None)
+    found = estimator.hypergradient(EXACT, state, hparams, None, None)
+    whole = Unrolled(optax.sgd(RATE), 2)
+    true = whole.hypergradient(EXACT, whole.init(EXACT, START, HPARAMS, None), HPARAMS, None, None)
+    for name in HPARAMS:
+        assert found.grad[name].dtype == types[1]
+        np.testing.assert_allclose(found.grad[name], true.grad[name], rtol=1e-5)
+    assert jax.tree.map(jnp.result_type, found.state) == jax.tree.map(jnp.result_type, state)
+
+
 def test_what_it_refuses():
     with pytest.raises(ValueError, match="every: expected an integer >= 1, received 0"):
         HyperDistill(optax.sgd(RATE), STEPS, every=0)
