@@ -66,5 +66,6 @@ class SUSTAIN(RecursiveMomentum):
 
     def length(self, here: RestrictedProblem, step: Array) -> Int[Array, ""]:
         """The number of factors at this step."""
-        key = jax.random.fold_in(jax.random.key(0), step) if here.key is None else here.key
-        return jax.random.randint(key, (), 0, self.products)
+        # The losses get the key itself, and with the numbers of the mini-batches, below `products`.
+        given, number = (jax.random.key(0), step) if here.key is None else (here.key, self.products)
+        return jax.random.randint(jax.random.fold_in(given, number), (), 0, self.products)
