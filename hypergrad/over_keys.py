@@ -144,6 +144,7 @@ class OverKeys(Estimator):
             iterations=jnp.sum(infos.iterations),
             outcome=worst(infos.outcome),
             error=jnp.hypot(jnp.mean(infos.error), jnp.where(spread > 0, relative, 0)),
+            error_calls=jnp.sum(infos.error_calls),
         )
         state = OverKeysState(_first(out.state), None)
         return Hypergradient(jnp.mean(out.value), mean, state, info, _first(out.aux))

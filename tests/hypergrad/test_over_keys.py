@@ -76,6 +76,19 @@ def test_bad_numbers_of_keys():
         hypergradient(PROBLEM, jnp.zeros(4), 0.1, estimator=OverKeys(ONE, 2))
 
 
+def test_what_the_error_estimates_of_all_keys_cost():
+    def noisy(w, h, batch, key):
+        return 0.5 * jnp.sum((1 + h**2) * w**2) - w @ (1 + 0.01 * jax.random.normal(key, (4,)))
+
+    problem = BilevelProblem(noisy, lambda w, h, b, key: jnp.sum((w - 1) ** 2), stochastic=True)
+    solved = ImplicitDifferentiation(Newton())
+    one, three = (
+        hypergradient(problem, jnp.zeros(4), 0.1, estimator=estimator, key=jax.random.key(0))
+        for estimator in (solved, OverKeys(solved, 3))
+    )
+    assert int(three.info.error_calls) == 3 * int(one.info.error_calls) > 0
+
+
 def test_a_run_does_not_either():
     def history(estimator):
         algorithm = Alternating(estimator, optax.sgd(1e-3))
