@@ -12,7 +12,7 @@ import jax
 import optax
 from jaxtyping import Array, Int, PyTree, Scalar
 
-from hypergrad.expected import require_count, require_optimizer
+from hypergrad.expected import require_count
 from hypergrad.outer.base import Batches
 from hypergrad.outer.neumann_estimate import neumann_term
 from hypergrad.outer.recursive_momentum import DECAY, RecursiveMomentum
@@ -50,7 +50,6 @@ class SUSTAIN(RecursiveMomentum):
     constraint: PyTree = None
 
     def __check_init__(self) -> None:
-        require_optimizer("SUSTAIN", self.optimizer)
         require_count("SUSTAIN", "products", self.products)
 
     def estimate(

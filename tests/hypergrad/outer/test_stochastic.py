@@ -315,6 +315,26 @@ def test_bome_lowers_the_gap_and_finds_the_solution(ridge):
     np.testing.assert_allclose(end.hparams, 0.0, atol=1e-2)
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        *((getattr(outer, name), "step_size") for name in ["SOBA", "SABA", "F2SA", *NEW]),
+        (SOBA, "radius"),
+        (SRBA, "radius"),
+        (MRBO, "momentum"),
+        (SUSTAIN, "momentum"),
+        (F2SA, "multiplier"),
+        (F2SA, "most"),
+        (PBGD, "multiplier"),
+        (BOME, "barrier"),
+    ],
+)
+def test_numbers_that_are_not_positive_are_refused(kind, name):
+    for given in (0.0, -0.1, float("nan")):
+        with pytest.raises(ValueError, match=rf"{kind.__name__}: {name}: expected a number > 0"):
+            kind(**{name: given})
+
+
 @pytest.mark.parametrize("kind", [BOME, PBGD])
 def test_an_inner_loss_is_needed(ridge, kind):
     problem = BilevelProblem(None, ridge.problem.outer, optimality=lambda w, h, b: w - h)
