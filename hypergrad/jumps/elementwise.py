@@ -105,11 +105,12 @@ def apply(eqn: Equation, values: list) -> Any:
     return _NUMPY[eqn.name](*values)
 
 
-def look_up(eqn: Equation, shape: tuple[int, ...], index: list) -> Any:
-    """Numbers that are the same for the same index, and otherwise as good as random.
+def look_up(eqn: Equation, table: int, shape: tuple[int, ...], index: list) -> Any:
+    """Numbers that are the same for the same table and index, and otherwise as good as random.
 
     **Arguments:**
 
+    - `table`: its number.
     - `shape`: of the table.
     - `index`: samples of each coordinate.
     """
@@ -118,7 +119,8 @@ def look_up(eqn: Equation, shape: tuple[int, ...], index: list) -> Any:
     if eqn.name == "gather":
         dims = eqn.params["dimension_numbers"].start_index_map
     inside: Any = True
-    phase: Any = float(_seed(eqn.inputs[0]))
+    # No table is another one, some places further on.
+    phase: Any = np.sqrt(2) * table
     for i, (dim, at) in enumerate(zip(dims, index, strict=False), 1):
         last = shape[dim] - 1 if dim < len(shape) else np.inf
         at = np.round(np.asarray(at, float))
@@ -126,11 +128,6 @@ def look_up(eqn: Equation, shape: tuple[int, ...], index: list) -> Any:
         phase = phase + (i + 0.618) * (np.clip(at, 0, last) if mode == "CLIP" else at)
     phase = phase if mode == "CLIP" else np.where(inside, phase, -1.0)
     return np.modf(43758.5453 * np.sin(12.9898 * phase))[0]
-
-
-def _seed(atom: Any) -> int:
-    """A number for a table; the same for the same one."""
-    return atom if isinstance(atom, int) else id(atom) % 9973
 
 
 def _extended(eqn: Equation) -> bool:

@@ -42,6 +42,8 @@ class Neighbourhood:
                 placements.setdefault(eqn.inputs[0], set()).add(dims)
         # Of `x[:, None] - x[None, :]` the two sides are not the same number.
         self._crossed = {name for name, dims in placements.items() if len(dims) > 1}
+        tables = [eqn.inputs[0] for eqn in program.equations if eqn.name in LOOKUPS]
+        self._tables = {table: number for number, table in enumerate(dict.fromkeys(tables))}
         self._stepped: set[int] = set()
         for eqn in program.equations:
             if eqn.name in STEPS or (
@@ -103,7 +105,9 @@ class Neighbourhood:
         atoms = self._coordinates(eqn) if eqn.name in LOOKUPS else eqn.inputs
         values = [self.value(a, given, draw, depth - 1) for a in atoms]
         if eqn.name in LOOKUPS:
-            result = elementwise.look_up(eqn, self.program.shapes.get(eqn.inputs[0], ()), values)
+            table = eqn.inputs[0]
+            shape = self.program.shapes.get(table, ())
+            result = elementwise.look_up(eqn, self._tables[table], shape, values)
         else:
             result = elementwise.apply(eqn, values)
         given[atom] = result
