@@ -41,7 +41,7 @@ class VRBO(MovingAlgorithm):
 
     Each inner step has a mini-batch for the gradient and one for each factor of the series:
     `Minibatches(size, policy="independent", fits=inner_steps * (1 + products))`. The validation
-    mini-batch is one for all inner steps of an outer step.
+    mini-batch, and that of the mixed product, is one for all inner steps of an outer step.
 
     **Arguments:**
 
