@@ -142,7 +142,9 @@ class HyperDistill(UnrolledEstimator):
             state.distilled,
             run.x,
         )
-        kept = False if key is None else jax.random.bernoulli(jax.random.fold_in(key, 1), keep)
+        # The steps get the numbers below.
+        draw = None if key is None else jax.random.fold_in(key, self.steps)
+        kept = False if draw is None else jax.random.bernoulli(draw, keep)
         state = HyperDistillState(
             params=params,
             step_state=step_state,
