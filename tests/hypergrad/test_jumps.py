@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
 from jax.scipy.ndimage import map_coordinates
@@ -19,9 +18,6 @@ from hypergrad import (
     recommend,
 )
 from hypergrad.jumps import hidden_reads
-from hypergrad.jumps.elementwise import LOOKUPS
-from hypergrad.jumps.neighbourhood import Neighbourhood
-from hypergrad.jumps.program import flat
 from hypergrad.outer import SOBA, run
 from hypergrad.paths import BiasedHypergradientWarning
 from hypergrad.unrolled import StepFunction
@@ -186,7 +182,6 @@ INNOCENT = {
     "log sigmoid": lambda h: jax.nn.log_sigmoid(h * X).sum(),
     "clip": lambda h: jnp.clip(h * X, 0, h).sum(),
     "abs": lambda h: jnp.abs(h * X).sum(),
-    "periodic": lambda h: jnp.sin(2 * jnp.pi * (h - jnp.floor(h))),
     "triangle wave": lambda h: jnp.abs(h - jnp.round(h)),
     "linear interpolation": interpolated,
     "interpolation of one number": lambda h: (
@@ -384,21 +379,3 @@ def test_outer_algorithms_refuse_it():
     h = {k: START[k] for k in ("rate", "decay")}
     with pytest.raises(ValueError, match=r"SOBA.*biased.*'rate'"):
         run(DROPOUT, SOBA(optimizer=optax.sgd(0.1)), jnp.zeros(3), h, None, None, steps=1)
-
-
-def test_numbers_in_place_of_tables_are_the_same_in_every_trace():
-    """And are those of each table."""
-
-    def looked_up():
-        def function(h):
-            at = jnp.floor(h).astype(int)
-            return X[at, 0] + jnp.exp(X)[at, 0]
-
-        program = flat(jax.make_jaxpr(function)(jnp.asarray(0.3)))
-        around = Neighbourhood(program, frozenset(program.inputs))
-        found = [eqn.outputs[0] for eqn in program.equations if eqn.name in LOOKUPS]
-        return [around.value(name, {}, lambda key: np.linspace(0.1, 4.0, 9)) for name in found]
-
-    (one, other), again = looked_up(), looked_up()
-    np.testing.assert_array_equal([one, other], again)
-    assert not np.any(np.isclose(one, other))
