@@ -21,8 +21,14 @@ _CONFIDENCE = 0.95
 
 
 def of_one_key(problem: BilevelProblem, estimator: Estimator) -> bool:
-    """Whether a gradient is of one draw of the noise, which does not show how draws differ."""
-    return problem.stochastic and not isinstance(estimator, OverKeys)
+    """Whether a gradient is of one draw of the noise, which does not show how draws differ.
+
+    An estimator around another one, its `estimator`, is of as many as that.
+    """
+    if not problem.stochastic or isinstance(estimator, OverKeys):
+        return False
+    inside = getattr(estimator, "estimator", None)
+    return inside is None or of_one_key(problem, inside)
 
 
 def error_over_keys(problem: BilevelProblem, estimator: Estimator, error: Array) -> Array:
@@ -144,6 +150,7 @@ class OverKeys(Estimator):
             iterations=jnp.sum(infos.iterations),
             outcome=worst(infos.outcome),
             error=jnp.hypot(jnp.mean(infos.error), jnp.where(spread > 0, relative, 0)),
+            error_calls=jnp.sum(infos.error_calls),
         )
         state = OverKeysState(_first(out.state), None)
         return Hypergradient(jnp.mean(out.value), mean, state, info, _first(out.aux))

@@ -132,10 +132,10 @@ def _trained(
 
 def _numbers(numbers: Any, size: int) -> np.ndarray:
     chosen = np.asarray(numbers)
-    whole = np.issubdtype(chosen.dtype, np.integer)
-    if not whole or chosen.ndim != 1 or not len(chosen) or chosen.min() < 0 or chosen.max() >= size:
-        raise ValueError(
-            f"numbers: expected integers from 0 to {size - 1} in a row, received {chosen.dtype} of "
-            f"shape {chosen.shape}."
-        )
-    return chosen
+    row = np.issubdtype(chosen.dtype, np.integer) and chosen.ndim == 1 and chosen.size > 0
+    if row and chosen.min() >= 0 and chosen.max() < size:
+        return chosen
+    given = (
+        f"{chosen.min()} to {chosen.max()}" if row else f"{chosen.dtype} of shape {chosen.shape}"
+    )
+    raise ValueError(f"numbers: expected integers from 0 to {size - 1} in a row, received {given}.")

@@ -141,7 +141,8 @@ class OuterInfo(eqx.Module):
     - `linear_residual`: relative residual of the linear system.
     - `inner_iterations`: inner iterations spent in this step.
     - `calls`: gradient-like evaluations spent in this step: one for each gradient of either loss,
-      each Hessian-vector product and each mixed product.
+      each Hessian-vector product and each mixed product. Those of an error estimate
+      (`HypergradientInfo.error_calls`) only with `MAID`, which needs it.
     - `step_size`: the outer step size, where the algorithm has one.
     - `tolerance`: the inner accuracy asked for.
     - `accepted`: whether the point was moved.
@@ -320,8 +321,17 @@ def optimizer_step(
 
 
 def may_move(hparams: PyTree, hypergradient: PyTree, constraint: PyTree) -> PyTree:
-    """For each entry, whether a descent step moves it: not if a bound holds it."""
-    moved = move(hparams, vector.scale(-1, hypergradient), constraint)
+    """For each entry, whether descent moves it: not if a bound holds it, or without a slope.
+
+    For sets that hold entry by entry.
+    """
+    # By steps that rounding does not take back, however small the hypergradient is.
+    step = jax.tree.map(
+        lambda p, x: (-jnp.sign(p) * (1 + jnp.abs(x))).astype(p.dtype),
+        hypergradient,
+        differentiable(hparams),
+    )
+    moved = move(hparams, step, constraint)
     return jax.tree.map(jnp.not_equal, differentiable(moved), differentiable(hparams))
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree, Scalar
 
-from hypergrad.expected import require_count, require_optimizer
+from hypergrad.expected import require_count, require_positive
 from hypergrad.linear import vector
 from hypergrad.outer.base import Batches, OuterInfo, check_reach
 from hypergrad.outer.moving import MovingAlgorithm, MovingState, move_along, start_moving
@@ -55,8 +55,8 @@ class BOME(MovingAlgorithm):
     constraint: PyTree = None
 
     def __check_init__(self) -> None:
-        require_optimizer("BOME", self.optimizer)
         require_count("BOME", "inner_steps", self.inner_steps)
+        require_positive("BOME", "barrier", self.barrier)
 
     def init(
         self,

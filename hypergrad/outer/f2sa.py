@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree, Scalar
 
-from hypergrad.expected import require_count, require_optimizer
+from hypergrad.expected import require_count, require_positive
 from hypergrad.linear import vector
 from hypergrad.outer.base import Batches, OuterInfo, check_reach
 from hypergrad.outer.inner_descent import on_fit
@@ -70,8 +70,9 @@ class F2SA(MovingAlgorithm):
     constraint: PyTree = None
 
     def __check_init__(self) -> None:
-        require_optimizer("F2SA", self.optimizer)
         require_count("F2SA", "inner_steps", self.inner_steps)
+        require_positive("F2SA", "multiplier", self.multiplier)
+        require_positive("F2SA", "most", self.most)
 
     def init(
         self,

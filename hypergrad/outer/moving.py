@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree, Scalar
 
+from hypergrad.expected import require_optimizer, require_positive
 from hypergrad.linear import vector
 from hypergrad.outer.base import (
     BREAKDOWN,
@@ -30,9 +31,15 @@ class MovingState(OuterState):
 
 
 class MovingAlgorithm(OuterAlgorithm):
-    """An algorithm whose hyperparameters are moved by an optax optimizer, its `optimizer`."""
+    """An algorithm that moves the hyperparameters by its `optimizer`, params by its `step_size`."""
 
     optimizer: eqx.AbstractVar[optax.GradientTransformation]
+    step_size: eqx.AbstractVar[float | Scalar]
+
+    def __check_init__(self) -> None:
+        name = type(self).__name__
+        require_optimizer(name, self.optimizer)
+        require_positive(name, "step_size", self.step_size)
 
 
 State = TypeVar("State", bound=MovingState)

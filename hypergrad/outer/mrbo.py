@@ -9,7 +9,7 @@ import equinox as eqx
 import optax
 from jaxtyping import Array, PyTree, Scalar
 
-from hypergrad.expected import require_count, require_optimizer
+from hypergrad.expected import require_count
 from hypergrad.outer.base import Batches
 from hypergrad.outer.neumann_estimate import neumann_sum
 from hypergrad.outer.recursive_momentum import DECAY, RecursiveMomentum
@@ -46,7 +46,6 @@ class MRBO(RecursiveMomentum):
     constraint: PyTree = None
 
     def __check_init__(self) -> None:
-        require_optimizer("MRBO", self.optimizer)
         require_count("MRBO", "products", self.products, 0)
 
     def estimate(

@@ -13,7 +13,7 @@ import equinox as eqx
 import optax
 from jaxtyping import Array, PyTree, Scalar
 
-from hypergrad.expected import require_count, require_optimizer
+from hypergrad.expected import require_count, require_positive
 from hypergrad.linear import vector
 from hypergrad.outer.base import Batches, OuterInfo, check_reach
 from hypergrad.outer.moving import MovingAlgorithm, MovingState, move_along, start_moving
@@ -54,8 +54,8 @@ class PBGD(MovingAlgorithm):
     constraint: PyTree = None
 
     def __check_init__(self) -> None:
-        require_optimizer("PBGD", self.optimizer)
         require_count("PBGD", "inner_steps", self.inner_steps)
+        require_positive("PBGD", "multiplier", self.multiplier)
 
     def init(
         self,

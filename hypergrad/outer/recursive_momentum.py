@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree, Scalar
 
+from hypergrad.expected import require_positive
 from hypergrad.linear import vector
 from hypergrad.outer.base import Batches, OuterInfo, check_reach
 from hypergrad.outer.inner_descent import on_fit
@@ -55,8 +56,10 @@ class RecursiveMomentum(MovingAlgorithm):
     step; the inner step size is `step_size (k + 1)^(−1/3)`.
     """
 
-    step_size: eqx.AbstractVar[float | Scalar]
     momentum: eqx.AbstractVar[float | Scalar]
+
+    def __check_init__(self) -> None:
+        require_positive(type(self).__name__, "momentum", self.momentum)
 
     @abstractmethod
     def estimate(

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Int, PyTree, Scalar
 
-from hypergrad.expected import require_optimizer
 from hypergrad.linear import vector
 from hypergrad.outer.base import Batches, OuterInfo, check_reach
 from hypergrad.outer.soba import (
@@ -106,9 +105,6 @@ class SABA(SingleLoopAlgorithm):
     step_size: float | Scalar = 0.1
     radius: float | Scalar = 1e3
     constraint: PyTree = None
-
-    def __check_init__(self) -> None:
-        require_optimizer("SABA", self.optimizer)
 
     def init(
         self,

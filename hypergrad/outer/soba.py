@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree, Scalar
 
-from hypergrad.expected import require_optimizer
+from hypergrad.expected import require_positive
 from hypergrad.linear import vector
 from hypergrad.outer.base import Batches, OuterInfo, check_reach
 from hypergrad.outer.moving import MovingAlgorithm, MovingState, move_along, start_moving
@@ -76,10 +76,12 @@ class SingleLoopState(MovingState):
 
 
 class SingleLoopAlgorithm(MovingAlgorithm):
-    """A method that moves all three at once: its step size, and the ball of the adjoint."""
+    """A method that moves all three at once, and keeps the adjoint in a ball."""
 
-    step_size: eqx.AbstractVar[float | Scalar]
     radius: eqx.AbstractVar[float | Scalar]
+
+    def __check_init__(self) -> None:
+        require_positive(type(self).__name__, "radius", self.radius)
 
 
 SingleLoop = TypeVar("SingleLoop", bound=SingleLoopState)
@@ -115,9 +117,6 @@ class SOBA(SingleLoopAlgorithm):
     exponent: float | Scalar = 0.5
     radius: float | Scalar = 1e3
     constraint: PyTree = None
-
-    def __check_init__(self) -> None:
-        require_optimizer("SOBA", self.optimizer)
 
     def init(
         self,

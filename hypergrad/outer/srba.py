@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree, Scalar
 
-from hypergrad.expected import require_count, require_optimizer
+from hypergrad.expected import require_count
 from hypergrad.linear import vector
 from hypergrad.outer import loops
 from hypergrad.outer.base import Batches, OuterInfo, check_reach
@@ -70,7 +70,6 @@ class SRBA(SingleLoopAlgorithm):
     constraint: PyTree = None
 
     def __check_init__(self) -> None:
-        require_optimizer("SRBA", self.optimizer)
         if self.period is not None:
             require_count("SRBA", "period", self.period)
 

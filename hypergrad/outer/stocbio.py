@@ -11,7 +11,7 @@ import equinox as eqx
 import optax
 from jaxtyping import Array, PyTree, Scalar
 
-from hypergrad.expected import require_count, require_optimizer
+from hypergrad.expected import require_count
 from hypergrad.outer.base import Batches, OuterInfo, check_reach
 from hypergrad.outer.inner_descent import inner_descent
 from hypergrad.outer.moving import MovingAlgorithm, MovingState, move_along, start_moving
@@ -49,7 +49,6 @@ class StocBiO(MovingAlgorithm):
     constraint: PyTree = None
 
     def __check_init__(self) -> None:
-        require_optimizer("StocBiO", self.optimizer)
         require_count("StocBiO", "inner_steps", self.inner_steps)
         require_count("StocBiO", "products", self.products, 0)
 

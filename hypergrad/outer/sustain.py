@@ -12,7 +12,7 @@ import jax
 import optax
 from jaxtyping import Array, Int, PyTree, Scalar
 
-from hypergrad.expected import require_count, require_optimizer
+from hypergrad.expected import require_count
 from hypergrad.outer.base import Batches
 from hypergrad.outer.neumann_estimate import neumann_term
 from hypergrad.outer.recursive_momentum import DECAY, RecursiveMomentum
@@ -50,7 +50,6 @@ class SUSTAIN(RecursiveMomentum):
     constraint: PyTree = None
 
     def __check_init__(self) -> None:
-        require_optimizer("SUSTAIN", self.optimizer)
         require_count("SUSTAIN", "products", self.products)
 
     def estimate(
@@ -66,5 +65,6 @@ class SUSTAIN(RecursiveMomentum):
 
     def length(self, here: RestrictedProblem, step: Array) -> Int[Array, ""]:
         """The number of factors at this step."""
-        key = jax.random.fold_in(jax.random.key(0), step) if here.key is None else here.key
-        return jax.random.randint(key, (), 0, self.products)
+        # The losses get the key itself, and with the numbers of the mini-batches, below `products`.
+        given, number = (jax.random.key(0), step) if here.key is None else (here.key, self.products)
+        return jax.random.randint(jax.random.fold_in(given, number), (), 0, self.products)

@@ -29,7 +29,7 @@ class GapGradients(eqx.Module):
 
     def penalised(self, multiplier: Array | float) -> OuterTerms:
         """The gradient of `F + multiplier q`."""
-        return jax.tree.map(lambda a, b: a + multiplier * b, self.outer, self.gap)
+        return vector.axpy(multiplier, self.gap, self.outer)
 
 
 def gap_gradients(

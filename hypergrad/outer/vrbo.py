@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree, Scalar
 
-from hypergrad.expected import require_count, require_optimizer
+from hypergrad.expected import require_count
 from hypergrad.linear import vector
 from hypergrad.outer import loops
 from hypergrad.outer.base import Batches, OuterInfo, check_reach, optimizer_step
@@ -41,7 +41,7 @@ class VRBO(MovingAlgorithm):
 
     Each inner step has a mini-batch for the gradient and one for each factor of the series:
     `Minibatches(size, policy="independent", fits=inner_steps * (1 + products))`. The validation
-    mini-batch is one for all inner steps of an outer step.
+    mini-batch, and that of the mixed product, is one for all inner steps of an outer step.
 
     **Arguments:**
 
@@ -66,7 +66,6 @@ class VRBO(MovingAlgorithm):
     constraint: PyTree = None
 
     def __check_init__(self) -> None:
-        require_optimizer("VRBO", self.optimizer)
         require_count("VRBO", "inner_steps", self.inner_steps)
         require_count("VRBO", "products", self.products, 0)
         if self.period is not None:

@@ -176,6 +176,7 @@ class OverInstances(Estimator):
             iterations=jnp.sum(infos.iterations),
             outcome=Outcome.where(jnp.any(intact), worst(outcomes), Outcome.not_finite),
             error=jnp.where(whole, jnp.mean(infos.error), jnp.nan),
+            error_calls=jnp.sum(infos.error_calls),
         )
         after = InstancesState(out.state, lost, jnp.sum(clipped).astype(jnp.int32))
         return Hypergradient(value, grad, after, info, out.aux)

@@ -142,7 +142,9 @@ class HyperDistill(UnrolledEstimator):
             state.distilled,
             run.x,
         )
-        kept = False if key is None else jax.random.bernoulli(jax.random.fold_in(key, 1), keep)
+        # The steps get the numbers below.
+        draw = None if key is None else jax.random.fold_in(key, self.steps)
+        kept = False if draw is None else jax.random.bernoulli(draw, keep)
         state = HyperDistillState(
             params=params,
             step_state=step_state,
@@ -181,7 +183,9 @@ class HyperDistill(UnrolledEstimator):
         due = (state.taken == self.steps) & ((state.runs - 1) % self.every == 0)
         start = self._at(problem, self._start(state.start, hparams), hparams, state.batch, key)
         factor = jax.lax.cond(
-            due, lambda: self._regress(run, start.x, cotangent), lambda: state.factor
+            due,
+            lambda: self._regress(run, start.x, cotangent).astype(state.factor.dtype),
+            lambda: state.factor,
         )
         through = _pull(run, state.distilled, cotangent)
         grad = vector.axpy(factor * state.mass, through, direct)

@@ -9,6 +9,7 @@ import pytest
 from hypergrad import (
     BilevelProblem,
     ImplicitDifferentiation,
+    Metasmooth,
     Newton,
     OverKeys,
     Unrolled,
@@ -76,6 +77,28 @@ def test_bad_numbers_of_keys():
         hypergradient(PROBLEM, jnp.zeros(4), 0.1, estimator=OverKeys(ONE, 2))
 
 
+def test_what_the_error_estimates_of_all_keys_cost():
+    def noisy(w, h, batch, key):
+        return 0.5 * jnp.sum((1 + h**2) * w**2) - w @ (1 + 0.01 * jax.random.normal(key, (4,)))
+
+    problem = BilevelProblem(noisy, lambda w, h, b, key: jnp.sum((w - 1) ** 2), stochastic=True)
+    solved = ImplicitDifferentiation(Newton())
+    one, three = (
+        hypergradient(problem, jnp.zeros(4), 0.1, estimator=estimator, key=jax.random.key(0))
+        for estimator in (solved, OverKeys(solved, 3))
+    )
+    assert int(three.info.error_calls) == 3 * int(one.info.error_calls) > 0
+
+
+def test_keys_inside_of_another_estimator_count():
+    around = Metasmooth(OverKeys(ONE, 2), step=1e-3)
+    out = hypergradient(PROBLEM, jnp.zeros(4), 0.1, estimator=around, key=jax.random.key(0))
+    assert float(out.info.error) > 0
+    around = Metasmooth(ONE, step=1e-3)
+    out = hypergradient(PROBLEM, jnp.zeros(4), 0.1, estimator=around, key=jax.random.key(0))
+    assert np.isnan(out.info.error)
+
+
 def test_a_run_does_not_either():
     def history(estimator):
         algorithm = Alternating(estimator, optax.sgd(1e-3))
@@ -92,7 +115,7 @@ def test_strict_names_what_would_know():
 
 @pytest.mark.parametrize("algorithm", [HOAG, MAID])
 def test_losses_under_new_noise_are_not_compared(algorithm):
-    with pytest.raises(ValueError, match=r"new key in every step.*SOBA"):
+    with pytest.raises(ValueError, match=r"new key in every step.*SABA"):
         run(
             PROBLEM, algorithm(ImplicitDifferentiation(Newton())), jnp.zeros(4), 0.1, None, None,
             steps=1,

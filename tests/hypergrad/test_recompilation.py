@@ -49,9 +49,7 @@ def test_a_new_number_of_an_outer_algorithm_is_no_new_program():
     assert compilations(lambda: call(0.5)) == 0
 
 
-@pytest.mark.parametrize(
-    "algorithm", [SOBA, SABA, F2SA, StocBiO, MRBO, VRBO, SUSTAIN, SRBA, BOME, PBGD]
-)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_default_optimizer_is_one_object(algorithm):
     def call(start):
         run(RIDGE, algorithm(), W, start, TRAIN, VALID, steps=1)

@@ -254,6 +254,8 @@ def test_bad_input_of_leave_out(implicit):
     for numbers in ([], [30], [-1], [[0]], [0.5]):
         with pytest.raises(ValueError, match="numbers: expected integers from 0 to 29"):
             left(numbers)
+    with pytest.raises(ValueError, match="received 3 to 30"):
+        left([3, 30])
     with pytest.raises(ValueError, match="expected one that trains"):
         left([0], estimator=ImplicitDifferentiation())
     with pytest.raises(ValueError, match="expected 1 queries"):

@@ -7,6 +7,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.optimize import minimize
 
 from hypergrad.outer import Box, Budget, L1Ball, ScaledSimplex, project
+from hypergrad.outer.base import may_move
 from hypergrad.outer.constraints import check_start
 
 points = arrays(np.float64, 5, elements=st.floats(-4, 4))
@@ -126,3 +127,10 @@ def test_many_large_entries_share_the_total():
         near = np.asarray(project(constraint, x), np.float64)
         assert abs(near.sum() - 1) < 1e-4
         np.testing.assert_allclose(near, 1e-5, rtol=1e-4)
+
+
+def test_only_a_bound_holds_an_entry_however_small_its_slope():
+    at = jnp.asarray([1.0, 1.0, -3.0, -3.0, 1.0], jnp.float32)
+    slope = jnp.asarray([1e-9, 0.0, 1e-9, -1e-9, -1e-30], jnp.float32)
+    found = may_move(at, slope, Box(-3.0, 2.0))
+    np.testing.assert_array_equal(found, [True, False, False, True, True])

@@ -271,8 +271,13 @@ def test_no_steps_are_refused(ridge):
         "PBGD",
     ],
 )
-def test_the_second_step_does_not_compile_anew(ridge, name):
+@pytest.mark.parametrize("types", ["double", "params single", "hparams single"])
+def test_the_second_step_does_not_compile_anew(ridge, name, types):
     """Traced abstractly: the state that a step returns has the types of the one it was given."""
+    params, hparams = (
+        x.astype(jnp.float32 if types == f"{which} single" else jnp.float64)
+        for which, x in (("params", ridge.params), ("hparams", ridge.hparams))
+    )
     estimator = ImplicitDifferentiation(
         OptaxSolver(optax.sgd(0.1), steps=2), CG(), error_estimate=False
     )
@@ -284,7 +289,7 @@ def test_the_second_step_does_not_compile_anew(ridge, name):
     shared = (ridge.problem, algorithm, FullBatch())
     data = (ridge.inner, ridge.outer, jax.random.key(0))
     begin = driver._begin.__wrapped__
-    first = eqx.filter_eval_shape(begin, *shared, ridge.params, ridge.hparams, *data).state
+    first = eqx.filter_eval_shape(begin, *shared, params, hparams, *data).state
     advance = driver._advance.__wrapped__
     second, _ = eqx.filter_eval_shape(advance, *shared, first, *data, 1)
     assert jax.tree.structure(first) == jax.tree.structure(second)

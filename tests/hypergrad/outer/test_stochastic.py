@@ -156,6 +156,19 @@ def test_sustain_draws_one_term(ridge, dense):
     assert len(set(lengths)) > 1
 
 
+def test_sustain_draws_its_lengths_by_a_key_that_no_loss_gets():
+    keys = jax.random.split(jax.random.key(5), 300)
+    here = lambda key: SimpleNamespace(key=key)  # noqa: E731
+    lengths = jax.vmap(lambda key: SUSTAIN(products=7).length(here(key), jnp.asarray(0)))(keys)
+    assert set(lengths.tolist()) == set(range(7))
+
+    def by(key):
+        return jax.random.randint(key, (), 0, 7)
+
+    for given in (by, *(lambda key, fit=fit: by(jax.random.fold_in(key, fit)) for fit in range(7))):
+        assert float(jnp.mean(jax.vmap(given)(keys) == lengths)) < 0.3
+
+
 def test_srba_recurses_between_passes(ridge, dense):
     algorithm = SRBA(optax.sgd(RATE), step_size=STEP, period=3)
     states, infos, draws = steps_of(ridge, algorithm, Minibatches(6), 4)
@@ -300,6 +313,26 @@ def test_bome_lowers_the_gap_and_finds_the_solution(ridge):
         every=600,
     )
     np.testing.assert_allclose(end.hparams, 0.0, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        *((getattr(outer, name), "step_size") for name in ["SOBA", "SABA", "F2SA", *NEW]),
+        (SOBA, "radius"),
+        (SRBA, "radius"),
+        (MRBO, "momentum"),
+        (SUSTAIN, "momentum"),
+        (F2SA, "multiplier"),
+        (F2SA, "most"),
+        (PBGD, "multiplier"),
+        (BOME, "barrier"),
+    ],
+)
+def test_numbers_that_are_not_positive_are_refused(kind, name):
+    for given in (0.0, -0.1, float("nan")):
+        with pytest.raises(ValueError, match=rf"{kind.__name__}: {name}: expected a number > 0"):
+            kind(**{name: given})
 
 
 @pytest.mark.parametrize("kind", [BOME, PBGD])

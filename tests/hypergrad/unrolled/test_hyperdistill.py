@@ -98,6 +98,26 @@ def test_a_run_begins_anew_and_draws_its_batch():
     assert abs(float(jnp.mean(draws == 1.0)) - share) < 4 * np.sqrt(share * (1 - share) / 2000)
 
 
+def test_the_batch_is_not_drawn_by_the_noise_of_the_step():
+    """The noise of the second step tells nothing about whether its batch is taken."""
+
+    def noisy(w, h, batch, key):
+        return inner(w, h, None) + w[0] * jax.random.uniform(key, dtype=jnp.float64)
+
+    problem = BilevelProblem(noisy, lambda w, h, b, key: outer(w, h, b), stochastic=True)
+    estimator = HyperDistill(optax.sgd(RATE), 9, decay=0.9)
+
+    def second(key):
+        state = estimator.init(problem, START, HPARAMS, jnp.zeros(1), key=key)
+        for batch in (1.0, 2.0):
+            state, _ = estimator.fit(problem, state, HPARAMS, jnp.full(1, batch), key=key)
+        # Uniform numbers and the draws of a Bernoulli variable are of the same bits.
+        return state.batch[0], jax.random.uniform(jax.random.fold_in(key, 1), dtype=jnp.float64)
+
+    batch, noise = jax.jit(jax.vmap(second))(jax.random.split(jax.random.key(2), 1000))
+    assert abs(np.corrcoef(batch, noise)[0, 1]) < 4 / np.sqrt(1000)
+
+
 def test_online_tuning_lowers_the_loss_at_the_end_of_a_run_and_resumes(tmp_path):
     x = RNG.normal(size=(48, 4))
     y = x @ np.array([1.0, -1.0, 0.1, 0.0]) + 0.8 * RNG.normal(size=48)
@@ -120,6 +140,23 @@ def test_online_tuning_lowers_the_loss_at_the_end_of_a_run_and_resumes(tmp_path)
     path = tmp_path / "run.npz"
     tune(40, checkpoint=path)
     np.testing.assert_array_equal(tune(200, checkpoint=path).hparams, whole.hparams)
+
+
+@pytest.mark.parametrize("types", [("float32", "float64"), ("float64", "float32")])
+def test_params_and_hparams_of_different_types(types):
+    start = START.astype(types[0])
+    hparams = {name: leaf.astype(types[1]) for name, leaf in HPARAMS.items()}
+    estimator = HyperDistill(optax.sgd(RATE), 2, decay=1 - RATE * 0.8)
+    state = estimator.init(EXACT, start, hparams, None)
+    for _ in range(2):
+        state, _ = estimator.fit(EXACT, state, hparams, None)
+    found = estimator.hypergradient(EXACT, state, hparams, None, None)
+    whole = Unrolled(optax.sgd(RATE), 2)
+    true = whole.hypergradient(EXACT, whole.init(EXACT, START, HPARAMS, None), HPARAMS, None, None)
+    for name in HPARAMS:
+        assert found.grad[name].dtype == types[1]
+        np.testing.assert_allclose(found.grad[name], true.grad[name], rtol=1e-5)
+    assert jax.tree.map(jnp.result_type, found.state) == jax.tree.map(jnp.result_type, state)
 
 
 def test_what_it_refuses():
