@@ -10,7 +10,16 @@ import numpy as np
 
 from strategies.arguments import integer, positive
 from strategies.observation import Observation
-from strategies.space import Categorical, Config, Constant, Domain, Float, Int, SearchSpace
+from strategies.space import (
+    Categorical,
+    Config,
+    Constant,
+    Domain,
+    Float,
+    Int,
+    Logit,
+    SearchSpace,
+)
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,8 @@ class Explore(abc.ABC):
 class Perturb(Explore):
     """Multiply each hyperparameter of a copied member by one of two factors.
 
-    A float on a linear scale that may be zero or negative moves by the same share of its range, an
+    Of a `Logit` the odds are multiplied. A float on a linear scale that may be zero or negative
+    moves by the same share of its range, as shares and ordered arrays do in unit coordinates; an
     integer by at least one, an ordinal to a neighbour; a categorical stays. Some are drawn anew.
 
     **Arguments:**
@@ -170,7 +180,7 @@ class FollowGradient(Explore):
         moves = self.rate * np.clip(scaled, -1.0, 1.0)
         searched = [
             path for path, domain in space.domains.items()
-            if not (isinstance(domain, Float) and domain.differentiable)
+            if not (isinstance(domain, Float | Logit) and domain.differentiable)
         ]  # fmt: skip
         configs = round.inherited()
         copies = set(round.copies)
@@ -188,14 +198,17 @@ def _moved(domain: Domain, value: Any, factors: np.ndarray, rng: np.random.Gener
     """A value next to another one."""
     if isinstance(domain, Categorical):
         return value
-    if isinstance(domain, Float) and domain.low <= 0:
-        unit = domain.encode(value)
-        return domain.decode(np.clip(unit + rng.choice(factors - 1.0, unit.shape), 0.0, 1.0))
-    if isinstance(domain, Float):
+    if isinstance(domain, Logit):
+        low, high = domain.ends
+        return domain.decode(domain.encode(value) + np.log(rng.choice(factors)) / (high - low))
+    if isinstance(domain, Float) and domain.low > 0:
         new = np.clip(
             np.asarray(value) * rng.choice(factors, np.shape(value)), domain.low, domain.high
         )
         return domain.decode(domain.encode(new.tolist())) if domain.step else new.tolist()
+    if isinstance(domain, Float) or domain.differentiable:
+        unit = domain.encode(value)
+        return domain.decode(np.clip(unit + rng.choice(factors - 1.0, unit.shape), 0.0, 1.0))
     factor = float(rng.choice(factors))
     if factor == 1.0:
         return value
