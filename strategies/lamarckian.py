@@ -162,8 +162,9 @@ class LamarckianTrial:
             domain = self.space.domains[path]
             if domain.differentiable and domain.tunable:
                 part = vector[self.space.slices[path]]
-                numeric = isinstance(domain, Float | Logit)
-                found[path] = part.reshape(domain.shape) if numeric else part
+                if isinstance(domain, Float | Logit):
+                    part = part.reshape(domain.shape)
+                found[path] = part
         return found
 
     def _leaves(self, units: Mapping[str, Any]) -> "tuple[_Leaf, ...]":

@@ -104,7 +104,8 @@ class Column:
             axis.set_view_interval(low / room, high * room, ignore=True)
         elif isinstance(self.domain, Logit):
             getattr(axes, f"set_{which}scale")("logit")
-            axis.set_view_interval(*self.natural(np.array([-0.03, 1.03])), ignore=True)
+            low, high = self.natural(np.array([-0.03, 1.03]))
+            axis.set_view_interval(low, high, ignore=True)
         elif isinstance(self.domain, Float | Int):
             low, high = self.natural(np.array([0.0, 1.0]))
             room = 0.03 * (high - low)

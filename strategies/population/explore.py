@@ -3,12 +3,11 @@
 import abc
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Any
 
 import numpy as np
 
-from strategies.arguments import integer, positive
+from strategies.arguments import finite, integer, positive
 from strategies.observation import Observation
 from strategies.space import (
     Categorical,
@@ -87,7 +86,7 @@ class Perturb(Explore):
             )
         for factor in self.factors:
             positive("factors", factor)
-        _probability(self.resample)
+        _probability("resample", self.resample)
 
     def __call__(self, round: Round) -> list[Config]:
         """See `Explore`."""
@@ -125,7 +124,7 @@ class Resample(Explore):
     probability: float = 1.0
 
     def __post_init__(self) -> None:
-        _probability(self.probability)
+        _probability("probability", self.probability)
 
     def __call__(self, round: Round) -> list[Config]:
         """See `Explore`."""
@@ -234,9 +233,9 @@ def _with_changes(
     return space.unflatten(flat)
 
 
-def _probability(value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:
-        raise ValueError(f"'resample': expected a probability, received {value!r:.80}")
+def _probability(name: str, value: float) -> None:
+    if not 0 <= finite(name, value, "a probability") <= 1:
+        raise ValueError(f"{name!r}: expected a probability, received {value!r:.80}")
 
 
 __all__ = ["Explore", "FollowGradient", "Perturb", "Resample", "Round"]

@@ -227,6 +227,14 @@ def test_bad_options_are_named(change, message):
         PBT(**given)
 
 
+@pytest.mark.parametrize("value", [1.5, -0.1, True, "a", float("nan")])
+def test_probabilities_are_checked_by_name(value):
+    with pytest.raises(ValueError, match="'resample': expected a probability"):
+        Perturb(resample=value)
+    with pytest.raises(ValueError, match="'probability': expected a probability"):
+        Resample(value)
+
+
 def test_weights_are_not_copied_between_shapes():
     space = SearchSpace({"width": Categorical([2, 3])})
     population = Population(
