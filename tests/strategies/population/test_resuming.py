@@ -91,7 +91,7 @@ def test_members_of_another_seed_are_refused(population, tmp_path, name):
     search, options = SEARCHES[name]
     path = tmp_path / "state"
     population.run(search(), state_path=path, callbacks=[lambda trial: True], **options)
-    with pytest.raises(ValueError, match="'seed': expected 0, .* received 1"):
+    with pytest.raises(ValueError, match=r"'seed': expected 0, .* received 1"):
         population.with_seed(1).run(search(), state_path=path, **options)
 
 
