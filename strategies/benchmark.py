@@ -1,6 +1,5 @@
 """Comparing algorithms by the time in which each reaches a target, over several workloads."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
@@ -8,8 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from strategies.arguments import finite
+
 #: AlgoPerf's: who needs more than four times the fastest's time has not made it.
 _MOST = 4.0
+_ABOVE = "a finite number above 1"
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,8 @@ def profile(
         raise ValueError(
             f"'times': expected times by algorithm and workload, received {times!r:.80}"
         )
-    if isinstance(most, bool) or not isinstance(most, Real) or not 1.0 < most < math.inf:
-        raise ValueError(f"'most': expected a finite number above 1, received {most!r:.80}")
+    if finite("most", most, _ABOVE) <= 1.0:
+        raise ValueError(f"'most': expected {_ABOVE}, received {most!r:.80}")
     first = next(iter(times.values()))
     if not isinstance(first, Mapping) or not first:
         raise ValueError(f"'times': expected times by workload, received {first!r:.80}")

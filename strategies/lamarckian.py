@@ -28,7 +28,7 @@ from hypergrad.outer import Box, FullBatch, OuterAlgorithm, Sampler, StepReport,
 from hypergrad.paths import trace_paths
 from strategies.arguments import integer
 from strategies.observation import Report, report
-from strategies.space import Config, Domain, Float, Ordered, SearchSpace, Simplex
+from strategies.space import Config, Domain, Float, Logit, Ordered, SearchSpace, Simplex
 
 
 class Training(NamedTuple):
@@ -162,7 +162,9 @@ class LamarckianTrial:
             domain = self.space.domains[path]
             if domain.differentiable and domain.tunable:
                 part = vector[self.space.slices[path]]
-                found[path] = part.reshape(domain.shape) if isinstance(domain, Float) else part
+                if isinstance(domain, Float | Logit):
+                    part = part.reshape(domain.shape)
+                found[path] = part
         return found
 
     def _leaves(self, units: Mapping[str, Any]) -> "tuple[_Leaf, ...]":
@@ -233,12 +235,16 @@ class _Leaf(NamedTuple):
 def _leaf(path: str, domain: Domain) -> _Leaf:
     if isinstance(domain, Simplex):
         return _Leaf(path, domain.kind, 0.0, domain.total, turned=domain.at_most)
+    if isinstance(domain, Logit):
+        return _Leaf(path, domain.kind, *domain.ends)
     assert isinstance(domain, Float | Ordered)
     turned = isinstance(domain, Ordered) and domain.decreasing
     return _Leaf(path, domain.kind, domain.low, domain.high, domain.log, turned)
 
 
 def _natural(leaf: _Leaf, unit: Array) -> Array:
+    if leaf.kind == Logit.kind:
+        return jax.nn.sigmoid(leaf.low + unit * (leaf.high - leaf.low))
     if leaf.kind == Float.kind:
         place = unit
     else:
@@ -259,7 +265,7 @@ def _natural(leaf: _Leaf, unit: Array) -> Array:
 
 def _natural_gradient(domain: Domain, value: Any, gradient: np.ndarray) -> np.ndarray:
     """The derivative in natural values whose pull-back is `gradient`, in unit coordinates."""
-    if isinstance(domain, Float):
+    if isinstance(domain, Float | Logit):
         return np.asarray(gradient) / domain.pull_back(value, np.ones(domain.size)).reshape(
             domain.shape
         )

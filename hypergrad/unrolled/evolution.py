@@ -10,7 +10,6 @@ Vicol, Metz and Sohl-Dickstein, "Unbiased Gradient Estimation in Unrolled Comput
 Persistent Evolution Strategies" (2021).
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -20,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree, Scalar
 
 from hypergrad.estimator import FitInfo, Hypergradient
+from hypergrad.expected import require_finite
 from hypergrad.linear import vector
 from hypergrad.problem import BilevelProblem
 from hypergrad.unrolled.base import UnrolledEstimator, finish, positive_int
@@ -103,8 +103,8 @@ class PersistentEvolution(UnrolledEstimator):
                 f"horizon: expected a multiple of steps={self.steps}, received {horizon}."
             )
         self.pairs = positive_int("pairs", pairs)
-        number = isinstance(sigma, int | float) and not isinstance(sigma, bool)
-        if not number or not 0.0 < sigma < math.inf:
+        require_finite("PersistentEvolution", "sigma", sigma)
+        if sigma <= 0:
             raise ValueError(f"sigma: expected a positive number, received {sigma!r}.")
         self.sigma = float(sigma)
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree, Scalar
 
 from hypergrad.estimator import FitInfo, Hypergradient
-from hypergrad.expected import require_count
+from hypergrad.expected import require_count, require_finite
 from hypergrad.linear import vector
 from hypergrad.problem import BilevelProblem
 from hypergrad.unrolled.base import UnrolledEstimator, finish
@@ -86,6 +86,10 @@ class HyperDistill(UnrolledEstimator):
     ) -> None:
         super().__init__(update, steps)
         require_count("HyperDistill", "every", every)
+        if not isinstance(decay, jax.Array):
+            require_finite("HyperDistill", "decay", decay)
+            if not 0 <= decay <= 1:
+                raise ValueError(f"HyperDistill: decay: expected a share, received {decay!r}.")
         self.decay = decay
         self.every = every
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from scipy.special import expit
 
 from strategies.observation import Observation
 from strategies.plots.style import readable, shortened, whole, wrapped
-from strategies.space import Categorical, Domain, Float, Int, Ordinal, SearchSpace
+from strategies.space import Categorical, Domain, Float, Int, Logit, Ordinal, SearchSpace
 
 #: Arrays with more entries are shown by the mean of their coordinates.
 _ENTRIES = 4
@@ -47,7 +48,7 @@ class Column:
     @property
     def smooth(self) -> bool:
         """Whether the axis is that of a number which may have a slope."""
-        return isinstance(self.domain, Float) and self.domain.differentiable
+        return isinstance(self.domain, Float | Logit) and self.domain.differentiable
 
     @property
     def log(self) -> bool:
@@ -73,6 +74,9 @@ class Column:
             if self.domain.log:
                 return low * (high / low) ** places
             return low + places * (high - low)
+        if isinstance(self.domain, Logit):
+            first, last = self.domain.ends
+            return expit(first + places * (last - first))
         if isinstance(self.domain, Int):
             return np.array([self.domain.decode(np.array([place])) for place in places], float)
         return places
@@ -98,6 +102,10 @@ class Column:
             low, high = self.natural(np.array([0.0, 1.0]))
             room = (high / low) ** 0.03
             axis.set_view_interval(low / room, high * room, ignore=True)
+        elif isinstance(self.domain, Logit):
+            getattr(axes, f"set_{which}scale")("logit")
+            low, high = self.natural(np.array([-0.03, 1.03]))
+            axis.set_view_interval(low, high, ignore=True)
         elif isinstance(self.domain, Float | Int):
             low, high = self.natural(np.array([0.0, 1.0]))
             room = 0.03 * (high - low)

@@ -11,7 +11,7 @@ import numpy as np
 from strategies.arguments import integer
 from strategies.observation import Observation
 from strategies.population.explore import Explore, Perturb, Round
-from strategies.space import Config, Float, Int
+from strategies.space import Config, Float, Int, Logit
 from strategies.surrogates.gaussian_process import Rows, fit
 from strategies.surrogates.outputs import standardised
 
@@ -52,7 +52,7 @@ class PB2(Explore):
         space = round.space
         numeric = [
             path for path, domain in space.domains.items()
-            if isinstance(domain, Float | Int) and not domain.when
+            if isinstance(domain, Float | Int | Logit) and not domain.when
         ]  # fmt: skip
         known = changes(round)
         if len(known) < self.start or not numeric:

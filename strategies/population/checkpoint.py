@@ -76,3 +76,15 @@ def read(path: str) -> tuple[dict[str, Stored], dict[str, Any]]:
             stacklevel=3,
         )
         return {}, {}
+
+
+def expect_seed(path: str, note: Mapping[str, Any], seed: int) -> None:
+    """Refuse to go on from members whose keys were of another seed.
+
+    **Raises:** `ValueError` naming both.
+    """
+    known = note.get("seed", seed)
+    if known != seed:
+        raise ValueError(
+            f"'seed': expected {known}, that of the members in {path}, received {seed}"
+        )

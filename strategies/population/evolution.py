@@ -226,7 +226,7 @@ class _Run:
         stored = {"all": Stored(rounds, to_host(self._states))}
         if self._best is not None:
             stored["best"] = Stored(self._best[1], to_host(self._best_state))
-        checkpoint.write(members, stored, {"best": self._best})
+        checkpoint.write(members, stored, {"seed": self._seed, "best": self._best})
 
     def _restore(self) -> int:
         """Take over what an earlier run has left; the round to go on with.
@@ -239,6 +239,7 @@ class _Run:
         if members is None or not self._ledger.history:
             return 0
         stored, note = checkpoint.read(members)
+        checkpoint.expect_seed(members, note, self._seed)
         if "all" not in stored:
             return 0
         space = self._search.searcher.space

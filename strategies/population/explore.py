@@ -3,14 +3,22 @@
 import abc
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Any
 
 import numpy as np
 
-from strategies.arguments import integer, positive
+from strategies.arguments import finite, integer, positive
 from strategies.observation import Observation
-from strategies.space import Categorical, Config, Constant, Domain, Float, Int, SearchSpace
+from strategies.space import (
+    Categorical,
+    Config,
+    Constant,
+    Domain,
+    Float,
+    Int,
+    Logit,
+    SearchSpace,
+)
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,8 @@ class Explore(abc.ABC):
 class Perturb(Explore):
     """Multiply each hyperparameter of a copied member by one of two factors.
 
-    A float on a linear scale that may be zero or negative moves by the same share of its range, an
+    Of a `Logit` the odds are multiplied. A float on a linear scale that may be zero or negative
+    moves by the same share of its range, as shares and ordered arrays do in unit coordinates; an
     integer by at least one, an ordinal to a neighbour; a categorical stays. Some are drawn anew.
 
     **Arguments:**
@@ -77,7 +86,7 @@ class Perturb(Explore):
             )
         for factor in self.factors:
             positive("factors", factor)
-        _probability(self.resample)
+        _probability("resample", self.resample)
 
     def __call__(self, round: Round) -> list[Config]:
         """See `Explore`."""
@@ -115,7 +124,7 @@ class Resample(Explore):
     probability: float = 1.0
 
     def __post_init__(self) -> None:
-        _probability(self.probability)
+        _probability("probability", self.probability)
 
     def __call__(self, round: Round) -> list[Config]:
         """See `Explore`."""
@@ -170,7 +179,7 @@ class FollowGradient(Explore):
         moves = self.rate * np.clip(scaled, -1.0, 1.0)
         searched = [
             path for path, domain in space.domains.items()
-            if not (isinstance(domain, Float) and domain.differentiable)
+            if not (isinstance(domain, Float | Logit) and domain.differentiable)
         ]  # fmt: skip
         configs = round.inherited()
         copies = set(round.copies)
@@ -188,14 +197,17 @@ def _moved(domain: Domain, value: Any, factors: np.ndarray, rng: np.random.Gener
     """A value next to another one."""
     if isinstance(domain, Categorical):
         return value
-    if isinstance(domain, Float) and domain.low <= 0:
-        unit = domain.encode(value)
-        return domain.decode(np.clip(unit + rng.choice(factors - 1.0, unit.shape), 0.0, 1.0))
-    if isinstance(domain, Float):
+    if isinstance(domain, Logit):
+        low, high = domain.ends
+        return domain.decode(domain.encode(value) + np.log(rng.choice(factors)) / (high - low))
+    if isinstance(domain, Float) and domain.low > 0:
         new = np.clip(
             np.asarray(value) * rng.choice(factors, np.shape(value)), domain.low, domain.high
         )
         return domain.decode(domain.encode(new.tolist())) if domain.step else new.tolist()
+    if isinstance(domain, Float) or domain.differentiable:
+        unit = domain.encode(value)
+        return domain.decode(np.clip(unit + rng.choice(factors - 1.0, unit.shape), 0.0, 1.0))
     factor = float(rng.choice(factors))
     if factor == 1.0:
         return value
@@ -221,9 +233,9 @@ def _with_changes(
     return space.unflatten(flat)
 
 
-def _probability(value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:
-        raise ValueError(f"'resample': expected a probability, received {value!r:.80}")
+def _probability(name: str, value: float) -> None:
+    if not 0 <= finite(name, value, "a probability") <= 1:
+        raise ValueError(f"{name!r}: expected a probability, received {value!r:.80}")
 
 
 __all__ = ["Explore", "FollowGradient", "Perturb", "Resample", "Round"]

@@ -133,6 +133,8 @@ class Population:
     def with_seed(self, seed: int) -> "Population":
         """The same population with other keys; both share their compiled programs.
 
+        A run that resumes wants the seed that it began with.
+
         **Raises:** `ValueError` if it is no integer >= 0.
         """
         other = copy.copy(self)

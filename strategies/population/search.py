@@ -85,7 +85,7 @@ class Search:
         keeping: Keeping,
     ) -> None:
         self._space, self._buckets, self._work, self._size = space, buckets, work, size
-        self._keeping = keeping
+        self._seed, self._keeping = seed, keeping
         self._lanes = {k: Lanes(program, seed, work.settled) for k, program in programs.items()}
         self._trials: list[Trial] = []
         self._best: tuple[float, int] | None = None
@@ -211,7 +211,7 @@ class Search:
             for lanes in self._lanes.values()
             for number, kept in lanes.everyone().items()
         }
-        note: dict[str, Any] = {}
+        note: dict[str, Any] = {"seed": self._seed}
         if self._best is not None:
             number = self._best[1]
             stored[_BEST] = Stored(number, to_host(self._best_state))
@@ -226,6 +226,7 @@ class Search:
         if members is None:
             return self._work.again()
         stored, note = checkpoint.read(members)
+        checkpoint.expect_seed(members, note, self._seed)
         best, kept = self._work.best(), stored.pop(_BEST, None)
         points = {o.number: o.config for o in self._work.history()}
         again = self._work.again()

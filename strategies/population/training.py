@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from strategies.observation import plain
-from strategies.space import Constant, Float, Point, SearchSpace
+from strategies.space import Constant, Float, Logit, Point, SearchSpace
 
 PyTree = Any
 #: Traced configurations, by path.
@@ -66,7 +66,7 @@ class Training:
         self.tuned = [
             path
             for path in self.types
-            if isinstance(space.domains[path], Float) and space.domains[path].differentiable
+            if isinstance(space.domains[path], Float | Logit) and space.domains[path].differentiable
         ]
 
     def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -224,7 +224,7 @@ def _type_of(path: str, space: SearchSpace) -> Any:
     """
     domain = space.domains[path]
     values = getattr(domain, "choices", getattr(domain, "values", None))
-    if isinstance(domain, Float):
+    if isinstance(domain, Float) or domain.differentiable:
         return jnp.result_type(float)
     if values is None or isinstance(values, range):
         return jnp.result_type(int)

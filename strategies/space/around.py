@@ -13,7 +13,7 @@ from strategies.space.numeric import Float, Int
 
 #: Scales on each side of the centre. Nobody walks so far, and all numbers on the way are finite.
 REACH = 12
-# As far as odds go, in decades: 1 minus less than this is 1 in floating point.
+# As far as odds go, in decades: 1 - 1e-14 has two digits of its distance to 1 left.
 _ODDS = 14.0
 # The largest integer of a domain.
 _LARGEST = 10**9 - 1
@@ -73,7 +73,12 @@ def _odds(centre: float, scale: float, integer: bool) -> Logit:
         raise ValueError("'integer': expected False with kind='logit', received True")
     middle, step = float(logit(centre)), scale * math.log(10.0)
     most = _ODDS * math.log(10.0)
+    if not abs(middle) < most:
+        raise ValueError(
+            f"'centre': expected a number further than 1e-{_ODDS:g} from 0 and 1, received "
+            f"{centre!r}"
+        )
     low, high = max(middle - REACH * step, -most), min(middle + REACH * step, most)
     domain = Logit(float(expit(low)), float(expit(high)), default=centre)
-    low, high = domain._ends
+    low, high = domain.ends
     return replace(domain, spread=step / (high - low))

@@ -18,6 +18,8 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy.special import ndtr, ndtri
 
+# Significant digits of a value that is decoded.
+_DIGITS = 12
 # A trial may report a tuned value that went through float32; it may stand this far outside.
 _SLACK = 1e-6
 

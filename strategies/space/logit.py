@@ -7,6 +7,7 @@ import numpy as np
 from scipy.special import expit, logit
 
 from strategies.space.domains import (
+    _DIGITS,
     _SLACK,
     Normal,
     _around,
@@ -17,7 +18,8 @@ from strategies.space.domains import (
     _number,
 )
 
-_DIGITS = 12
+# Bounds whose logits are nearer to each other have no digits between them.
+_NEAREST = 1e-9
 
 
 @dataclass(frozen=True)
@@ -25,14 +27,16 @@ class Logit(Normal):
     """A number strictly between 0 and 1, searched by its logit, `log(x / (1 − x))`.
 
     For momenta, decays and dropout rates: 0.9, 0.99 and 0.999 are as far from each other as 0.1,
-    0.01 and 0.001. Ray and Optuna have no such distribution: for the embedded engine.
+    0.01 and 0.001. Ray and Optuna have no such distribution and refuse it: for the embedded engine
+    and populations.
 
     **Arguments:**
 
     - `low`, `high`: the bounds, both included.
+    - `default`: the value to start from.
     - `spread`: as in `Float`, in units of the range of logits.
 
-    **Raises:** `ValueError` if the bounds are not ordered, or not inside (0, 1).
+    **Raises:** `ValueError` if the bounds are not ordered, not inside (0, 1), or too near.
     """
 
     low: float
@@ -40,6 +44,8 @@ class Logit(Normal):
     spread: float | None = None
 
     kind: ClassVar[str] = "logit"
+    #: It is always a scalar.
+    shape: ClassVar[tuple[int, ...]] = ()
 
     def __post_init__(self) -> None:
         for name in ("low", "high"):
@@ -47,6 +53,9 @@ class Logit(Normal):
             if not 0.0 < getattr(self, name) < 1.0:
                 raise _fail(name, "a number strictly between 0 and 1", getattr(self, name))
         _check_bounds(self.low, self.high, False)
+        low, high = self.ends
+        if high - low < _NEAREST:
+            raise _fail("high", f"a number further from low={self.low!r}", self.high)
         self._settle_default()
         _check_spread(self)
 
@@ -61,7 +70,8 @@ class Logit(Normal):
         return 1
 
     @property
-    def _ends(self) -> tuple[float, float]:
+    def ends(self) -> tuple[float, float]:
+        """The logits of the bounds."""
         return float(logit(self.low)), float(logit(self.high))
 
     def check(self, value: Any, path: str) -> Any:
@@ -76,12 +86,12 @@ class Logit(Normal):
 
     def encode(self, value: Any) -> np.ndarray:
         """See the base class."""
-        low, high = self._ends
+        low, high = self.ends
         return np.clip([(logit(value) - low) / (high - low)], 0.0, 1.0)
 
     def decode(self, unit: np.ndarray) -> Any:
         """See the base class."""
-        low, high = self._ends
+        low, high = self.ends
         place = low + float(np.clip(np.ravel(unit)[0], 0.0, 1.0)) * (high - low)
         # Rounded to digits of the distance to the nearer end.
         near = float(f"{expit(-abs(place)):.{_DIGITS}g}")
@@ -95,5 +105,5 @@ class Logit(Normal):
 
     def pull_back(self, value: Any, gradient: np.ndarray) -> np.ndarray:
         """Multiply by `d value / d unit`."""
-        low, high = self._ends
+        low, high = self.ends
         return np.asarray(gradient, float).ravel() * value * (1.0 - value) * (high - low)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from strategies.space.domains import (
+    _DIGITS,
     _SLACK,
     Normal,
     _around,
@@ -21,7 +22,6 @@ from strategies.space.domains import (
     numbers,
 )
 
-_DIGITS = 12
 # Rounding errors of `low + k * step` in the caller's own arithmetic, in units of the last place.
 _ULPS = 4
 

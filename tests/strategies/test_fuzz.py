@@ -42,6 +42,7 @@ from strategies import ray as on_ray
 from strategies import transfer as moving
 from strategies.local import minimize
 from strategies.schedulers import ASHA, Hyperband, IterativeDeepeningHyperband, run
+from strategies.space import Logit, around
 from strategies.transfer import transfer
 
 SPACE = SearchSpace(
@@ -139,6 +140,8 @@ ENTRIES = {
     "Float array": (lambda a, b, c: Float(0.1, 1.0, shape=a, default=b, step=c), 3),
     "Float log": (lambda a, b, c: Float(a, b, log=True, step=c), 3),
     "Int": (lambda a, b, c, d: Int(a, b, step=c, default=d), 4),
+    "Logit": (lambda a, b, c, d: Logit(a, b, default=c, spread=d), 4),
+    "around odds": (lambda a, b: around(a, b, kind="logit"), 2),
     "Categorical": (lambda a, b, c: Categorical(a, weights=b, default=c), 3),
     "Ordinal": (lambda a, b, c: Ordinal(a, spread=b, default=c), 3),
     "Simplex": (lambda a, b, c: Simplex(a, total=b, default=c), 3),

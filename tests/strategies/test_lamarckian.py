@@ -25,6 +25,7 @@ from strategies import (
 )
 from strategies.lamarckian import LamarckianTrial, Training
 from strategies.local import minimize
+from strategies.space import Logit
 
 SIZE = 4
 RNG = np.random.default_rng(0)
@@ -177,6 +178,7 @@ def test_continuous_domains_of_every_kind_are_tuned():
             "knots": Ordered(0.0, 10.0, 3),
             "rates": Ordered(0.1, 10.0, 3, log=True, decreasing=True),
             "log": Float(0.1, 10.0, log=True),
+            "odds": Logit(0.1, 0.999),
             "group": {"matrix": Float(-3.0, 5.0, shape=(2, 2))},
         }
     )
@@ -186,6 +188,7 @@ def test_continuous_domains_of_every_kind_are_tuned():
         "knots": [2.0, 3.0, 8.0],
         "rates": [5.0, 3.0, 0.5],
         "log": 2.0,
+        "odds": 0.7,
         "group": {"matrix": [[1.0, 2.0], [0.0, -1.0]]},
     }
     goal = jax.tree.map(jnp.asarray, target, is_leaf=lambda x: isinstance(x, list))

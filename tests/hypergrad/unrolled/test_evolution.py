@@ -149,6 +149,9 @@ def test_what_is_refused():
         PersistentEvolution(sgd, 5, horizon=12)
     with pytest.raises(ValueError, match="sigma: expected a positive number"):
         PersistentEvolution(sgd, 5, sigma=0.0)
+    for wrong in (float("inf"), True, "a", None):
+        with pytest.raises(ValueError, match="sigma: expected a"):
+            PersistentEvolution(sgd, 5, sigma=wrong)
     with pytest.raises(ValueError, match="nothing to differentiate: hparams: expected at least"):
         PersistentEvolution(optax.sgd(0.1), 5).init(PROBLEM, START, {}, BATCH)
     estimator = PersistentEvolution(sgd, 5, pairs=1)

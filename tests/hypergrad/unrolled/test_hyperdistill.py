@@ -162,6 +162,9 @@ def test_params_and_hparams_of_different_types(types):
 def test_what_it_refuses():
     with pytest.raises(ValueError, match="every: expected an integer >= 1, received 0"):
         HyperDistill(optax.sgd(RATE), STEPS, every=0)
+    for wrong in (-0.1, 2.0, float("nan"), True):
+        with pytest.raises(ValueError, match="HyperDistill: decay: expected a"):
+            HyperDistill(optax.sgd(RATE), STEPS, decay=wrong)
     estimator = HyperDistill(optax.sgd(RATE), STEPS)
     hidden = {"decay": jnp.asarray(0.8), "shift": jnp.zeros(2), "seed": jnp.asarray(1.0)}
     state = estimator.init(EXACT, START, hidden, None)

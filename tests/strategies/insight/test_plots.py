@@ -21,6 +21,7 @@ from strategies import (
 )
 from strategies.importance import importance
 from strategies.schedulers import ASHA, Hyperband, run
+from strategies.space import Logit
 
 pytest.importorskip("matplotlib")
 
@@ -33,6 +34,7 @@ SPACE = SearchSpace(
         "lr": Float(1e-4, 1.0, log=True),
         "l2": Float(1e-6, 1.0, log=True, shape=(2,)),
         "mask": Float(0, 1, shape=(6,)),
+        "momentum": Logit(0.1, 0.999),
         "model": Choice({"svm": {"C": Float(0.01, 100, log=True)}, "mlp": {"w": Int(8, 64)}}),
         "cost $": Categorical(["a", "b$_$", None]),
         "batch": Ordinal([16, 32, 64]),
@@ -134,6 +136,14 @@ def test_paths_of_a_population_and_of_one_run():
 def test_bars_for_shares():
     bars = plots.shares(importance(seen(12), SPACE)).axes[0].patches
     assert len(bars) == sum(domain.size > 0 for domain in SPACE.domains.values())
+
+
+def test_a_probability_is_drawn_by_its_odds():
+    figure = plots.slices(seen(8), SPACE, names=["momentum"])
+    (axes,) = [axes for axes in figure.axes if axes.get_xlabel() == "momentum"]
+    assert axes.get_xscale() == "logit"
+    drawn = axes.collections[0].get_offsets()[:, 0]
+    np.testing.assert_allclose(drawn, [o.config["momentum"] for o in seen(8)], rtol=1e-9)
 
 
 def test_names_that_are_not_there_are_an_error():

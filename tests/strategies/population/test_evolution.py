@@ -5,7 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from strategies import Categorical, Float, Int, Observation, Ordinal, RandomSearcher, SearchSpace
+from strategies import (
+    Categorical,
+    Float,
+    Int,
+    Observation,
+    Ordered,
+    Ordinal,
+    RandomSearcher,
+    SearchSpace,
+    Simplex,
+)
 from strategies.population import (
     PB2,
     PBT,
@@ -16,6 +26,7 @@ from strategies.population import (
     Round,
 )
 from strategies.population.pbt import exploit
+from strategies.space import Logit
 from tests.strategies.population.problem import SPACE, alone, batch, evaluate, init, step
 
 MIXED = SearchSpace(
@@ -64,6 +75,17 @@ def test_perturbation_multiplies_and_stays_inside():
     assert edge["units"] in (1, 2)
     anew = [Perturb(resample=1.0).changed(MIXED, CONFIG, rng)["act"] for _ in range(30)]
     assert set(anew) == {0, 1, 2}
+
+
+def test_odds_are_multiplied_and_shares_stay_shares():
+    space = SearchSpace(
+        {"odds": Logit(0.01, 0.999), "shares": Simplex(3), "knots": Ordered(0, 1, 2)}
+    )
+    rng = np.random.default_rng(2)
+    config = space.default() | {"odds": 0.9}
+    seen = [Perturb(resample=0.0).changed(space, config, rng) for _ in range(20)]
+    assert {round(c["odds"] / (1 - c["odds"]), 6) for c in seen} == {7.2, 10.8}
+    assert all(space.validate(c) == c and c["shares"] != config["shares"] for c in seen)
 
 
 @pytest.mark.parametrize("explore", [Perturb(), Resample(0.5), PB2(start=4), FollowGradient(3)])
@@ -203,6 +225,14 @@ def test_bad_options_are_named(change, message):
     given = {"searcher": RandomSearcher(SPACE), "steps": 10, "interval": 5} | change
     with pytest.raises(ValueError, match=message):
         PBT(**given)
+
+
+@pytest.mark.parametrize("value", [1.5, -0.1, True, "a", float("nan")])
+def test_probabilities_are_checked_by_name(value):
+    with pytest.raises(ValueError, match="'resample': expected a probability"):
+        Perturb(resample=value)
+    with pytest.raises(ValueError, match="'probability': expected a probability"):
+        Resample(value)
 
 
 def test_weights_are_not_copied_between_shapes():

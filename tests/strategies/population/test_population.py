@@ -12,13 +12,16 @@ from strategies import (
     Float,
     GridSearcher,
     Int,
+    Ordered,
     RandomSearcher,
     SearchSpace,
+    Simplex,
     TPESearcher,
 )
 from strategies.local import minimize
 from strategies.population import Population
 from strategies.schedulers import ASHA, Hyperband, IterativeDeepeningHyperband, run
+from strategies.space import Logit
 from tests.strategies.population.problem import (
     SPACE,
     X,
@@ -83,6 +86,27 @@ def test_another_seed_compiles_nothing_and_has_other_members(population):
     assert (population.seed, other.seed, population.traces, other.traces) == (0, 3, 1, 1)
     with pytest.raises(ValueError, match="'seed': expected"):
         population.with_seed(-1)
+
+
+def test_members_are_given_probabilities_shares_and_ordered_arrays():
+    space = SearchSpace(
+        {"odds": Logit(0.1, 0.999), "shares": Simplex(3), "knots": Ordered(0.5, 1.0, 2)}
+    )
+    population = Population(
+        lambda key, config: jnp.zeros(()),
+        lambda state, config, batch, key: (
+            state + config["odds"] + config["shares"][1] + config["knots"][0],
+            {},
+        ),
+        lambda state, config: state,
+        2,
+        space=space,
+    )
+    for trial in population.run(RandomSearcher(space, seed=1), trials=3, steps=1).trials:
+        config = trial.config
+        assert trial.value == pytest.approx(
+            config["odds"] + config["shares"][1] + config["knots"][0]
+        )
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,15 @@ def test_a_callback_ends_a_run_and_the_same_call_goes_on(population, tmp_path, n
     assert exact(resumed) == exact(whole)
 
 
+@pytest.mark.parametrize("name", ["trials", "pbt"])
+def test_members_of_another_seed_are_refused(population, tmp_path, name):
+    search, options = SEARCHES[name]
+    path = tmp_path / "state"
+    population.run(search(), state_path=path, callbacks=[lambda trial: True], **options)
+    with pytest.raises(ValueError, match=r"'seed': expected 0, .* received 1"):
+        population.with_seed(1).run(search(), state_path=path, **options)
+
+
 @pytest.mark.parametrize("name", SEARCHES)
 def test_ctrl_c_ends_a_run_with_what_it_has(population, tmp_path, name):
     search, options = SEARCHES[name]

@@ -185,6 +185,8 @@ def test_the_ceiling_on_the_cost_holds(seed):
         (lambda: around(1.0, kind="cubic"), "'kind': expected 'log', 'linear' or 'logit'"),
         (lambda: around(1.0, kind="logit"), "'centre': expected a number between 0 and 1"),
         (lambda: around(0.9, kind="logit", integer=True), "'integer': expected False"),
+        (lambda: around(1e-20, kind="logit"), "'centre': expected a number further than 1e-14"),
+        (lambda: around(0.5, 1e-17, kind="logit"), "'high': expected a number further"),
         (lambda: Logit(0.1, 1.0), "'high': expected a number strictly between 0 and 1"),
     ],
 )
