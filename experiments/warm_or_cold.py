@@ -12,9 +12,9 @@ That holds where there is a single outer variable, too. Three classes of points 
 learnt by a small network whose training set is one point on a circle: its angle decides its label
 as well, which two neighbouring classes share at most. What the network knows of the third it has
 kept from earlier points, and trained afresh on the last one it does not know that class. Two
-learnt points with learnt soft labels are run beside it. There the network knows more than the
-labels name as well, but nothing is claimed of training afresh: two soft labels can describe three
-classes (Sucholutsky and Schonlau, "Less than one-shot learning", 2021), and often they do.
+learnt points with learnt soft labels are run beside it. They name two classes, but two soft labels
+can describe three (Sucholutsky and Schonlau, "'Less than one'-shot learning", 2021), and do: of
+training afresh on them nothing is claimed.
 
 Vicol, Lorraine, Pedregosa, Duvenaud and Grosse, "On implicit bias in overparameterized bilevel
 optimization" (2022), table 2 and sections 4 and 5.
