@@ -11,9 +11,9 @@ solution unique closes much of the gap.
 That holds where there is a single outer variable, too. Three classes of points in the plane are
 learnt by a small network whose training set is one point on a circle: its angle decides its label
 as well, which two neighbouring classes share at most. What the network knows of the third it has
-kept from earlier points, and trained afresh on the last one it does not know that class. Two
+kept from earlier points: trained afresh on the last one it rarely knows that class. Two
 learnt points with learnt soft labels are run beside it. They name two classes, but two soft labels
-can describe three (Sucholutsky and Schonlau, "'Less than one'-shot learning", 2021), and do: of
+can describe three (Sucholutsky and Schonlau, "'Less than one'-shot learning", 2020), and do: of
 training afresh on them nothing is claimed.
 
 Vicol, Lorraine, Pedregosa, Duvenaud and Grosse, "On implicit bias in overparameterized bilevel
@@ -206,7 +206,7 @@ def remembered(few: Few, steps: int, draws: int, seed: int) -> list[dict]:
         Option("inner_steps", 100, help="training steps of a cold start"),
         Option("real", 2000, quick=1000, help="real images of the outer loss"),
         Option("few_steps", 2000, help="outer steps with few outer variables"),
-        Option("draws", 5, quick=3, help="of data and weights with few outer variables"),
+        Option("draws", 5, help="of data and weights with few outer variables"),
     ],
     claims=[
         Claim(
