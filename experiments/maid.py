@@ -309,7 +309,6 @@ REGULARISERS = {"tv": total_variation, "experts": experts}
 @experiment(
     paper="Salehi, Mukherjee, Roberts and Ehrhardt 2024, arXiv:2308.10098",
     x64=True,
-    compiles=True,
     options=[
         Option(
             "tasks",
