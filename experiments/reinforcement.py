@@ -345,12 +345,12 @@ def asked(name: str) -> Callable[[argparse.Namespace], bool]:
         "Becktepe et al. 2024, arXiv:2409.18827"
     ),
     options=[
-        Option("members", 16, quick=8, help="agents in one program"),
-        Option("steps", 80, quick=24, help=f"updates, of {ENVIRONMENTS * LENGTH} steps each"),
+        Option("members", 48, quick=8, help="agents in one program"),
+        Option("steps", 160, quick=24, help=f"updates, of {ENVIRONMENTS * LENGTH} steps each"),
         Option("interval", 8, quick=6, help="updates between two rounds"),
         Option("seeds", 5, quick=1, help="repetitions"),
         Option("episodes", 32, quick=8, help="by which the best member is judged"),
-        Option("acrobot", True, quick=False, help="also on Acrobot"),
+        Option("acrobot", False, help="also on Acrobot"),
     ],
     claims=[
         Claim(

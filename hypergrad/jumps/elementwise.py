@@ -12,11 +12,6 @@ from hypergrad.jumps.program import Equation
 # They move entries about without mixing them; of one sample only the numbers matter.
 SHAPING = frozenset({"broadcast_in_dim", "reshape", "squeeze", "expand_dims"})
 
-#: Steps of equal height, and where between two integers they are.
-STEPS = {"floor": 0.0, "ceil": 0.0, "round": 0.5}
-#: A table at an index.
-LOOKUPS = frozenset({"gather", "dynamic_slice"})
-
 _NUMPY: dict[str, Callable] = {
     "add": np.add,
     "add_any": np.add,
@@ -103,34 +98,6 @@ def apply(eqn: Equation, values: list) -> Any:
             result = np.where(np.asarray(which) == number, case, result)
         return result
     return _NUMPY[eqn.name](*values)
-
-
-def look_up(eqn: Equation, shape: tuple[int, ...], index: list) -> Any:
-    """Numbers that are the same for the same index, and otherwise as good as random.
-
-    **Arguments:**
-
-    - `shape`: of the table.
-    - `index`: samples of each coordinate.
-    """
-    mode = str(eqn.params.get("mode", "CLIP")).rpartition(".")[2]
-    dims = range(len(index))
-    if eqn.name == "gather":
-        dims = eqn.params["dimension_numbers"].start_index_map
-    inside: Any = True
-    phase: Any = float(_seed(eqn.inputs[0]))
-    for i, (dim, at) in enumerate(zip(dims, index, strict=False), 1):
-        last = shape[dim] - 1 if dim < len(shape) else np.inf
-        at = np.round(np.asarray(at, float))
-        inside = inside & (at >= 0) & (at <= last)
-        phase = phase + (i + 0.618) * (np.clip(at, 0, last) if mode == "CLIP" else at)
-    phase = phase if mode == "CLIP" else np.where(inside, phase, -1.0)
-    return np.modf(43758.5453 * np.sin(12.9898 * phase))[0]
-
-
-def _seed(atom: Any) -> int:
-    """A number for a table; the same for the same one."""
-    return atom if isinstance(atom, int) else id(atom) % 9973
 
 
 def _extended(eqn: Equation) -> bool:

@@ -18,14 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hypergrad.jumps.boundary import jumps, steps
+from hypergrad.jumps.boundary import jumps
 from hypergrad.jumps.crossing import seen_to_jump
-from hypergrad.jumps.elementwise import STEPS
 from hypergrad.jumps.neighbourhood import Neighbourhood
 from hypergrad.jumps.program import CONTROL, Equation, Program, flat, inner_program
 
 _DECISIONS = dict.fromkeys(("lt", "le", "gt", "ge", "lt_to", "le_to"), "a comparison")
 _DECISIONS["sign"] = "a sign"
+_STEPS = {"floor": "a rounding", "ceil": "a rounding", "round": "a rounding"}
 # Of discrete outputs; without a name here the operation's own is said.
 _DISCRETE = {
     "SearchSorted": "a comparison",
@@ -114,9 +114,9 @@ def _through(
             return [taint]
         seen = jumps(equation, around) and hides(equation, taint.reads)
         return [taint.hidden(_DECISIONS[name]) if seen else Taint(blind=taint.blind)]
-    if name in STEPS:
-        seen = bool(taint.reads) and steps(equation, around) and hides(equation, taint.reads)
-        return [taint.hidden("a rounding") if seen else Taint(blind=taint.blind)]
+    if name in _STEPS:
+        seen = bool(taint.reads) and hides(equation, taint.reads)
+        return [taint.hidden(_STEPS[name]) if seen else Taint(blind=taint.blind)]
     if name in ("eq", "ne") and any(map(around.ties, equation.inputs)):
         seen = bool(taint.reads) and hides(equation, taint.reads, otherwise=False)
         return [taint.hidden("a comparison") if seen else Taint(blind=taint.blind)]

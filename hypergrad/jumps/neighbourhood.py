@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hypergrad.jumps import elementwise
-from hypergrad.jumps.elementwise import LOOKUPS, SHAPING, STEPS
+from hypergrad.jumps.elementwise import SHAPING
 from hypergrad.jumps.program import Constant, Equation, Program
 
 _DEPTH = 60  # of one neighbourhood, in operations
@@ -42,33 +42,11 @@ class Neighbourhood:
                 placements.setdefault(eqn.inputs[0], set()).add(dims)
         # Of `x[:, None] - x[None, :]` the two sides are not the same number.
         self._crossed = {name for name, dims in placements.items() if len(dims) > 1}
-        self._stepped: set[int] = set()
-        for eqn in program.equations:
-            if eqn.name in STEPS or (
-                (elementwise.known(eqn) or eqn.name == "concatenate")
-                and not self._stepped.isdisjoint(a for a in eqn.inputs if isinstance(a, int))
-            ):
-                self._stepped |= set(eqn.outputs)
 
     def elementwise(self, eqn: Equation) -> bool:
-        """Whether each entry of the output needs the same entry of the inputs only.
-
-        So does what is looked up in a table at the same entry of an index, if that was rounded.
-        """
-        if eqn.name in LOOKUPS:
-            return not self._stepped.isdisjoint(a for a in eqn.inputs[1:] if isinstance(a, int))
+        """Whether each entry of the output needs the same entry of the inputs only."""
         crossed = eqn.name in SHAPING and eqn.inputs[0] in self._crossed
         return elementwise.known(eqn) and not crossed
-
-    def _carries(self, eqn: Equation, atom: int) -> bool:
-        """Whether the output of an operation is elementwise in one of its inputs."""
-        if eqn.name == "concatenate":
-            # The coordinates of an index, side by side.
-            uses = self.uses.get(eqn.outputs[0], [])
-            return bool(uses) and all(
-                use.name in LOOKUPS and self._carries(use, eqn.outputs[0]) for use in uses
-            )
-        return self.elementwise(eqn) and not (eqn.name in LOOKUPS and eqn.inputs[0] == atom)
 
     def leaving(self, name: int) -> list[int]:
         """The values elementwise in `name` that something else takes up, or the program returns."""
@@ -77,11 +55,10 @@ class Neighbourhood:
         while pending:
             current = pending.pop()
             uses = self.uses.get(current, [])
-            carried = [eqn for eqn in uses if self._carries(eqn, current)]
-            if current in self.program.outputs or len(carried) < len(uses):
+            if current in self.program.outputs or not all(map(self.elementwise, uses)):
                 leaving.append(current)
-            for eqn in carried:
-                if eqn.outputs[0] not in reached:
+            for eqn in uses:
+                if self.elementwise(eqn) and eqn.outputs[0] not in reached:
                     reached.add(eqn.outputs[0])
                     pending.append(eqn.outputs[0])
         return leaving
@@ -100,21 +77,10 @@ class Neighbourhood:
             if key not in given:
                 given[key] = draw(key)
             return given[key]
-        atoms = self._coordinates(eqn) if eqn.name in LOOKUPS else eqn.inputs
-        values = [self.value(a, given, draw, depth - 1) for a in atoms]
-        if eqn.name in LOOKUPS:
-            result = elementwise.look_up(eqn, self.program.shapes.get(eqn.inputs[0], ()), values)
-        else:
-            result = elementwise.apply(eqn, values)
+        values = [self.value(a, given, draw, depth - 1) for a in eqn.inputs]
+        result = elementwise.apply(eqn, values)
         given[atom] = result
         return result
-
-    def _coordinates(self, eqn: Equation) -> tuple[Any, ...]:
-        """The values that an entry is looked up by, a number for each dimension of the index."""
-        made = self.defined.get(eqn.inputs[1]) if isinstance(eqn.inputs[1], int) else None
-        if eqn.name == "gather" and made is not None and made.name == "concatenate":
-            return made.inputs
-        return eqn.inputs[1:]
 
     def ties(self, atom: Any) -> bool:
         """Whether a value may equal another one over a whole region, as that of `max(x, 0)`."""

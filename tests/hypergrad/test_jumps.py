@@ -182,7 +182,6 @@ INNOCENT = {
     "log sigmoid": lambda h: jax.nn.log_sigmoid(h * X).sum(),
     "clip": lambda h: jnp.clip(h * X, 0, h).sum(),
     "abs": lambda h: jnp.abs(h * X).sum(),
-    "periodic": lambda h: jnp.sin(2 * jnp.pi * (h - jnp.floor(h))),
     "triangle wave": lambda h: jnp.abs(h - jnp.round(h)),
     "linear interpolation": interpolated,
     "interpolation of one number": lambda h: (

@@ -135,7 +135,7 @@ def test_vmap_runs_it_one_by_one():
     [
         (lambda w, h, batch: w, r"expected a scalar tensor, received torch.Size\(\[2\]\)"),
         (lambda w, h, batch: 1.0, "expected a scalar tensor, received float"),
-        (lambda w, h, batch: w @ h, "1D tensors expected"),
+        (lambda w, h, batch: (w + torch.ones(3)).sum(), "must match the size"),
     ],
 )
 def test_errors_of_the_loss_are_told(loss, said):
