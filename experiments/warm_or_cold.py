@@ -8,11 +8,13 @@ images cannot give it back. The inverse Hessian is a Neumann series of `K` produ
 filters directions of small curvature out, as damping does. An inner penalty that makes the inner
 solution unique closes much of the gap.
 
-That holds where the outer variables are few, too. Three classes of points in the plane are learnt
-by a small network whose training set is two points, whose places and soft labels are tuned; or one
-point on a circle, whose angle, a single number, decides its label as well. Such a training set can
-name no more than two classes, or one and a half: what the network knows of a class that is not in
-it, it has kept from earlier ones.
+That holds where there is a single outer variable, too. Three classes of points in the plane are
+learnt by a small network whose training set is one point on a circle: its angle decides its label
+as well, which two neighbouring classes share at most. What the network knows of the third it has
+kept from earlier points: trained afresh on the last one it rarely knows that class. Two
+learnt points with learnt soft labels are run beside it. They name two classes, but two soft labels
+can describe three (Sucholutsky and Schonlau, "'Less than one'-shot learning", 2020), and do: of
+training afresh on them nothing is claimed.
 
 Vicol, Lorraine, Pedregosa, Duvenaud and Grosse, "On implicit bias in overparameterized bilevel
 optimization" (2022), table 2 and sections 4 and 5.
@@ -71,6 +73,9 @@ RADIUS, SPREAD = 1.5, 0.35
 UNITS = 64
 # Step of the network's gradient descent, and the number of them when it is trained afresh.
 RATE, AFRESH = 0.1, 2000
+# Step of the outer variables: long enough for a point to walk round the circle and come back
+# before the network has forgotten what it was shown there.
+OUTER_RATE = 0.3
 
 
 def plane(count: int, seed: int) -> dict:
@@ -149,13 +154,14 @@ def recall(w: dict, batch: dict) -> np.ndarray:
 def remembered(few: Few, steps: int, draws: int, seed: int) -> list[dict]:
     """For each draw of data and weights: what the warm pair knows, and what its training set does.
 
-    "named" are the classes that are some training point's likeliest; there are always others.
+    "named" are the classes that are some training point's likeliest; there are always others. The
+    "worst class" is the one of the lowest accuracy, of each network its own.
     """
     problem = few.problem()
     estimator = ImplicitDifferentiation(
-        OptaxSolver(optax.sgd(RATE), steps=1), Neumann(products=20, step=RATE), error_estimate=False
+        OptaxSolver(optax.sgd(RATE), steps=1), Neumann(products=1, step=RATE), error_estimate=False
     )
-    algorithm = Alternating(estimator, optax.adam(0.03))
+    algorithm = Alternating(estimator, optax.adam(OUTER_RATE))
     slope = jax.grad(problem.inner)
 
     @jax.jit
@@ -173,7 +179,6 @@ def remembered(few: Few, steps: int, draws: int, seed: int) -> list[dict]:
             problem, algorithm, network(first), few.start, None, data, steps=steps, every=steps
         )
         named = np.unique(np.argmax(few.training_set(result.hparams)[1], axis=1))
-        absent = np.setdiff1d(np.arange(3), named)
         joint, alone = (
             recall(w, test) for w in (result.params, afresh(network(second), result.hparams))
         )
@@ -182,9 +187,9 @@ def remembered(few: Few, steps: int, draws: int, seed: int) -> list[dict]:
                 "draw": draw,
                 "classes named": ", ".join(map(str, named)),
                 "accuracy %": joint.mean(),
-                "of classes not named %": joint[absent].mean(),
+                "worst class %": joint.min(),
                 "trained afresh %": alone.mean(),
-                "afresh, of classes not named %": alone[absent].mean(),
+                "afresh, worst class %": alone.min(),
             }
         )
     return rows
@@ -201,7 +206,7 @@ def remembered(few: Few, steps: int, draws: int, seed: int) -> list[dict]:
         Option("inner_steps", 100, help="training steps of a cold start"),
         Option("real", 2000, quick=1000, help="real images of the outer loss"),
         Option("few_steps", 2000, help="outer steps with few outer variables"),
-        Option("draws", 5, quick=1, help="of data and weights with few outer variables"),
+        Option("draws", 5, help="of data and weights with few outer variables"),
     ],
     claims=[
         Claim(
@@ -221,22 +226,19 @@ def remembered(few: Few, steps: int, draws: int, seed: int) -> list[dict]:
             "the Neumann filter is that of damping within a factor, for K from 5 to 100",
             at_most=1.5,
         ),
-        *(
-            claim
-            for name, key in (("two points", "points"), ("one scalar", "scalar"))
-            for claim in (
-                Claim(
-                    f"{key}_absent",
-                    f"{name}, warm start: accuracy on the classes that the training set does not "
-                    "name, median over draws, %",
-                    at_least=90.0,
-                ),
-                Claim(
-                    f"{key}_drop",
-                    f"{name}: points of that lost by training afresh, median over draws",
-                    at_least=50.0,
-                ),
-            )
+        Claim(
+            "points_worst",
+            "two points, which name two of three classes, warm start: accuracy on the worst class, "
+            "median over draws, %",
+            at_least=90.0,
+        ),
+        Claim(
+            "scalar_worst", "one scalar, the same: accuracy on the worst class, %", at_least=90.0
+        ),
+        Claim(
+            "scalar_drop",
+            "one scalar: points of the worst class lost by training afresh, median over draws",
+            at_least=50.0,
         ),
     ],
 )
@@ -301,13 +303,14 @@ def run_experiment(context: Context) -> None:
         "three classes, few outer variables",
         [{"outer variables": name, **row} for name, each in few.items() for row in each],
     )
-    for name, key in (("two points", "points"), ("one scalar", "scalar")):
-        absent, afresh_absent = (
-            np.array([row[column] for row in few[name]])
-            for column in ("of classes not named %", "afresh, of classes not named %")
-        )
-        context.measure(f"{key}_absent", float(np.median(absent)))
-        context.measure(f"{key}_drop", float(np.median(absent - afresh_absent)))
+    worst, afresh_worst = (
+        {name: np.array([row[column] for row in few[name]]) for name in FEW}
+        for column in ("worst class %", "afresh, worst class %")
+    )
+    context.measure("points_worst", float(np.median(worst["two points"])))
+    context.measure("scalar_worst", float(np.median(worst["one scalar"])))
+    lost_afresh = worst["one scalar"] - afresh_worst["one scalar"]
+    context.measure("scalar_drop", float(np.median(lost_afresh)))
     context.table("test accuracy of a linear classifier, ten synthetic images", rows)
     context.plot("outer_loss", curves, x="outer steps", y="loss on real images", x_scale="log")
     context.measure("warm_joint", joint["warm, K = 20"])
