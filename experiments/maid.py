@@ -322,7 +322,7 @@ REGULARISERS = {"tv": total_variation, "experts": experts}
             quick="quadratic,tv",
             help="those against others",
         ),
-        Option("steps", 60, quick=25, help="outer steps; twice as many of MAID's"),
+        Option("steps", 60, quick=15, help="outer steps; twice as many of MAID's"),
         Option("schedules", "exponential,cubic,1e-1", quick="exponential", help="of HOAG"),
         Option("starts", 3, quick=2, help="initial accuracies, and for each so many step sizes"),
         Option("images", 3, quick=1, help="training images"),
