@@ -15,18 +15,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree, Scalar
 
-from hypergrad.expected import require_count, require_positive
+from hypergrad.expected import require_positive
 from hypergrad.linear import vector
-from hypergrad.outer.base import Batches, OuterInfo, check_reach
-from hypergrad.outer.moving import MovingAlgorithm, MovingState, move_along, start_moving
-from hypergrad.outer.value_gap import gap_gradients, require_inner_loss
-from hypergrad.problem import BilevelProblem
+from hypergrad.outer.value_gap import GapGradients, ValueGapAlgorithm
 
 # One object for all: an optimizer made anew is another program to `jit`.
 _DESCENT = optax.sgd(0.1)
 
 
-class BOME(MovingAlgorithm):
+class BOME(ValueGapAlgorithm):
     """Bilevel optimization made easy: a dynamic barrier on the gap of the value function.
 
     Published for full batches, and used with mini-batches in the literature since. Each inner step
@@ -55,49 +52,12 @@ class BOME(MovingAlgorithm):
     constraint: PyTree = None
 
     def __check_init__(self) -> None:
-        require_count("BOME", "inner_steps", self.inner_steps)
         require_positive("BOME", "barrier", self.barrier)
 
-    def init(
-        self,
-        problem: BilevelProblem,
-        params: PyTree,
-        hparams: PyTree,
-        batches: Batches,
-        key: Array | None = None,
-    ) -> MovingState:
-        """See `OuterAlgorithm.init`.
-
-        **Raises:** `ValueError` if the problem has no inner loss, only an optimality map.
-        """
-        require_inner_loss(self, problem)
-        check_reach(self, problem, params, hparams, batches, key)
-        return start_moving(MovingState, self, params, hparams)
-
-    def step(
-        self,
-        problem: BilevelProblem,
-        state: MovingState,
-        batches: Batches,
-        key: Array | None = None,
-    ) -> tuple[MovingState, OuterInfo]:
-        """See `OuterAlgorithm.step`."""
-        here = batches.restrict(problem, state.params, state.hparams, key)
-        found = gap_gradients(here, batches, self.inner_steps, self.step_size)
+    def weigh(self, found: GapGradients) -> tuple[Array, Array | float]:
+        """See `ValueGapAlgorithm.weigh`."""
         square = vector.vdot(found.gap, found.gap)
         # Without a gap nothing is left to lower it.
         share = vector.vdot(found.outer, found.gap) / jnp.where(square > 0, square, 1)
         multiplier = jnp.where(square > 0, jnp.maximum(self.barrier - share, 0), 0)
-        along = found.penalised(multiplier)
-        update = vector.scale(-self.step_size, along.params)
-        return move_along(
-            self,
-            state,
-            along.hparams,
-            found.value,
-            fitted=False,
-            changes={"params": eqx.apply_updates(state.params, update)},
-            calls=self.inner_steps + 3,
-            inner_residual=vector.norm(found.gap.params),
-            inner_iterations=self.inner_steps,
-        )
+        return multiplier, self.step_size

@@ -13,18 +13,14 @@ import equinox as eqx
 import optax
 from jaxtyping import Array, PyTree, Scalar
 
-from hypergrad.expected import require_count, require_positive
-from hypergrad.linear import vector
-from hypergrad.outer.base import Batches, OuterInfo, check_reach
-from hypergrad.outer.moving import MovingAlgorithm, MovingState, move_along, start_moving
-from hypergrad.outer.value_gap import gap_gradients, require_inner_loss
-from hypergrad.problem import BilevelProblem
+from hypergrad.expected import require_positive
+from hypergrad.outer.value_gap import GapGradients, ValueGapAlgorithm
 
 # One object for all: an optimizer made anew is another program to `jit`.
 _DESCENT = optax.sgd(0.1)
 
 
-class PBGD(MovingAlgorithm):
+class PBGD(ValueGapAlgorithm):
     """Penalty-based bilevel gradient descent on the value-function gap.
 
     Unlike `F2SA` it holds one set of params, which take a single step for each of the
@@ -54,45 +50,8 @@ class PBGD(MovingAlgorithm):
     constraint: PyTree = None
 
     def __check_init__(self) -> None:
-        require_count("PBGD", "inner_steps", self.inner_steps)
         require_positive("PBGD", "multiplier", self.multiplier)
 
-    def init(
-        self,
-        problem: BilevelProblem,
-        params: PyTree,
-        hparams: PyTree,
-        batches: Batches,
-        key: Array | None = None,
-    ) -> MovingState:
-        """See `OuterAlgorithm.init`.
-
-        **Raises:** `ValueError` if the problem has no inner loss, only an optimality map.
-        """
-        require_inner_loss(self, problem)
-        check_reach(self, problem, params, hparams, batches, key)
-        return start_moving(MovingState, self, params, hparams)
-
-    def step(
-        self,
-        problem: BilevelProblem,
-        state: MovingState,
-        batches: Batches,
-        key: Array | None = None,
-    ) -> tuple[MovingState, OuterInfo]:
-        """See `OuterAlgorithm.step`."""
-        here = batches.restrict(problem, state.params, state.hparams, key)
-        found = gap_gradients(here, batches, self.inner_steps, self.step_size)
-        along = found.penalised(self.multiplier)
-        update = vector.scale(-self.step_size / self.multiplier, along.params)
-        return move_along(
-            self,
-            state,
-            along.hparams,
-            found.value,
-            fitted=False,
-            changes={"params": eqx.apply_updates(state.params, update)},
-            calls=self.inner_steps + 3,
-            inner_residual=vector.norm(found.gap.params),
-            inner_iterations=self.inner_steps,
-        )
+    def weigh(self, found: GapGradients) -> tuple[Array | float, Array | float]:
+        """See `ValueGapAlgorithm.weigh`."""
+        return self.multiplier, self.step_size / self.multiplier

@@ -8,13 +8,17 @@ with `z` the end of some inner steps from `w`,
     ∂q/∂w = ∂f/∂w(w, λ),        ∂q/∂λ = ∂f/∂λ(w, λ) − ∂f/∂λ(z, λ)
 """
 
+import abc
+
 import equinox as eqx
 import jax
-from jaxtyping import Array, Scalar
+from jaxtyping import Array, PyTree, Scalar
 
+from hypergrad.expected import require_count
 from hypergrad.linear import vector
-from hypergrad.outer.base import Batches, OuterAlgorithm
+from hypergrad.outer.base import Batches, OuterAlgorithm, OuterInfo, check_reach
 from hypergrad.outer.inner_descent import inner_descent
+from hypergrad.outer.moving import MovingAlgorithm, MovingState, move_along, start_moving
 from hypergrad.outer.soba import OuterTerms, outer_terms
 from hypergrad.problem import BilevelProblem
 from hypergrad.restricted import RestrictedProblem
@@ -52,4 +56,61 @@ def require_inner_loss(algorithm: OuterAlgorithm, problem: BilevelProblem) -> No
         raise ValueError(
             f"{type(algorithm).__name__} differentiates the inner loss with respect to the "
             "hyperparameters; this problem has only an optimality map. Give `inner`, or use SOBA."
+        )
+
+
+class ValueGapAlgorithm(MovingAlgorithm):
+    """Params and hyperparameters move together along `∇F + multiplier ∇q`.
+
+    Subclasses say by `weigh` what the multiplier is.
+    """
+
+    inner_steps: eqx.AbstractVar[int]
+
+    def __check_init__(self) -> None:
+        require_count(type(self).__name__, "inner_steps", self.inner_steps)
+
+    @abc.abstractmethod
+    def weigh(self, found: GapGradients) -> tuple[Array | float, Array | float]:
+        """The multiplier, and the step size of the params."""
+
+    def init(
+        self,
+        problem: BilevelProblem,
+        params: PyTree,
+        hparams: PyTree,
+        batches: Batches,
+        key: Array | None = None,
+    ) -> MovingState:
+        """See `OuterAlgorithm.init`.
+
+        **Raises:** `ValueError` if the problem has no inner loss, only an optimality map.
+        """
+        require_inner_loss(self, problem)
+        check_reach(self, problem, params, hparams, batches, key)
+        return start_moving(MovingState, self, params, hparams)
+
+    def step(
+        self,
+        problem: BilevelProblem,
+        state: MovingState,
+        batches: Batches,
+        key: Array | None = None,
+    ) -> tuple[MovingState, OuterInfo]:
+        """See `OuterAlgorithm.step`."""
+        here = batches.restrict(problem, state.params, state.hparams, key)
+        found = gap_gradients(here, batches, self.inner_steps, self.step_size)
+        multiplier, rate = self.weigh(found)
+        along = found.penalised(multiplier)
+        update = vector.scale(-rate, along.params)
+        return move_along(
+            self,
+            state,
+            along.hparams,
+            found.value,
+            fitted=False,
+            changes={"params": eqx.apply_updates(state.params, update)},
+            calls=self.inner_steps + 3,
+            inner_residual=vector.norm(found.gap.params),
+            inner_iterations=self.inner_steps,
         )
