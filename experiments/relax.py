@@ -89,18 +89,20 @@ class Run(NamedTuple):
     algorithm: Callable[[LinearSolver], OuterAlgorithm]
 
 
-def digits(seed: int) -> Run:
-    """`hoag`: logistic regression with a penalty for each of 64 pixels."""
-    problem, train, validation, params, hparams = hoag.logistic(seed, many=True)[:5]
-    parts = (problem, params, hparams, train, validation)
+def whole_data(task: hoag.Task, seed: int) -> Run:
+    """A problem of `hoag`, its inner problem solved exactly."""
+    parts = (task.problem, task.params, task.hparams, *task.split(seed))
     return Run(parts, lambda linear: HOAG(exact(Newton(), linear)))
+
+
+def digits(seed: int) -> Run:
+    """Logistic regression with a penalty for each of 64 pixels."""
+    return whole_data(hoag.logistic(many=True), seed)
 
 
 def kernel(seed: int) -> Run:
-    """`hoag`: kernel ridge regression, its penalty and its width."""
-    problem, train, validation, params, hparams = hoag.kernel_ridge(seed)[:5]
-    parts = (problem, params, hparams, train, validation)
-    return Run(parts, lambda linear: HOAG(exact(Newton(), linear)))
+    """Kernel ridge regression, its penalty and its width."""
+    return whole_data(hoag.kernel_ridge(), seed)
 
 
 def photographs(seed: int) -> Run:
