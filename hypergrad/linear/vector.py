@@ -8,6 +8,7 @@ non-differentiable part of a model, as left by `equinox.partition`) are skipped.
 from collections.abc import Callable
 from functools import reduce
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree, Scalar
@@ -103,9 +104,9 @@ def sub(x: PyTree, y: PyTree) -> PyTree:
     return jax.tree.map(jnp.subtract, x, y)
 
 
-def where(condition: Array, x: PyTree, y: PyTree) -> PyTree:
-    """`x` where the scalar `condition` holds, else `y`."""
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), x, y)
+def where(condition: Array | bool, x: PyTree, y: PyTree) -> PyTree:
+    """`x` where the scalar `condition` holds, else `y`; leaves that are not arrays are `y`'s."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b) if eqx.is_array(b) else b, x, y)
 
 
 def zeros_like(x: PyTree) -> PyTree:

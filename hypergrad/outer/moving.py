@@ -20,7 +20,6 @@ from hypergrad.outer.base import (
     differentiable,
     optimizer_step,
     outer_info,
-    select,
 )
 
 
@@ -97,7 +96,7 @@ def move_along(
         optimizer_state=optimizer_state,
         **changes,
     )
-    new = replace(select(good, new, state), step=state.step + 1)
+    new = replace(vector.where(good, new, state), step=state.step + 1)
     return new, outer_info(
         value,
         hypergradient,
