@@ -7,10 +7,11 @@ non-differentiable part of a model, as left by `equinox.partition`) are skipped.
 
 from collections.abc import Callable
 from functools import reduce
+from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree, Scalar
 
 Product = Callable[[PyTree], PyTree]
@@ -106,7 +107,11 @@ def sub(x: PyTree, y: PyTree) -> PyTree:
 
 def where(condition: Array | bool, x: PyTree, y: PyTree) -> PyTree:
     """`x` where the scalar `condition` holds, else `y`; leaves that are not arrays are `y`'s."""
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b) if eqx.is_array(b) else b, x, y)
+
+    def leaf(a: Any, b: Any) -> Any:
+        return jnp.where(condition, a, b) if isinstance(b, jax.Array | np.ndarray) else b
+
+    return jax.tree.map(leaf, x, y)
 
 
 def zeros_like(x: PyTree) -> PyTree:

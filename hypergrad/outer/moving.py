@@ -22,6 +22,9 @@ from hypergrad.outer.base import (
     outer_info,
 )
 
+# The default, one object for all: an optimizer made anew is another program to `jit`.
+DESCENT = optax.sgd(0.1)
+
 
 class MovingState(OuterState):
     """The common state and the state of the outer optimizer."""
