@@ -107,12 +107,12 @@ def row_of(gradient: Any, error: Any, refused: Any, truth: Any, floor: float) ->
 
 def implicit(make: Callable, seeds: int) -> Iterator[dict[str, Any]]:
     """The rows of a family: every seed, distance from the solution, linear solver and budget."""
-    case = make(np.random.default_rng(0))
+    case: Case = make(np.random.default_rng(0))
     symmetric = isinstance(case.problem.optimality, ProximalStep | None)
     truth = truth_of(cast(case.problem, jnp.float64), case.solved)
     ask, answer = asking(case.problem), answering(case.problem, case.estimate)
     for seed in range(min(seeds, case.seeds)):
-        case: Case = make(np.random.default_rng(seed))
+        case = make(np.random.default_rng(seed))
         data = cast((case.hparams, case.train, case.valid), case.dtype)
         star, drift, exact, condition = truth(case.start, *cast(data, jnp.float64), case.key)
         exact = exact if case.truth is None else case.truth
@@ -124,11 +124,16 @@ def implicit(make: Callable, seeds: int) -> Iterator[dict[str, Any]]:
             tried = [
                 t for solver in (SYMMETRIC if symmetric else GENERAL) for t in budgeted(solver)
             ]
-            solutions = [solved(solver, *system, symmetric) for solver, _ in tried]
+            solutions = [solved(solver, *system, symmetric=symmetric) for solver, _ in tried]
             stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *solutions)
             judgements = jax.tree.map(np.asarray, answer(stacked, point, *data, case.key))
             for (_, words), *judgement in zip(tried, *judgements, strict=True):
-                yield {"seed": seed, "level": level, **words, **row_of(*judgement, exact, floor)}
+                yield {
+                    "seed": seed,
+                    "level": level,
+                    **words,
+                    **row_of(*judgement, truth=exact, floor=floor),
+                }
 
 
 def unrolled(seeds: int) -> Iterator[dict[str, Any]]:
@@ -153,7 +158,12 @@ def unrolled(seeds: int) -> Iterator[dict[str, Any]]:
             for mode in modes:
                 out = judge(mode, *narrow, None)
                 words = {"seed": seed, "level": None, "solver": type(mode).__name__}
-                yield {**words, "tol": None, "steps": None, **row_of(*out, exact, 1e-12)}
+                yield {
+                    **words,
+                    "tol": None,
+                    "steps": None,
+                    **row_of(*out, truth=exact, floor=1e-12),
+                }
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, float]:

@@ -124,7 +124,7 @@ class Kept(Ours):
         return self.recipe.build(symmetric_operator(product), w)
 
     def _step(
-        self, solver: PCG, state: Any, w: Array, h: Array, inner_batch: Batch, outer_batch: Batch
+        self, solver: Any, state: Any, w: Array, h: Array, inner_batch: Batch, outer_batch: Batch
     ) -> Any:
         self.solver = lambda _: solver
         return super()._step(jnp.zeros(()), state, w, h, inner_batch, outer_batch)

@@ -131,7 +131,7 @@ def mlp(batch: int = 256) -> Case:
     inner_batch, outer_batch = (x[:batch], y[:batch]), (x[batch:], y[batch:])
 
     @jax.jit
-    def train(params: PyTree) -> PyTree:
+    def trained(params: PyTree) -> PyTree:
         def step(_: Array, p: PyTree) -> PyTree:
             g = jax.grad(inner)(p, decay, inner_batch)
             return jax.tree.map(lambda a, b: a - 0.2 * b, p, g)
@@ -139,4 +139,4 @@ def mlp(batch: int = 256) -> Case:
         return jax.lax.fori_loop(0, 20, step, params)
 
     problem = BilevelProblem(inner, outer)
-    return Case(name, problem, train(params), decay, inner_batch, outer_batch)
+    return Case(name, problem, trained(params), decay, inner_batch, outer_batch)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from benchmarks.measure import compile_seconds
 from hypergrad import BilevelProblem
@@ -44,25 +44,25 @@ def network(point: str, quick: bool) -> Made:
         "log_l2": jnp.full(2, -7.0),
     }
 
-    def cross_entropy(p, h, batch):
+    def cross_entropy(p: PyTree, h: PyTree, batch: tuple) -> Array:
         (w1, b1), (w2, b2) = p
         logits = jnp.tanh(batch[0] @ w1 + b1) @ w2 + b2
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
 
-    def inner(p, h, batch):
+    def inner(p: PyTree, h: PyTree, batch: tuple) -> Array:
         penalty = sum(
             jnp.exp(s) * jnp.sum(layer[0] ** 2) for s, layer in zip(h["log_l2"], p, strict=True)
         )
         return cross_entropy(p, h, batch) + 0.5 * penalty
 
-    def optimizer(h):
+    def optimizer(h: PyTree) -> optax.GradientTransformation:
         return optax.sgd(lambda t: h["rate"][t], momentum=h["momentum"])
 
     predicted, advances = None, None
     if point == PLAIN:
 
-        def outer(h, params, batch):
-            def step(carry, _):
+        def outer(h: PyTree, params: PyTree, batch: tuple) -> Array:
+            def step(carry: tuple, _: None) -> tuple[tuple, None]:
                 p, s = carry
                 updates, s = optimizer(h).update(jax.grad(inner)(p, h, batch), s, p)
                 return (optax.apply_updates(p, updates), s), None
@@ -71,7 +71,7 @@ def network(point: str, quick: bool) -> Made:
             (p, _), _ = jax.lax.scan(step, start, length=steps)
             return cross_entropy(p, h, batch)
 
-        def gradient(h, params, batch):
+        def gradient(h: PyTree, params: PyTree, batch: tuple) -> PyTree:
             return jax.grad(outer)(h, params, batch)
 
     else:
@@ -81,7 +81,7 @@ def network(point: str, quick: bool) -> Made:
         chosen = estimator.plan(problem, params, hparams, batch)
         predicted, advances = chosen.bytes / MEBIBYTE, chosen.advances
 
-        def gradient(h, params, batch):
+        def gradient(h: PyTree, params: PyTree, batch: tuple) -> PyTree:
             state = estimator.init(problem, params, h, batch)
             return estimator.hypergradient(problem, state, h, batch, batch).grad
 

@@ -151,7 +151,9 @@ def run(context: Context) -> None:
         for place, curves in enumerate(sources):
             best, median = reference(curves, drawn, options.maximum)
 
-            def regret(accuracy: np.ndarray, best: float = best, median: float = median):
+            def regret(
+                accuracy: np.ndarray, best: float = best, median: float = median
+            ) -> np.ndarray:
                 return np.clip((best - accuracy) / (best - median), 0, 1)
 
             for inside, kind in SEARCHERS.items():

@@ -19,6 +19,7 @@ Arnoldi; Deng et al. 2024 for dattri.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -233,7 +234,8 @@ def on_set(context: Context, name: str) -> dict[str, float]:
     changes = truth[options.subsets :] - np.asarray(through.losses)
     truth = truth[: options.subsets]
 
-    rows, scored = [], {}
+    rows: list[dict[str, Any]] = []
+    scored: dict[str, float] = {}
     for way, scores in ways.items():
         found = np.asarray(scores)
         predicted = inside @ found.T

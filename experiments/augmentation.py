@@ -29,7 +29,7 @@ from experiments.millions import convolutional, convolutional_scores
 from hypergrad import BilevelProblem, ImplicitDifferentiation
 from hypergrad.inner import OptaxSolver
 from hypergrad.linear.neumann import Neumann
-from hypergrad.outer import Alternating, Minibatches, Report, run
+from hypergrad.outer import Alternating, Minibatches, StepReport, run
 
 SIDE = 28
 RATE = 2e-3
@@ -191,7 +191,7 @@ def run_experiment(context: Context) -> None:
 
     with context.progress("outer steps", total=options.steps) as bar:
 
-        def watch(report: Report) -> None:
+        def watch(report: StepReport) -> None:
             shifts.append(float(jnp.mean(spread(report.state.hparams["network"])[:2])))
             bar.advance(every, incumbent=report.row["validation"])
 

@@ -26,6 +26,7 @@ from strategies import (
     RandomSearcher,
     SearchSpace,
 )
+from strategies.ledger import Ledger
 from strategies.searchers.base import Searcher
 
 Objective = Callable[[np.ndarray], tuple[float, np.ndarray]]
@@ -77,13 +78,13 @@ def ours(kind: type[Searcher], graded: bool) -> Callable[..., list[float]]:
 
     def search(function: Objective, dimension: int, trials: int, seed: int) -> list[float]:
         space = SearchSpace({"x": Float(0.0, 1.0, shape=(dimension,))})
-        searcher, values = kind(space, seed=seed, first=[space.default()]), []
+        ledger, values = Ledger(kind(space, seed=seed, first=[space.default()])), []
         for _ in range(trials):
-            asked = searcher.ask()
+            asked = ledger.ask()
             value, gradient = function(np.array(asked.config["x"]))
             values.append(value)
             slopes = {"x": gradient} if graded else None
-            searcher.tell(Observation(asked.config, value, slopes, number=asked.number))
+            ledger.tell(Observation(asked.config, value, slopes, number=asked.number))
         return values
 
     return search

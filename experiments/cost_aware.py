@@ -165,7 +165,7 @@ def walked(trials: int, seed: int) -> float:
 
     searcher = CARBSSearcher(space, seed=seed, max_cost=CEILING)
     with_searcher(searcher, train, trials)
-    best = min(searcher.history, key=lambda item: item.value or np.inf).config
+    best = min(searcher.ledger.history, key=lambda item: item.value or np.inf).config
     return abs(float(np.log10(best["rate"] / rate_at(best["size"]))))
 
 
@@ -380,7 +380,7 @@ def draw_laws(context: Context, searched: dict[str, ParetoSearcher]) -> None:
             if not laws:
                 continue
             path = max(laws, key=lambda name: abs(laws[name].exponent) / (laws[name].error + 1e-9))
-            law, log = laws[path], searcher.space.domains[path].log  # type: ignore[union-attr]
+            law, log = laws[path], searcher.space.domains[path].log  # type: ignore[attr-defined]
             front = searcher.front()
             cost = np.array([item.cost for item in front], float)
             values = [searcher.space.flatten(item.config)[path] for item in front]

@@ -19,7 +19,7 @@ from experiments.harness import Claim, Context, Curve, Option, experiment
 from hypergrad import BilevelProblem, ImplicitDifferentiation
 from hypergrad.inner import OptaxSolver
 from hypergrad.linear.cg import CG
-from hypergrad.outer import Alternating, run
+from hypergrad.outer import Alternating, StepReport, run
 
 RIDGE = 3e-5
 
@@ -107,7 +107,7 @@ def run_experiment(context: Context) -> None:
     tested = []
     with context.progress("outer steps", total=options.steps) as bar:
 
-        def watch(report) -> None:
+        def watch(report: StepReport) -> None:
             tested.append(accuracy(report.state.params))
             bar.advance(incumbent=report.row["value"])
 

@@ -157,6 +157,7 @@ def full(options: object) -> bool:
 def run(context: Context) -> None:
     """All data sets, seeds, both etas."""
     options = context.options
+    sources: list[Curves]
     if options.source == "lcbench":
         bench = LCBench()
         sources = [SurrogateCurves(bench, task) for task in bench.tasks[: options.tasks]]

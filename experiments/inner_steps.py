@@ -13,6 +13,8 @@ The bilevel solution comes from dense solves in float64, those of the T-step pro
 of the unrolled hypergradient.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -150,7 +152,7 @@ def run(context: Context) -> None:
     context.measure("falls", np.max(distances[1:] / distances[:-1]))
 
 
-def root(gradient, start: np.ndarray) -> np.ndarray:
+def root(gradient: Callable, start: np.ndarray) -> np.ndarray:
     """Where a gradient vanishes, by MINPACK's hybrid method.
 
     **Raises:** `ValueError` if none is found.

@@ -273,8 +273,8 @@ def trace(task: Task, algorithm: OuterAlgorithm, steps: int) -> Trace:
     columns = ("inner_iterations", "calls")
     table = np.array([[row[column] for column in columns] for row in result.history])
     losses = _exact_losses(task, jax.tree.map(lambda *leaves: jnp.stack(leaves), *visited))
-    spent = np.cumsum(table, axis=0)
-    return Trace(*spent.T, np.minimum.accumulate(losses), result.hparams)
+    iterations, spent = np.cumsum(table, axis=0).T
+    return Trace(iterations, spent, np.minimum.accumulate(losses), result.hparams)
 
 
 @eqx.filter_jit

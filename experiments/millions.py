@@ -35,7 +35,7 @@ from hypergrad.inner import OptaxSolver
 from hypergrad.linear import LinearSolver
 from hypergrad.linear.minres import MINRES
 from hypergrad.linear.neumann import Neumann
-from hypergrad.outer import Alternating, Batches, Box, OverTuningWarning, Result, run
+from hypergrad.outer import Alternating, Batches, Box, OverTuningWarning, Result, StepReport, run
 
 SIDE, CLASSES = 28, 10
 # Training steps to an outer step, and products for it: of the published code for images, and here.
@@ -154,7 +154,7 @@ def wide(key: jax.Array) -> list:
 def analysed(function: Callable, *shapes: Any) -> tuple[float, int]:
     """Floating-point operations, and bytes, of the compiled function; nothing is run."""
     compiled = jax.jit(function).lower(*shapes).compile()
-    held = compiled.memory_analysis()
+    held: Any = compiled.memory_analysis()
     size = held.argument_size_in_bytes + held.output_size_in_bytes + held.temp_size_in_bytes
     return compiled.cost_analysis()["flops"], size
 
@@ -274,6 +274,10 @@ def run_experiment(context: Context) -> None:
     found: dict[tuple[str, str], Result] = {}
     rows_out = []
     with context.progress("outer steps", total=len(kinds) * len(names) * options.steps) as bar:
+
+        def watch(report: StepReport) -> None:
+            bar.advance(every, incumbent=report.row["validation"])
+
         for name in names:
             initialise, scores = MODELS[name]
             start = initialise(jax.random.key(options.seed))
@@ -294,9 +298,7 @@ def run_experiment(context: Context) -> None:
                         steps=options.steps,
                         every=every,
                         holdout_data=test,
-                        callbacks=[
-                            lambda r: bar.advance(every, incumbent=r.row["validation"]) or False
-                        ],
+                        callbacks=[watch],
                     )
                 found[name, kind] = result
                 rows_out.append(

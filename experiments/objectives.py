@@ -182,7 +182,8 @@ def run(context: Context) -> None:
     options = context.options
     half = options.trials // 2
     rivals = {name: sampler for name, sampler in RIVALS.items() if available(sampler)}
-    rows, curves = [], {name: [] for name in ("random", *rivals, OURS)}
+    rows: list[dict[str, Any]] = []
+    curves: dict[str, list[np.ndarray]] = {name: [] for name in ("random", *rivals, OURS)}
     chosen = problems(options.problems)
     with context.progress("searches", total=len(chosen) * options.seeds * len(curves)) as bar:
         for problem in chosen:

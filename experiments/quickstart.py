@@ -200,7 +200,9 @@ def search_ray(
         def __init__(self, progress: Progress | None) -> None:
             self.progress = progress
 
-        def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
+        def on_trial_result(
+            self, iteration: int, trials: list, trial: Any, result: dict[str, Any], **info: Any
+        ) -> None:
             if self.progress is not None:
                 self.progress(result["value"])
 
@@ -240,6 +242,7 @@ def search_ray(
     if results.errors:
         raise results.errors[0]
     ledger = search.ledger
+    assert ledger.best is not None
     return [item.value for item in ledger.history], ledger.best.config
 
 

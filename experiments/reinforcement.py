@@ -350,7 +350,7 @@ def asked(name: str) -> Callable[[argparse.Namespace], bool]:
         Option("interval", 8, quick=6, help="updates between two rounds"),
         Option("seeds", 5, quick=1, help="repetitions"),
         Option("episodes", 32, quick=8, help="by which the best member is judged"),
-        Option("acrobot", True, quick=False, help="also on Acrobot"),
+        Option("acrobot", True, help="also on Acrobot"),
     ],
     claims=[
         Claim(

@@ -86,7 +86,7 @@ class Run(NamedTuple):
     """An outer run: problem, start and data, and what moves it with a linear solver."""
 
     parts: tuple
-    algorithm: Callable[[LinearSolver], OuterAlgorithm]
+    algorithm: Callable[[Any], OuterAlgorithm]
 
 
 def whole_data(task: hoag.Task, seed: int) -> Run:

@@ -15,6 +15,8 @@ settings. The model has 29 thousand parameters.
 Maclaurin, Duvenaud & Adams 2015; Engstrom et al. 2025, arXiv:2503.13751.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -202,7 +204,7 @@ def run_experiment(context: Context) -> None:
         y="learning rate",
         y_scale="log",
     )
-    by = {(row["settings"], row["trainings"]): row for row in rows}
+    by: dict[tuple, Any] = {(row["settings"], row["trainings"]): row for row in rows}
     context.plot(
         "bits per byte by trainings",
         {

@@ -13,6 +13,8 @@ right; where half are wrong the lowest ones are the better choice. Engstrom et a
 selection by metagradients.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,7 +96,7 @@ def run_experiment(context: Context) -> None:
     optimizer = optax.sgd(RATE, momentum=MOMENTUM)
     estimator = Unrolled(optimizer, options.inner_steps)
 
-    def trainer(steps: int, examples: tuple):
+    def trainer(steps: int, examples: tuple) -> Callable:
         weighted = WeightedExamples(PROBLEM, None, examples)
         everyone = jnp.arange(weighted.size)
 

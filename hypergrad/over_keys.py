@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
-from scipy import stats
+from scipy.special import stdtrit
 
 from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
 from hypergrad.expected import require
@@ -140,7 +140,7 @@ class OverKeys(Estimator):
         mean = jax.tree.map(lambda g: jnp.mean(g, axis=0), out.grad)
         deviation = jax.tree.map(lambda g, m: g - m, out.grad, mean)
         standard = vector.norm(deviation) / (self.keys * (self.keys - 1)) ** 0.5
-        spread = float(stats.t.ppf((1 + _CONFIDENCE) / 2, self.keys - 1)) * standard
+        spread = float(stdtrit(self.keys - 1, (1 + _CONFIDENCE) / 2)) * standard
         relative = spread / vector.norm(mean)
         infos = out.info
         info = HypergradientInfo(

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import qmc
 
 from strategies.arguments import integer
 from strategies.searched import Searched, searched
@@ -214,6 +213,9 @@ def _design(space: SearchSpace, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
     Every hyperparameter has a value, whatever the others are: conditions come later.
     """
+    # Of this function alone, and slow to import.
+    from scipy.stats import qmc
+
     width = 2 * space.uniforms
     points = 2 ** int(np.log2(min(_POINTS, max(64, _NUMBERS // space.dimension))))
     rng = np.random.default_rng(seed)

@@ -59,6 +59,7 @@ class HpoTable:
         position = 0
         for path, value in config.items():
             domain = domains[path]
+            assert isinstance(domain, Categorical | Ordinal)
             options = domain.choices if isinstance(domain, Categorical) else domain.values
             position = position * len(options) + options.index(value)
         return position

@@ -174,7 +174,15 @@ def _norm(field: jax.Array) -> jax.Array:
 
 
 @partial(jax.jit, static_argnames=("tol", "most"))
-def _sor(rhs, start, diagonal, coupling, omega, tol, most):
+def _sor(
+    rhs: jax.Array,
+    start: jax.Array,
+    diagonal: jax.Array,
+    coupling: jax.Array,
+    omega: jax.Array,
+    tol: float,
+    most: int,
+) -> jax.Array:
     """`x += ω (D + ω L)⁻¹ r` until the residual is small."""
     grid = _Grid(_inside(rhs.shape[1]), diagonal, coupling, omega)
     first = rhs - grid.times(start)
@@ -198,7 +206,15 @@ def _sor(rhs, start, diagonal, coupling, omega, tol, most):
 
 
 @partial(jax.jit, static_argnames=("tol", "most"))
-def _ssor(rhs, start, diagonal, coupling, omega, tol, most):
+def _ssor(
+    rhs: jax.Array,
+    start: jax.Array,
+    diagonal: jax.Array,
+    coupling: jax.Array,
+    omega: jax.Array,
+    tol: float,
+    most: int,
+) -> jax.Array:
     """Conjugate gradient with `(D + ω L) D⁻¹ (D + ω U) / (ω (2 - ω))` as its preconditioner."""
     grid = _Grid(_inside(rhs.shape[1]), diagonal, coupling, omega)
     factor = omega * (2 - omega) * diagonal

@@ -3,8 +3,6 @@
 from typing import Literal, NamedTuple
 
 import numpy as np
-import sklearn.datasets
-from sklearn.model_selection import train_test_split
 
 Name = Literal["digits", "breast_cancer", "wine", "iris", "diabetes"]
 
@@ -34,6 +32,10 @@ def tabular(name: Name, *, seed: int = 0, fractions: tuple[float, float] = (0.25
     - `seed`: of the split.
     - `fractions`: shares of validation and test. Classes keep their proportions.
     """
+    # Of this function alone, and slow to import.
+    import sklearn.datasets
+    from sklearn.model_selection import train_test_split
+
     x, y = getattr(sklearn.datasets, f"load_{name}")(return_X_y=True)
     validation, test = fractions
     kinds = None if name == "diabetes" else y

@@ -32,8 +32,8 @@ class Trainings(NamedTuple):
 
     def part(self, rows: slice) -> "Trainings":
         """Some of the instances."""
-        cut = jax.tree.map(lambda a: a[rows], self[:3])
-        return Trainings(*cut, self.names[rows])
+        params, batches, whole = jax.tree.map(lambda a: a[rows], self[:3])
+        return Trainings(params, batches, whole, self.names[rows])
 
 
 def loss(params: dict, theta: object, batch: tuple) -> jax.Array:

@@ -24,7 +24,9 @@ def search(task: Task, penalties: int, trials: int, seed: int) -> Array:
     return jnp.array([study.best_params[f"{i}"] for i in range(penalties)])
 
 
-def process(draws: Float[np.ndarray, "n d"], losses: Float[np.ndarray, " n"]) -> object:
+def process(
+    draws: Float[np.ndarray, "n d"], losses: Float[np.ndarray, " n"]
+) -> GaussianProcessRegressor:
     """A Gaussian process of the loss."""
     kernel = ConstantKernel() * RBF()
     return GaussianProcessRegressor(kernel, normalize_y=True, random_state=0).fit(draws, losses)

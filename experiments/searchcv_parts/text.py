@@ -52,7 +52,7 @@ def compared(size: int, words: int) -> tuple[list[dict[str, Any]], dict[str, flo
         ),
         "GridSearchCV, 20 points": GridSearchCV(model, {"C": np.geomspace(*_RANGE, 20)}, **options),
     }
-    rows = []
+    rows: list[dict[str, Any]] = []
     for method, search in searches.items():
         before, began, spent = _peak(), time.perf_counter(), time.process_time()
         search.fit(x, y)

@@ -70,7 +70,8 @@ def seen_to_jump(program: Program, followed: frozenset[int], site: Equation) -> 
                 try:
                     seen = look(_drawn(program, names, followed, seed))
                     found, jumped, agrees = map(np.asarray, seen)
-                except Exception:  # of whatever cannot be run here
+                # Of an operation, or a user's callback in it, on numbers that were drawn.
+                except (TypeError, ValueError, NotImplementedError, RuntimeError):
                     return None
                 if np.any(found) and (np.any(found & jumped) or not agrees):
                     return True

@@ -7,9 +7,11 @@ non-differentiable part of a model, as left by `equinox.partition`) are skipped.
 
 from collections.abc import Callable
 from functools import reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree, Scalar
 
 Product = Callable[[PyTree], PyTree]
@@ -103,9 +105,13 @@ def sub(x: PyTree, y: PyTree) -> PyTree:
     return jax.tree.map(jnp.subtract, x, y)
 
 
-def where(condition: Array, x: PyTree, y: PyTree) -> PyTree:
-    """`x` where the scalar `condition` holds, else `y`."""
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), x, y)
+def where(condition: Array | bool, x: PyTree, y: PyTree) -> PyTree:
+    """`x` where the scalar `condition` holds, else `y`; leaves that are not arrays are `y`'s."""
+
+    def leaf(a: Any, b: Any) -> Any:
+        return jnp.where(condition, a, b) if isinstance(b, jax.Array | np.ndarray) else b
+
+    return jax.tree.map(leaf, x, y)
 
 
 def zeros_like(x: PyTree) -> PyTree:

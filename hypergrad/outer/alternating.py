@@ -32,7 +32,6 @@ from hypergrad.outer.base import (
     known_error,
     optimizer_step,
     outer_info,
-    select,
 )
 from hypergrad.over_keys import error_over_keys
 from hypergrad.problem import BilevelProblem
@@ -126,7 +125,7 @@ class Alternating(OuterAlgorithm):
                 problem, state.first_params, hparams, batches.inner(), key=keys[0]
             )
             every = 1 if self.start == "cold" else self.start
-            response = select(state.step % every == 0, fresh, response)
+            response = vector.where(state.step % every == 0, fresh, response)
 
         def fit(response: PyTree, number: Array) -> tuple[PyTree, Array]:
             noise = None if keys[0] is None else jax.random.fold_in(keys[0], number)
@@ -148,8 +147,8 @@ class Alternating(OuterAlgorithm):
             self.optimizer, state.optimizer_state, hparams, estimate.grad, self.constraint
         )
         smooth = estimate.info.outcome != Outcome.not_metasmooth
-        moved = select(smooth, moved, hparams)
-        optimizer_state = select(smooth, optimizer_state, state.optimizer_state)
+        moved = vector.where(smooth, moved, hparams)
+        optimizer_state = vector.where(smooth, optimizer_state, state.optimizer_state)
         good = good & jnp.isfinite(estimate.value) & vector.all_finite(differentiable(moved))
         response = estimate.state
         new = AlternatingState(
@@ -168,7 +167,7 @@ class Alternating(OuterAlgorithm):
             estimate.grad,
             hparams,
             self.constraint,
-            calls=iterations + estimate.info.iterations + 2,
+            calls=iterations + estimate.info.iterations + estimate.info.error_calls + 2,
             error=error_over_keys(problem, self.estimator, known_error(estimate.info)),
             inner_residual=estimate.info.inner_residual,
             linear_residual=estimate.info.linear_residual,
@@ -176,4 +175,4 @@ class Alternating(OuterAlgorithm):
             accepted=good & smooth,
             stop=jnp.where(good, RUNNING, BREAKDOWN),
         )
-        return select(good, new, kept), info
+        return vector.where(good, new, kept), info

@@ -141,8 +141,8 @@ class OuterInfo(eqx.Module):
     - `linear_residual`: relative residual of the linear system.
     - `inner_iterations`: inner iterations spent in this step.
     - `calls`: gradient-like evaluations spent in this step: one for each gradient of either loss,
-      each Hessian-vector product and each mixed product. Those of an error estimate
-      (`HypergradientInfo.error_calls`) only with `MAID`, which needs it.
+      each Hessian-vector product and each mixed product, those of an error estimate
+      (`HypergradientInfo.error_calls`) among them.
     - `step_size`: the outer step size, where the algorithm has one.
     - `tolerance`: the inner accuracy asked for.
     - `accepted`: whether the point was moved.
@@ -314,8 +314,8 @@ def optimizer_step(
     good = vector.all_finite(update)
     update = jax.tree.map(lambda u: jnp.where(good, u, 0), update)
     return (
-        select(good, move(hparams, update, constraint), hparams),
-        select(good, new_state, optimizer_state),
+        vector.where(good, move(hparams, update, constraint), hparams),
+        vector.where(good, new_state, optimizer_state),
         good,
     )
 
@@ -339,8 +339,3 @@ def stationarity(hparams: PyTree, hypergradient: PyTree, constraint: PyTree) -> 
     """`‖λ − P(λ − p)‖`, which is zero exactly at the constrained stationary points."""
     moved = move(hparams, jax.tree.map(jnp.negative, hypergradient), constraint)
     return vector.norm(vector.sub(differentiable(hparams), differentiable(moved)))
-
-
-def select(condition: Array, x: PyTree, y: PyTree) -> PyTree:
-    """`x` where the scalar `condition` holds, else `y`; leaves that are not arrays are `y`'s."""
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b) if eqx.is_array(b) else b, x, y)

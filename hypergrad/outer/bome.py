@@ -17,10 +17,8 @@ from jaxtyping import Array, PyTree, Scalar
 
 from hypergrad.expected import require_positive
 from hypergrad.linear import vector
+from hypergrad.outer.moving import DESCENT
 from hypergrad.outer.value_gap import GapGradients, ValueGapAlgorithm
-
-# One object for all: an optimizer made anew is another program to `jit`.
-_DESCENT = optax.sgd(0.1)
 
 
 class BOME(ValueGapAlgorithm):
@@ -45,7 +43,7 @@ class BOME(ValueGapAlgorithm):
     outer loss. The inner residual reported is the absolute norm of `∂f/∂w` there.
     """
 
-    optimizer: optax.GradientTransformation = _DESCENT
+    optimizer: optax.GradientTransformation = DESCENT
     inner_steps: int = eqx.field(static=True, default=10)
     step_size: float | Scalar = 0.1
     barrier: float | Scalar = 0.5

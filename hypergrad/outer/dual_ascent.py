@@ -28,7 +28,6 @@ from hypergrad.outer.base import (
     OuterState,
     differentiable,
     outer_info,
-    select,
 )
 from hypergrad.outer.constrained import ConstrainedProblem
 from hypergrad.outer.constraints import project
@@ -233,7 +232,7 @@ class DualAscent(OuterAlgorithm):
         columns = {**vars(info), "stationarity": still, "objective": objective}
         columns |= {"violation": violation.astype(info.value.dtype), "reach": distance}
         kept = eqx.tree_at(lambda s: s.step, state, state.step + 1)
-        return select(good, new, kept), DualAscentInfo(**columns)
+        return vector.where(good, new, kept), DualAscentInfo(**columns)
 
     def _ascended(
         self,

@@ -29,7 +29,6 @@ from hypergrad.outer.base import (
     OuterState,
     differentiable,
     outer_info,
-    select,
 )
 from hypergrad.outer.constraints import project
 from hypergrad.problem import BilevelProblem
@@ -149,7 +148,7 @@ class Extragradient(OuterAlgorithm):
             stop=jnp.where(good, RUNNING, BREAKDOWN),
         )
         both = jnp.hypot(own, other).astype(info.stationarity.dtype)
-        return select(good, new, kept), eqx.tree_at(lambda i: i.stationarity, info, both)
+        return vector.where(good, new, kept), eqx.tree_at(lambda i: i.stationarity, info, both)
 
 
 def require_value_problem(problem: BilevelProblem, asks: str) -> ValueProblem:

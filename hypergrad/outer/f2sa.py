@@ -25,7 +25,7 @@ from hypergrad.expected import require_count, require_positive
 from hypergrad.linear import vector
 from hypergrad.outer.base import Batches, OuterInfo, check_reach
 from hypergrad.outer.inner_descent import on_fit
-from hypergrad.outer.moving import MovingAlgorithm, MovingState, move_along, start_moving
+from hypergrad.outer.moving import DESCENT, MovingAlgorithm, MovingState, move_along, start_moving
 from hypergrad.outer.value_gap import require_inner_loss
 from hypergrad.problem import BilevelProblem
 
@@ -37,10 +37,6 @@ class F2SAState(MovingState):
     """
 
     penalised: PyTree
-
-
-# One object for all: an optimizer made anew is another program to `jit`.
-_DESCENT = optax.sgd(0.1)
 
 
 class F2SA(MovingAlgorithm):
@@ -61,7 +57,7 @@ class F2SA(MovingAlgorithm):
     The inner residual reported is the absolute norm of the last gradient of `f`.
     """
 
-    optimizer: optax.GradientTransformation = _DESCENT
+    optimizer: optax.GradientTransformation = DESCENT
     inner_steps: int = eqx.field(static=True, default=10)
     step_size: float | Scalar = 0.1
     multiplier: float | Scalar = 10.0

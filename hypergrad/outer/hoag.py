@@ -36,7 +36,6 @@ from hypergrad.outer.base import (
     may_move,
     move,
     outer_info,
-    select,
 )
 from hypergrad.outer.inexact import (
     adjoint_of,
@@ -98,7 +97,7 @@ class _Kept(eqx.Module):
     slack: Scalar
     error: Scalar
     linear_residual: Scalar
-    products: Int[Array, ""]
+    calls: Int[Array, ""]
 
 
 class HOAG(OuterAlgorithm):
@@ -226,9 +225,9 @@ class HOAG(OuterAlgorithm):
             level, doubt = self._judged(value, residual, estimate.state)
             measures = (level, doubt, known_error(info), info.linear_residual)
             level, doubt, error, unsolved = (jnp.asarray(x, value.dtype) for x in measures)
-            return _Kept(
-                estimate.state, estimate.grad, level, doubt, error, unsolved, info.iterations
-            )
+            # Of the linear system and of the error estimate; the mixed product, and a gradient.
+            calls = info.iterations + info.error_calls + 2
+            return _Kept(estimate.state, estimate.grad, level, doubt, error, unsolved, calls)
 
         point = loops.cond(keep, at_candidate, lambda: _last(state))
         grad_norm = vector.norm(point.gradient)
@@ -237,14 +236,16 @@ class HOAG(OuterAlgorithm):
         factor = jnp.where(bolder, self.growth, jnp.where(success, 1.0, 2.0))
         start = self._first_lipschitz(point.gradient)
         lipschitz = jnp.where(first, start, state.lipschitz * factor)
-        visited = select(keep, candidate, state.visited)
+        visited = vector.where(keep, candidate, state.visited)
         pairs, direction = state.pairs, vector.scale(-1, point.gradient)
         if self.metric is not None and pairs is not None:
             # A whole step of the quasi-Newton method is what is to be tried first.
             lipschitz = jnp.maximum(lipschitz, 1)
-            step = select(first, vector.zeros_like(jump), jump)
+            step = vector.where(first, vector.zeros_like(jump), jump)
             change = vector.sub(point.gradient, state.hypergradient)
-            pairs = select(keep, self.metric.learn(pairs, step, change, point.gradient), pairs)
+            pairs = vector.where(
+                keep, self.metric.learn(pairs, step, change, point.gradient), pairs
+            )
             free = may_move(visited, point.gradient, self.constraint)
             direction = self.metric.direction(pairs, point.gradient, free)
         moved = move(visited, vector.scale(1 / lipschitz, direction), self.constraint)
@@ -265,13 +266,13 @@ class HOAG(OuterAlgorithm):
             tolerance=_affordable(point, visited, moved).astype(value.dtype),
             tighten=(state.tighten * jnp.where(keep, 1, 0.5)).astype(value.dtype),
         )
-        kept = eqx.tree_at(lambda s: s.step, select(good, new, state), state.step + 1)
+        kept = eqx.tree_at(lambda s: s.step, vector.where(good, new, state), state.step + 1)
         info = outer_info(
             kept.value,
             kept.hypergradient,
             kept.visited,
             self.constraint,
-            calls=fit.iterations + 1 + jnp.where(keep, point.products + 2, 0),
+            calls=fit.iterations + 1 + point.calls,
             error=point.error,
             inner_residual=fit.residual,
             linear_residual=point.linear_residual,

@@ -13,7 +13,7 @@ from jaxtyping import Array, Int, PyTree, Scalar
 
 from hypergrad.linear import vector
 from hypergrad.outer import loops
-from hypergrad.outer.base import differentiable, select
+from hypergrad.outer.base import differentiable
 from hypergrad.outer.certified import Accuracy, CertifiedPoint, Certifier
 
 # Even halved step sizes are then below the rounding error of any first one.
@@ -91,7 +91,7 @@ def backtrack(
             open=now.open + jnp.where(refuted, 0, 1),
             accepted=accepted,
             value=loss.value,
-            estimator_state=select(sound, loss.estimator_state, point.estimator_state),
+            estimator_state=vector.where(sound, loss.estimator_state, point.estimator_state),
             calls=now.calls + loss.calls,
             iterations=now.iterations + loss.iterations,
         )

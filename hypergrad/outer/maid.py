@@ -41,7 +41,6 @@ from hypergrad.outer.base import (
     may_move,
     move,
     outer_info,
-    select,
 )
 from hypergrad.outer.certified import Accuracy, CertifiedPoint, Certifier
 from hypergrad.outer.inexact import require_fixed_losses, require_tolerances
@@ -211,8 +210,8 @@ class MAID(OuterAlgorithm):
         )
         point, search, accepted = end.point, end.search, end.search.accepted
         moved = move(state.hparams, vector.scale(search.size, end.direction), self.constraint)
-        estimator_state = select(accepted, search.estimator_state, point.estimator_state)
-        reached = select(accepted, moved, state.hparams)
+        estimator_state = vector.where(accepted, search.estimator_state, point.estimator_state)
+        reached = vector.where(accepted, moved, state.hparams)
         finite = jnp.isfinite(point.value) & vector.all_finite(point.gradient)
         grown = search.size * jnp.where(search.attempts == 1, self.growth, 1.0)
         if self.metric is not None:
@@ -246,7 +245,7 @@ class MAID(OuterAlgorithm):
             accepted=accepted,
             stop=jnp.where(finite, jnp.where(accepted, RUNNING, ACCURACY_LIMIT), BREAKDOWN),
         )
-        return select(finite, new, kept), info
+        return vector.where(finite, new, kept), info
 
     def _start(self, state: MAIDState) -> _Progress:
         zero = jnp.zeros((), jnp.int32)

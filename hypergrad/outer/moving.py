@@ -20,8 +20,10 @@ from hypergrad.outer.base import (
     differentiable,
     optimizer_step,
     outer_info,
-    select,
 )
+
+# The default, one object for all: an optimizer made anew is another program to `jit`.
+DESCENT = optax.sgd(0.1)
 
 
 class MovingState(OuterState):
@@ -97,7 +99,7 @@ def move_along(
         optimizer_state=optimizer_state,
         **changes,
     )
-    new = replace(select(good, new, state), step=state.step + 1)
+    new = replace(vector.where(good, new, state), step=state.step + 1)
     return new, outer_info(
         value,
         hypergradient,

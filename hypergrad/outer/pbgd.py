@@ -14,10 +14,8 @@ import optax
 from jaxtyping import Array, PyTree, Scalar
 
 from hypergrad.expected import require_positive
+from hypergrad.outer.moving import DESCENT
 from hypergrad.outer.value_gap import GapGradients, ValueGapAlgorithm
-
-# One object for all: an optimizer made anew is another program to `jit`.
-_DESCENT = optax.sgd(0.1)
 
 
 class PBGD(ValueGapAlgorithm):
@@ -43,7 +41,7 @@ class PBGD(ValueGapAlgorithm):
     residual reported is the absolute norm of `∂f/∂w` there.
     """
 
-    optimizer: optax.GradientTransformation = _DESCENT
+    optimizer: optax.GradientTransformation = DESCENT
     inner_steps: int = eqx.field(static=True, default=10)
     step_size: float | Scalar = 0.1
     multiplier: float | Scalar = 10.0

@@ -14,6 +14,7 @@ from abc import abstractmethod
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, PyTree, Scalar
 
 from hypergrad.expected import require_positive
@@ -27,6 +28,8 @@ from hypergrad.restricted import RestrictedProblem
 
 # Steps that fall like `k^-1/3` and weights like their squares: the papers' rates.
 DECAY = 1 / 3
+# One object for both: an optimizer made anew is another program to `jit`.
+DESCENT = optax.sgd(lambda step: 0.1 * (step + 1.0) ** -DECAY)
 
 
 class Directions(eqx.Module):

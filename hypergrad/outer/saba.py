@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Int, PyTree, Scalar
 
 from hypergrad.linear import vector
 from hypergrad.outer.base import Batches, OuterInfo, check_reach
+from hypergrad.outer.moving import DESCENT
 from hypergrad.outer.soba import (
     InnerTerms,
     OuterTerms,
@@ -79,10 +80,6 @@ class SABAState(SingleLoopState):
     outer_memory: Memory
 
 
-# One object for all: an optimizer made anew is another program to `jit`.
-_DESCENT = optax.sgd(0.1)
-
-
 class SABA(SingleLoopAlgorithm):
     """Single-loop stochastic bilevel optimization with variance reduction.
 
@@ -101,7 +98,7 @@ class SABA(SingleLoopAlgorithm):
     **Raises:** `ValueError` if the mini-batches are not blocks of a fixed partition.
     """
 
-    optimizer: optax.GradientTransformation = _DESCENT
+    optimizer: optax.GradientTransformation = DESCENT
     step_size: float | Scalar = 0.1
     radius: float | Scalar = 1e3
     constraint: PyTree = None

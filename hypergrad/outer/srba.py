@@ -17,6 +17,7 @@ from hypergrad.expected import require_count
 from hypergrad.linear import vector
 from hypergrad.outer import loops
 from hypergrad.outer.base import Batches, OuterInfo, check_reach
+from hypergrad.outer.moving import DESCENT
 from hypergrad.outer.recursive_momentum import recursion
 from hypergrad.outer.soba import (
     InnerTerms,
@@ -40,10 +41,6 @@ class SRBAState(SingleLoopState):
     terms: tuple[InnerTerms, OuterTerms]
 
 
-# One object for all: an optimizer made anew is another program to `jit`.
-_DESCENT = optax.sgd(0.1)
-
-
 class SRBA(SingleLoopAlgorithm):
     """Stochastic recursive bilevel algorithm.
 
@@ -63,7 +60,7 @@ class SRBA(SingleLoopAlgorithm):
     The outer loss reported is the mini-batch's, or that of all data where these were passed over.
     """
 
-    optimizer: optax.GradientTransformation = _DESCENT
+    optimizer: optax.GradientTransformation = DESCENT
     step_size: float | Scalar = 0.1
     period: int | None = None
     radius: float | Scalar = 1e3

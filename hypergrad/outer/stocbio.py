@@ -14,12 +14,9 @@ from jaxtyping import Array, PyTree, Scalar
 from hypergrad.expected import require_count
 from hypergrad.outer.base import Batches, OuterInfo, check_reach
 from hypergrad.outer.inner_descent import inner_descent
-from hypergrad.outer.moving import MovingAlgorithm, MovingState, move_along, start_moving
+from hypergrad.outer.moving import DESCENT, MovingAlgorithm, MovingState, move_along, start_moving
 from hypergrad.outer.neumann_estimate import neumann_sum
 from hypergrad.problem import BilevelProblem
-
-# One object for all: an optimizer made anew is another program to `jit`.
-_DESCENT = optax.sgd(0.1)
 
 
 class StocBiO(MovingAlgorithm):
@@ -42,7 +39,7 @@ class StocBiO(MovingAlgorithm):
     The inner residual reported is the absolute norm of the last inner gradient.
     """
 
-    optimizer: optax.GradientTransformation = _DESCENT
+    optimizer: optax.GradientTransformation = DESCENT
     inner_steps: int = eqx.field(static=True, default=10)
     products: int = eqx.field(static=True, default=10)
     step_size: float | Scalar = 0.1

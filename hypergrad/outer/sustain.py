@@ -15,11 +15,8 @@ from jaxtyping import Array, Int, PyTree, Scalar
 from hypergrad.expected import require_count
 from hypergrad.outer.base import Batches
 from hypergrad.outer.neumann_estimate import neumann_term
-from hypergrad.outer.recursive_momentum import DECAY, RecursiveMomentum
+from hypergrad.outer.recursive_momentum import DESCENT, RecursiveMomentum
 from hypergrad.restricted import RestrictedProblem
-
-# One object for all: an optimizer made anew is another program to `jit`.
-_DESCENT = optax.sgd(lambda step: 0.1 * (step + 1.0) ** -DECAY)
 
 
 class SUSTAIN(RecursiveMomentum):
@@ -43,7 +40,7 @@ class SUSTAIN(RecursiveMomentum):
     drawn by the key of the step; without one, by its number.
     """
 
-    optimizer: optax.GradientTransformation = _DESCENT
+    optimizer: optax.GradientTransformation = DESCENT
     products: int = eqx.field(static=True, default=10)
     step_size: float | Scalar = 0.1
     momentum: float | Scalar = 0.5

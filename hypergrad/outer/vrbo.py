@@ -20,7 +20,7 @@ from hypergrad.linear import vector
 from hypergrad.outer import loops
 from hypergrad.outer.base import Batches, OuterInfo, check_reach, optimizer_step
 from hypergrad.outer.inner_descent import on_fit
-from hypergrad.outer.moving import MovingAlgorithm, MovingState, move_along, start_moving
+from hypergrad.outer.moving import DESCENT, MovingAlgorithm, MovingState, move_along, start_moving
 from hypergrad.outer.neumann_estimate import neumann_sum
 from hypergrad.outer.recursive_momentum import Directions, recursion
 from hypergrad.problem import BilevelProblem
@@ -30,10 +30,6 @@ class VRBOState(MovingState):
     """The common state and the two estimates."""
 
     directions: Directions
-
-
-# One object for all: an optimizer made anew is another program to `jit`.
-_DESCENT = optax.sgd(0.1)
 
 
 class VRBO(MovingAlgorithm):
@@ -58,7 +54,7 @@ class VRBO(MovingAlgorithm):
     the mini-batch's at the last inner step.
     """
 
-    optimizer: optax.GradientTransformation = _DESCENT
+    optimizer: optax.GradientTransformation = DESCENT
     inner_steps: int = eqx.field(static=True, default=3)
     products: int = eqx.field(static=True, default=10)
     step_size: float | Scalar = 0.1

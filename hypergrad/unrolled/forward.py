@@ -32,6 +32,9 @@ class ForwardUnrolled(UnrolledEstimator):
     not finite come back as zero with `info.breakdown` set and an infinite `error`.
     """
 
+    # Said here as well: type checkers take a module without one for a dataclass.
+    __init__ = UnrolledEstimator.__init__
+
     def hypergradient(
         self,
         problem: BilevelProblem,

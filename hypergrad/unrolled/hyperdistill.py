@@ -134,7 +134,7 @@ class HyperDistill(UnrolledEstimator):
         self._check(state.start, hparams, inner_batch)
         ended = state.taken >= self.steps
         fresh = self._start(state.start, hparams)
-        point = _either(ended, fresh, (state.params, state.step_state))
+        point = vector.where(ended, fresh, (state.params, state.step_state))
         before = jnp.where(ended, 0, state.taken)
         run = self._at(problem, point, hparams, inner_batch, key)
         x, rest = run(run.x, run.rest, run.h, before)
@@ -154,7 +154,7 @@ class HyperDistill(UnrolledEstimator):
             step_state=step_state,
             start=state.start,
             distilled=distilled,
-            batch=_either(kept, state.batch, inner_batch),
+            batch=vector.where(kept, state.batch, inner_batch),
             mass=mass.astype(state.mass.dtype),
             factor=state.factor,
             taken=before + 1,
@@ -244,11 +244,6 @@ class HyperDistill(UnrolledEstimator):
         key: Array | None,
     ) -> Dynamics:
         return Dynamics(self.update, problem, lambda _: point, hparams, batch, key, self.stacked)
-
-
-def _either(condition: Array | bool, x: PyTree, y: PyTree) -> PyTree:
-    """`x` where the scalar condition holds, else `y`; leaves that are not arrays are `y`'s."""
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b) if eqx.is_array(b) else b, x, y)
 
 
 def _pull(run: Dynamics, x: PyTree, cotangent: PyTree) -> PyTree:

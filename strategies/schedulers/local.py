@@ -5,7 +5,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from strategies.arguments import asks_to_stop, functions, integer, positive
 from strategies.local.executors import work
@@ -17,11 +17,12 @@ from strategies.state import exclusive_lock, save_if_there_is_space, state_exist
 from strategies.stopping import Stop, Watch
 
 Objective = Callable[[Job], Any]
+Kind = TypeVar("Kind", bound=Scheduler)
 
 
 def run(
     objective: Objective,
-    scheduler: Scheduler,
+    scheduler: Kind,
     *,
     jobs: int | None = None,
     budget: float | None = None,
@@ -30,7 +31,7 @@ def run(
     timeout: float | None = None,
     state_path: str | os.PathLike[str] | None = None,
     callbacks: Iterable[Callable[[Job, Report], bool | None]] = (),
-) -> Scheduler:
+) -> Kind:
     """Work on a scheduler's jobs until it has finished.
 
     **Arguments:**
@@ -83,7 +84,7 @@ def run(
 
 def _run(
     objective: Objective,
-    scheduler: Scheduler,
+    scheduler: Kind,
     jobs: int | None,
     budget: float | None,
     watch: Watch | None,
@@ -91,7 +92,7 @@ def _run(
     timeout: float | None,
     state_path: str | os.PathLike[str] | None,
     callbacks: Iterable[Callable[[Job, Report], bool | None]],
-) -> Scheduler:
+) -> Kind:
     # A scheduler that has results is ahead of its file: it may have been deepened since.
     if state_path is not None and not scheduler.candidates and state_exists(state_path):
         scheduler.restore(state_path)

@@ -114,8 +114,11 @@ def test_a_record_is_stale_where_code_that_counts_has_changed(
     source.write_text(source.read_text().replace(old, new))
     forget()
     assert record.stale("experiments", "ridge") == changed
-    assert main("experiments", ["stale"]) == 0
-    assert capsys.readouterr().out == (f"ridge: {changed[0]}\n" if changed else "")
+    end = f"{len(changed)} of 1 records are older than their code.\n"
+    package = path.partition("/")[0]
+    for option, line in ([], f"  1 files: {package} 1"), (["--files"], path):
+        assert main("experiments", ["stale", *option]) == 0
+        assert capsys.readouterr().out == (f"ridge  {line}\n" if changed else "") + end
 
 
 def test_a_page_shows_what_the_record_holds(shelf, tmp_path):

@@ -6,9 +6,9 @@ import optax
 import pytest
 
 from hypergrad.implicit import ImplicitDifferentiation
-from hypergrad.inner import OptaxSolver
+from hypergrad.inner import Newton, OptaxSolver
 from hypergrad.linear.cg import CG
-from hypergrad.outer import Alternating, Batches, Box, Minibatches
+from hypergrad.outer import HOAG, Alternating, Batches, Box, Minibatches
 from hypergrad.problem import BilevelProblem
 
 EXACT = ImplicitDifferentiation(
@@ -37,6 +37,26 @@ def test_one_step_is_a_step_along_the_exact_hypergradient(ridge):
     np.testing.assert_allclose(state.params, ridge.solution(ridge.hparams), rtol=1e-8)
     np.testing.assert_allclose(info.hypergradient_norm, np.linalg.norm(gradient), rtol=1e-8)
     assert int(info.calls) == 400 + 4 + 2
+
+
+@pytest.mark.parametrize(
+    "algorithm", [lambda e: Alternating(e, optax.sgd(0.5)), lambda e: HOAG(e, "exponential")]
+)
+def test_calls_count_the_error_estimate(ridge, algorithm):
+    batches = Batches(ridge.inner, ridge.outer)
+    with_error, without = (
+        ImplicitDifferentiation(Newton(), CG(), error_estimate=on) for on in (True, False)
+    )
+    counted, bare = (
+        steps(ridge, algorithm(estimator), 1)[1][0].calls for estimator in (with_error, without)
+    )
+    state = with_error.init(ridge.problem, ridge.params, ridge.hparams, batches.inner())
+    state, _ = with_error.fit(ridge.problem, state, ridge.hparams, batches.inner())
+    info = with_error.hypergradient(
+        ridge.problem, state, ridge.hparams, batches.linear, batches.outer
+    ).info
+    assert info.error_calls > 0
+    assert counted - bare == info.error_calls
 
 
 def test_the_box_holds_and_defines_stationarity(ridge):
