@@ -1,8 +1,8 @@
 """Hypergradients for bilevel hyperparameter optimization in JAX."""
 
+from hypergrad.arguments import as_arrays as as_arrays
 from hypergrad.compiled import InaccurateHypergradientError as InaccurateHypergradientError
 from hypergrad.compiled import InaccurateHypergradientWarning as InaccurateHypergradientWarning
-from hypergrad.compiled import as_arrays as as_arrays
 from hypergrad.compiled import hypergradient as hypergradient
 from hypergrad.cross_validation import cross_validated as cross_validated
 from hypergrad.diagnostics import DirectionCheck as DirectionCheck

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from hypergrad.estimator import Estimator, Hypergradient, HypergradientInfo
+from hypergrad.arguments import as_arrays, check_call
+from hypergrad.estimator import Estimator, Hypergradient, HypergradientInfo, check_state
 from hypergrad.expected import require_flag
 from hypergrad.implicit import ImplicitDifferentiation
 from hypergrad.implicit.second_order import answered
-from hypergrad.mistakes import check_call, check_estimator, check_state
+from hypergrad.mistakes import check_estimator
 from hypergrad.outcome import Outcome, text_of
 from hypergrad.over_keys import error_over_keys, of_one_key
 from hypergrad.problem import BilevelProblem
@@ -82,7 +83,8 @@ def hypergradient(
     if estimator is None:
         estimator = ImplicitDifferentiation()
     check_estimator(estimator)
-    check_state(estimator, state)
+    if state is not None:
+        check_state(estimator, state)
     require_flag("hypergradient", "strict", strict)
     check_call(
         "hypergradient",
@@ -112,26 +114,6 @@ def hypergradient(
     if told is not None:
         warnings.warn(told.text, InaccurateHypergradientWarning, stacklevel=2)
     return out
-
-
-def as_arrays(tree: PyTree) -> PyTree:
-    """Python floats and numpy values as JAX arrays, so that their values are traced.
-
-    **Raises:** `ValueError` for an array of text or objects.
-    """
-    kinds = float | np.ndarray | np.generic
-
-    def array(leaf: Any) -> Any:
-        if not isinstance(leaf, kinds):
-            return leaf
-        try:
-            return jnp.asarray(leaf)
-        except TypeError:
-            raise ValueError(
-                f"expected arrays of numbers, received one of {np.asarray(leaf).dtype}."
-            ) from None
-
-    return jax.tree.map(array, tree)
 
 
 @eqx.filter_jit

@@ -10,13 +10,13 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree, Scalar
 
-from hypergrad.compiled import as_arrays
+from hypergrad.arguments import as_arrays, check_call
 from hypergrad.estimator import Estimator, HypergradientInfo
 from hypergrad.expected import require_count, require_finite, require_flag, require_seed
 from hypergrad.implicit import ImplicitDifferentiation
 from hypergrad.inner import Newton
 from hypergrad.linear import vector
-from hypergrad.mistakes import check_call, check_estimator
+from hypergrad.mistakes import check_estimator
 from hypergrad.paths import leaf_names
 from hypergrad.problem import BilevelProblem
 

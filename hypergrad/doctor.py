@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from hypergrad.compiled import as_arrays
+from hypergrad.arguments import as_arrays, check_call
 from hypergrad.estimator import Estimator
 from hypergrad.expected import require_count, require_finite
 from hypergrad.implicit import ImplicitDifferentiation
@@ -22,7 +22,6 @@ from hypergrad.linear.gmres import GMRES
 from hypergrad.linear.jacobian import solver_for
 from hypergrad.linear.minres import MINRES
 from hypergrad.linear.pcg import PCG
-from hypergrad.mistakes import check_call
 from hypergrad.own_family import own_family, remarks
 from hypergrad.paths import Reach, leaf_names, trace_paths
 from hypergrad.problem import BilevelProblem

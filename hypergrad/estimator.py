@@ -1,6 +1,9 @@
 """The three verbs that every family of hypergradient answers, and what they return."""
 
+import functools
+import inspect
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -8,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree, Scalar
 
+from hypergrad.arguments import as_arrays, check_call
+from hypergrad.expected import received
 from hypergrad.outcome import Outcome, broke_down, met_nonpositive_curvature
 from hypergrad.problem import BilevelProblem
 
@@ -98,10 +103,17 @@ class Estimator(eqx.Module):
     Estimators are immutable; everything that changes is in the state, a pytree. All verbs work
     under `jit`, `vmap` and `scan`. `state.params` is always the current inner solution.
 
-    `state_type` is the class of the states of a family, by which those of another are refused.
+    `state_type` is the class of the states of a family, by which those of another are refused. The
+    verbs of every subclass check what they are given before they run.
     """
 
     state_type: ClassVar[type] = object
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for verb in ("init", "fit", "hypergradient"):
+            if verb in cls.__dict__:
+                setattr(cls, verb, _checked(cls.__dict__[verb]))
 
     @abstractmethod
     def init(
@@ -139,3 +151,44 @@ class Estimator(eqx.Module):
         key: Array | None = None,
     ) -> Hypergradient:
         """The hypergradient at the state's inner point."""
+
+
+def check_state(estimator: Estimator, state: Any) -> None:
+    """Refuse the state of something else.
+
+    **Raises:** `ValueError` naming both.
+    """
+    if isinstance(state, estimator.state_type):
+        return
+    way_out = "pass the `.state` of an earlier result of the same estimator, or none"
+    if isinstance(state, Hypergradient):
+        way_out = "pass its `.state`"
+    raise ValueError(
+        f"state: expected the state of {type(estimator).__name__}, received {received(state)}; "
+        f"{way_out}."
+    )
+
+
+def _checked(verb: Callable) -> Callable:
+    """A verb that refuses what is no problem, no key, no arrays and no state of its family.
+
+    Python floats and NumPy values become JAX arrays.
+    """
+    signature = inspect.signature(verb)
+
+    @functools.wraps(verb)
+    def checked(self: Estimator, *arguments: Any, **options: Any) -> Any:
+        given = signature.bind(self, *arguments, **options)
+        trees = {
+            name: tree
+            for name, tree in given.arguments.items()
+            if name not in ("self", "problem", "key", "state")
+        }
+        owner = type(self).__name__
+        check_call(owner, given.arguments["problem"], given.arguments.get("key"), **trees)
+        if "state" in signature.parameters:
+            check_state(self, given.arguments["state"])
+        given.arguments |= as_arrays(trees)
+        return verb(*given.args, **given.kwargs)
+
+    return checked

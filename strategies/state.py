@@ -332,8 +332,10 @@ def exclusive_lock(path: str | os.PathLike[str] | None) -> Iterator[None]:
     The lock, on `path + ".lock"`, ends with the process, however that ends. There is none where the
     system or the file system has no locks.
 
-    **Raises:** `ValueError` if another run holds it.
+    **Raises:** `ValueError` if another run holds it, and for a folder.
     """
+    if path is not None and os.path.isdir(os.path.realpath(path)):
+        raise ValueError(f"state: expected the path of a file, received the folder {path!r:.200}")
     try:
         import fcntl
     except ImportError:  # pragma: no cover -- Windows

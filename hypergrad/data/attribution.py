@@ -18,13 +18,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from hypergrad.compiled import as_arrays
+from hypergrad.arguments import as_arrays, check_call
 from hypergrad.data.frames import to_frame, without_frames
 from hypergrad.data.trained import check_count, check_order, check_queries, over_weights
 from hypergrad.data.weighted import WeightedExamples
 from hypergrad.estimator import Estimator, HypergradientInfo
 from hypergrad.implicit import ImplicitDifferentiation
-from hypergrad.mistakes import check_call, check_estimator
+from hypergrad.mistakes import check_estimator
 from hypergrad.problem import BilevelProblem
 
 # Of the mean of the examples' losses from the loss of the whole batch, relative, in roundings.

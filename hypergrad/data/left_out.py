@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from hypergrad.compiled import as_arrays
+from hypergrad.arguments import as_arrays, check_call
 from hypergrad.data.attribution import Attribution
 from hypergrad.data.frames import without_frames
 from hypergrad.data.trained import QueryLoss, check_order, check_queries, over_weights
@@ -22,7 +22,6 @@ from hypergrad.data.weighted import WeightedExamples
 from hypergrad.estimator import Estimator
 from hypergrad.expected import require
 from hypergrad.implicit.trains import check_trains
-from hypergrad.mistakes import check_call
 from hypergrad.problem import BilevelProblem
 
 

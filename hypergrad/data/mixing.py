@@ -19,12 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from hypergrad.compiled import as_arrays
+from hypergrad.arguments import as_arrays, check_leaves
 from hypergrad.data.domains import DomainBatches, MixedDomains, TargetLoss, domain_sizes
 from hypergrad.data.frames import to_frame, without_frames
 from hypergrad.data.trained import check_count, check_taken
 from hypergrad.expected import received, require, require_number
-from hypergrad.mistakes import check_leaves
 from hypergrad.outer import OuterAlgorithm, Result, run
 from hypergrad.outer.report import StepReport
 from hypergrad.problem import BilevelProblem

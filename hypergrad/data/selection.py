@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from hypergrad.compiled import as_arrays
+from hypergrad.arguments import as_arrays, check_call
 from hypergrad.data.frames import to_frame, without_frames
 from hypergrad.data.trained import (
     check_count,
@@ -27,7 +27,6 @@ from hypergrad.data.weighted import WeightedExamples
 from hypergrad.estimator import Estimator
 from hypergrad.expected import require_number
 from hypergrad.implicit.trains import check_trains
-from hypergrad.mistakes import check_call
 from hypergrad.problem import BilevelProblem
 
 # A refused exchange is tried again with so much fewer pairs.

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import Float, PyTree
 
-from hypergrad.compiled import as_arrays
+from hypergrad.arguments import as_arrays, check_leaves
 from hypergrad.data.frames import to_frame, without_frames
 from hypergrad.data.trained import (
     check_count,
@@ -21,7 +21,6 @@ from hypergrad.data.weighted import WeightedExamples
 from hypergrad.estimator import Estimator
 from hypergrad.expected import require
 from hypergrad.implicit.trains import check_trains
-from hypergrad.mistakes import check_leaves
 from hypergrad.outer import Alternating, Box, run
 from hypergrad.problem import BilevelProblem
 

@@ -124,7 +124,9 @@ def _through(
         harmless = around.shift_by_maximum(equation)
         return [Taint(blind=taint.blind) if harmless else taint.hidden("a stop_gradient")]
     if name == "rem":
-        return [taint.hidden("a remainder", whole=False)]
+        # Between its steps it is continuous, and so is all of it where the outputs have its period.
+        seen = bool(taint.reads) and hides(equation, taint.reads)
+        return [taint.hidden("a remainder", whole=False) if seen else taint]
     if name == "sort":
         return _sorted(equation, entering, hides)
     reason = _DISCRETE.get(name, f"the operation `{name}`")

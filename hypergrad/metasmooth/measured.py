@@ -24,14 +24,13 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
-from hypergrad.compiled import as_arrays
+from hypergrad.arguments import as_arrays, check_call
 from hypergrad.estimator import Estimator, Hypergradient
 from hypergrad.expected import require_count, require_seed
 from hypergrad.implicit.trains import check_trains
 from hypergrad.metasmooth.moves import smoothness_of
 from hypergrad.metasmooth.steps import check_step, step_sizes
 from hypergrad.metasmooth.steps import flat as flat_params
-from hypergrad.mistakes import check_call
 from hypergrad.problem import BilevelProblem
 
 

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from hypergrad.compiled import as_arrays, strong
+from hypergrad.arguments import as_arrays, check_call
+from hypergrad.compiled import strong
 from hypergrad.expected import (
     received,
     require,
@@ -23,7 +24,6 @@ from hypergrad.expected import (
     require_functions,
     require_seed,
 )
-from hypergrad.mistakes import check_call
 from hypergrad.outer import checkpoint as files
 from hypergrad.outer import guards, loops
 from hypergrad.outer.base import RUNNING, OuterAlgorithm, OuterInfo, OuterState

@@ -27,6 +27,7 @@ _ADDRESS = re.compile(r" at 0x[0-9a-f]+|\b0x[0-9a-f]{6,}")
 _LIBRARIES = tuple(
     str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "purelib", "platlib")
 )
+_EXACT = 2**53  # integers below are floats, too
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...))
 
 
@@ -134,9 +135,11 @@ class _Fingerprints:
 
     def cell(self, cell: types.CellType) -> str:
         try:
-            return self(cell.cell_contents)
+            held = cell.cell_contents
         except ValueError:  # of a name that is not bound yet
             return ""
+        # Schedules of optax turn their own integers into floats when they are called.
+        return self(float(held) if type(held) is int and abs(held) < _EXACT else held)
 
     def instance(self, thing: Any) -> str:
         if hasattr(thing, "__wrapped__"):  # a compiled function

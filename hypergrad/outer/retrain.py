@@ -13,10 +13,9 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from hypergrad.compiled import as_arrays
+from hypergrad.arguments import as_arrays, check_call
 from hypergrad.expected import require, require_count, require_function, require_seed
 from hypergrad.inner import InnerSolver
-from hypergrad.mistakes import check_call
 from hypergrad.problem import BilevelProblem
 
 

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from hypergrad.compiled import as_arrays
+from hypergrad.arguments import as_arrays, check_leaves
 from hypergrad.expected import require, require_count, require_flag, require_key
-from hypergrad.mistakes import check_leaves
 from hypergrad.policy.instances import instances
 from hypergrad.policy.step import PolicyStep, Taken
 from hypergrad.problem import BilevelProblem

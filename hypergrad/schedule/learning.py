@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from hypergrad.compiled import as_arrays
+from hypergrad.arguments import as_arrays
 from hypergrad.expected import received, require, require_function
 from hypergrad.outer import Alternating, run
 from hypergrad.problem import BilevelProblem

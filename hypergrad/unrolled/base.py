@@ -163,8 +163,6 @@ class UnrolledEstimator(Estimator):
         """
 
     def _check(self, params: PyTree, hparams: PyTree, inner_batch: PyTree) -> None:
-        if not jax.tree.leaves(eqx.filter(params, eqx.is_inexact_array)):
-            raise ValueError("params: expected at least one floating-point array, received none.")
         for name, leaf in zip(leaf_names(hparams), jax.tree.leaves(hparams), strict=True):
             dtype = jnp.result_type(leaf) if eqx.is_array_like(leaf) else None
             if dtype is not None and jnp.issubdtype(dtype, jnp.integer):
@@ -172,6 +170,11 @@ class UnrolledEstimator(Estimator):
                     f"Hyperparameter {name!r} is an integer ({leaf!r}): a number of steps, a batch "
                     "size or a width has no derivative. Expected floating-point arrays; leave it "
                     "out of hparams, or to a searcher."
+                )
+        for name, tree in (("params", params), ("hparams", hparams)):
+            if not jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array)):
+                raise ValueError(
+                    f"{name}: expected at least one floating-point array, received none."
                 )
         if not self.stacked:
             return

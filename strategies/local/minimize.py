@@ -9,7 +9,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from strategies.arguments import asks_to_stop, functions, integer, positive
+from strategies.arguments import asks_to_stop, functions, integer, positive, switch
 from strategies.ledger import Ledger, ledger_of
 from strategies.local.executors import work, work_together
 from strategies.local.progress import shown
@@ -133,6 +133,8 @@ def minimize(
 
         evaluate = _Batches(Together(objective, space, population), population)
     callbacks = functions("callbacks", callbacks)
+    raise_errors = switch("raise_errors", raise_errors)
+    progress = None if progress is None else switch("progress", progress)
     with exclusive_lock(state_path):
         if state_path is not None and state_exists(state_path):
             ledger.restore(state_path)
@@ -296,8 +298,13 @@ class _Outcome:
     error: BaseException | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a process pool sends back: an exception that would not arrive becomes a text."""
-        return self.__dict__ | {"error": self.error and _portable(self.error)}
+        """What a process pool sends back, where a result or an exception might not arrive."""
+        made, error = self.report, self.error
+        try:
+            pickle.dumps(made)
+        except Exception as failure:
+            made, error = Report(None), failure
+        return self.__dict__ | {"report": made, "error": error and _portable(error)}
 
 
 def _portable(error: BaseException) -> BaseException:

@@ -4,6 +4,7 @@ import functools
 import math
 import threading
 import time
+import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -292,6 +293,13 @@ class HypergradSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
     ) -> None:
         """Take note that it has ended, and of its constraints."""
+        if state == TrialState.COMPLETE:
+            for name in trial.system_attrs.get("fixed_params", {}).keys() - trial.params.keys():
+                warnings.warn(
+                    f"enqueue_trial: the objective did not ask for {name!r}, whose value was "
+                    "ignored",
+                    stacklevel=2,
+                )
         if self._constraints is not None and state in (TrialState.COMPLETE, TrialState.PRUNED):
             found = [float(each) for each in self._constraints(trial)]
             study._storage.set_trial_system_attr(trial._trial_id, "constraints", found)

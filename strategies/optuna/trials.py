@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -15,7 +16,7 @@ from optuna.distributions import (
 )
 from optuna.trial import BaseTrial, FrozenTrial, Trial, TrialState
 
-from strategies.observation import Report
+from strategies.observation import NoNumberError, Report
 from strategies.observation import report as _report
 from strategies.optuna.names import Names
 from strategies.space import Constant, SearchSpace
@@ -36,7 +37,7 @@ _CHUNK = 60_000
 _PARTS = "hypergrad:parts"
 
 
-def suggest(trial: BaseTrial, space: SearchSpace) -> dict[str, Any]:
+def suggest(trial: BaseTrial, space: SearchSpace | Mapping[str, Any]) -> dict[str, Any]:
     """The trial's configuration: all hyperparameters of a space, asked for one by one.
 
     Works with every sampler of Optuna, not only with ours.
@@ -44,11 +45,13 @@ def suggest(trial: BaseTrial, space: SearchSpace) -> dict[str, Any]:
     **Arguments:**
 
     - `trial`: the `optuna.Trial`.
-    - `space`: where to search.
+    - `space`: where to search: a `SearchSpace`, or the mapping that makes one.
 
     **Returns:** A nested dict of plain values, lists for arrays, constants included; the
     hyperparameters whose conditions do not hold are absent.
     """
+    if not isinstance(space, SearchSpace):
+        space = SearchSpace(space)
     names, given = Names(space), _given(trial)
     flat: dict[str, Any] = {}
     waiting = list(space.domains)
@@ -106,12 +109,16 @@ def report(trial: BaseTrial, value: Any = None, gradient: Any = None, **details:
       seconds for the cost if it is not given. Constraints are constraints of the trial, as by
       `trial.set_constraint`; those set so need not be given again, but may have gradients here.
 
-    **Returns:** The value as a float, NaN if there is none: Optuna takes that for a failure. Of
-    several objectives, a tuple.
+    **Returns:** The value as a float. NaN, which Optuna takes for a failure, if there is none, or
+    with a warning something that is no number. Of several objectives, a tuple.
 
-    **Raises:** `ValueError` if the value is not a scalar or the gradient not a mapping.
+    **Raises:** `ValueError` if the value is an array, or the gradient not a mapping.
     """
-    given = _report(value, gradient, **details)
+    try:
+        given = _report(value, gradient, **details)
+    except NoNumberError as error:
+        warnings.warn(f"trial {trial.number} failed: {error}", stacklevel=2)
+        return math.nan
     keep_report(trial, given)
     return returned(given)
 

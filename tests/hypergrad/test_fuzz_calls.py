@@ -5,6 +5,8 @@ import random
 import traceback
 import warnings
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 import optax
 import pytest
@@ -12,11 +14,16 @@ import pytest
 import hypergrad
 from hypergrad import (
     BilevelProblem,
+    ForwardUnrolled,
     ImplicitDifferentiation,
     Newton,
+    OnlineUnrolled,
+    OverKeys,
+    TruncatedUnrolled,
     Unrolled,
     outer,
 )
+from hypergrad.evidence import LaplaceEvidence
 from tests.hypergrad.test_fuzz import VALUES
 
 
@@ -125,3 +132,42 @@ def test_one_wrong_argument(name, values, tmp_path, monkeypatch):
                 said = "expected" in str(error).lower() or of_the_user(error, value)
                 if not said or not isinstance(error, ValueError | TypeError):
                     pytest.fail(f"{name}({argument}={value!r:.200}): {error!r:.300}")
+
+
+ESTIMATORS = (
+    IMPLICIT, UNROLLED, ForwardUnrolled(optax.sgd(0.1), steps=2),
+    TruncatedUnrolled(optax.sgd(0.1), steps=2, window=1), OnlineUnrolled(optax.sgd(0.1), steps=2),
+    Unrolled(optax.sgd(0.1), steps=2, warm_start=True), OverKeys(UNROLLED, 2), LaplaceEvidence(),
+)  # fmt: skip
+VERBS = {
+    "init": ("problem", "params", "hparams", "inner_batch", "key"),
+    "fit": ("problem", "state", "hparams", "inner_batch", "key"),
+    "hypergradient": ("problem", "state", "hparams", "inner_batch", "outer_batch", "key"),
+}
+
+
+@pytest.mark.parametrize("values", [1, pytest.param(len(VALUES), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("number", range(len(ESTIMATORS)))
+def test_one_wrong_argument_of_a_verb(number, verb, values):
+    estimator, rng = ESTIMATORS[number], random.Random(f"{number}{verb}")
+
+    def called(argument, value):
+        given = {**POINT, "key": jax.random.key(0)}
+        given["state"] = estimator.init(PROBLEM, W, LAM, BATCH, key=given["key"])
+        given = {name: given[name] for name in VERBS[verb]} | {argument: value}
+        return eqx.filter(getattr(estimator, verb)(**given), eqx.is_array)
+
+    for argument, value in ((a, v) for a in VERBS[verb] for v in rng.sample(VALUES, values)):
+        if not fair(argument, value):
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                jax.eval_shape(
+                    lambda given=(argument, value): called(*given)
+                )  # nothing is computed
+            except Exception as error:
+                said = "expected" in str(error).lower() or of_the_user(error, value)
+                if not said or not isinstance(error, ValueError | TypeError):
+                    pytest.fail(f"{verb}({argument}={value!r:.200}): {error!r:.300}")

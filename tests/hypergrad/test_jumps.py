@@ -85,6 +85,7 @@ GUILTY = {
     "looked up": (lambda h: h * V[jnp.floor(h * V).astype(int)].sum(), "a rounding"),
     "stepped table": (lambda h: h * jnp.floor(h * V)[jnp.array([0, 1])].sum(), "a rounding"),
     "mod": (lambda h: h % 1.0, "a remainder"),
+    "saw": (lambda h: ((3 * h * V) % 1.0 - 0.4) @ V, "a remainder"),
     "index": (lambda h: h * V[h.astype(int)], "a truncation to integers"),
     "truncated": (lambda h: h * jnp.int32(10 * h), "a truncation to integers"),
     "switch": (
@@ -172,6 +173,8 @@ def block_norms():
 TREE = {"a": V, "b": X}
 
 INNOCENT = {
+    "turn": lambda h: jnp.cos(2 * jnp.pi * ((h * V) % 1.0)) @ V,
+    "triangle wave of a remainder": lambda h: jnp.abs(h % 1.0 - 0.5),
     "relu": lambda h: jax.nn.relu(h * X).sum(),
     "leaky relu": lambda h: jax.nn.leaky_relu(h * X, h).sum(),
     "elu": lambda h: jax.nn.elu(h * X).sum(),

@@ -111,6 +111,15 @@ def test_schedules_are_told_apart_by_content(kind):
     assert one == fingerprint(optax.sgd(make(0.1)))
 
 
+def test_a_schedule_is_itself_after_it_was_called():
+    make = optax.cosine_decay_schedule
+    schedule = make(0.1, 10)
+    before = fingerprint(schedule)
+    schedule(3)
+    assert fingerprint(schedule) == before == fingerprint(make(0.1, 10))
+    assert fingerprint(schedule) != fingerprint(make(0.1, 11))
+
+
 def test_optimizers_estimators_and_algorithms_are_told_apart():
     def makers(rate):
         return [

@@ -105,6 +105,16 @@ def test_folder_that_does_not_exist_is_an_error_at_once(tmp_path):
     assert seen == []
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("state_path", ""), ("progress", "yes"), ("raise_errors", None)]
+)
+def test_a_folder_is_no_file_and_a_text_no_switch(name, value, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="expected"):
+        minimize(lambda config: 1.0, SPACE, trials=1, **{name: value})
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("kept", [0, 1, 0.5, 0.99])
 def test_state_that_is_cut_short_is_named_and_the_backup_used(kept, tmp_path):
     path = tmp_path / "state.json"

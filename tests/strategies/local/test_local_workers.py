@@ -11,6 +11,7 @@ from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolEx
 
 import pytest
 
+from strategies import report
 from strategies.local import minimize
 from strategies.searchers import GridSearcher, RandomSearcher
 from strategies.space import Float, Int, SearchSpace
@@ -62,6 +63,18 @@ def test_only_what_kills_its_worker_has_failed(workers):
     assert isinstance(errors[2], BrokenExecutor)
     # The exception that did not arrive is told by its text.
     assert "TwoArgumentsError('no: reason')" in str(errors[3])
+
+
+def unsendable(config):
+    info = {"why": lambda: None} if config["n"] == 3 else {}
+    return report(float(config["n"]), info=info)
+
+
+def test_a_result_that_cannot_be_sent_is_a_failure():
+    with ProcessPoolExecutor(2, FORK) as pool, pytest.warns(UserWarning, match="failed"):
+        found = search(unsendable, pool)
+    assert [o.config["n"] for o in found.history if o.status == "failed"] == [3]
+    assert found.best_value == 0
 
 
 def test_pool_that_never_gives_a_result_is_an_error(tmp_path):

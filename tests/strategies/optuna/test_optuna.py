@@ -495,6 +495,28 @@ def test_mistakes_in_the_set_up_are_named():
         report(study.ask(), [1.0, 2.0])
 
 
+def test_what_was_enqueued_and_never_asked_for_is_told():
+    study = optuna.create_study(sampler=HypergradSampler(seed=0))
+    study.enqueue_trial({"x": 0.25, "lr": 0.1})
+    with pytest.warns(UserWarning, match="did not ask for 'lr'") as told:
+        study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=3)
+    assert len(told) == 1
+    assert study.trials[0].params == {"x": 0.25}
+
+
+@pytest.mark.parametrize("value", ["abc", 1j, {"loss": 1.0}])
+def test_a_report_of_no_number_is_a_failed_trial(value):
+    study = optuna.create_study(sampler=HypergradSampler(seed=0))
+
+    def objective(trial):
+        config = suggest(trial, {"x": Float(0, 1)})
+        return report(trial, value if trial.number == 1 else config["x"])
+
+    with pytest.warns(UserWarning, match="trial 1 failed: 'value': expected a number"):
+        study.optimize(objective, n_trials=3)
+    assert [t.state.name for t in study.trials] == ["COMPLETE", "FAIL", "COMPLETE"]
+
+
 def test_other_samplers_of_optuna_take_our_space():
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0))
     study.optimize(objective, n_trials=12)
