@@ -117,10 +117,11 @@ def searched(source: Any, space: SearchSpace | Mapping[str, Any] | None = None) 
     if isinstance(space, Mapping):
         space = SearchSpace(space)
     if hasattr(source, "get_trials"):
-        from strategies.optuna import observations_of, space_from_trials
+        from strategies.optuna.history import numbered_observations_of
+        from strategies.optuna.spaces import space_from_trials
 
         space = space_from_trials(source.get_trials()) if space is None else space
-        history: Any = observations_of(source, space)
+        history: Any = numbered_observations_of(source, space)
     elif hasattr(source, "candidates") and hasattr(source, "searcher"):
         space = source.searcher.space
         history = [o for n in sorted(source.candidates) for o in _results(source.candidates[n])]

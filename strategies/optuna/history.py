@@ -1,5 +1,7 @@
 """A finished study of Optuna as observations, from which any searcher may start."""
 
+from dataclasses import replace
+
 from optuna.study import Study
 from optuna.trial import TrialState
 
@@ -23,6 +25,11 @@ def observations_of(study: Study, space: SearchSpace) -> list[Observation]:
     **Returns:** Observations whose values are minimised, with gradients where trials reported them,
     with the constraints that were set, and with the context that a trial was suggested for.
     """
+    return [replace(item, number=None) for item in numbered_observations_of(study, space)]
+
+
+def numbered_observations_of(study: Study, space: SearchSpace) -> list[Observation]:
+    """The same with the trials' numbers, for those who show a study and do not go on from it."""
     names, intake = Names(space), Intake(space)
     maximise = maximised(study)
     found = []
@@ -40,7 +47,7 @@ def observations_of(study: Study, space: SearchSpace) -> list[Observation]:
                 maximise=maximise,
                 note=context_of(trial),
                 status=status,
-                trial=trial.number,
+                number=trial.number,
             )
         )
     return found
