@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from strategies.front import front, knee
 from strategies.importance import Share, importance
 from strategies.searched import Searched, searched
 from strategies.space import SearchSpace
@@ -47,9 +48,10 @@ def report_page(
     """Write what a search has seen as one HTML file, pictures included.
 
     The best configuration, the history, what mattered, slices with the gradients seen, parallel
-    coordinates, the front between value and cost, the brackets of a scheduler, and a table of the
-    trials (the best 500, if there are more). Sections that need more trials than there are, are
-    left out.
+    coordinates, the front between objectives or between value and cost, the brackets of a
+    scheduler, and a table of the trials (the best 500, if there are more). Sections that need more
+    trials than there are, are left out. Values are minimised: those of a study that maximises have
+    the other sign.
 
     **Arguments:**
 
@@ -78,7 +80,9 @@ def _summary(seen: Searched) -> list[str]:
     counts = Counter(item.status for item in seen.history)
     told = ", ".join(f"{count} {status}" for status, count in counts.items()) or "none yet"
     gradients = sum(item.slope is not None for item in seen.history)
-    lines = [f"<p>Trials: {told}; {gradients} with a gradient.</p>"]
+    feasible = sum(item.feasible for item in seen.history if item.status != "failed")
+    limited = f", {feasible} feasible" if any(item.constraints for item in seen.history) else ""
+    lines = [f"<p>Trials: {told}; {gradients} with a gradient{limited}.</p>"]
     if seen.best is None:
         return [*lines, "<p>No trial is complete.</p>"]
     assert seen.best.point is not None
@@ -87,8 +91,24 @@ def _summary(seen: Searched) -> list[str]:
         {"hyperparameter": html.escape(name), "value": cell(value)}
         for name, value in seen.best.point.flat.items()
     ]
-    heading = f"<h2>Best: {cell(float(seen.best.value or 0.0))} ({number})</h2>"
-    return [*lines, heading, table(rows)]
+    best = "Best in the first objective" if len(seen.best.values) > 1 else "Best"
+    heading = f"<h2>{best}: {cell(float(seen.best.value or 0.0))} ({number})</h2>"
+    return [*lines, heading, table(rows), *_front(seen)]
+
+
+def _front(seen: Searched) -> list[str]:
+    """What several objectives have come to."""
+    members = [item for item in front(seen.complete) if len(item.values) > 1]
+    middle = knee(members)
+    rows = [
+        {
+            "trial": "" if item.number is None else str(item.number),
+            **{f"objective {i + 1}": cell(each) for i, each in enumerate(item.values)},
+            "": "knee" if item is middle else "",
+        }
+        for item in members
+    ]
+    return ["<h2>Pareto front</h2>", table(rows)] if rows else []
 
 
 def _pictures(source: Any, seen: Searched, found: dict[str, Share]) -> list[str]:
@@ -111,7 +131,9 @@ def _pictures(source: Any, seen: Searched, found: dict[str, Share]) -> list[str]
         parts.append(picture("All together", plots.parallel(seen, names=names)))
     if found and len(names) > 1:
         parts.append(picture("The two that mattered most", plots.contours(seen)))
-    if len({o.cost for o in seen.history if o.status == "complete"} - {None}) > 1:
+    if any(len(item.values) > 1 and item.feasible for item in seen.complete):
+        parts.append(picture("Two objectives", plots.front(seen)))
+    elif len({o.cost for o in seen.history if o.status == "complete"} - {None}) > 1:
         parts.append(picture("Value and cost", plots.front(seen)))
     return parts
 
@@ -124,14 +146,16 @@ def _trials(seen: Searched) -> list[str]:
         items = [item for item in items if id(item) in kept]
     if not items:
         return []
-    rows = []
+    rows, objectives = [], max(len(item.values) for item in items)
     for item in items:
         assert item.point is not None
         row: dict[str, Any] = {
             "trial": "" if item.number is None else item.number,
             "value": item.value,
-            "status": item.status,
+            "status": item.status if item.feasible else f"{item.status}, infeasible",
         }
+        for i in range(1, objectives):
+            row[f"objective {i + 1}"] = item.values[i] if i < len(item.values) else None
         for name in ("resource", "cost"):
             if any(getattr(other, name) is not None for other in items):
                 row[name] = getattr(item, name)

@@ -116,11 +116,15 @@ def searched(source: Any, space: SearchSpace | Mapping[str, Any] | None = None) 
         return seen_by(source, space)
     if isinstance(space, Mapping):
         space = SearchSpace(space)
+    history: Any
     if hasattr(source, "get_trials"):
-        from strategies.optuna import observations_of, space_from_trials
+        from strategies.optuna.history import names_of, seen_in
+        from strategies.optuna.names import Names
 
-        space = space_from_trials(source.get_trials()) if space is None else space
-        history: Any = observations_of(source, space)
+        names = names_of(source) if space is None else Names(space)
+        if names is None:
+            raise ValueError("'source': expected a study with a complete trial, received none")
+        space, history = names.space, seen_in(source, names)
     elif hasattr(source, "candidates") and hasattr(source, "searcher"):
         space = source.searcher.space
         history = [o for n in sorted(source.candidates) for o in _results(source.candidates[n])]

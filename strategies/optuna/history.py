@@ -1,13 +1,15 @@
 """A finished study of Optuna as observations, from which any searcher may start."""
 
+from dataclasses import replace
+
 from optuna.study import Study
-from optuna.trial import TrialState
 
 from strategies.intake import Intake
-from strategies.observation import Observation, Status
-from strategies.optuna.names import Names
-from strategies.optuna.study_view import context_of, maximised, point_of
-from strategies.optuna.trials import report_of
+from strategies.observation import Observation
+from strategies.optuna.names import Names, names_found
+from strategies.optuna.shared import SharedParameters
+from strategies.optuna.spaces import space_from_trials
+from strategies.optuna.study_view import StudyView
 from strategies.space import SearchSpace
 
 
@@ -23,24 +25,26 @@ def observations_of(study: Study, space: SearchSpace) -> list[Observation]:
     **Returns:** Observations whose values are minimised, with gradients where trials reported them,
     with the constraints that were set, and with the context that a trial was suggested for.
     """
-    names, intake = Names(space), Intake(space)
-    maximise = maximised(study)
-    found = []
-    for trial in study.get_trials(deepcopy=False):
-        if not trial.state.is_finished():
-            continue
-        point = point_of(trial, names)
-        if point is None:
-            continue
-        status: Status = "pruned" if trial.state == TrialState.PRUNED else "complete"
-        found.append(
-            intake(
-                point,
-                names.translated(report_of(trial), point.flat),
-                maximise=maximise,
-                note=context_of(trial),
-                status=status,
-                trial=trial.number,
-            )
-        )
-    return found
+    return [
+        replace(item, number=None, note={k: v for k, v in item.note.items() if k == "context"})
+        for item in seen_in(study, Names(space))
+    ]
+
+
+def seen_in(study: Study, names: Names) -> list[Observation]:
+    """The same with numbers and notes, for those who look at a study and do not go on from it."""
+    view = StudyView(names, Intake(names.space))
+    return view.look(study, study.get_trials(deepcopy=False))[0]
+
+
+def names_of(study: Study) -> Names | None:
+    """The parameters of a study: with conditions if these explain it, else those in common.
+
+    **Returns:** `None` while no trial has any.
+    """
+    trials = study.get_trials(deepcopy=False)
+    try:
+        return Names(space_from_trials(trials))
+    except ValueError:
+        shared = SharedParameters().of(trials)
+        return names_found(shared) if shared else None

@@ -13,7 +13,8 @@ _SETTLED = 10
 class SharedParameters:
     """The parameters that all trials since their first have asked for.
 
-    A range that has changed is what the newest trial says. Complete and pruned trials count.
+    A range that has changed is what the newest trial says. Complete and pruned trials count, if
+    they have asked for anything.
     """
 
     def __init__(self) -> None:
@@ -40,7 +41,8 @@ class SharedParameters:
             self._forget()
             self._trials = trials
         for trial in trials[self._seen :]:
-            if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
+            ended = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+            if not (ended and trial.distributions):
                 continue
             for name, distribution in trial.distributions.items():
                 self._before.setdefault(name, self._counted)

@@ -2,11 +2,10 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-from strategies.optuna.history import observations_of
-from strategies.optuna.spaces import space_from_trials
+from strategies.optuna.history import names_of, seen_in
+from strategies.optuna.names import Names
 from strategies.space import SearchSpace
 from strategies.stopping import Stop, Watch
 
@@ -43,12 +42,9 @@ class StopStudy:
 
     def __call__(self, study: Any, trial: Any) -> None:
         """Called by Optuna after each trial."""
-        space = self._space
-        if space is None:
-            space = space_from_trials(study.get_trials(deepcopy=False))
-        # Trials count, which points that an earlier search has left would not.
-        history = [replace(o, number=i) for i, o in enumerate(observations_of(study, space))]
-        if self._watch.over(history, space=space):
+        names = names_of(study) if self._space is None else Names(self._space)
+        history = [] if names is None else seen_in(study, names)
+        if self._watch.over(history, space=None if names is None else names.space):
             logger.info("The study ends: %s.", self._watch.reason)
             study.stop()
 

@@ -68,7 +68,7 @@ class StudyView:
         return self.names.space
 
     def look(
-        self, study: Study, trials: Sequence[FrozenTrial], current: FrozenTrial
+        self, study: Study, trials: Sequence[FrozenTrial], current: FrozenTrial | None = None
     ) -> tuple[list[Observation], list[Suggestion]]:
         """What is known, values to be minimised, and what is being evaluated besides `current`.
 
@@ -77,9 +77,10 @@ class StudyView:
         - `study`: whose trials they are.
         - `trials`: of this study. If they are the same object as before they have only grown, by
           finished trials, and are taken up where they ended.
-        - `current`: the trial that a suggestion is made for.
+        - `current`: the trial that a suggestion is made for, if there is one.
         """
         maximise = maximised(study)
+        number = None if current is None else current.number
         past = self._past = self._past if self._past.trials is trials else _Past(trials)
         pending: list[Suggestion] = []
         for trial in itertools.islice(trials, past.seen, None):
@@ -91,7 +92,7 @@ class StudyView:
             past.retried.update(seen.retried)
             if seen.observation is not None:
                 past.history.append(seen.observation)
-            elif seen.pending is not None and seen.pending.number != current.number:
+            elif seen.pending is not None and seen.pending.number != number:
                 pending.append(seen.pending)
         past.seen = len(trials)
         history = past.history.copy()

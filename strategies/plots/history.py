@@ -20,8 +20,8 @@ def history(source: Any, space: SearchSpace | Mapping[str, Any] | None = None) -
     """Value against trial number, with the best so far.
 
     Results of a trial at several resources are joined by a line, each resource in its colour; the
-    best so far is that at the largest. Points that were not suggested come before trial 0. Failed
-    trials are crosses at the lower edge, pruned ones are hollow.
+    best so far is that at the largest, of feasible trials. Points that were not suggested come
+    before trial 0. Failed trials are crosses at the lower edge, pruned ones are hollow.
     """
     seen = searched(source, space)
     given = sum(item.number is None for item in seen.history)
@@ -60,7 +60,7 @@ def history(source: Any, space: SearchSpace | Mapping[str, Any] | None = None) -
             label="failed",
             clip_on=False,
         )
-    chosen = {id(item) for item in seen.complete}
+    chosen = {id(item) for item in seen.complete if item.feasible}
     best = [
         value if id(item) in chosen else np.inf
         for value, item in zip(values, seen.history, strict=True)

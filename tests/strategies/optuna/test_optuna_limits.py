@@ -17,6 +17,7 @@ from strategies.optuna import (
     report_of,
     study_of,
 )
+from strategies.searched import searched
 
 SPACE = SearchSpace({"x": Float(-5.0, 5.0), "y": Float(-5.0, 5.0)})
 
@@ -129,3 +130,24 @@ def test_a_study_ends():
     assert study.best_trial.number == len(study.trials) - 5
     with pytest.raises(ValueError, match="'stop': expected a Stop"):
         StopStudy(5)
+
+
+def test_a_study_of_anything_ends_and_is_shown():
+    """Trials before the first complete one, names and ranges that no space of ours has."""
+
+    def objective(trial):
+        if trial.number < 2:
+            raise optuna.TrialPruned
+        trial.suggest_int("seed", 0, 2**31 - 1)
+        trial.suggest_categorical("opt", ["a", "b"])
+        return trial.suggest_float("opt/lr", 0, 1 + trial.number) + 1.0
+
+    callback = StopStudy(Stop(patience=3))
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    study.optimize(objective, n_trials=60, callbacks=[callback])
+    assert callback.reason == "3 trials without a better one"
+    seen = searched(study)
+    assert [item.number for item in seen.history] == list(range(2, len(study.trials)))
+    assert seen.best.number == study.best_trial.number == len(study.trials) - 4
+    with pytest.raises(ValueError, match="expected a study with a complete trial"):
+        searched(optuna.create_study())
