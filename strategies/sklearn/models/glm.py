@@ -17,7 +17,7 @@ def half_deviance(mean: Array, y: Array, power: float) -> Array:
     if power == 0:
         return half_squared_error(mean, y)
     if power == 1:
-        # A count of zero has a derivative in the mean; that of `xlogy(y, y / mean)` is not a number.
+        # At a count of zero the derivative of `xlogy(y, y / mean)` is not a number.
         return xlogy(y, y) - y * jnp.log(mean) - y + mean
     if power == 2:
         return jnp.log(mean / y) + y / mean - 1.0
