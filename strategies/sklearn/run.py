@@ -12,6 +12,7 @@ from sklearn.base import is_classifier
 from sklearn.metrics._scorer import _MultimetricScorer
 from sklearn.pipeline import Pipeline
 from sklearn.utils.metadata_routing import process_routing
+from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import _check_method_params
 
 from strategies.ledger import Ledger
@@ -35,6 +36,7 @@ from strategies.space import SearchSpace
 
 # Stages; without gradients the trials are scikit-learn's own fits.
 _SCORES, _SHARED, _TUNED = "scores", "shared", "tuned"
+_SEVERAL_LABELS = ("multilabel-indicator", "multiclass-multioutput")
 # Longest first step of a search of many penalties, in units of their range: most have no gradient.
 _FIRST_STEP = 0.5
 
@@ -122,6 +124,8 @@ class Run:
         # What has no model should not be read as a table either.
         CrossValidation.require_model(estimator)
         classifier = is_classifier(estimator)
+        if classifier and type_of_target(self.y) in _SEVERAL_LABELS:
+            raise NotDifferentiableError("a sample has several labels")
         test_weight = routed.scorer.score.get("sample_weight")
         table = Table(self.X, self.y, splits, weight, test_weight, classifier)
         width, groups = 0, None

@@ -202,7 +202,7 @@ class HypergradSearchCV(Reports, BaseSearchCV):
         found = {name: value for name, value in vars(worker).items() if name.endswith("_")}
         for name in [name for name in vars(self) if name.endswith("_")]:
             delattr(self, name)
-        vars(self).update(found, **attributes(run, worker))
+        self.__dict__.update(found, **attributes(run, worker))
         # Who has ended the search by Ctrl-C waits for no further one.
         kind = None if self.stopped_ == INTERRUPTED else kind
         self.generalization_score_ = generalization(self, X, y, params, kind)
