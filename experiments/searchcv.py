@@ -63,12 +63,7 @@ def lassobench(context: Context, names: list[str], trials: int) -> None:
         )
         if name == "synt_medium":
             context.measure("synthetic", float(ours[-1]))
-            ratios = [
-                row["HypergradSearchCV"] / row["L-BFGS-B"]
-                for row in traces
-                if row["problem"] == name
-            ]
-            context.measure("lbfgsb", max(ratios))
+            context.measure("lbfgsb", float(np.max((ours / theirs)[BUDGETS[0] - 1 :])))
     context.table("LassoBench", rows)
     context.table("LassoBench, by trials", traces)
 
@@ -80,7 +75,7 @@ def lassobench(context: Context, names: list[str], trials: int) -> None:
         Option("problems", 3, quick=1, help="number of LassoBench's problems, up to 4"),
         Option("documents", 20_000, quick=500, help="samples of the sparse problem"),
         Option("splits", 2, quick=1, help="splits of each real set into training and held-out"),
-        Option("sets", 6, quick=1, help="number of real sets"),
+        Option("sets", 7, quick=1, help="number of real sets"),
         Option("rivals", 1, quick=0, help="1 to run the searches that no claim needs as well"),
     ],
     claims=[
@@ -91,7 +86,7 @@ def lassobench(context: Context, names: list[str], trials: int) -> None:
         ),
         Claim(
             "lbfgsb",
-            "synt_medium: loss over L-BFGS-B's, at the worst budget",
+            f"synt_medium: loss over L-BFGS-B's, at the worst of all budgets from {BUDGETS[0]} on",
             at_most=1.0 + _LEVEL,
         ),
         Claim(

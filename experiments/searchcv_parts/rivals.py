@@ -62,17 +62,20 @@ def searches(problem: Problem, seed: int, rivals: bool) -> dict[str, Callable]:
         problem.model, problem.grid(20), random_state=seed, **options
     )
 
+    last = problem.own(problem.grid(20)[problem.parameter]).set_params(cv=cv)
+
     def own() -> Any:
-        last = problem.own(problem.grid(20)[problem.parameter])
         steps = clone(problem.model)
-        steps.steps[-1] = ("own", last.set_params(cv=cv))
+        steps.steps[-1] = ("own", last)
         return steps
 
-    found["the estimator's own"] = own
+    found[f"{type(last).__name__}, 20 points"] = own
     if importlib.util.find_spec("optuna_integration") is not None:
+        import optuna
         from optuna.distributions import FloatDistribution
         from optuna_integration import OptunaSearchCV
 
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
         found["OptunaSearchCV, 20"] = lambda: OptunaSearchCV(
             problem.model,
             {problem.parameter: FloatDistribution(problem.low, problem.high, log=True)},
@@ -96,12 +99,13 @@ def _measured(problem: Problem, search: Any, parts: list[np.ndarray]) -> dict[st
         "standard error": np.nan,
         "fits": np.nan,
     }
-    results = getattr(search, "cv_results_", None)
-    if results is not None:
+    results = getattr(search, "cv_results_", {"params": []})
+    if results["params"]:
         spread = results["std_test_score"][search.best_index_]
         row["standard error"] = float(spread) / np.sqrt(_FOLDS)
-        rows = len(results["params"]) + len(getattr(search, "trials_", []))
-        row["fits"] = float(_FOLDS * rows)
+    candidates = len(results["params"]) + len(getattr(search, "trials_", []))
+    if candidates:
+        row["fits"] = float(_FOLDS * candidates)
     return row
 
 

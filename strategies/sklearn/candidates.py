@@ -18,7 +18,7 @@ class Candidates:
     - `journal`: where finished rows are kept.
     - `params`: what `set_params` takes, from a configuration.
     - `restored`: rows of an earlier run, and rows whose fits all failed.
-    - `trials`: those of all rows, in the order of `cv_results_`.
+    - `trials`: those of all rows.
     """
 
     journal: Journal

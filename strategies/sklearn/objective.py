@@ -13,6 +13,7 @@ from jaxtyping import Array, PyTree, Scalar
 from scipy import sparse
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
+from sklearn.utils.validation import _get_feature_names
 
 from strategies.sklearn.criteria import CRITERIA, Criterion, criterion_for
 from strategies.sklearn.folds import Stacked, Table, transformed
@@ -286,6 +287,21 @@ def head_of(estimator: Any) -> Pipeline | None:
     return estimator[:-1] if several else None
 
 
+def feature_names(estimator: Any, X: Any, y: Any) -> list[str]:
+    """Names of the features that reach the final step."""
+    head = head_of(estimator)
+    if head is not None:
+        fitted = clone(head).fit(X, y)
+        try:
+            return [str(name) for name in fitted.get_feature_names_out()]
+        except (AttributeError, ValueError):
+            return [f"x{column}" for column in range(fitted.transform(X[:1]).shape[1])]
+    names = _get_feature_names(X)
+    if names is None:
+        return [f"x{column}" for column in range(np.shape(X)[1])]
+    return [str(name) for name in names]
+
+
 def prefix_of(estimator: Any) -> str:
     """Of the final step's parameters in the estimator's own."""
     return f"{estimator.steps[-1][0]}__" if isinstance(estimator, Pipeline) else ""
@@ -295,6 +311,7 @@ __all__ = [
     "CrossValidation",
     "Evaluation",
     "NotDifferentiableError",
+    "feature_names",
     "final_step",
     "head_of",
     "prefix_of",

@@ -8,17 +8,18 @@ from typing import Any
 
 import joblib
 import numpy as np
-from sklearn.base import clone, is_classifier
+from sklearn.base import is_classifier
 from sklearn.metrics._scorer import _MultimetricScorer
 from sklearn.pipeline import Pipeline
 from sklearn.utils.metadata_routing import process_routing
-from sklearn.utils.validation import _check_method_params, _get_feature_names
+from sklearn.utils.multiclass import type_of_target
+from sklearn.utils.validation import _check_method_params
 
 from strategies.ledger import Ledger
 from strategies.searchers import BayesSearcher, HypergradientSearcher
 from strategies.sklearn.candidates import Candidates, Evaluation
 from strategies.sklearn.folds import Table
-from strategies.sklearn.objective import CrossValidation, NotDifferentiableError, head_of
+from strategies.sklearn.objective import CrossValidation, NotDifferentiableError, feature_names
 from strategies.sklearn.penalties import STEP, groups_of, step_name
 from strategies.sklearn.prior import RatioPrior
 from strategies.sklearn.spaces import (
@@ -29,12 +30,13 @@ from strategies.sklearn.spaces import (
     tuned,
     without_objects,
 )
-from strategies.sklearn.stages import Budget, follow_gradients, part_of
+from strategies.sklearn.stages import Budget, follow_gradients, follow_scores, part_of
 from strategies.sklearn.trials import Journal, Stage, Trial, journal
 from strategies.space import SearchSpace
 
 # Stages; without gradients the trials are scikit-learn's own fits.
 _SCORES, _SHARED, _TUNED = "scores", "shared", "tuned"
+_SEVERAL_LABELS = ("multilabel-indicator", "multiclass-multioutput")
 # Longest first step of a search of many penalties, in units of their range: most have no gradient.
 _FIRST_STEP = 0.5
 
@@ -122,11 +124,13 @@ class Run:
         # What has no model should not be read as a table either.
         CrossValidation.require_model(estimator)
         classifier = is_classifier(estimator)
+        if classifier and type_of_target(self.y) in _SEVERAL_LABELS:
+            raise NotDifferentiableError("a sample has several labels")
         test_weight = routed.scorer.score.get("sample_weight")
         table = Table(self.X, self.y, splits, weight, test_weight, classifier)
         width, groups = 0, None
         if search.penalty != "single":
-            self.names = _names(estimator, self.X, self.y)
+            self.names = feature_names(estimator, self.X, self.y)
             width = len(self.names)
             self.groups = groups_of(search.penalty, self.names)
             groups = list(self.groups.values())
@@ -240,29 +244,7 @@ class Run:
         searcher = BayesSearcher(self.space, seed=self.search.random_state or 0)
         stage = Stage(_SCORES, searcher, kept)
         self.ledger = stage.ledger
-        while not budget.over(stage):
-            suggestion = stage.ask()
-            if any(trial.config == suggestion.config for trial in stage.trials):
-                break  # all of a finite space was tried
-            began = time.perf_counter()
-            trial = Trial(_SCORES, suggestion.number, suggestion.config, None)
-            try:
-                scores = self.evaluate(trial)
-            except KeyboardInterrupt:
-                if not stage.trials:
-                    raise
-                budget.interrupt()
-                break
-            finished = Trial(
-                _SCORES,
-                suggestion.number,
-                suggestion.config,
-                None if not np.isfinite(scores.mean()) else -float(scores.mean()),
-                folds=[-float(score) for score in scores],
-                seconds=time.perf_counter() - began,
-                note=dict(suggestion.note),
-            )
-            stage.finish(finished)
+        follow_scores(self.evaluate, stage, budget)
 
     # Results
 
@@ -284,43 +266,6 @@ class Run:
             [*(item for _, fits, _ in restored for item in fits), *out],
             columns,
         )
-
-    def report(self, worker: Any) -> None:
-        """The fitted attributes of this engine."""
-        worker.trials_ = self.trials
-        worker.explanation_, worker.stopped_ = self.explanation, self.stopped
-        worker.ledger_ = self.ledger
-        objective = self.objective
-        worker.criterion_ = None if objective is None else objective.criterion
-        worker.groups_ = {
-            group: [self.names[column] for column in columns]
-            for group, columns in self.groups.items()
-        }
-        worker.penalties_ = {}
-        if objective is None or not hasattr(worker, "best_index_"):
-            return
-        trial = self.row_trials(worker)[worker.best_index_]
-        best = params_of(trial.config, self.objects)
-        value: Any = best.get(objective.penalised or "")
-        if self.groups:
-            values = np.broadcast_to(np.asarray(value, float), (len(self.groups),))
-            worker.penalties_ = dict(zip(self.groups, values.tolist(), strict=True))
-        elif np.ndim(value):
-            # A kernel of a Gaussian process has a length scale per feature itself.
-            names = _names(self.search.estimator, self.X, self.y)
-            worker.penalties_ = dict(zip(names, np.ravel(value).tolist(), strict=True))
-        elif value is not None:
-            worker.penalties_ = {"all": float(value)}
-
-    def row_trials(self, worker: Any) -> list[Trial]:
-        """The trial of every row of `cv_results_`."""
-        rows = zip(
-            worker.cv_results_["hypergrad_stage"],
-            worker.cv_results_["hypergrad_trial"],
-            strict=True,
-        )
-        known = {(trial.stage, trial.number): trial for trial in self.trials}
-        return [known[str(stage), int(number)] for stage, number in rows]
 
 
 def _widened(config: Mapping[str, Any], space: SearchSpace) -> dict[str, Any]:
@@ -351,21 +296,6 @@ def _fit_weight(estimator: Any, params: Mapping[str, Any]) -> Any:
     if rest:
         raise NotDifferentiableError(f"fit is given {sorted(rest)}")
     return weight
-
-
-def _names(estimator: Any, X: Any, y: Any) -> list[str]:
-    """Names of the features that reach the final step."""
-    head = head_of(estimator)
-    if head is not None:
-        fitted = clone(head).fit(X, y)
-        try:
-            return [str(name) for name in fitted.get_feature_names_out()]
-        except (AttributeError, ValueError):
-            return [f"x{column}" for column in range(fitted.transform(X[:1]).shape[1])]
-    names = _get_feature_names(X)
-    if names is None:
-        return [f"x{column}" for column in range(np.shape(X)[1])]
-    return [str(name) for name in names]
 
 
 def _shown(value: Any) -> str:

@@ -13,6 +13,7 @@ from sklearn.model_selection._search import BaseSearchCV
 from sklearn.utils import indexable
 from sklearn.utils._param_validation import Interval, StrOptions
 
+from strategies.sklearn.fitted import attributes
 from strategies.sklearn.generalization import generalization, wanted
 from strategies.sklearn.penalties import with_feature_penalties
 from strategies.sklearn.reports import Reports
@@ -198,12 +199,10 @@ class HypergradSearchCV(Reports, BaseSearchCV):
         BaseSearchCV.fit(worker, X, y, **params)
         run = worker._run
         del worker._run
-        run.report(worker)
+        found = {name: value for name, value in vars(worker).items() if name.endswith("_")}
         for name in [name for name in vars(self) if name.endswith("_")]:
             delattr(self, name)
-        for name, value in vars(worker).items():
-            if name.endswith("_"):
-                setattr(self, name, value)
+        self.__dict__.update(found, **attributes(run, worker))
         # Who has ended the search by Ctrl-C waits for no further one.
         kind = None if self.stopped_ == INTERRUPTED else kind
         self.generalization_score_ = generalization(self, X, y, params, kind)

@@ -4,17 +4,19 @@ import math
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from strategies.sklearn.candidates import Evaluation
 from strategies.sklearn.objective import CrossValidation
 from strategies.sklearn.prior import RatioPrior
 from strategies.sklearn.spaces import Objects, name_of, params_of
 from strategies.sklearn.trials import Journal, Stage, Trial
 from strategies.space import SearchSpace
 from strategies.stopping import Stop, Watch
+from strategies.tangents import tangent_gap
 
 # An improvement below this part of the criterion's standard error counts for nothing.
 _WORTH = 0.01
@@ -97,44 +99,12 @@ class Budget:
                 best, idle = min(best, trial.value), idle + 1
         if idle >= self.patience:
             return True
-        best_trial = stage.best
-        return best_trial is not None and left(stage) < _BOUND * _standard_error(best_trial)
+        found = stage.best
+        return found is not None and tangent_gap(stage.ledger) < _BOUND * _standard_error(found)
 
 
 def _standard_error(trial: Trial) -> float:
     return float(np.std(trial.folds)) / math.sqrt(max(len(trial.folds), 1))
-
-
-def left(stage: Stage) -> float:
-    """What a search of one number can still gain, if the criterion is convex around its minimum.
-
-    A convex function lies above its tangents: at the best trial, and at the next one on the side to
-    which it falls.
-    """
-    known = [(item, item.slope) for item in stage.ledger.history if item.slope is not None]
-    size = sum(domain.size for domain in stage.ledger.space.domains.values())
-    if size != 1 or not known:
-        return math.inf
-    at = np.array([stage.ledger.space.encode(item.config)[0] for item, _ in known])
-    slope = np.array([found[0] for _, found in known])
-    value = np.array([item.value for item, _ in known], float)
-    best = int(np.argmin(value))
-    if slope[best] == 0.0:
-        return 0.0
-    ahead = -np.sign(slope[best]) * (at - at[best])
-    # Up to the end of the box where no trial is on that side.
-    reach = (1.0 - at[best]) if slope[best] < 0 else at[best]
-    if not np.any(ahead > 0):
-        return float(abs(slope[best]) * reach)
-    other = int(np.argmin(np.where(ahead > 0, ahead, np.inf)))
-    away, back = ahead[other], slope[other] * -np.sign(slope[best])
-    fall = abs(slope[best])
-    if back <= 0:
-        return math.inf  # it falls there as well: not convex, or a third place is better
-    # Where v - fall t = v' - back (away - t).
-    meet = (value[best] - value[other] + back * away) / (fall + back)
-    # Below the other tangent already: not convex.
-    return float(fall * min(meet, away)) if meet >= 0 else math.inf
 
 
 def follow_gradients(
@@ -182,6 +152,7 @@ def follow_gradients(
                 "gradient": _by_path(stage.ledger.space, suggestion.config, gradient),
                 "folds": found.folds.tolist(),
                 "residual": found.residual,
+                "error": None if math.isfinite(value) else f"the criterion is {value}",
             }
         stage.finish(
             Trial(
@@ -191,6 +162,32 @@ def follow_gradients(
                 seconds=time.perf_counter() - began,
                 note=dict(suggestion.note),
                 **outcome,
+            )
+        )
+
+
+def follow_scores(evaluate: Evaluation, stage: Stage, budget: Budget) -> None:
+    """Trials that are scikit-learn's own fits, until the budget's end or a finite space's."""
+    while not budget.over(stage):
+        suggestion = stage.ask()
+        if any(trial.config == suggestion.config for trial in stage.trials):
+            return  # all of a finite space was tried
+        began = time.perf_counter()
+        trial = Trial(stage.name, suggestion.number, suggestion.config, None)
+        try:
+            scores = evaluate(trial)
+        except KeyboardInterrupt:
+            if not stage.trials:
+                raise
+            budget.interrupt()
+            return
+        stage.finish(
+            replace(
+                trial,
+                value=-float(scores.mean()) if np.isfinite(scores.mean()) else None,
+                folds=[-float(score) for score in scores],
+                seconds=time.perf_counter() - began,
+                note=dict(suggestion.note),
             )
         )
 
@@ -211,4 +208,4 @@ def part_of(trials: int) -> int:
     return max(1, math.ceil(_PART * trials))
 
 
-__all__ = ["INTERRUPTED", "Budget", "follow_gradients", "left", "part_of"]
+__all__ = ["INTERRUPTED", "Budget", "follow_gradients", "follow_scores", "part_of"]

@@ -17,7 +17,8 @@ def half_deviance(mean: Array, y: Array, power: float) -> Array:
     if power == 0:
         return half_squared_error(mean, y)
     if power == 1:
-        return xlogy(y, y / mean) - y + mean
+        # At a count of zero the derivative of `xlogy(y, y / mean)` is not a number.
+        return xlogy(y, y) - y * jnp.log(mean) - y + mean
     if power == 2:
         return jnp.log(mean / y) + y / mean - 1.0
     whole = jnp.maximum(y, 0.0) ** (2 - power) / ((1 - power) * (2 - power))

@@ -31,8 +31,9 @@ from strategies.sklearn.models.proximal_gradient import proximal_gradient
 # The largest linear system of least squares that is factorised.
 _CLOSED = 2000
 # The gradient at the end of training, relative to that without features, and the adjoint system's
-# residual. The coarse one is for more than so many entries of the features, times outputs.
-_TOLERANCE, _COARSE, _MANY = 1e-9, 1e-6, 200_000
+# residual. The coarse ones are for more than so many entries of the features, times outputs: with
+# an L1 penalty, and without one, where the criterion is corrected for the gradient that is left.
+_TOLERANCE, _COARSE, _CORRECTED, _MANY = 1e-9, 1e-6, 1e-3, 200_000
 _MOST_STEPS, _MOST_NEWTON_STEPS = 50_000, 100
 
 
@@ -202,7 +203,9 @@ class LinearModel(Model):
         cold = self._cold(fold)
         known = jnp.all(jnp.isfinite(fold.extra["start"]))
         start = jnp.where(known, fold.extra["start"], cold)
-        tolerance = _COARSE if columns.entries * fold.y.shape[1] > _MANY else _TOLERANCE
+        tolerance = _TOLERANCE
+        if columns.entries * fold.y.shape[1] > _MANY:
+            tolerance = _COARSE if self.has_l1 else _CORRECTED
         if self.has_l1:
             found = self._proximal(h, fold, columns, pull, start, cold, tolerance)
         else:
@@ -218,7 +221,8 @@ class LinearModel(Model):
             )
         slope = self._derivative(found.params, found.adjoint, h, fold)
         slope = {name: jnp.where(found.bad, jnp.nan, part) for name, part in slope.items()}
-        return Response(judged(found.params), slope, found.residual, found.params)
+        value = judged(found.params) - found.correction
+        return Response(value, slope, found.residual, found.params)
 
     def _derivative(
         self, w: Array, adjoint: Array, h: Hyperparameters, fold: Fold
@@ -310,7 +314,7 @@ class LinearModel(Model):
             moved = w - solve(support * tilt, tolerance)[0]
             same = jnp.all(jnp.sign(moved[:-1]) == jnp.sign(w[:-1]))
             w = jnp.where(same, moved, w)
-        return Trained(w, adjoint, residual / whole, bad)
+        return Trained(w, adjoint, jnp.zeros_like(whole), residual / whole, bad)
 
     def coefficients(self, params: PyTree, fold: Fold) -> tuple[Array, Array]:
         """Coefficients `(m, p)` and intercepts `(m,)` in the units of the columns."""

@@ -106,12 +106,15 @@ class Trained(NamedTuple):
 
     - `params`: the minimiser.
     - `adjoint`: the solution of the adjoint system there.
+    - `correction`: what is to be taken from a criterion at `params` for that of the minimiser, up
+      to second order: the adjoint times the gradient that is left.
     - `residual`: the gradient's norm, relative to that at the start.
     - `bad`: whether the Hessian was not positive definite there.
     """
 
     params: Float[Array, "p1 m"]
     adjoint: Float[Array, "p1 m"]
+    correction: Scalar
     residual: Scalar
     bad: Array
 
@@ -147,7 +150,7 @@ def newton(
     whole = jnp.linalg.norm(gradient(cold, columns.times(cold)))
 
     def body(carry: tuple) -> tuple:
-        w, _, lowest, before, fell, _, _, count = carry
+        w, _, lowest, before, fell, _, _, count, _ = carry
         predictor = columns.times(w)
         down = gradient(w, predictor)
         size = jnp.linalg.norm(down)
@@ -171,13 +174,14 @@ def newton(
         chosen = jnp.where(full, 0, best)
         fell = values[chosen] < lowest
         moved = jnp.where(done | ~(full | fell), w, w - parts[chosen] * step)
-        return moved, step, jnp.minimum(values[chosen], lowest), size, fell, bad, done, count + 1
+        lowest = jnp.minimum(values[chosen], lowest)
+        return moved, step, lowest, size, fell, bad, done, count + 1, jnp.sum(step * down)
 
     false = jnp.zeros((), bool)
     value = loss(columns.times(start)) + 0.5 * jnp.sum(start * penalty.product(start))
-    begin = (start, start, value, jnp.full_like(value, jnp.inf), ~false, false, false, 0)
+    begin = (start, start, value, jnp.full_like(value, jnp.inf), ~false, false, false, 0, value)
     found = jax.lax.while_loop(lambda carry: ~carry[6], body, begin)
-    return Trained(found[0], found[1], found[3] / whole, found[5])
+    return Trained(found[0], found[1], found[8], found[3] / whole, found[5])
 
 
 __all__ = ["Hessians", "Penalty", "Trained", "newton"]

@@ -89,7 +89,7 @@ CASES = {
         "neg_log_loss",
     ),
     "multinomial": (LogisticRegression(tol=1e-10, max_iter=10**5), "3", {"C": 0.3}, "neg_log_loss"),
-    "poisson": (PoissonRegressor(solver="newton-cholesky", tol=1e-12), "r", {"alpha": 0.3}, "d2"),
+    "poisson": (PoissonRegressor(solver="newton-cholesky", tol=1e-12), "n", {"alpha": 0.3}, "d2"),
     "gamma": (
         GammaRegressor(solver="newton-cholesky", tol=1e-12),
         "r",
@@ -205,6 +205,8 @@ SLOW = {
 }
 DATA = {
     "r": (X_REGRESSION, Y_REGRESSION),
+    # Counts, zero among them.
+    "n": (X_REGRESSION, Y_REGRESSION // 80.0),
     "s": (DIABETES[0][:103] * 20, Y_REGRESSION),
     "z": (DIABETES[0][:103] * 20, (Y_REGRESSION - 150.0) / 80.0),
     "2": TWO,

@@ -19,7 +19,7 @@ from strategies.sklearn.folds import Table
 from strategies.sklearn.models.sparse_matrix import SparseMatrix
 from strategies.sklearn.objective import CrossValidation
 from strategies.sklearn.prior import RatioPrior
-from strategies.sklearn.stages import Budget, left
+from strategies.sklearn.stages import Budget
 from strategies.sklearn.trials import Journal, Stage, Trial
 from strategies.space import Float, SearchSpace
 from strategies.stopping import Stop
@@ -132,19 +132,6 @@ def stage_of(*known):
     for number, (at, value, slope) in enumerate(known):
         stage.finish(Trial("tuned", number, {"alpha": at}, value, {"alpha": slope}, [value] * 3))
     return stage
-
-
-def test_tangents_bound_what_a_convex_criterion_can_still_gain():
-    def parabola(at):
-        return at, (at - 0.4) ** 2, 2.0 * (at - 0.4)
-
-    assert left(stage_of(parabola(0.5))) == pytest.approx(0.2 * 0.5)  # up to the end of the box
-    both = left(stage_of(parabola(0.5), parabola(0.2)))
-    # Tangents at 0.5 and 0.2 meet at 0.35, 0.03 below the better one; the minimum is 0.01 below.
-    assert both == pytest.approx(0.03)
-    assert left(stage_of((0.0, 1.0, 3.0))) == 0.0  # the best is the end of the box
-    assert left(stage_of(parabola(0.5), (0.3, 0.5, -1.0))) == np.inf  # not convex
-    assert left(stage_of(parabola(0.5), (0.3, 0.5, 1.0))) == np.inf
 
 
 def test_patience_counts_from_the_last_start_and_without_any_success():

@@ -98,6 +98,15 @@ def test_a_grid_of_one_candidate():
     assert HypergradSearchCV(Ridge(), {}).fit(X, Y).best_params_ == {}
 
 
+def test_several_labels_of_a_sample_have_no_gradient():
+    labels = np.stack([Y > 100, Y > 150], axis=1).astype(int)
+    network = MLPClassifier((3,), max_iter=5, random_state=0)
+    search = HypergradSearchCV(network, {"alpha": [0.1, 1.0]}, cv=2)
+    with pytest.warns(UserWarning, match="several labels"):
+        search.fit(X, labels)
+    assert search.predict(X).shape == labels.shape
+
+
 def test_estimators_in_a_grid():
     steps = make_pipeline(StandardScaler(), Ridge())
     scaler = {"standardscaler": [StandardScaler(), PolynomialFeatures(), "passthrough"]}
