@@ -3,7 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree, Scalar
+from jaxtyping import Array, Bool, PyTree, Scalar
 
 from hypergrad.expected import require
 from hypergrad.implicit.adjoint import LinearSystem
@@ -56,10 +56,13 @@ class ErrorEstimate(eqx.Module):
     - `safety`: factor on the estimate. With the default it covers the true error in at least 99 %
       of the cases of `benchmarks/error_coverage.py`.
     - `dense`: largest number of parameters for which the matrix is formed.
+    - `wanted`: whether this hypergradient is judged. An algorithm that carries an estimate from
+      step to step sets it, traced; without an estimate `info.error` is NaN and costs nothing.
     """
 
     solver: LinearSolver | None = None
     safety: float | Scalar = 2.0
+    wanted: bool | Bool[Array, ""] = True
     dense: int = eqx.field(static=True, default=256)
 
     def __check_init__(self) -> None:
@@ -82,6 +85,21 @@ class ErrorEstimate(eqx.Module):
         - `here`: its linearisation.
         - `scale`: what the inner residual is relative to.
         """
+        if self.wanted is True:
+            return self._judge(given, curvature, here, result, scale)
+        judged = lambda: self._judge(given, curvature, here, result, scale)  # noqa: E731
+        form = jax.eval_shape(judged)
+        unknown = Estimated(jnp.full((), jnp.nan, form.error.dtype), jnp.zeros_like(form.calls))
+        return jax.lax.cond(self.wanted, judged, lambda: unknown)
+
+    def _judge(
+        self,
+        given: RestrictedProblem,
+        curvature: Curvature,
+        here: Linearisation,
+        result: Result,
+        scale: Scalar,
+    ) -> Estimated:
         here = _widened(given, curvature, here)
         w, h = here.given.w, here.given.h
         unit = here.unit()

@@ -10,7 +10,7 @@ from jaxtyping import Array, Int, PyTree, Scalar
 
 from hypergrad.implicit import ImplicitDifferentiation
 from hypergrad.linear import vector
-from hypergrad.outer.base import Batches
+from hypergrad.outer.base import Batches, select
 from hypergrad.outer.inexact import adjoint_of, corrected_loss, with_tolerances
 from hypergrad.outer.smoothness import Smoothness
 from hypergrad.outer.soba import outer_terms
@@ -20,6 +20,8 @@ from hypergrad.restricted import RestrictedProblem
 # Relative error of the adjoint with which outer losses are corrected: it belongs to other
 # hyperparameters, as far away as one step. So no solve for it is to be rougher.
 ADJOINT_ERROR = 0.1
+# An estimated error serves for so many more hypergradients, while it allows for this relative one.
+CARRIED, HALF = 4, 0.5
 
 
 class Accuracy(eqx.Module):
@@ -52,6 +54,34 @@ class Accuracy(eqx.Module):
         )
 
 
+class Judgement(eqx.Module):
+    """The last estimate of a hypergradient's error, carried along.
+
+    An estimate costs more than the hypergradient.
+
+    - `relative_error`: estimated then.
+    - `accuracy`: of the solves then.
+    - `age`: hypergradients computed since.
+    """
+
+    relative_error: Scalar
+    accuracy: Accuracy
+    age: Int[Array, ""]
+
+    @classmethod
+    def none(cls, accuracy: Accuracy) -> "Judgement":
+        """Before the first estimate."""
+        nan = jnp.full((), jnp.nan, accuracy.inner.dtype)
+        return cls(nan, accuracy, jnp.zeros((), jnp.int32))
+
+    def foretold(self, accuracy: Accuracy) -> Scalar:
+        """The relative error at another accuracy: errors are proportional to residuals."""
+        ratio = jnp.maximum(
+            accuracy.inner / self.accuracy.inner, accuracy.linear / self.accuracy.linear
+        )
+        return self.relative_error * jnp.maximum(ratio, 1)
+
+
 class CertifiedLoss(eqx.Module):
     """An outer loss found by an inner solve.
 
@@ -77,6 +107,7 @@ class CertifiedPoint(CertifiedLoss):
     - `gradient`: the hypergradient `z`, and `adjoint` the `q` in it.
     - `error`: bound of `‖z − dF/dλ‖`, and `relative_error` of its share of `‖z‖`.
     - `linear_residual`: of the adjoint system, relative.
+    - `judgement`: the estimate that `error` comes from.
     """
 
     gradient: PyTree
@@ -84,14 +115,19 @@ class CertifiedPoint(CertifiedLoss):
     error: Scalar
     relative_error: Scalar
     linear_residual: Scalar
+    judgement: Judgement
 
     @classmethod
-    def unknown(cls, estimator_state: Any, gradient: PyTree) -> "CertifiedPoint":
+    def unknown(
+        cls, estimator_state: Any, gradient: PyTree, judgement: Judgement
+    ) -> "CertifiedPoint":
         """Before anything is computed."""
         nan = jnp.full((), jnp.nan, estimator_state.scale.dtype)
         zero = jnp.zeros((), jnp.int32)
         adjoint = vector.zeros_like(estimator_state.adjoint)
-        return cls(estimator_state, *(nan,) * 4, zero, zero, gradient, adjoint, *(nan,) * 3)
+        return cls(
+            estimator_state, *(nan,) * 4, zero, zero, gradient, adjoint, *(nan,) * 3, judgement
+        )
 
     def judged_anew(self, loss: CertifiedLoss) -> "CertifiedPoint":
         """The same hypergradient, with the outer loss of a better solve at the same place."""
@@ -133,18 +169,35 @@ class Certifier(eqx.Module):
         )
 
     def hypergradient(
-        self, estimator_state: Any, hparams: PyTree, accuracy: Accuracy
+        self,
+        estimator_state: Any,
+        hparams: PyTree,
+        accuracy: Accuracy,
+        judgement: Judgement,
+        anew: bool | Array,
     ) -> CertifiedPoint:
-        """The hypergradient at `hparams`."""
+        """The hypergradient at `hparams`.
+
+        **Arguments:**
+
+        - `judgement`: the last estimate of the error. It serves while it is young and allows for
+          half of the hypergradient.
+        - `anew`: estimate whatever it says.
+        """
         response, info, here, value, cotangent = self._solve(estimator_state, hparams, accuracy)
-        estimate = self._at(accuracy).hypergradient(
+        foretold = judgement.foretold(accuracy)
+        anew = anew | (judgement.age >= CARRIED) | ~(foretold < HALF)
+        estimator = self._at(accuracy)
+        if estimator.error_estimate is not None:
+            estimator = eqx.tree_at(lambda e: e.error_estimate.wanted, estimator, anew)
+        estimate = estimator.hypergradient(
             self.problem, response, hparams, here.inner_batch, here.outer_batch, key=self.key
         )
         residual = info.residual * self.scale
         norm = vector.norm(estimate.grad)
         constants = self._constants(here)
         if constants is None:
-            relative = estimate.info.error
+            relative = jnp.where(anew, estimate.info.error, foretold)
             error = relative * norm
         else:
             linear = estimate.info.linear_residual * cotangent
@@ -168,6 +221,11 @@ class Certifier(eqx.Module):
             error=error.astype(dtype),
             relative_error=relative.astype(dtype),
             linear_residual=estimate.info.linear_residual.astype(dtype),
+            judgement=select(
+                anew,
+                Judgement(relative.astype(dtype), accuracy, jnp.zeros((), jnp.int32)),
+                dataclasses.replace(judgement, age=judgement.age + 1),
+            ),
         )
 
     @property

@@ -8,7 +8,9 @@ accepted step decreases the true loss although only inexact ones are ever seen. 
 prove that the loss does not decrease, the step size is reduced; where they leave it open, too, a
 few times, and then the accuracy is raised. After a success both are relaxed.
 
-Three additions to the published method. Where no constants are given, the effect of the inner
+Four additions to the published method. An estimate of the error costs more than the hypergradient:
+it is made for every fifth, and anew where it does not allow for a step; between, the error is taken
+to be proportional to the tolerances. Where no constants are given, the effect of the inner
 residual on the outer loss is not only bounded but subtracted, `F(w) − ⟨q, ∂f/∂w⟩`: the adjoint is
 at hand, and much rougher inner solutions do (Pierce & Giles, "Adjoint recovery of superconvergent
 functionals from PDE approximations", 2000). A hypergradient that is certified stays so: where only
@@ -42,7 +44,7 @@ from hypergrad.outer.base import (
     move,
     outer_info,
 )
-from hypergrad.outer.certified import Accuracy, CertifiedPoint, Certifier
+from hypergrad.outer.certified import Accuracy, CertifiedPoint, Certifier, Judgement
 from hypergrad.outer.inexact import require_fixed_losses, require_tolerances
 from hypergrad.outer.line_search import LineSearch, backtrack, not_searched
 from hypergrad.outer.quasi_newton import LimitedMemory, QuasiNewton, require_entrywise
@@ -61,6 +63,7 @@ class MAIDState(OuterState):
     - `before`: where the last move began; `hypergradient` is the one there.
     - `pairs`: what the `metric` had learnt there, if there is one.
     - `accuracy`: of the next solves.
+    - `judgement`: the last estimate of a hypergradient's error.
     - `step_size`: what the next line search tries first.
     """
 
@@ -68,6 +71,7 @@ class MAIDState(OuterState):
     before: PyTree
     pairs: LimitedMemory | None
     accuracy: Accuracy
+    judgement: Judgement
     step_size: Scalar
 
 
@@ -189,6 +193,7 @@ class MAID(OuterAlgorithm):
             before=differentiable(hparams),
             pairs=pairs,
             accuracy=Accuracy(inner, linear),
+            judgement=Judgement.none(Accuracy(inner, linear)),
             step_size=step_size,
         )
 
@@ -227,6 +232,7 @@ class MAID(OuterAlgorithm):
             before=differentiable(state.hparams),
             pairs=self._pairs(state, point.gradient),
             accuracy=end.accuracy,
+            judgement=point.judgement,
             step_size=jnp.where(accepted, grown, state.step_size).astype(state.step_size.dtype),
         )
         kept = eqx.tree_at(lambda s: s.step, state, state.step + 1)
@@ -249,7 +255,7 @@ class MAID(OuterAlgorithm):
 
     def _start(self, state: MAIDState) -> _Progress:
         zero = jnp.zeros((), jnp.int32)
-        point = CertifiedPoint.unknown(state.estimator_state, state.hypergradient)
+        point = CertifiedPoint.unknown(state.estimator_state, state.hypergradient, state.judgement)
         nowhere, no = vector.zeros_like(point.gradient), jnp.asarray(False)
         search = not_searched(state.step_size, point)
         return _Progress(zero, state.accuracy, point, nowhere, no, search, zero, zero, no)
@@ -260,7 +266,9 @@ class MAID(OuterAlgorithm):
         renewed = ~now.descends | (now.refinements % SEARCHES == 0)
         point = loops.cond(
             renewed,
-            lambda: certifier.hypergradient(known.estimator_state, hparams, now.accuracy),
+            lambda: certifier.hypergradient(
+                known.estimator_state, hparams, now.accuracy, known.judgement, now.refinements > 0
+            ),
             lambda: known.judged_anew(
                 certifier.loss(known.estimator_state, hparams, now.accuracy, known.adjoint)
             ),

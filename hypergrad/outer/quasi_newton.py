@@ -45,8 +45,8 @@ class QuasiNewton(eqx.Module):
 
     - `memory`: pairs kept, each of twice the size of the hyperparameters. Default 10; 0 leaves the
       diagonal.
-    - `reach`: the furthest that one step may move any hyperparameter, in its own unit. Default 2,
-      for hyperparameters in log space.
+    - `reach`: the furthest that one step may move any hyperparameter, in its own unit, and those
+      that move in the root mean square. Default 2, for hyperparameters in log space.
     """
 
     memory: int = eqx.field(static=True, default=10)
@@ -124,10 +124,22 @@ class QuasiNewton(eqx.Module):
         pairs = (steps, changes, weights)
         q, along = jax.lax.scan(back, p, pairs, reverse=True)
         r, _ = jax.lax.scan(forth, inverse * q, (*pairs, along))
-        # Hypergradients are inexact: where their changes mislead, the diagonal is left.
-        descent = jnp.all(jnp.isfinite(r)) & (p @ r > 0)
-        r = jnp.where(descent, r, inverse * p)
-        return unravel(jnp.clip(-r * mask, -self.reach, self.reach).astype(p.dtype))
+        whole, diagonal = self._within(r * mask), self._within(inverse * p)
+        # Hypergradients are inexact, and a bounded direction is another one: where it leads up, the
+        # diagonal is left, which leads down entry by entry.
+        descent = jnp.all(jnp.isfinite(whole)) & (p @ whole > 0)
+        return unravel(-jnp.where(descent, whole, diagonal).astype(p.dtype))
+
+    def _within(self, step: Array) -> Array:
+        """`step`, shrunk until its typical entry is within reach, and its outliers clipped.
+
+        Clipping alone would leave no more than signs of a step whose entries are all too long;
+        shrinking alone would stop them all for one that is on its way to a bound.
+        """
+        moving = jnp.maximum(jnp.count_nonzero(step), 1)
+        typical = jnp.sqrt(jnp.sum(step**2) / moving)
+        shrink = jnp.minimum(1, self.reach / jnp.where(typical > 0, typical, 1))
+        return jnp.clip(shrink * step, -self.reach, self.reach)
 
 
 def require_entrywise(algorithm: OuterAlgorithm, metric: QuasiNewton | None) -> None:

@@ -11,7 +11,7 @@ from hypergrad.implicit import ImplicitDifferentiation
 from hypergrad.inner import OptaxSolver
 from hypergrad.linear.cg import CG
 from hypergrad.outer import MAID, Batches, Box, QuasiNewton, ScaledSimplex, Smoothness
-from hypergrad.outer.certified import Accuracy, Certifier
+from hypergrad.outer.certified import CARRIED, Accuracy, Certifier, Judgement
 from hypergrad.problem import BilevelProblem
 
 # A quadratic bilevel problem with known constants: f = ½ wᵀAw − wᵀBλ, F = ½‖w − t‖² + ½ 0.1 ‖λ‖².
@@ -145,7 +145,7 @@ def test_losses_are_corrected_by_the_adjoint_itself():
     state = estimator.init(PROBLEM, jnp.zeros(INNER), START, None)
     certifier = Certifier(estimator, None, PROBLEM, none, None, state.scale)
     rough = Accuracy(jnp.asarray(0.03), jnp.asarray(1e-3))
-    here = eqx.filter_jit(certifier.hypergradient)(state, START, rough)
+    here = eqx.filter_jit(certifier.hypergradient)(state, START, rough, Judgement.none(rough), True)
     nearby = START - 0.01 * here.gradient
     there = eqx.filter_jit(certifier.loss)(state, nearby, rough, here.adjoint)
     for loss, hparams in ((here, START), (there, nearby)):
@@ -167,7 +167,7 @@ def test_a_hypergradient_is_kept_while_only_the_losses_are_solved_further():
     rough = Accuracy(jnp.asarray(0.03), jnp.asarray(1e-3))
     fine = rough.scaled(0.1, 1)
     assert float(fine.linear) == float(rough.linear)
-    here = eqx.filter_jit(certifier.hypergradient)(state, START, rough)
+    here = eqx.filter_jit(certifier.hypergradient)(state, START, rough, Judgement.none(rough), True)
     loss = eqx.filter_jit(certifier.loss)(here.estimator_state, START, fine, here.adjoint)
     anew = here.judged_anew(loss)
     for kept in ("gradient", "adjoint", "error"):
@@ -175,6 +175,30 @@ def test_a_hypergradient_is_kept_while_only_the_losses_are_solved_further():
     assert anew.upper - anew.lower < 0.2 * (here.upper - here.lower)
     assert anew.lower <= value(START) <= anew.upper
     assert int(anew.calls) == int(anew.iterations) + 2
+
+
+def test_an_estimated_error_serves_while_it_is_young_and_allows_for_half():
+    estimator = ImplicitDifferentiation(OptaxSolver(optax.sgd(1 / 20), steps=5000), CG())
+    state = estimator.init(PROBLEM, jnp.zeros(INNER), START, None)
+    certifier = Certifier(estimator, None, PROBLEM, Batches(None, None), None, state.scale)
+    fine = Accuracy(jnp.asarray(1e-3), jnp.asarray(1e-3))
+    at = eqx.filter_jit(certifier.hypergradient)
+    first = at(state, START, fine, Judgement.none(fine), False)
+    assert int(first.judgement.age) == 0
+    carried, calls = first, []
+    for age in range(1, CARRIED + 1):
+        carried = at(carried.estimator_state, START, fine, carried.judgement, False)
+        assert int(carried.judgement.age) == age
+        assert carried.relative_error == first.relative_error
+        calls.append(int(carried.calls))
+    old = at(carried.estimator_state, START, fine, carried.judgement, False)
+    assert int(old.judgement.age) == 0
+    assert int(old.calls) > max(calls)
+    rougher = at(first.estimator_state, START, fine.scaled(2, 2), first.judgement, False)
+    np.testing.assert_allclose(rougher.relative_error, 2 * first.relative_error, rtol=1e-6)
+    bad = eqx.tree_at(lambda j: j.relative_error, first.judgement, jnp.asarray(0.6))
+    assert int(at(first.estimator_state, START, fine, bad, False).judgement.age) == 0
+    assert int(at(first.estimator_state, START, fine, first.judgement, True).judgement.age) == 0
 
 
 def test_a_metric_with_a_set_that_couples_the_hyperparameters_is_refused():

@@ -17,15 +17,15 @@ FREE = jnp.ones(SIZE, bool)
 FAR = QuasiNewton(memory=4, reach=1e9)
 
 
-def learnt(metric, count):
+def learnt(metric, count, hessian=HESSIAN):
     """What `count` random steps on the quadratic teach, and the pairs."""
     points = RNG.standard_normal((count + 1, SIZE))
     known = metric.init(jnp.zeros(SIZE))
     last, pairs = points[0], []
-    known = metric.learn(known, jnp.zeros(SIZE), jnp.zeros(SIZE), jnp.asarray(HESSIAN @ last))
+    known = metric.learn(known, jnp.zeros(SIZE), jnp.zeros(SIZE), jnp.asarray(hessian @ last))
     for point in points[1:]:
-        step, change = point - last, HESSIAN @ (point - last)
-        gradient = jnp.asarray(HESSIAN @ point)
+        step, change = point - last, hessian @ (point - last)
+        gradient = jnp.asarray(hessian @ point)
         known = metric.learn(known, jnp.asarray(step), jnp.asarray(change), gradient)
         pairs.append((step, change))
         last = point
@@ -147,3 +147,29 @@ def test_hoag_needs_a_fraction_of_the_steps_with_it(unequal):
     assert min(quasi[:20]) < min(slow)
     pull = jax.grad(value)(metric[-1])
     np.testing.assert_allclose(box.project(metric[-1] - pull), metric[-1], atol=2e-3)
+
+
+def test_a_bounded_direction_leads_down():
+    """Ill-conditioned pairs make steps far beyond reach, whose clipped entries may lead up."""
+    metric, turned = QuasiNewton(memory=4, reach=0.1), 0
+    rotation = np.linalg.qr(RNG.standard_normal((SIZE, SIZE)))[0]
+    hessian = rotation * 10.0 ** np.arange(SIZE) @ rotation.T
+    for _ in range(50):
+        known, pairs = learnt(metric, 4, hessian)
+        gradient = 1e6 * RNG.standard_normal(SIZE)
+        diagonal = 1 / np.maximum(np.sqrt(known.squares), 1e-3 * np.sqrt(known.squares).max())
+        whole = bfgs(pairs, diagonal) @ gradient
+        turned += gradient @ np.clip(whole, -0.1, 0.1) <= 0
+        found = metric.direction(known, jnp.asarray(gradient), FREE)
+        assert gradient @ np.asarray(found) < 0
+        assert np.abs(found).max() <= 0.1
+    assert turned
+
+
+def test_a_direction_that_is_too_long_keeps_its_way_where_no_entry_stands_out():
+    metric = QuasiNewton(memory=0, reach=0.1)
+    even = jnp.asarray([3.0, -4.0, 3.5, -3.0, 4.0, 3.0])
+    known = metric.init(even)
+    known = eqx.tree_at(lambda k: k.squares, known, jnp.ones(SIZE))
+    found = np.asarray(metric.direction(known, even, FREE))
+    assert np.abs(found + 0.1 * even / np.sqrt(np.mean(even**2))).max() < 0.02
