@@ -175,11 +175,11 @@ def carried(octaves: np.ndarray, there: Swept, rate: float) -> float:
     paper="Yang et al. 2022, arXiv:2203.03466; Dey et al. 2025, arXiv:2505.01618",
     options=[
         Option("steps", 120, quick=50, help="steps of a training"),
-        Option("largest", 512, quick=256, help="width of the widest network"),
+        Option("largest", 1024, quick=256, help="width of the widest network"),
         Option("deepest", 64, quick=32, help="blocks of the deepest network"),
         Option("between", True, quick=False, help="sizes between the ends as well"),
         Option("seeds", 3, quick=1, help="draws and orders of the data"),
-        Option("sgd", False, help="plain gradient steps as well, at both ends"),
+        Option("sgd", True, quick=False, help="plain gradient steps as well, at both ends"),
     ],
     claims=[
         Claim("mup", "octaves that Adam's best rate moves with width, muP", at_most=1),

@@ -227,14 +227,14 @@ def retuned_at(large: Model, trials: int, held: int, bar: Any, seed: int) -> Sch
 @experiment(
     paper="Yang et al. 2022, arXiv:2203.03466; Maclaurin et al. 2015",
     options=[
-        Option("small", 32, quick=16, help="width that is tuned at"),
-        Option("large", 128, quick=32, help="width that is wanted"),
+        Option("small", 64, quick=16, help="width that is tuned at"),
+        Option("large", 512, quick=32, help="width that is wanted"),
         Option("layers", 2, quick=1, help="of the transformer"),
         Option("steps", 60, quick=16, help="of a training"),
         Option("batch", 8, quick=4, help="pieces in a mini-batch"),
         Option("iterations", 10, quick=2, help="metagradients"),
         Option("most_trials", 60, quick=4, help="of TPE, if ten times the operations allow more"),
-        Option("seeds", 3, quick=1, help="trainings that nothing was tuned on"),
+        Option("seeds", 5, quick=1, help="trainings that nothing was tuned on"),
         Option("held", 256, quick=64, help="validation pieces, and as many for the test"),
     ],
     claims=[

@@ -48,32 +48,45 @@ def train(
     params: dict,
     steps: int,
     *,
-    batch: int,
+    each: int,
     rate: float,
     key: jax.Array,
+    drawn: bool = False,
 ) -> dict:
-    """Mini-batches of `batch` pieces, whose domains are drawn with these probabilities."""
-    return _train(domains, jnp.asarray(weights), params, jnp.asarray(steps), key, batch, rate)
+    """Mini-batches of `each` pieces of every domain, whose losses have these weights.
+
+    With `drawn` the weights are probabilities: as many pieces, their domains drawn, losses alike.
+    """
+    return _train(domains, jnp.asarray(weights), params, jnp.asarray(steps), key, each, rate, drawn)
 
 
-@jax.jit(static_argnums=(5, 6))
+@jax.jit(static_argnums=(5, 6, 7))
 def _train(
     domains: Domains,
     weights: jax.Array,
     params: dict,
     steps: jax.Array,
     key: jax.Array,
-    batch: int,
+    each: int,
     rate: float,
+    drawn: bool,
 ) -> dict:
     optimizer = optimizer_of(rate)
+    every = jnp.repeat(jnp.arange(len(weights)), each)
 
     def step(t: jax.Array, carry: tuple) -> tuple:
         w, state = carry
         which, row = jax.random.split(jax.random.fold_in(key, t))
-        domain = jax.random.categorical(which, jnp.log(weights), shape=(batch,))
-        gradient = jax.grad(loss)(w, None, _drawn(domains, domain, row))
-        updates, state = optimizer.update(gradient, state, w)
+        domain, share = every, weights[every] / each
+        if drawn:
+            domain = jax.random.categorical(which, jnp.log(weights), shape=every.shape)
+            share = jnp.full(every.shape, 1 / every.size)
+        pieces = _drawn(domains, domain, row)[:, None]
+
+        def weighted(w: dict) -> jax.Array:
+            return share @ jax.vmap(lambda piece: loss(w, None, piece))(pieces)
+
+        updates, state = optimizer.update(jax.grad(weighted)(w), state, w)
         return optax.apply_updates(w, updates), state
 
     return jax.lax.fori_loop(0, steps, step, (params, optimizer.init(params)))[0]

@@ -10,7 +10,7 @@ from jaxtyping import Array, Int, PyTree, Scalar
 
 from hypergrad.implicit import ImplicitDifferentiation
 from hypergrad.linear import vector
-from hypergrad.outer.base import Batches, select
+from hypergrad.outer.base import Batches
 from hypergrad.outer.inexact import adjoint_of, corrected_loss, with_tolerances
 from hypergrad.outer.smoothness import Smoothness
 from hypergrad.outer.soba import outer_terms
@@ -221,7 +221,7 @@ class Certifier(eqx.Module):
             error=error.astype(dtype),
             relative_error=relative.astype(dtype),
             linear_residual=estimate.info.linear_residual.astype(dtype),
-            judgement=select(
+            judgement=vector.where(
                 anew,
                 Judgement(relative.astype(dtype), accuracy, jnp.zeros((), jnp.int32)),
                 dataclasses.replace(judgement, age=judgement.age + 1),

@@ -15,6 +15,9 @@ Role = Literal["input", "hidden", "output", "vector", "fixed"]
 #: Fan-in and fan-out cannot be told apart among more growing axes than these.
 _MOST_AXES = 2
 
+#: Axes of a kernel over a plane or more: those of `jax.lax.conv` begin with fan-out and fan-in.
+_PLANAR_KERNEL = 4
+
 
 @dataclass(frozen=True)
 class Leaf:
@@ -158,9 +161,9 @@ def _role(
             f"{path!r}: expected at most two axes that grow, received {axes} of {shape}; say what "
             "it is in 'roles' ('hidden' takes the last two, and those before for copies)"
         )
-    ins, outs = _orientation(path, owner, len(shape))
+    ins, outs = _orientation(path, owner, len(shape), axes)
     if len(axes) == _MOST_AXES:
-        # Fan-out comes last, except where equinox writes it first.
+        # Fan-out comes last, except where equinox and `lax.conv` write it first.
         reverse = outs is not None and ins is not None and outs < ins
         first, last = axes[::-1] if reverse else axes
         return "hidden", [first], [last]
@@ -175,7 +178,9 @@ def _role(
     return "output", axes, []
 
 
-def _orientation(path: str, owner: Any, ndim: int) -> tuple[int | None, int | None]:
+def _orientation(
+    path: str, owner: Any, ndim: int, axes: list[int]
+) -> tuple[int | None, int | None]:
     """Which axes are fan-in and fan-out; `None` for a bias or a gain."""
     name = re.findall(r"\w+", path)[-1:] or [""]
     if ndim < _MOST_AXES or (isinstance(owner, eqx.Module) and name[0].startswith("bias")):
@@ -185,6 +190,8 @@ def _orientation(path: str, owner: Any, ndim: int) -> tuple[int | None, int | No
     if isinstance(owner, eqx.nn.Conv | eqx.nn.ConvTranspose):
         out = ndim - 2 - owner.num_spatial_dims
         return out + 1, out
+    if ndim >= _PLANAR_KERNEL and set(axes) <= {0, 1}:
+        return 1, 0
     return ndim - 2, ndim - 1
 
 

@@ -202,7 +202,7 @@ def infer(
 
     Which axes grow says what an array is. Of an array with one growing axis it must be known which
     axis is fan-out: the last one, as in Flax and in `x @ w`; the first one for equinox's layers,
-    which are recognised.
+    which are recognised, and where the first two of four axes or more grow, as in `jax.lax.conv`.
 
     **Arguments:**
 

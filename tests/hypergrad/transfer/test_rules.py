@@ -175,6 +175,16 @@ def test_orientation_of_flax():
     assert kernels == ["input", "hidden", "output"]
 
 
+def test_orientation_of_kernels_that_begin_with_their_channels():
+    def net(width):
+        channels = {"stem": (width, 3), "deep": (2 * width, width), "last": (7, width)}
+        return {k: jax.ShapeDtypeStruct((*v, 3, 3), jnp.float32) for k, v in channels.items()}
+
+    rule = infer(net(8), net(16))
+    assert roles(rule) == {"['deep']": "hidden", "['last']": "output", "['stem']": "input"}
+    assert (rule.leaves[0].fan_in, rule.leaves[0].fan_out) == ((1,), (0,))
+
+
 def test_experts():
     def experts(width):
         table = {"router": (width, 4), "up": (4, width, 2 * width), "down": (4, 2 * width, width)}
