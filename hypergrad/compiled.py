@@ -159,7 +159,8 @@ _ERROR_ABOVE_NORM = (
 )
 _INACCURATE = (
     "the inner problem or the linear system is not solved well enough: the hypergradient may be "
-    "more than 10 % off (see info.error, info.inner_residual, info.linear_residual)."
+    "more than 10 % off (see info.error, info.inner_residual, info.linear_residual; with "
+    "Metasmooth also how smooth the training is, state.metasmoothness)."
 )
 _ONE_KEY = (
     "the gradient is of one draw of the noise, and nothing is known about how draws differ "

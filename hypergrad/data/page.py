@@ -52,7 +52,7 @@ def attribution_page(
     - `shown`: how many of the most helpful and of the most harmful examples. Default 5.
     - `most_queries`: those with the largest losses are shown first, so many of them.
     - `render`: `render(item) -> HTML` in place of the above. What it returns is not escaped.
-    - `captions`: a text for each example, its label for instance.
+    - `captions`: a text for each example in their order, its label for instance.
     - `title`: of the page.
 
     Above the queries come the examples that help and harm all of them in the mean.
@@ -76,7 +76,7 @@ def attribution_page(
 
     def figure(i: int, score: float) -> str:
         name = i if found.index is None else found.index[i]
-        caption = "" if captions is None else f" · {html.escape(str(captions[i]))}"
+        caption = "" if captions is None else f" · {html.escape(str(_item(captions, i)))}"
         text = f"{html.escape(str(name))}{caption}<br>{score:+.3g}"
         return f"<figure>{draw(_item(examples, i))}<figcaption>{text}</figcaption></figure>"
 
@@ -111,6 +111,7 @@ def attribution_page(
 
 
 def _item(items: Any, i: int) -> Any:
+    # By place: what pandas is asked for in brackets is a label.
     return items.iloc[i] if hasattr(items, "iloc") else items[i]
 
 

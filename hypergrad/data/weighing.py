@@ -22,6 +22,7 @@ from hypergrad.estimator import Estimator
 from hypergrad.expected import require
 from hypergrad.implicit.trains import check_trains
 from hypergrad.outer import Alternating, Box, run
+from hypergrad.outer.constraints import check_start
 from hypergrad.problem import BilevelProblem
 
 # Weights are of order one, and Adam's steps of the size of its rate: ten cross the range.
@@ -106,12 +107,9 @@ def weigh(
     weights = jnp.ones(size, dtype) if start is None else jnp.asarray(start, dtype)
     if weights.shape != (size,):
         raise ValueError(f"start: expected weights of shape ({size},), received {weights.shape}.")
-    algorithm = Alternating(
-        estimator,
-        optimizer,
-        start="cold",
-        constraint=Box(0.0, 1.0) if constraint is None else constraint,
-    )
+    constraint = Box(0.0, 1.0) if constraint is None else constraint
+    check_start(constraint, weights, "start")
+    algorithm = Alternating(estimator, optimizer, start="cold", constraint=constraint)
     result = run(
         over_weights(weighted),
         algorithm,

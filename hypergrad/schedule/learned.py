@@ -7,12 +7,29 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from hypergrad.schedule.scheduled import ALL, GroupOf, Make, scheduled
 
 # Points in time that `print` shows.
 _SHOWN = 9
+
+
+class Schedule(eqx.Module):
+    """One setting over the steps, as an optax schedule: called with a step, and printed.
+
+    The last value stays after the last step.
+    """
+
+    name: str = eqx.field(static=True)
+    values: Float[Array, "steps"]
+
+    def __call__(self, count: Int[ArrayLike, ""]) -> Array:
+        """The value at a step."""
+        return self.values[jnp.clip(count, 0, len(self.values) - 1)]
+
+    def __str__(self) -> str:
+        return _printed({self.name: np.asarray(self.values)})
 
 
 class LearnedSchedules(eqx.Module):
@@ -37,8 +54,8 @@ class LearnedSchedules(eqx.Module):
         """Of a training."""
         return len(next(iter(self.values.values())))
 
-    def schedule(self, name: str, group: str | None = None) -> optax.Schedule:
-        """One setting as an optax schedule; the last value stays after the last step.
+    def schedule(self, name: str, group: str | None = None) -> Schedule:
+        """One setting as an optax schedule.
 
         **Raises:** `ValueError` for an unknown setting or group, and where there are several
         groups and none is named.
@@ -50,7 +67,7 @@ class LearnedSchedules(eqx.Module):
         if group not in self.groups:
             raise ValueError(f"group: expected one of {list(self.groups)}, received {group!r}.")
         line = jnp.asarray(self.values[name][:, self.groups.index(group)])
-        return lambda count: line[jnp.clip(count, 0, self.steps - 1)]
+        return Schedule(self._label(name, group), line)
 
     def optimizer(
         self, optimizer: Make, group_of: GroupOf | None = None
@@ -89,18 +106,27 @@ class LearnedSchedules(eqx.Module):
         return cls(values, tuple(data["groups"]), data["value"], np.asarray(data["losses"]))
 
     def __str__(self) -> str:
-        shown = np.unique(np.linspace(0, self.steps - 1, _SHOWN).round().astype(int))
-        labels = {
-            (name, g): name if self.groups == (ALL,) else f"{name} [{group}]"
-            for name in self.values
-            for g, group in enumerate(self.groups)
-        }
-        width = max(len(label) for label in [*labels.values(), "step"])
-        lines = [f"{'step':<{width}} " + " ".join(f"{t:>9}" for t in shown)]
-        for (name, g), label in labels.items():
-            numbers = " ".join(f"{v:>9.3g}" for v in self.values[name][shown, g])
-            lines.append(f"{label:<{width}} {numbers}")
-        return "\n".join(lines)
+        return _printed(
+            {
+                self._label(name, group): value[:, g]
+                for name, value in self.values.items()
+                for g, group in enumerate(self.groups)
+            }
+        )
+
+    def _label(self, name: str, group: str) -> str:
+        return name if self.groups == (ALL,) else f"{name} [{group}]"
+
+
+def _printed(lines: Mapping[str, np.ndarray]) -> str:
+    """A table with a row for each setting, and columns for some of the steps."""
+    steps = len(next(iter(lines.values())))
+    shown = np.unique(np.linspace(0, steps - 1, _SHOWN).round().astype(int))
+    width = max(len(label) for label in [*lines, "step"])
+    rows = [f"{'step':<{width}} " + " ".join(f"{t:>9}" for t in shown)]
+    for label, line in lines.items():
+        rows.append(f"{label:<{width}} " + " ".join(f"{v:>9.3g}" for v in line[shown]))
+    return "\n".join(rows)
 
 
 def over_steps(start: float | Callable | Array, name: str, steps: int, groups: int) -> np.ndarray:

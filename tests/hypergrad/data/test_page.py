@@ -44,6 +44,12 @@ def test_helpful_and_harmful_examples_in_order(tmp_path):
     assert "· c" in page
 
 
+def test_captions_are_those_of_the_places_whatever_their_labels(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    named = pandas.Series(["a", "b", "c", "d"], index=[3, 2, 1, 0])
+    assert write(tmp_path, captions=named) == write(tmp_path, captions=["a", "b", "c", "d"])
+
+
 def test_pictures_are_in_the_file(tmp_path):
     pictures = np.linspace(0, 1, 4 * 6).reshape(4, 2, 3)
     page = write(tmp_path, examples=pictures, render=None)

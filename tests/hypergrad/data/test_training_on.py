@@ -151,7 +151,7 @@ def test_bad_input_of_select(change, message):
     ("change", "message"),
     [
         ({"start": np.ones(3)}, r"start: expected weights of shape \(12,\)"),
-        ({"constraint": ScaledSimplex()}, "starts outside its constraint"),
+        ({"constraint": ScaledSimplex()}, "^start starts outside its constraint"),
         ({"estimator": ImplicitDifferentiation()}, "expected one that trains"),
         ({"steps": 0}, "steps: expected a positive integer"),
     ],

@@ -131,6 +131,10 @@ def test_the_schedules_are_used_again(learned):
     printed = str(learned)
     assert "learning_rate [wide]" in printed
     assert len(printed.splitlines()) == 1 + 2 * 2
+    # One alone is printed as it stands among the others.
+    assert [line.split() for line in str(rate).splitlines()] == [
+        line.split() for line in printed.splitlines() if "step" in line or "rate [wide]" in line
+    ]
     longer = learned.stretched(2 * STEPS)
     assert longer.steps == 2 * STEPS
     assert longer.values["momentum"][-1, 0] == learned.values["momentum"][-1, 0]
