@@ -179,7 +179,7 @@ def carried(octaves: np.ndarray, there: Swept, rate: float) -> float:
         Option("deepest", 64, quick=32, help="blocks of the deepest network"),
         Option("between", True, quick=False, help="sizes between the ends as well"),
         Option("seeds", 3, quick=1, help="draws and orders of the data"),
-        Option("sgd", True, quick=False, help="plain gradient steps as well, at both ends"),
+        Option("sgd", True, help="plain gradient steps as well, at both ends"),
     ],
     claims=[
         Claim("mup", "octaves that Adam's best rate moves with width, muP", at_most=1),
