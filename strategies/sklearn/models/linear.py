@@ -167,6 +167,7 @@ class LinearModel(Model):
             pushed = strength * (last - jnp.sum(shift * w[:-1], axis=0))
             first, moved = first - shift * pushed, moved + pushed
         if self.softmax:
+            assert self.curvature is not None
             # Logits are unique up to a shift, which the penalty does not see in intercepts. This is
             # no steeper than the loss, whose curvature is zero there: steps need not be shorter.
             moved += self.curvature * jnp.mean(last)
@@ -175,6 +176,7 @@ class LinearModel(Model):
     def _penalty(self, h: Hyperparameters, fold: Fold) -> Penalty:
         own = self.intercept_penalty * self._unit(h) * self._units(fold)
         if self.softmax:
+            assert self.curvature is not None
             own += self.curvature / fold.y.shape[1]
         own = own if self.estimator.fit_intercept else jnp.ones(())
         column = jnp.append(self._l2(h, fold), own)
