@@ -93,8 +93,17 @@ class CrossValidation:
                 "y: expected events and times (a structured array) for a survival model, and for "
                 f"no other, received dtype {table.raw_y.dtype} for {self.model.estimator!r}"
             )
+        self._require_range()
         self.criterion = self._criterion(criterion, scorer)
         self._programs: OrderedDict[str, tuple[Stacked, Callable]] = OrderedDict()
+
+    def _require_range(self) -> None:
+        (least, itself), lowest = self.model.least, self.table.y.min()
+        if lowest < least or (lowest == least and not itself):
+            raise ValueError(
+                f"y: expected targets {'>=' if itself else '>'} {least:g} for "
+                f"{self.model.estimator!r}, received {lowest:g}"
+            )
 
     @staticmethod
     def require_model(estimator: Any) -> None:

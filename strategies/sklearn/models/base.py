@@ -1,5 +1,6 @@
 """What a differentiable model of a scikit-learn estimator is."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -88,6 +89,8 @@ class Model(ABC):
     stand_in: str | None = None
     #: Those of the model's own criteria that are negative log densities.
     densities: tuple[str, ...] = ()
+    #: The least that a target may be, and whether it may be just that.
+    least: tuple[float, bool] = (-math.inf, True)
     #: Targets are events and times.
     survival: ClassVar[bool] = False
 

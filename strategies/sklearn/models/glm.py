@@ -47,6 +47,8 @@ def glm(estimator: PoissonRegressor | GammaRegressor | TweedieRegressor, task: T
         mean=mean,
         start=start,
     )
+    if power > 0:
+        model.least = (0.0, power < 2)
     model.deviance = lambda output, y: 2.0 * half_deviance(output, y, power)
     return model
 

@@ -47,7 +47,7 @@ class LinearModel(Model):
     - `strength`: the parameter that is the penalty, or its inverse if `inverse`.
     - `average`: the penalty stands beside the mean loss (`N = Σ s`), or the sum (`N = 1`).
     - `l1_ratio`: the L1 share of the penalty: a fixed number, or the name of a parameter.
-    - `curvature`: bound of the loss's second derivative, for L1 penalties.
+    - `curvature`: bound of the loss's second derivative, for L1 penalties and `softmax`.
     - `quadratic`: the loss is half the squared error.
     - `mean`: of the target, from the predictor.
     - `start`: the intercept to start from, from the mean target.
@@ -167,12 +167,17 @@ class LinearModel(Model):
             pushed = strength * (last - jnp.sum(shift * w[:-1], axis=0))
             first, moved = first - shift * pushed, moved + pushed
         if self.softmax:
-            # Logits are unique up to a shift, which the penalty does not see in intercepts.
-            moved += jnp.sum(last)
+            assert self.curvature is not None
+            # Logits are unique up to a shift, which the penalty does not see in intercepts. This is
+            # no steeper than the loss, whose curvature is zero there: steps need not be shorter.
+            moved += self.curvature * jnp.mean(last)
         return jnp.concatenate([first, moved[None]])
 
     def _penalty(self, h: Hyperparameters, fold: Fold) -> Penalty:
-        own = self.intercept_penalty * self._unit(h) * self._units(fold) + float(self.softmax)
+        own = self.intercept_penalty * self._unit(h) * self._units(fold)
+        if self.softmax:
+            assert self.curvature is not None
+            own += self.curvature / fold.y.shape[1]
         own = own if self.estimator.fit_intercept else jnp.ones(())
         column = jnp.append(self._l2(h, fold), own)
         diagonal = jnp.broadcast_to(column[:, None], (len(column), fold.y.shape[1]))

@@ -259,6 +259,7 @@ BAD = {
         "'scoring'",
     ),
     "negative weights": (Ridge(), SPACE, {}, {"sample_weight": np.full(120, -1.0)}, "weights >= 0"),
+    "negative counts": (PoissonRegressor(), SPACE, {}, {}, "y: expected targets >= 0"),
     "fewer samples than folds": (Ridge(), SPACE, {"cv": 200}, {}, "n_splits=200"),
     "a feature in two groups": (
         Ridge(),
@@ -299,6 +300,7 @@ BAD = {
 def test_bad_input_is_named(case):
     estimator, space, options, fit, message = BAD[case]
     y = Y + 0.5 if case != "a fold without a class" else (np.arange(120) < 60).astype(int)
+    y = y - 100.0 if case == "negative counts" else y
     with pytest.raises(ValueError, match=message):
         HypergradSearchCV(estimator, space, **options).fit(X, y, **fit)
 
@@ -447,6 +449,18 @@ CHECKED = [
 ]
 
 
+#: Checks whose targets may be negative, unless a tag says that they must not.
+NEGATIVE_TARGETS = (
+    "check_fit_check_is_fitted",
+    "check_fit_idempotent",
+    "check_n_features_in",
+    "check_n_features_in_after_fitting",
+    "check_regressor_data_not_an_array",
+    "check_regressors_no_decision_function",
+    "check_regressors_train",
+)
+
+
 def failed_by_grids(search):
     """What `GridSearchCV` fails over the same estimator, for the same reason."""
     tags, failed = get_tags(search.estimator), {}
@@ -454,6 +468,8 @@ def failed_by_grids(search):
         failed["check_supervised_y_2d"] = "the tag of several outputs is not passed on"
     if tags.input_tags.allow_nan:
         failed["check_estimators_nan_inf"] = "the tag of missing values is not passed on"
+    if tags.target_tags.positive_only:
+        failed |= dict.fromkeys(NEGATIVE_TARGETS, "the tag of positive targets is not passed on")
     return failed
 
 
