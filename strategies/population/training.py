@@ -18,7 +18,7 @@ Arrays = Mapping[str, Any]
 #: What tracing raises where a shape or a branch depends on a traced value.
 _SHAPE_ERRORS = (
     jax.errors.ConcretizationTypeError,
-    jax.errors.NonConcreteBooleanIndexError,
+    IndexError,
     jax.errors.TracerArrayConversionError,
     TypeError,
 )
@@ -94,7 +94,12 @@ class Training:
 
     def value(self, state: PyTree, config: Arrays) -> Any:
         """What `evaluate` gives."""
-        return jnp.asarray(self._functions.evaluate(state, self._nested(config)))
+        found = self._functions.evaluate(state, self._nested(config))
+        if not jax.tree_util.all_leaves([found]):
+            raise ValueError(
+                f"'evaluate': expected a scalar of floating type, received {type(found).__name__}"
+            )
+        return jnp.asarray(found)
 
     def ahead(
         self, tuned: Arrays, state: PyTree, config: Arrays, key: Any, age: Any, horizon: int

@@ -264,6 +264,10 @@ BAD = {
         {"init": wide},
         r"'n': expected a hyperparameter that changes no shape.*'buckets'.*mask",
     ),
+    "rows": (
+        {"batch": lambda key, config: jnp.ones(3)[: config["n"]]},
+        r"'n': expected a hyperparameter that changes no shape.*'buckets'.*mask",
+    ),
     "structure": ({"step": lambda s, c, b, k: ((s, s), {})}, "'step': expected the state's struct"),
     "type": (
         {"step": lambda s, c, b, k: (s.astype(jnp.float16), {})},
@@ -271,6 +275,7 @@ BAD = {
     ),
     "pair": ({"step": lambda s, c, b, k: s}, "'step': expected a pair of state and metrics"),
     "vector": ({"evaluate": lambda s, c: s}, r"'evaluate': expected a scalar.*\(2,\)"),
+    "dict": ({"evaluate": lambda s, c: {"loss": s[0]}}, "'evaluate': expected a scalar.* dict"),
     "one": ({"size": 1}, "'size': expected an integer >= 2, received 1"),
     "unknown": ({"buckets": ["m"]}, "'buckets': expected keys of"),
     "endless": ({"buckets": ["x"]}, "'buckets': expected at most 64"),
