@@ -182,8 +182,11 @@ class CrossValidation:
             return mean_deviance
 
         def relative(output: Array, y: Array, weights: Array) -> Scalar:
-            level = jnp.broadcast_to(weights @ y / jnp.sum(weights), y.shape)
-            return mean_deviance(output, y, weights) / mean_deviance(level, y, weights)
+            # No logarithm is taken of counts that are all zero.
+            mean = jnp.maximum(weights @ y / jnp.sum(weights), jnp.finfo(y.dtype).tiny)
+            spread = mean_deviance(jnp.broadcast_to(mean, y.shape), y, weights)
+            # A constant target has no D²: the deviance itself then.
+            return mean_deviance(output, y, weights) / jnp.where(spread > 0, spread, 1.0)
 
         return relative
 

@@ -11,6 +11,9 @@ from strategies.sklearn.models.base import Task
 from strategies.sklearn.models.linear import LinearModel
 from strategies.sklearn.models.losses import half_squared_error
 
+#: The mean that training starts from, at least.
+LEAST_MEAN = 1e-6
+
 
 def half_deviance(mean: Array, y: Array, power: float) -> Array:
     """Half the unit deviance of a Tweedie distribution (Jørgensen 1987)."""
@@ -37,7 +40,8 @@ def glm(estimator: PoissonRegressor | GammaRegressor | TweedieRegressor, task: T
         return predictor if identity else jnp.exp(predictor)
 
     def start(y: Array) -> Array:
-        return y if identity else jnp.log(y)
+        # Counts of a fold that are all zero have their minimum at minus infinity.
+        return y if identity else jnp.log(jnp.maximum(y, LEAST_MEAN))
 
     model = LinearModel(
         estimator,
