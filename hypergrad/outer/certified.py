@@ -20,8 +20,8 @@ from hypergrad.restricted import RestrictedProblem
 # Relative error of the adjoint with which outer losses are corrected: it belongs to other
 # hyperparameters, as far away as one step. So no solve for it is to be rougher.
 ADJOINT_ERROR = 0.1
-# An estimated error serves for so many more hypergradients, while it allows for this relative one.
-CARRIED, HALF = 4, 0.5
+# An estimated error serves for so many more hypergradients.
+CARRIED = 4
 
 
 class Accuracy(eqx.Module):
@@ -80,6 +80,10 @@ class Judgement(eqx.Module):
             accuracy.inner / self.accuracy.inner, accuracy.linear / self.accuracy.linear
         )
         return self.relative_error * jnp.maximum(ratio, 1)
+
+    def serves(self, accuracy: Accuracy, allowed: float | Array) -> Array:
+        """Whether it is young and foretells no more than the relative error that is allowed."""
+        return (self.age < CARRIED) & (self.foretold(accuracy) <= allowed)
 
 
 class CertifiedLoss(eqx.Module):
@@ -174,19 +178,16 @@ class Certifier(eqx.Module):
         hparams: PyTree,
         accuracy: Accuracy,
         judgement: Judgement,
-        anew: bool | Array,
+        anew: Array,
     ) -> CertifiedPoint:
         """The hypergradient at `hparams`.
 
         **Arguments:**
 
-        - `judgement`: the last estimate of the error. It serves while it is young and allows for
-          half of the hypergradient.
-        - `anew`: estimate whatever it says.
+        - `judgement`: the last estimate of the error.
+        - `anew`: whether to make another one.
         """
         response, info, here, value, cotangent = self._solve(estimator_state, hparams, accuracy)
-        foretold = judgement.foretold(accuracy)
-        anew = anew | (judgement.age >= CARRIED) | ~(foretold < HALF)
         estimator = self._at(accuracy)
         if estimator.error_estimate is not None:
             estimator = eqx.tree_at(lambda e: e.error_estimate.wanted, estimator, anew)
@@ -197,7 +198,7 @@ class Certifier(eqx.Module):
         norm = vector.norm(estimate.grad)
         constants = self._constants(here)
         if constants is None:
-            relative = jnp.where(anew, estimate.info.error, foretold)
+            relative = jnp.where(anew, estimate.info.error, judgement.foretold(accuracy))
             error = relative * norm
         else:
             linear = estimate.info.linear_residual * cotangent

@@ -264,10 +264,12 @@ class MAID(OuterAlgorithm):
         """A hypergradient or a better loss, a line search if it descends, the next accuracy."""
         hparams, known = state.hparams, now.point
         renewed = ~now.descends | (now.refinements % SEARCHES == 0)
+        serves = known.judgement.serves(now.accuracy, 1 - self.eta)
+        anew = (now.refinements > 0) | ~serves
         point = loops.cond(
             renewed,
             lambda: certifier.hypergradient(
-                known.estimator_state, hparams, now.accuracy, known.judgement, now.refinements > 0
+                known.estimator_state, hparams, now.accuracy, known.judgement, anew
             ),
             lambda: known.judged_anew(
                 certifier.loss(known.estimator_state, hparams, now.accuracy, known.adjoint)
