@@ -99,11 +99,13 @@ def _measured(problem: Problem, search: Any, parts: list[np.ndarray]) -> dict[st
         "standard error": np.nan,
         "fits": np.nan,
     }
-    results = getattr(search, "cv_results_", {"params": []})
-    if results["params"]:
+    # Searches with a grid of their own have none, and that of Optuna has no `params`.
+    results = getattr(search, "cv_results_", {})
+    tried = results.get("params", [])
+    if tried:
         spread = results["std_test_score"][search.best_index_]
         row["standard error"] = float(spread) / np.sqrt(_FOLDS)
-    candidates = len(results["params"]) + len(getattr(search, "trials_", []))
+    candidates = len(tried) + len(getattr(search, "trials_", []))
     if candidates:
         row["fits"] = float(_FOLDS * candidates)
     return row

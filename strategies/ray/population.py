@@ -86,15 +86,18 @@ def population_trainable(
     wait = float(positive("patience", patience))
     if not ray.is_initialized():
         ray.init()
+    stored = ray.put(cloudpickle.dumps(population))
     actor: Any = ray.remote(Holder)
     holder = actor.options(
         **({"num_cpus": 0} if resources is None else dict(resources)),
         max_restarts=most,
         max_task_retries=most,
         max_concurrency=_WAITING,
-    ).remote(cloudpickle.dumps(population), wait)
+    ).remote(stored, wait)
     own = {
         "holder": holder,
+        # What the actor is started again with: Ray forgets large arguments of a start that is over.
+        "population": stored,
         "steps": length,
         "iterations": count,
         "metric": metric,
