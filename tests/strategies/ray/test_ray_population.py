@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import ray
 from ray import tune
@@ -37,7 +38,13 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def population():
-    return Population(init, step, evaluate, 3, space=SPACE, batch=batch)
+    # More than Ray sends along with a call: it has to be there when the actor is started again.
+    large = np.zeros(50_000)
+
+    def judged(state, config):
+        return evaluate(state, config) + large[0]
+
+    return Population(init, step, judged, 3, space=SPACE, batch=batch)
 
 
 def tuner(trainable, folder, population, samples, **options):
