@@ -1,6 +1,7 @@
 """All searches of a set, alternated over several splits into training and held-out samples."""
 
 import importlib.util
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -70,7 +71,8 @@ def searches(problem: Problem, seed: int, rivals: bool) -> dict[str, Callable]:
         return steps
 
     found[f"{type(last).__name__}, 20 points"] = own
-    if importlib.util.find_spec("optuna_integration") is not None:
+    # Once loaded, the module has no specification, which `find_spec` refuses.
+    if "optuna_integration" in sys.modules or importlib.util.find_spec("optuna_integration"):
         import optuna
         from optuna.distributions import FloatDistribution
         from optuna_integration import OptunaSearchCV
