@@ -45,8 +45,9 @@ class QuasiNewton(eqx.Module):
 
     - `memory`: pairs kept, each of twice the size of the hyperparameters. Default 10; 0 leaves the
       diagonal.
-    - `reach`: the furthest that one step may move any hyperparameter, in its own unit, and those
-      that move in the root mean square. Default 2, for hyperparameters in log space.
+    - `reach`: the furthest that one step may move any hyperparameter, in its own unit. Default 2,
+      for hyperparameters in log space. A step that is too long has its entries cut, or is shrunk
+      as a whole: whichever the quadratic model falls further by.
     """
 
     memory: int = eqx.field(static=True, default=10)
@@ -124,22 +125,42 @@ class QuasiNewton(eqx.Module):
         pairs = (steps, changes, weights)
         q, along = jax.lax.scan(back, p, pairs, reverse=True)
         r, _ = jax.lax.scan(forth, inverse * q, (*pairs, along))
-        whole, diagonal = self._within(r * mask), self._within(inverse * p)
-        # Hypergradients are inexact, and a bounded direction is another one: where it leads up, the
-        # diagonal is left, which leads down entry by entry.
+        clipped, longest = self._clip(r * mask), jnp.max(jnp.abs(r), initial=0)
+        shrink = jnp.minimum(1, self.reach / jnp.where(longest > 0, longest, 1))
+        # The quadratic model falls by `p @ d - d @ B @ d / 2`, and `B @ r` is `p`.
+        bent = _hessian_form(clipped, 1 / inverse, steps, changes, curved)
+        gain = p @ clipped - bent / 2
+        whole = jnp.where(gain >= (shrink - shrink**2 / 2) * (p @ r), clipped, shrink * r)
+        # Hypergradients are inexact: where their changes mislead, the diagonal is left, which leads
+        # down entry by entry.
         descent = jnp.all(jnp.isfinite(whole)) & (p @ whole > 0)
-        return unravel(-jnp.where(descent, whole, diagonal).astype(p.dtype))
+        return unravel(-jnp.where(descent, whole, self._clip(inverse * p)).astype(p.dtype))
 
-    def _within(self, step: Array) -> Array:
-        """`step`, shrunk until its typical entry is within reach, and its outliers clipped.
+    def _clip(self, step: Array) -> Array:
+        return jnp.clip(step, -self.reach, self.reach)
 
-        Clipping alone would leave no more than signs of a step whose entries are all too long;
-        shrinking alone would stop them all for one that is on its way to a bound.
-        """
-        moving = jnp.maximum(jnp.count_nonzero(step), 1)
-        typical = jnp.sqrt(jnp.sum(step**2) / moving)
-        shrink = jnp.minimum(1, self.reach / jnp.where(typical > 0, typical, 1))
-        return jnp.clip(shrink * step, -self.reach, self.reach)
+
+def _hessian_form(d: Array, diagonal: Array, steps: Array, changes: Array, curved: Array) -> Array:
+    """`d @ B @ d` for the matrix whose inverse the pairs make of `1 / diagonal`.
+
+    Nocedal & Wright, *Numerical Optimization*, section 7.2, "unrolling the BFGS formula": each pair
+    adds `y y' / y's` and takes `B s s' B / s'B s`.
+    """
+    if not len(steps):
+        return d @ (diagonal * d)
+
+    def extend(known: tuple[Array, Array], k: Array) -> tuple[tuple[Array, Array], None]:
+        added, taken = known
+        s, y = steps[k], changes[k]
+        bs = diagonal * s + added.T @ (added @ s) - taken.T @ (taken @ s)
+        sbs, ys = s @ bs, y @ s
+        good = curved[k] & (sbs > 0)
+        scale = [jnp.where(good, 1 / jnp.sqrt(jnp.where(good, x, 1)), 0) for x in (ys, sbs)]
+        return (added.at[k].set(scale[0] * y), taken.at[k].set(scale[1] * bs)), None
+
+    none = jnp.zeros_like(steps)
+    (added, taken), _ = jax.lax.scan(extend, (none, none), jnp.arange(len(steps)))
+    return d @ (diagonal * d) + jnp.sum((added @ d) ** 2) - jnp.sum((taken @ d) ** 2)
 
 
 def require_entrywise(algorithm: OuterAlgorithm, metric: QuasiNewton | None) -> None:
