@@ -18,7 +18,7 @@ from hypergrad.paths import leaf_names
 from hypergrad.problem import BilevelProblem
 from hypergrad.residual import residual_scale
 from hypergrad.restricted import RestrictedProblem
-from hypergrad.unrolled.run import Dynamics, is_array
+from hypergrad.unrolled.run import Dynamics, is_array, require_some
 from hypergrad.unrolled.steps import InnerStep, as_inner_step
 
 
@@ -171,11 +171,9 @@ class UnrolledEstimator(Estimator):
                     "size or a width has no derivative. Expected floating-point arrays; leave it "
                     "out of hparams, or to a searcher."
                 )
-        for name, tree in (("params", params), ("hparams", hparams)):
-            if not jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array)):
-                raise ValueError(
-                    f"{name}: expected at least one floating-point array, received none."
-                )
+        if not jax.tree.leaves(eqx.filter(params, eqx.is_inexact_array)):
+            raise ValueError("params: expected at least one floating-point array, received none.")
+        require_some(eqx.filter(hparams, eqx.is_inexact_array))
         if not self.stacked:
             return
         for path, leaf in jax.tree_util.tree_leaves_with_path(inner_batch):

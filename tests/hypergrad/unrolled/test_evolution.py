@@ -152,7 +152,7 @@ def test_what_is_refused():
     for wrong in (float("inf"), True, "a", None):
         with pytest.raises(ValueError, match="sigma: expected a"):
             PersistentEvolution(sgd, 5, sigma=wrong)
-    with pytest.raises(ValueError, match="hparams: expected at least one"):
+    with pytest.raises(ValueError, match="nothing to differentiate: hparams: expected at least"):
         PersistentEvolution(optax.sgd(0.1), 5).init(PROBLEM, START, {}, BATCH)
     estimator = PersistentEvolution(sgd, 5, pairs=1)
     state = estimator.init(PROBLEM, START, HPARAMS, BATCH)
