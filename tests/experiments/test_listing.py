@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from experiments.harness.command import listing
-from tests.compiling import as_users, optimised
+from tests.compiling import as_users, somewhat_optimised
 
 ROOT = Path(__file__).parents[2]
 KEYS = {"name", "paper", "settings", "versions", "seconds", "plots", "tables", "claims"}
@@ -28,7 +28,7 @@ def run(*arguments):
     not end shows where each thread is, and is started once more, compiled as users compile it.
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    done = attempt(arguments, optimised(flags))
+    done = attempt(arguments, somewhat_optimised(flags))
     if done.returncode == -signal.SIGABRT:
         warnings.warn(f"{arguments} did not end in {LIMIT} s:\n{done.stderr[-8000:]}", stacklevel=2)
         done = attempt(arguments, as_users(flags))
