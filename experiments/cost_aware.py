@@ -31,8 +31,8 @@ from experiments.data.tabular import tabular
 from experiments.harness import Claim, Context, Curve, Option, experiment
 from experiments.harness.optuna_search import optuna_search
 from strategies.laws import PowerLaw
+from strategies.ledger import Ledger
 from strategies.observation import Observation
-from strategies.searchers.base import Searcher
 from strategies.searchers.carbs import CARBSSearcher
 from strategies.searchers.pareto import ParetoSearcher
 from strategies.searchers.random import RandomSearcher
@@ -40,6 +40,8 @@ from strategies.space import Float, Int, SearchSpace, around
 from strategies.surrogates.hypervolume import hypervolume
 
 Training = Callable[[dict[str, Any]], tuple[float, float]]
+# A searcher, and what it was told.
+Searched = tuple[ParetoSearcher, list[Observation]]
 TPE, OURS = "TPE (Optuna)", "pareto"
 
 
@@ -102,9 +104,9 @@ def digits_task(seed: int) -> tuple[SearchSpace, Training]:
     return space, train
 
 
-def with_searcher(searcher: Searcher, train: Training, trials: int) -> np.ndarray:
+def with_searcher(ledger: Ledger, train: Training, trials: int) -> np.ndarray:
     """Pairs (error, log seconds) of the trials of one of our searchers."""
-    ledger, pairs = searcher.ledger, []
+    pairs = []
     for _ in range(trials):
         suggestion = ledger.ask()
         error, seconds = train(suggestion.config)
@@ -139,8 +141,9 @@ def law_found(exponent: float, trials: int, seed: int) -> float:
         off = np.log10(rate) + 2 - exponent * (np.log10(size) - 2)
         return 0.1 + size**-0.3 + float(off) ** 2, size
 
-    with_searcher(searcher, train, trials)
-    return searcher.scaling_laws()["rate"].exponent
+    ledger = Ledger(searcher)
+    with_searcher(ledger, train, trials)
+    return searcher.scaling_laws(ledger.history)["rate"].exponent
 
 
 # Where the best rate is known: at size 100, and how it falls with the size.
@@ -163,9 +166,9 @@ def walked(trials: int, seed: int) -> float:
         off = float(np.log10(rate / rate_at(size)))
         return 0.1 + size**-0.3 + 0.1 * off**2, size
 
-    searcher = CARBSSearcher(space, seed=seed, max_cost=CEILING)
-    with_searcher(searcher, train, trials)
-    best = min(searcher.ledger.history, key=lambda item: item.value or np.inf).config
+    ledger = Ledger(CARBSSearcher(space, seed=seed, max_cost=CEILING))
+    with_searcher(ledger, train, trials)
+    best = min(ledger.history, key=lambda item: item.value or np.inf).config
     return abs(float(np.log10(best["rate"] / rate_at(best["size"]))))
 
 
@@ -185,8 +188,9 @@ def predicted(trials: int, seed: int) -> float:
         return value, config["size"] * config["epochs"]
 
     searcher = CARBSSearcher(space, seed=seed, max_cost=CEILING)
-    with_searcher(searcher, train, trials)
-    points = [{"cost": item.cost or 0.0, **item.config} for item in searcher.front()]
+    ledger = Ledger(searcher)
+    with_searcher(ledger, train, trials)
+    points = [{"cost": item.cost or 0.0, **item.config} for item in searcher.front(ledger.history)]
     cost = 8 * CEILING
     size, epochs, rate = (
         PowerLaw.fit(points, ["cost"], name).predict({"cost": cost}).value
@@ -256,7 +260,7 @@ def run(context: Context) -> None:
     areas: dict[str, list[np.ndarray]] = {name: [] for name in ("random", TPE, OURS)}
     by_task: list[dict[str, Any]] = []
     laws: list[dict[str, Any]] = []
-    searched: dict[str, ParetoSearcher] = {}
+    searched: dict[str, Searched] = {}
     half = options.trials // 2
     tasks = [bench.tasks[index * 5 % len(bench.tasks)] for index in range(options.tasks)]
     total = 3 * (len(tasks) * options.seeds + options.real_seeds)
@@ -265,10 +269,11 @@ def run(context: Context) -> None:
             space, train, low, high = lcbench_task(bench, task)
             for seed in range(options.seed, options.seed + options.seeds):
                 searcher = ParetoSearcher(space, seed=seed)
-                for name, pairs in every_search(space, train, searcher, options.trials, seed):
+                ledger = Ledger(searcher)
+                for name, pairs in every_search(space, train, ledger, options.trials, seed):
                     areas[name].append(growth(pairs, low, high))
                     bar.advance(incumbent=float(areas[name][-1][-1]))
-                searched.setdefault(f"LCBench {task}", searcher)
+                searched.setdefault(f"LCBench {task}", (searcher, ledger.history))
             ends = {name: np.array(runs[-options.seeds :]) for name, runs in areas.items()}
             by_task.append(
                 {
@@ -283,16 +288,17 @@ def run(context: Context) -> None:
         for seed in range(options.seed, options.seed + options.real_seeds):
             space, train = digits_task(seed)
             searcher = ParetoSearcher(space, seed=seed)
+            ledger = Ledger(searcher)
             real.append({})
-            for name, pairs in every_search(space, train, searcher, options.real, seed):
+            for name, pairs in every_search(space, train, ledger, options.real, seed):
                 real[-1][name] = pairs
                 bar.advance()
-            searched.setdefault("digits", searcher)
-    for task, searcher in searched.items():
+            searched.setdefault("digits", (searcher, ledger.history))
+    for task, (searcher, history) in searched.items():
         laws += [
             {"task": task, "hyperparameter": path, "exponent": law.exponent,
              "standard error": law.error}
-            for path, law in searcher.scaling_laws().items()
+            for path, law in searcher.scaling_laws(history).items()
         ]  # fmt: skip
     context.plot(
         "hypervolume",
@@ -362,26 +368,26 @@ def run(context: Context) -> None:
 
 
 def every_search(
-    space: SearchSpace, train: Training, searcher: ParetoSearcher, trials: int, seed: int
+    space: SearchSpace, train: Training, ledger: Ledger, trials: int, seed: int
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The trials of random search, of multi-objective TPE and of ours."""
-    yield "random", with_searcher(RandomSearcher(space, seed=seed), train, trials)
+    yield "random", with_searcher(Ledger(RandomSearcher(space, seed=seed)), train, trials)
     yield TPE, with_tpe(space, train, trials, seed)
-    yield OURS, with_searcher(searcher, train, trials)
+    yield OURS, with_searcher(ledger, train, trials)
 
 
-def draw_laws(context: Context, searched: dict[str, ParetoSearcher]) -> None:
+def draw_laws(context: Context, searched: dict[str, Searched]) -> None:
     """The members of a front and the law through them: the surest of each task."""
     with context.figure("laws", width=3 * len(searched), height=3) as figure:
         panels = figure.subplots(1, len(searched), squeeze=False)[0]
-        for axes, (task, searcher) in zip(panels, searched.items(), strict=True):
+        for axes, (task, (searcher, history)) in zip(panels, searched.items(), strict=True):
             axes.set(title=task, xscale="log", xlabel="training time (s)")
-            laws = searcher.scaling_laws()
+            laws = searcher.scaling_laws(history)
             if not laws:
                 continue
             path = max(laws, key=lambda name: abs(laws[name].exponent) / (laws[name].error + 1e-9))
             law, log = laws[path], searcher.space.domains[path].log  # type: ignore[attr-defined]
-            front = searcher.front()
+            front = searcher.front(history)
             cost = np.array([item.cost for item in front], float)
             values = [searcher.space.flatten(item.config)[path] for item in front]
             line = law.factor * cost**law.exponent

@@ -17,6 +17,7 @@ from experiments.data.hpo_tables import HPOLIB, hpo_table
 from experiments.data.lcbench import LCBench
 from experiments.harness import Claim, Context, Curve, Option, experiment
 from experiments.harness.optuna_search import available, optuna_search
+from strategies.ledger import Ledger
 from strategies.observation import Observation
 from strategies.searchers.base import Searcher
 from strategies.searchers.multi_objective import MultiObjectiveSearcher
@@ -139,7 +140,7 @@ def growth(problem: Problem, values: np.ndarray) -> np.ndarray:
 
 def with_searcher(problem: Problem, searcher: Searcher, trials: int) -> np.ndarray:
     """The values of the trials of one of our searchers."""
-    ledger, found = searcher.ledger, []
+    ledger, found = Ledger(searcher), []
     for _ in range(trials):
         suggestion = ledger.ask()
         values = problem.evaluate(suggestion.config)

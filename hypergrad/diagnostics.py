@@ -17,7 +17,7 @@ from hypergrad.implicit import ImplicitDifferentiation
 from hypergrad.inner import Newton
 from hypergrad.linear import vector
 from hypergrad.mistakes import check_estimator
-from hypergrad.paths import leaf_names
+from hypergrad.paths import leaf_names, require_differentiable
 from hypergrad.problem import BilevelProblem
 
 # A difference of two losses is uncertain by this many rounding errors of them.
@@ -178,11 +178,7 @@ def check_hypergradient(
     arguments = as_arrays((params, hparams, inner_batch, outer_batch))
     params, hparams, inner_batch, outer_batch = arguments
     h, h_static = eqx.partition(hparams, eqx.is_inexact_array)
-    if not jax.tree.leaves(h):
-        raise ValueError(
-            "There is nothing to differentiate: hparams: expected at least one floating-point "
-            "array, received none."
-        )
+    require_differentiable(jax.tree.leaves(h))
     flat, unravel = ravel_pytree(h)
     double = flat.dtype == jnp.float64
     tolerance = (1e-4 if double else 5e-2) if tolerance is None else tolerance

@@ -7,7 +7,7 @@ number that merely happens to be small.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import NamedTuple
 
 import equinox as eqx
@@ -156,6 +156,22 @@ def trace_paths(
     )
 
 
+def require_differentiable(leaves: Sized) -> None:
+    """Refuse hyperparameters of which none can be differentiated.
+
+    **Arguments:**
+
+    - `leaves`: those that can.
+
+    **Raises:** `ValueError`.
+    """
+    if not leaves:
+        raise ValueError(
+            "There is nothing to differentiate: hparams: expected at least one floating-point "
+            "array, received none."
+        )
+
+
 def require_effect(paths: Paths, estimator: str, *, unseen: bool = False) -> None:
     """Refuse a problem in which a hyperparameter, or `params`, has no effect to differentiate.
 
@@ -165,11 +181,7 @@ def require_effect(paths: Paths, estimator: str, *, unseen: bool = False) -> Non
 
     **Raises:** `ValueError` naming the leaf and the estimators that could see it.
     """
-    if not paths.hparams:
-        raise ValueError(
-            "There is nothing to differentiate: hparams: expected at least one floating-point "
-            "array, received none."
-        )
+    require_differentiable(paths.hparams)
     if not paths.outer_params:
         on = [name for name, reach in paths.hparams.items() if reach.outer]
         but = f"only on hparams ({', '.join(on)})" if on else "on neither params nor hparams"

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from strategies.ledger import Ledger
 from tests.golden import cases
 
 
@@ -61,14 +62,14 @@ def test_outer_steps(name):
 
 @pytest.mark.parametrize("name", sorted(cases.SEARCHERS))
 def test_states_of_version_1_are_read(name):
-    searcher = cases.SEARCHERS[name]()
-    searcher.restore(cases.HERE / f"state-{name}.json")
-    assert len(searcher.history) == cases.TRIALS
-    configs = [dict(item.config) for item in searcher.history]
+    ledger = Ledger(cases.SEARCHERS[name]())
+    ledger.restore(cases.HERE / f"state-{name}.json")
+    assert len(ledger.history) == cases.TRIALS
+    configs = [dict(item.config) for item in ledger.history]
     # The hypergradient searcher chooses otherwise by now; its old notes are read all the same.
     saved = golden("searches")
     same(configs, saved.get(f"{name}, 0.1.0", saved[name]), rtol=0)
-    assert searcher.ask().number == cases.TRIALS
+    assert ledger.ask().number == cases.TRIALS
 
 
 @pytest.mark.parametrize("name", sorted(cases.SCHEDULERS))

@@ -23,6 +23,11 @@ class Systems(NamedTuple):
     diagonal: np.ndarray
     coupling: np.ndarray
 
+    def swept(self, omega: np.ndarray) -> "_Sweeps":
+        """The same by anti-diagonals, each system with its `ω`."""
+        rhs, start = (_skewed(np.moveaxis(field, 0, -1)) for field in (self.rhs, self.start))
+        return _Sweeps(rhs, start, self.diagonal, self.coupling, omega)
+
 
 def best_relaxation(diagonal: np.ndarray, coupling: np.ndarray, side: int) -> np.ndarray:
     """The `ω` of least spectral radius, by Young's formula from that of Jacobi's iteration."""
@@ -108,9 +113,8 @@ def iterations(
         for begin in range(0, len(order), size):
             rows = order[begin : begin + size]
             padded = np.resize(rows, size)
-            parts = [np.moveaxis(field[padded], 0, -1) for field in systems[:2]]
-            numbers = (systems.diagonal[padded], systems.coupling[padded], omegas[padded, column])
-            found = _SOLVERS[method](*map(_skewed, parts), *numbers, tol, most)
+            chosen = Systems(*(field[padded] for field in systems))
+            found = _SOLVERS[method](chosen.swept(omegas[padded, column]), tol, most)
             counts[rows, column] = np.asarray(found)[: len(rows)]
     return counts
 
@@ -121,11 +125,6 @@ def _skewed(field: np.ndarray) -> np.ndarray:
     for i in range(side):
         out[i : i + side, i] = field[i]
     return out
-
-
-def _inside(side: int) -> jax.Array:
-    cells = np.arange(2 * side - 1)[:, None] - np.arange(side)[None]
-    return jnp.asarray(((cells >= 0) & (cells < side)).astype(float))[:, :, None]
 
 
 def _before(field: jax.Array) -> jax.Array:
@@ -140,11 +139,26 @@ def _after(field: jax.Array) -> jax.Array:
     return later[:, :-1] + later[:, 1:]
 
 
-class _Grid(NamedTuple):
-    inside: jax.Array
-    diagonal: jax.Array
-    coupling: jax.Array
-    omega: jax.Array
+class _Sweeps(NamedTuple):
+    """Systems by anti-diagonals, shape `(2 side - 1, side, systems)`; three numbers of each."""
+
+    rhs: jax.Array | np.ndarray
+    start: jax.Array | np.ndarray
+    diagonal: jax.Array | np.ndarray
+    coupling: jax.Array | np.ndarray
+    omega: jax.Array | np.ndarray
+
+    @property
+    def inside(self) -> jax.Array:
+        """1 for the cells of the grid."""
+        lines, side, _ = self.rhs.shape
+        cells = np.arange(lines)[:, None] - np.arange(side)[None]
+        return jnp.asarray(((cells >= 0) & (cells < side)).astype(float))[:, :, None]
+
+    @property
+    def residual(self) -> jax.Array:
+        """Of the starts."""
+        return self.rhs - self.times(self.start)
 
     def times(self, x: jax.Array) -> jax.Array:
         """`A x`."""
@@ -174,26 +188,17 @@ def _norm(field: jax.Array) -> jax.Array:
 
 
 @partial(jax.jit, static_argnames=("tol", "most"))
-def _sor(
-    rhs: jax.Array,
-    start: jax.Array,
-    diagonal: jax.Array,
-    coupling: jax.Array,
-    omega: jax.Array,
-    tol: float,
-    most: int,
-) -> jax.Array:
+def _sor(systems: _Sweeps, tol: float, most: int) -> jax.Array:
     """`x += ω (D + ω L)⁻¹ r` until the residual is small."""
-    grid = _Grid(_inside(rhs.shape[1]), diagonal, coupling, omega)
-    first = rhs - grid.times(start)
+    omega, first = systems.omega, systems.residual
     target = tol * _norm(first)
-    share = (1 / omega - 1) * diagonal
+    share = (1 / omega - 1) * systems.diagonal
 
     def body(carry: tuple) -> tuple:
         r, going, count, step = carry
         # A y = r + (1 - 1/ω) D y + U y for the step y = (D / ω + L)⁻¹ r.
-        y = omega * grid.lower(r)
-        r = share * y + coupling * grid.inside * _after(y)
+        y = omega * systems.lower(r)
+        r = share * y + systems.coupling * systems.inside * _after(y)
         count = count + going
         return r, going & (_norm(r) > target), count, step + 1
 
@@ -201,32 +206,24 @@ def _sor(
         return jnp.any(carry[1]) & (carry[3] < most)
 
     going = _norm(first) > target
-    carry = (first, going, jnp.zeros(rhs.shape[2], int), 0)
+    carry = (first, going, jnp.zeros(len(omega), int), 0)
     return jax.lax.while_loop(unfinished, body, carry)[2]
 
 
 @partial(jax.jit, static_argnames=("tol", "most"))
-def _ssor(
-    rhs: jax.Array,
-    start: jax.Array,
-    diagonal: jax.Array,
-    coupling: jax.Array,
-    omega: jax.Array,
-    tol: float,
-    most: int,
-) -> jax.Array:
+def _ssor(systems: _Sweeps, tol: float, most: int) -> jax.Array:
     """Conjugate gradient with `(D + ω L) D⁻¹ (D + ω U) / (ω (2 - ω))` as its preconditioner."""
-    grid = _Grid(_inside(rhs.shape[1]), diagonal, coupling, omega)
-    factor = omega * (2 - omega) * diagonal
-    inverse = lambda r: factor * grid.upper(grid.lower(r))  # noqa: E731
+    omega = systems.omega
+    factor = omega * (2 - omega) * systems.diagonal
+    inverse = lambda r: factor * systems.upper(systems.lower(r))  # noqa: E731
     dot = lambda x, y: jnp.sum(x * y, axis=(0, 1))  # noqa: E731
-    target = tol * _norm(rhs)
-    r = rhs - grid.times(start)
+    target = tol * _norm(systems.rhs)
+    r = systems.residual
     z = inverse(r)
 
     def body(carry: tuple) -> tuple:
         r, z, p, rho, going, count, step = carry
-        image = grid.times(p)
+        image = systems.times(p)
         alpha = rho / jnp.where(going, dot(p, image), 1)
         r = jnp.where(going, r - alpha * image, r)
         z = inverse(r)
@@ -239,7 +236,7 @@ def _ssor(
         return jnp.any(carry[4]) & (carry[6] < most)
 
     going = _norm(r) > target
-    carry = (r, z, z, dot(r, z), going, jnp.zeros(rhs.shape[2], int), 0)
+    carry = (r, z, z, dot(r, z), going, jnp.zeros(len(omega), int), 0)
     return jax.lax.while_loop(unfinished, body, carry)[5]
 
 

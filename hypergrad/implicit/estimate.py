@@ -85,22 +85,18 @@ class ErrorEstimate(eqx.Module):
         - `here`: its linearisation.
         - `scale`: what the inner residual is relative to.
         """
+
+        def judged() -> Estimated:
+            wide = _widened(given, curvature, here)
+            estimate = self._estimate(wide, result, scale)
+            return Estimated(estimate.error.astype(scale.dtype), estimate.calls)
+
         if self.wanted is True:
-            return self._judge(given, curvature, here, result, scale)
-        judged = lambda: self._judge(given, curvature, here, result, scale)  # noqa: E731
-        form = jax.eval_shape(judged)
-        unknown = Estimated(jnp.full((), jnp.nan, form.error.dtype), jnp.zeros_like(form.calls))
+            return judged()
+        unknown = Estimated(jnp.full_like(scale, jnp.nan), jnp.zeros((), jnp.int32))
         return jax.lax.cond(self.wanted, judged, lambda: unknown)
 
-    def _judge(
-        self,
-        given: RestrictedProblem,
-        curvature: Curvature,
-        here: Linearisation,
-        result: Result,
-        scale: Scalar,
-    ) -> Estimated:
-        here = _widened(given, curvature, here)
+    def _estimate(self, here: Linearisation, result: Result, scale: Scalar) -> Estimated:
         w, h = here.given.w, here.given.h
         unit = here.unit()
         # Everything is divided by the size of the cotangent, as the adjoint is.
@@ -131,7 +127,7 @@ class ErrorEstimate(eqx.Module):
                 cotangent=inverse_size * vector.norm(result.cotangent),
                 noise=unit * scale,
                 unit=unit,
-                minimum=given.problem.optimality is None,
+                minimum=here.given.problem.optimality is None,
             ),
         )
 

@@ -7,6 +7,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
+from hypergrad.paths import require_differentiable
+
 
 def flat(params: PyTree) -> Float[Array, "parameters"]:
     """The floating-point parameters as one vector."""
@@ -32,11 +34,7 @@ def step_sizes(step: PyTree, h: PyTree) -> Float[Array, "entries"]:
     **Raises:** `ValueError` for a step of another structure or shape than `h`, and where there is
     nothing to differentiate.
     """
-    if not jax.tree.leaves(h):
-        raise ValueError(
-            "There is nothing to differentiate: hparams: expected at least one floating-point "
-            "array, received none."
-        )
+    require_differentiable(jax.tree.leaves(h))
     leaves = jax.tree.leaves(step)
     one = len(leaves) == 1 and leaves[0] is step and jnp.ndim(step) == 0
     try:

@@ -31,9 +31,16 @@ def scan(step: Callable[[Any, Any], tuple], start: Any, each: Any) -> tuple[Any,
 
 
 def cond(choice: Any, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
-    """`yes()` or `no()`, computing only that one; leaves that are not arrays are `no`'s."""
-    static = eqx.filter(no(), eqx.is_array, inverse=True)
-    chosen = jax.lax.cond(
-        choice, lambda: eqx.filter(yes(), eqx.is_array), lambda: eqx.filter(no(), eqx.is_array)
-    )
+    """`yes()` or `no()`, computing only that one; leaves that are not arrays belong to both."""
+    static: Any = None
+
+    def arrays(branch: Callable[[], Any]) -> Callable[[], Any]:
+        def traced() -> Any:
+            nonlocal static
+            dynamic, static = eqx.partition(branch(), eqx.is_array)
+            return dynamic
+
+        return traced
+
+    chosen = jax.lax.cond(choice, arrays(yes), arrays(no))
     return eqx.combine(chosen, static)

@@ -14,11 +14,11 @@ from hypergrad.estimator import Estimator, FitInfo, Hypergradient, Hypergradient
 from hypergrad.expected import require_choice
 from hypergrad.linear import vector
 from hypergrad.outcome import Outcome
-from hypergrad.paths import leaf_names
+from hypergrad.paths import leaf_names, require_differentiable
 from hypergrad.problem import BilevelProblem
 from hypergrad.residual import residual_scale
 from hypergrad.restricted import RestrictedProblem
-from hypergrad.unrolled.run import Dynamics, is_array, require_some
+from hypergrad.unrolled.run import Dynamics, is_array
 from hypergrad.unrolled.steps import InnerStep, as_inner_step
 
 
@@ -173,7 +173,7 @@ class UnrolledEstimator(Estimator):
                 )
         if not jax.tree.leaves(eqx.filter(params, eqx.is_inexact_array)):
             raise ValueError("params: expected at least one floating-point array, received none.")
-        require_some(eqx.filter(hparams, eqx.is_inexact_array))
+        require_differentiable(jax.tree.leaves(eqx.filter(hparams, eqx.is_inexact_array)))
         if not self.stacked:
             return
         for path, leaf in jax.tree_util.tree_leaves_with_path(inner_batch):

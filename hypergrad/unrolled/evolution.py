@@ -24,7 +24,7 @@ from hypergrad.linear import vector
 from hypergrad.problem import BilevelProblem
 from hypergrad.unrolled.base import UnrolledEstimator, finish, positive_int
 from hypergrad.unrolled.reverse import outer_at_end
-from hypergrad.unrolled.run import Dynamics, require_some
+from hypergrad.unrolled.run import Dynamics
 
 
 class EvolutionState(eqx.Module):
@@ -124,7 +124,7 @@ class PersistentEvolution(UnrolledEstimator):
             return self._start(params, hparams)
 
         run = Dynamics(self.update, problem, start, hparams, inner_batch, key, self.stacked)
-        require_some(run.h)
+        require_differentiable(jax.tree.leaves(run.h))
         at = run.unpack(run.x, run.rest)
 
         def copies(leaf: Any) -> Any:

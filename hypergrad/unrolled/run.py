@@ -14,7 +14,7 @@ from jaxtyping import Array, PyTree
 
 from hypergrad.jumps import hidden_reads
 from hypergrad.linear import vector
-from hypergrad.paths import Reach, inputs_of, leaf_names, refuse_biased
+from hypergrad.paths import Reach, inputs_of, leaf_names, refuse_biased, require_differentiable
 from hypergrad.problem import BilevelProblem, same_form
 from hypergrad.programs import parts
 from hypergrad.restricted import RestrictedProblem
@@ -244,7 +244,7 @@ def require_effect(
     **Raises:** `ValueError` naming each leaf whose derivative is structurally zero, or biased
     (`BilevelProblem.biased`).
     """
-    require_some(run.h)
+    require_differentiable(jax.tree.leaves(run.h))
     found = reaches(run, outer, first, last, from_start=from_start, forward=forward)
     dead = [name for name, reach in found.items() if not reach.seen]
     kept = run.keeps_biased
@@ -273,18 +273,6 @@ def require_effect(
             )
     listed = ", ".join(repr(name) for name in dead)
     raise ValueError(f"{estimator} cannot see hyperparameter {listed}: {reason}.")
-
-
-def require_some(h: PyTree) -> None:
-    """Refuse hyperparameters of which none is an array of floating-point numbers.
-
-    **Raises:** `ValueError`.
-    """
-    if not jax.tree.leaves(h):
-        raise ValueError(
-            "There is nothing to differentiate: hparams: expected at least one floating-point "
-            "array, received none."
-        )
 
 
 def _operations(program: Jaxpr) -> set[str]:

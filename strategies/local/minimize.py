@@ -297,14 +297,18 @@ class _Outcome:
     seconds: float
     error: BaseException | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __reduce__(self) -> tuple[Any, ...]:
         """What a process pool sends back, where a result or an exception might not arrive."""
-        made, error = self.report, self.error
+        error = self.error
         try:
-            pickle.dumps(made)
+            made = pickle.dumps(self.report)
         except Exception as failure:
-            made, error = Report(None), failure
-        return self.__dict__ | {"report": made, "error": error and _portable(error)}
+            made, error = pickle.dumps(Report(None)), failure
+        return _arrived, (made, self.seconds, error and _portable(error))
+
+
+def _arrived(made: bytes, seconds: float, error: BaseException | None) -> _Outcome:
+    return _Outcome(pickle.loads(made), seconds, error)
 
 
 def _portable(error: BaseException) -> BaseException:

@@ -101,8 +101,10 @@ def objective(config: dict[str, Any]) -> Any:
 def search(name: str, state_path: Path | None = None) -> list[dict[str, Any]]:
     """The configurations that a searcher suggests, in order."""
     searcher = SEARCHERS[name]()
-    minimize(objective, searcher.space, trials=TRIALS, searcher=searcher, state_path=state_path)
-    return [dict(item.config) for item in searcher.history]
+    found = minimize(
+        objective, searcher.space, trials=TRIALS, searcher=searcher, state_path=state_path
+    )
+    return [dict(item.config) for item in found.history]
 
 
 def schedule(name: str, state_path: Path | None = None) -> list[list[float]]:

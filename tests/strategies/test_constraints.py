@@ -100,7 +100,7 @@ def test_who_knows_values_only_sees_a_ranking(kind):
 
 
 def test_the_incumbent_is_feasible_if_one_is():
-    ledger = RandomSearcher(SPACE).ledger
+    ledger = Ledger(RandomSearcher(SPACE))
     ledger.tell(observation(0.0, {"a": 2.0}, 0.0))
     ledger.tell(observation(3.0, {"a": 1.0}, 1.0))
     assert ledger.best.value == 3.0  # the least violation
@@ -133,7 +133,7 @@ def test_bad_constraints(strict):
 
 
 def test_states_keep_constraints_and_older_ones_have_none(tmp_path):
-    ledger = RandomSearcher(SPACE).ledger
+    ledger = Ledger(RandomSearcher(SPACE))
     for constraints in ({"a": math.nan, "b": -math.inf}, {"a": 1.5}, {}):
         suggestion = ledger.ask()
         made = Report(1.0, constraints=constraints, constraint_gradients={"a": {"x": 2.0}})

@@ -24,6 +24,7 @@ from strategies import (
     Simplex,
 )
 from strategies.lamarckian import LamarckianTrial, Training
+from strategies.ledger import Ledger
 from strategies.local import minimize
 from strategies.space import Logit
 
@@ -301,23 +302,24 @@ def acquired(number, suggestion):
 
 @pytest.mark.parametrize("name", ["hypergradient", "bayes", "evolution"])
 def test_searchers_inherit_what_was_acquired(name):
-    searcher = {
+    make = {
         "hypergradient": HypergradientSearcher,
         "bayes": BayesSearcher,
         "evolution": lambda space: EvolutionSearcher(space, population=4, contest=4),
-    }[name](BOWL)
+    }[name]
+    ledger = Ledger(make(BOWL))
     asked = []
     for number in range(14):
-        suggestion = searcher.ask()
+        suggestion = ledger.ask()
         asked.append(suggestion.config)
-        searcher.tell(acquired(number, suggestion))
-    assert all(item.config["x"] == [0.25, 0.25] for item in searcher.history)
+        ledger.tell(acquired(number, suggestion))
+    assert all(item.config["x"] == [0.25, 0.25] for item in ledger.history)
     # The default has been tried although no observation is of it.
     assert asked.count(BOWL.default()) <= 1
     if name == "evolution":
         # Children start from the acquired values, whatever had been suggested.
         assert sum(config["x"] == [0.25, 0.25] for config in asked) >= 4
-    assert searcher.best.config["n"] == 6
+    assert ledger.best.config["n"] == 6
 
 
 # The engines: the same trial, and the searcher learns from what it reported.
@@ -336,7 +338,7 @@ def test_on_the_embedded_engine(tmp_path):
     check(result.history)
     assert result.trials[0].info["start_value"] > result.history[0].value
     assert result.history[0].config != SPACE.default()
-    again = AutoSearcher(SPACE)
+    again = Ledger(AutoSearcher(SPACE))
     again.restore(tmp_path / "state.json")
     assert again.history == result.history
 
@@ -405,6 +407,6 @@ def test_on_ray(tmp_path):
     found = results.get_best_result(metric="loss", mode="min").metrics
     assert found["hypergrad"]["config"]["scaling"] in ("none", "standard")
     assert found["hypergrad"]["info"]["start_value"] > found["loss"]
-    tuned = [item.config for item in search.searcher_.history]
+    tuned = [item.config for item in search.ledger.history]
     assert len(tuned) == 2
-    check(search.searcher_.history)
+    check(search.ledger.history)

@@ -9,6 +9,7 @@ import optuna
 import pytest
 from ray._private.dict import flatten_dict
 
+from strategies.ledger import Ledger
 from strategies.local import minimize
 from strategies.observation import Observation
 from strategies.observation import report as local_report
@@ -76,24 +77,24 @@ def trained(config):
 
 
 class Alone:
-    """A searcher that is asked and told directly."""
+    """A ledger that is asked and told directly."""
 
     def __init__(self, make, folder):
         self.make, self.path = make, folder / "state.json"
-        self.searcher = make(SPACE, seed=3)
+        self.ledger = Ledger(make(SPACE, seed=3))
 
     def ask(self):
-        suggestion = self.searcher.ask()
+        suggestion = self.ledger.ask()
         return suggestion.number, suggestion.config
 
     def tell(self, number, config):
         value, gradient, cost = trained(config)
-        self.searcher.tell(Observation(config, value, gradient, cost=cost, number=number))
+        self.ledger.tell(Observation(config, value, gradient, cost=cost, number=number))
 
     def restart(self):
-        self.searcher.save(self.path)
-        self.searcher = self.make(SPACE, seed=3)
-        self.searcher.restore(self.path)
+        self.ledger.save(self.path)
+        self.ledger = Ledger(self.make(SPACE, seed=3))
+        self.ledger.restore(self.path)
 
 
 class OnOptuna:

@@ -18,6 +18,7 @@ from strategies import (
     TPESearcher,
     report,
 )
+from strategies.ledger import Ledger
 from strategies.local import minimize
 from strategies.optuna import HypergradSampler, objective, observations_of
 
@@ -41,9 +42,9 @@ EARLIER = minimize(loss, SPACE, trials=20, searcher=RandomSearcher(SPACE, seed=5
 @pytest.mark.parametrize("make", [HypergradientSearcher, BayesSearcher, TPESearcher])
 def test_it_goes_on_from_the_best_of_the_earlier_search(make):
     before = min(item.value for item in EARLIER)
-    searcher = make(SPACE, seed=0)
-    assert searcher.warm_start(EARLIER) == {}
-    result = minimize(loss, SPACE, trials=6, searcher=searcher)
+    ledger = Ledger(make(SPACE, seed=0))
+    assert ledger.warm_start(EARLIER) == {}
+    result = minimize(loss, SPACE, trials=6, searcher=ledger)
     assert len(result.trials) == 6
     assert [item.number for item in result.trials] == list(range(6))
     assert len(result.history) == 26
@@ -55,35 +56,35 @@ def test_it_goes_on_from_the_best_of_the_earlier_search(make):
 
 def test_what_does_not_fit_is_left_out_and_said():
     narrow = SearchSpace({"x": Float(0, 1, shape=(3,)), "kind": Categorical(["a", "b"]), "n": 3})
-    searcher = HypergradientSearcher(narrow)
-    left_out = searcher.warm_start(EARLIER)
+    ledger = Ledger(HypergradientSearcher(narrow))
+    left_out = ledger.warm_start(EARLIER)
     fitting = [i for i, o in enumerate(EARLIER) if o.config["kind"] != "c" and o.config["n"] == 3]
-    assert len(searcher.history) == len(fitting)
+    assert len(ledger.history) == len(fitting)
     assert set(left_out) == set(range(20)) - set(fitting)
     for position, message in left_out.items():
         config = EARLIER[position].config
         wrong = "'kind': expected one of" if config["kind"] == "c" else "'n': expected the constant"
         assert wrong in message
     wider = SearchSpace({**SPACE.domains, "extra": Float(0, 1)})
-    (message,) = set(RandomSearcher(wider).warm_start(EARLIER[:3]).values())
+    (message,) = set(Ledger(RandomSearcher(wider)).warm_start(EARLIER[:3]).values())
     assert "'extra'" in message
 
 
 def test_the_same_results_are_not_counted_twice(tmp_path):
-    searcher = RandomSearcher(SPACE)
-    searcher.warm_start(EARLIER)
-    searcher.save(tmp_path / "state.json")
-    again = RandomSearcher(SPACE)
+    ledger = Ledger(RandomSearcher(SPACE))
+    ledger.warm_start(EARLIER)
+    ledger.save(tmp_path / "state.json")
+    again = Ledger(RandomSearcher(SPACE))
     again.restore(tmp_path / "state.json")
     assert set(again.warm_start(EARLIER).values()) == {"it is known already"}
-    assert again.history == searcher.history
+    assert again.history == ledger.history
 
 
 def test_failures_are_learnt_from_too():
-    searcher = RandomSearcher(SPACE)
+    ledger = Ledger(RandomSearcher(SPACE))
     config = SPACE.default()
-    assert searcher.warm_start([Observation(config, math.nan, number=3, note={"move": "x"})]) == {}
-    (known,) = searcher.history
+    assert ledger.warm_start([Observation(config, math.nan, number=3, note={"move": "x"})]) == {}
+    (known,) = ledger.history
     assert (known.status, known.number, dict(known.note)) == ("failed", None, {})
 
 
@@ -104,9 +105,9 @@ def test_from_a_study_of_any_sampler(direction):
         true = loss(item.config)
         assert item.value == pytest.approx(true.value)
         np.testing.assert_allclose(item.gradient["x"], true.gradient["x"])
-    searcher = HypergradientSearcher(SPACE)
-    assert searcher.warm_start(found) == {}
-    assert minimize(loss, SPACE, trials=5, searcher=searcher).best_value < min(
+    ledger = Ledger(HypergradientSearcher(SPACE))
+    assert ledger.warm_start(found) == {}
+    assert minimize(loss, SPACE, trials=5, searcher=ledger).best_value < min(
         item.value for item in found
     )
     several = optuna.create_study(directions=["minimize", "minimize"])
@@ -135,14 +136,14 @@ def test_a_study_that_goes_on_with_our_sampler_knows_its_trials():
 )
 def test_no_configuration_of_a_discrete_space_is_tried_twice(make):
     space = SearchSpace({"a": Int(0, 2), "b": Categorical(["x", "y", "z"])})
-    searcher = make(space)
-    searcher.warm_start([Observation({"a": 1, "b": "y"}, 0.5)])
+    ledger = Ledger(make(space))
+    ledger.warm_start([Observation({"a": 1, "b": "y"}, 0.5)])
     # Two at a time: what is pending counts as tried.
     configs = []
     for _ in range(4):
-        asked = [searcher.ask(), searcher.ask()]
+        asked = [ledger.ask(), ledger.ask()]
         for one in asked:
             configs.append((one.config["a"], one.config["b"]))
-            searcher.tell(Observation(one.config, float(one.config["a"]), number=one.number))
+            ledger.tell(Observation(one.config, float(one.config["a"]), number=one.number))
     assert len(set(configs)) == 8
     assert (1, "y") not in configs

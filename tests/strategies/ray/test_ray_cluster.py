@@ -93,7 +93,7 @@ def test_one_experiment_with_all_that_may_happen_in_it(tmp_path, cluster):
     results = tuner(train, tmp_path, search, param_space, samples=5, max_concurrent_trials=2).fit()
     assert len(results) == 5
     assert results.num_errors == 1
-    history = {o.number: o for o in search.searcher_.history}
+    history = {o.number: o for o in search.ledger.history}
     assert [history[i].status for i in range(5)] == [
         "complete",
         "complete",
@@ -104,7 +104,7 @@ def test_one_experiment_with_all_that_may_happen_in_it(tmp_path, cluster):
     assert history[0].gradient["n/l2"] == pytest.approx([1.1] * 3, rel=1e-6)
     assert history[1].gradient is None
     assert history[0].cost > 0
-    assert search.searcher_.pending == []
+    assert search.ledger.pending == []
     assert any(cluster.iterdir())  # trials keep what they compiled for each other
     logged = json.loads((pathlib.Path(results[0].path) / "result.json").read_text().splitlines()[0])
     assert logged["hypergrad"]["info"]["inner_residual"] == pytest.approx(1e-3)
@@ -128,10 +128,10 @@ def test_one_experiment_with_all_that_may_happen_in_it(tmp_path, cluster):
         RandomSearcher, points_to_evaluate=[{"n": {"kind": kind}} for kind in kinds]
     )
     again.restore_from_dir(str(tmp_path / "older"))
-    assert [(o.number, o.config, o.value) for o in again.searcher_.history] == [
-        (o.number, o.config, o.value) for o in search.searcher_.history
+    assert [(o.number, o.config, o.value) for o in again.ledger.history] == [
+        (o.number, o.config, o.value) for o in search.ledger.history
     ]
-    assert again.searcher_.pending == []
+    assert again.ledger.pending == []
 
 
 def test_the_best_trials_of_a_stock_hyperband_are_seen(tmp_path):
@@ -165,9 +165,9 @@ def test_the_best_trials_of_a_stock_hyperband_are_seen(tmp_path):
         mode="max",
     ).fit()
     assert results.num_errors == 0
-    assert [o.status for o in search.searcher_.history] == ["complete"] * 4
+    assert [o.status for o in search.ledger.history] == ["complete"] * 4
     best = max(r.metrics["loss"] for r in results)
-    assert -search.searcher_.best.value == pytest.approx(best)
+    assert -search.ledger.best.value == pytest.approx(best)
 
 
 class Steps(tune.Trainable):

@@ -140,7 +140,7 @@ def test_worker_that_is_killed_without_a_retry_is_a_failure(cluster, tmp_path):
     )
     results = experiment(train, tmp_path, search, samples=2).fit()
     assert results.num_errors == 1
-    assert [o.status for o in search.searcher_.history] == ["failed", "complete"]
+    assert [o.status for o in search.ledger.history] == ["failed", "complete"]
 
 
 class OnBothNodes(Steps):
@@ -206,7 +206,7 @@ def test_errored_trials_that_are_restarted_take_the_place_of_their_failures(clus
         repaired.unlink()
         again = HypergradSearch(RandomSearcher, points_to_evaluate=points)
         again.restore_from_dir(str(folder / "run"))
-        history = again.searcher_.history
+        history = again.ledger.history
         assert [(o.number, o.value) for o in history] == [(0, 0.2), (1, 0.7), (2, 0.3)], how
         assert history[0].gradient == {"x": 1.0}
 
@@ -221,7 +221,7 @@ def test_limiter_and_repeater_around_the_search(cluster, tmp_path):
     wrapped = Repeater(ConcurrencyLimiter(search, max_concurrent=4), repeat=2)
     results = experiment(train, tmp_path, wrapped, samples=6).fit()
     assert len(results) == 6
-    history = search.searcher_.history
+    history = search.ledger.history
     assert [o.number for o in history] == [0, 1, 2]
     for o in history:
         assert o.value == pytest.approx(o.config["x"] + 0.5)
@@ -256,9 +256,9 @@ def test_trials_that_hang_hold_up_nobody_else(cluster, tmp_path):
     tuner._local_tuner._run_config.callbacks = [Watch()]
     tuner._local_tuner._run_config.stop = Stop()
     tuner.fit()
-    told = {o.number: o.value for o in search.searcher_.history}
+    told = {o.number: o.value for o in search.ledger.history}
     assert told == {0: 0.5, 2: 0.75, 3: 0.1}
-    assert [s.number for s in search.searcher_.pending] == [1]
+    assert [s.number for s in search.ledger.pending] == [1]
 
 
 FULL = 60_000
@@ -302,7 +302,7 @@ def test_disk_that_is_full_at_save_ends_the_run_and_costs_nothing(cluster, tmp_p
     restore(tmp_path / "run", simple).fit()
     search = HypergradSearch(RandomSearcher, space=SPACE, seed=2)
     search.restore_from_dir(str(tmp_path / "run"))
-    found = [(o.number, o.config, o.value) for o in search.searcher_.history]
+    found = [(o.number, o.config, o.value) for o in search.ledger.history]
     alone = RandomSearcher(SPACE, seed=2)
     configs = [alone.propose(i, [], []).config for i in range(12)]
     assert found == [(i, config, config["x"]) for i, config in enumerate(configs)]
@@ -324,7 +324,7 @@ def test_files_that_are_cut_short_are_put_back(cluster, tmp_path, caplog):
             assert len(tuner.fit()) == 3
         again = HypergradSearch(RandomSearcher, seed=2)
         again.restore_from_dir(str(folder))
-        assert len(again.searcher_.history) == 3, pattern
+        assert len(again.ledger.history) == 3, pattern
     assert "experiment_state" in caplog.text
     assert "put back from hypergrad-snapshot.zip" in caplog.text
     for file in [*folder.glob("experiment_state-*"), folder / "hypergrad-snapshot.zip"]:

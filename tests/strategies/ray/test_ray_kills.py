@@ -58,7 +58,7 @@ def rows(search):
     """What was tried, how far, and what came of it."""
     if isinstance(search, ScheduledSearch):
         return table(search.schedule)
-    return [[o.number, 0, o.config, o.value] for o in search.searcher_.history]
+    return [[o.number, 0, o.config, o.value] for o in search.ledger.history]
 
 
 def table(schedule):

@@ -66,7 +66,7 @@ def test_a_report_with_constraints():
 
 def test_several_metrics(tmp_path):
     made = search(metric=["a", "b"], mode=["min", "max"])
-    assert isinstance(made.searcher_, MultiObjectiveSearcher)
+    assert isinstance(made.ledger.searcher, MultiObjectiveSearcher)
     config = made.suggest("t0")
     values, slopes = [1.0, 2.0], [{"x": 3.0}, {"x": 4.0}]
     complete(made, "t0", result(values=values, gradients=slopes, metric=["a", "b"]))

@@ -61,7 +61,7 @@ def test_value_gradient_cost_and_resource_reach_the_searcher():
     search.on_trial_result("a", flat({"loss": 9.0}))
     row = result(jnp.float32(0.5), {"lr": jnp.asarray(2.0)}, metric="loss", gradient_error=0.1)
     search.on_trial_complete("a", flat(row, training_iteration=7))
-    (seen,) = search.searcher_.history
+    (seen,) = search.ledger.history
     assert seen.config["lr"] == pytest.approx(config["lr"])
     assert (seen.value, seen.cost, seen.resource, seen.status) == (0.5, 2.0, 7.0, "complete")
     assert seen.gradient == {"lr": 2.0}
@@ -72,7 +72,7 @@ def test_maximising_flips_value_and_gradient():
     search = started(mode="max")
     search.suggest("a")
     search.on_trial_complete("a", flat(result(0.5, {"lr": 2.0}, metric="loss")))
-    (seen,) = search.searcher_.history
+    (seen,) = search.ledger.history
     assert seen.value == -0.5
     assert seen.gradient == {"lr": -2.0}
 
@@ -88,10 +88,10 @@ def test_gradients_of_arrays_lists_and_options():
         config = search.suggest(f"{i}")
         gradient = {"l2": np.arange(3.0), "row": [None, None, 4.0], "opt": {"lr": 6.0}}
         search.on_trial_complete(f"{i}", flat(result(1.0, gradient, metric="loss")))
-        seen = search.searcher_.history[i]
+        seen = search.ledger.history[i]
         option = str(int(config["opt"]["lr"] >= 1))
         assert seen.gradient == {"l2": [0.0, 1.0, 2.0], "row/2": 4.0, f"opt/{option}/lr": 6.0}
-    assert {o.config["opt"]["kind"] for o in search.searcher_.history} == {"0", "1"}
+    assert {o.config["opt"]["kind"] for o in search.ledger.history} == {"0", "1"}
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, "oops", None, [1.0, 2.0]])
@@ -100,7 +100,7 @@ def test_values_that_are_no_numbers_are_failures(value):
     search.suggest("a")
     search.on_trial_result("a", flat({"loss": value}))
     search.on_trial_complete("a", flat({"loss": value, "hypergrad": {"gradient": {"lr": 1.0}}}))
-    (seen,) = search.searcher_.history
+    (seen,) = search.ledger.history
     assert seen.status == "failed"
     assert seen.value is None
     assert seen.gradient is None
@@ -110,18 +110,18 @@ def test_a_metric_that_never_came_is_a_failure_and_one_that_came_once_counts():
     search = started()
     search.suggest("a")
     search.on_trial_complete("a", flat({"other": 1.0}))
-    assert search.searcher_.history[0].status == "failed"
+    assert search.ledger.history[0].status == "failed"
     search.suggest("b")
     search.on_trial_result("b", flat({"loss": 3.0}))
     search.on_trial_complete("b", flat({"other": 1.0}))
-    assert search.searcher_.history[1].value == 3.0
+    assert search.ledger.history[1].value == 3.0
 
 
 def test_trial_that_raised_is_a_failure():
     search = started()
     search.suggest("a")
     search.on_trial_complete("a", error=True)
-    assert search.searcher_.history[0].status == "failed"
+    assert search.ledger.history[0].status == "failed"
 
 
 def test_complete_without_result_uses_the_last_report():
@@ -130,7 +130,7 @@ def test_complete_without_result_uses_the_last_report():
     search.suggest("a")
     search.on_trial_result("a", flat(result(0.7, {"lr": 1.0}, metric="loss"), training_iteration=3))
     search.on_trial_complete("a", result=None, error=False)
-    (seen,) = search.searcher_.history
+    (seen,) = search.ledger.history
     assert (seen.value, seen.resource, seen.gradient) == (0.7, 3.0, {"lr": 1.0})
 
 
@@ -138,8 +138,8 @@ def test_trial_that_never_ran_is_forgotten():
     search = started()
     search.suggest("a")
     search.on_trial_complete("a")
-    assert search.searcher_.history == []
-    assert search.searcher_.pending == []
+    assert search.ledger.history == []
+    assert search.ledger.pending == []
 
 
 def test_unknown_repeated_and_late_calls_change_nothing():
@@ -151,7 +151,7 @@ def test_unknown_repeated_and_late_calls_change_nothing():
     search.on_trial_complete("a", flat({"loss": 5.0}))
     search.on_trial_complete("a", error=True)
     search.on_trial_result("a", flat({"loss": 7.0}))
-    assert [o.value for o in search.searcher_.history] == [1.0]
+    assert [o.value for o in search.ledger.history] == [1.0]
 
 
 def test_restarted_trial_with_a_new_id_is_adopted_once():
@@ -160,7 +160,7 @@ def test_restarted_trial_with_a_new_id_is_adopted_once():
     row = flat({"loss": 1.5, "config": {"lr": 0.01, "n": {"depth": 2}}})
     search.on_trial_complete("new", row)
     search.on_trial_complete("new", row)
-    (seen,) = search.searcher_.history
+    (seen,) = search.ledger.history
     assert (seen.value, seen.number) == (1.5, None)
     assert seen.config == {"lr": 0.01, "n": {"depth": 2}}
 
@@ -179,7 +179,7 @@ def test_gradient_that_does_not_fit_is_dropped_and_named(gradient, kept, named, 
     search.suggest("a")
     with caplog.at_level(logging.WARNING):
         search.on_trial_complete("a", flat(result(1.0, gradient, metric="loss")))
-    (seen,) = search.searcher_.history
+    (seen,) = search.ledger.history
     assert seen.value == 1.0
     assert seen.gradient == kept
     assert (named in caplog.text) if named else not caplog.records
@@ -193,7 +193,7 @@ def test_tuned_configuration_replaces_the_suggested_one():
     )
     search.suggest("b")
     search.on_trial_complete("b", flat(result(1.0, metric="loss", config={"lr": 50.0})))
-    tuned, refused = search.searcher_.history
+    tuned, refused = search.ledger.history
     assert tuned.config == {"lr": 0.05, "n": config["n"]}
     assert refused.config["lr"] <= 0.1
 
@@ -250,7 +250,7 @@ def test_repeater_passes_averages():
     assert first["lr"] == second["lr"]
     repeated.on_trial_complete("a", flat({"loss": 1.0}))
     repeated.on_trial_complete("b", flat({"loss": 3.0}))
-    assert [o.value for o in search.searcher_.history] == [2.0]
+    assert [o.value for o in search.ledger.history] == [2.0]
 
 
 def test_points_to_evaluate_nested_flat_and_partial():
@@ -270,8 +270,8 @@ def test_points_that_were_evaluated_elsewhere():
     search.add_evaluated_point({"lr": 0.02, "n/depth": 3}, math.nan)
     search.add_evaluated_point({"lr": 0.03, "n/depth": 3}, 0.1, error=True)
     search.add_evaluated_point({"lr": 0.04, "n/depth": 3}, 0.1, pruned=True)
-    assert [o.value for o in search.searcher_.history] == [-0.9, None, None, -0.1]
-    assert [o.status for o in search.searcher_.history] == [
+    assert [o.value for o in search.ledger.history] == [-0.9, None, None, -0.1]
+    assert [o.status for o in search.ledger.history] == [
         "complete",
         "failed",
         "failed",
@@ -311,7 +311,7 @@ def test_space_in_the_constructor_refuses_another_but_takes_the_metric():
     assert set(config) == {"a", "l2"}
     assert len(config["l2"]) == 2
     search.on_trial_complete("t", flat(result(1.0, {"a/x": 1.0, "l2": [1.0, 2.0]}, metric="loss")))
-    assert search.searcher_.history[0].gradient == {"a/x": -1.0, "l2": [-1.0, -2.0]}
+    assert search.ledger.history[0].gradient == {"a/x": -1.0, "l2": [-1.0, -2.0]}
 
 
 def test_second_experiment_forgets_the_trials_that_never_ended():
@@ -327,7 +327,7 @@ def drive(search, first, last):
     for i in range(first, last):
         configs.append(search.suggest(f"t{i}"))
         if i > 0:
-            done = search.searcher_.pending[0].config
+            done = search.ledger.pending[0].config
             row = result(done["lr"], {"lr": 1.0}, metric="loss")
             search.on_trial_complete(f"t{i - 1}", flat(row))
     return configs
@@ -369,12 +369,12 @@ def test_truncated_state_is_refused_and_the_backup_used(tmp_path, caplog):
     with pytest.raises(ValueError, match="truncated or damaged"):
         other.restore(str(path))
     other.restore_from_dir(str(tmp_path))
-    assert len(other.searcher_.history) == 2
+    assert len(other.ledger.history) == 2
     assert "truncated" in caplog.text
     os.remove(tmp_path / "searcher-backup-s.pkl")
     lost = HypergradSearch(RandomSearcher, space=SPACE, seed=5)
     lost.restore_from_dir(str(tmp_path))
-    assert lost.searcher_.history == []
+    assert lost.ledger.history == []
     assert "begins anew" in caplog.text
 
 

@@ -17,6 +17,7 @@ from strategies import (
     Simplex,
     SobolSearcher,
 )
+from strategies.ledger import Ledger
 
 TREE = {
     "x": Float(1e-3, 1, log=True),
@@ -26,27 +27,27 @@ TREE = {
 
 def test_sobol_points_are_balanced_and_reproducible():
     space = SearchSpace({"x": Float(0, 1, shape=(3,)), "c": Categorical(list("abcd"))})
-    searcher = SobolSearcher(space, seed=3)
-    configs = [searcher.ask().config for _ in range(16)]
+    ledger = Ledger(SobolSearcher(space, seed=3))
+    configs = [ledger.ask().config for _ in range(16)]
     values = np.array([config["x"] for config in configs])
     for i in range(3):
         assert sorted(np.floor(values[:, i] * 16)) == list(range(16))
     assert sorted(config["c"] for config in configs) == sorted("abcd" * 4)
     assert SobolSearcher(space, seed=3).propose(11, [], []).config == configs[11]
-    assert SobolSearcher(space, seed=4).ask().config != configs[0]
+    assert Ledger(SobolSearcher(space, seed=4)).ask().config != configs[0]
     with pytest.raises(ValueError, match="at most 21201"):
         SobolSearcher(SearchSpace({"x": Float(0, 1, shape=(30000,))}))
 
 
 def test_grid_covers_every_combination_once():
-    searcher = GridSearcher(SearchSpace(TREE), points=3, seed=1)
-    assert searcher.size == 3 * (1 + 3 * 2)
-    configs = [searcher.ask().config for _ in range(searcher.size)]
-    assert len({repr(config) for config in configs}) == searcher.size
+    ledger = Ledger(GridSearcher(SearchSpace(TREE), points=3, seed=1))
+    assert ledger.searcher.size == 3 * (1 + 3 * 2)
+    configs = [ledger.ask().config for _ in range(ledger.searcher.size)]
+    assert len({repr(config) for config in configs}) == ledger.searcher.size
     logs = {round(np.log10(config["x"]), 6) for config in configs}
     assert logs == {-3.0, -1.5, 0.0}
     # Then it goes on with draws.
-    assert round(np.log10(searcher.ask().config["x"]), 6) not in logs
+    assert round(np.log10(ledger.ask().config["x"]), 6) not in logs
 
 
 def test_grid_of_chosen_values():
@@ -54,11 +55,13 @@ def test_grid_of_chosen_values():
         {"mix": Simplex(3), "o": Ordinal([8, 16, 32]), "n": Int(1, 100, log=True)},
         constraints={"small": lambda c: c["n"] * c["o"] < 1000},
     )
-    searcher = GridSearcher(
-        space, points={"mix": [[0.5, 0.5, 0.0], [0.1, 0.1, 0.8]], "o": [8, 32], "n": 3}, seed=0
+    ledger = Ledger(
+        GridSearcher(
+            space, points={"mix": [[0.5, 0.5, 0.0], [0.1, 0.1, 0.8]], "o": [8, 32], "n": 3}, seed=0
+        )
     )
-    assert searcher.values["n"] == [1, 10, 100]
-    assert searcher.size == 2 * (2 * 3 - 1)
+    assert ledger.searcher.values["n"] == [1, 10, 100]
+    assert ledger.searcher.size == 2 * (2 * 3 - 1)
     for points, message in [
         ({"mix": 3}, "'points': expected a list of values for the array 'mix'"),
         ({"mox": 3}, "'points': expected keys of"),
@@ -75,25 +78,25 @@ def rugged(config):
     return value + (1.0 if mlp is None else 0.3 * abs(mlp["depth"] - 3) + (mlp["act"] == "a"))
 
 
-def search(searcher, count):
+def search(ledger, count):
     for _ in range(count):
-        asked = searcher.ask()
-        searcher.tell(Observation(asked.config, rugged(asked.config), number=asked.number))
-    return searcher.best.value
+        asked = ledger.ask()
+        ledger.tell(Observation(asked.config, rugged(asked.config), number=asked.number))
+    return ledger.best.value
 
 
 def test_evolution_beats_random_search():
     space = SearchSpace(TREE)
-    evolved = [search(EvolutionSearcher(space, seed=s), 150) for s in range(9)]
-    random = [search(RandomSearcher(space, seed=s), 150) for s in range(9)]
+    evolved = [search(Ledger(EvolutionSearcher(space, seed=s)), 150) for s in range(9)]
+    random = [search(Ledger(RandomSearcher(space, seed=s)), 150) for s in range(9)]
     assert np.median(evolved) < 0.6 * np.median(random)
 
 
 def test_evolution_changes_one_thing_and_draws_what_comes_into_existence():
     space = SearchSpace(TREE)
-    searcher = EvolutionSearcher(space, seed=0, population=4, contest=2)
-    search(searcher, 40)
-    history = searcher.history
+    ledger = Ledger(EvolutionSearcher(space, seed=0, population=4, contest=2))
+    search(ledger, 40)
+    history = ledger.history
     grown = 0
     for item in history[4:]:
         parent = history[item.note["parent"]]

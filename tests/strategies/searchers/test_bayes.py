@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from strategies.ledger import Ledger
 from strategies.observation import Observation
 from strategies.searchers.bayes import BayesSearcher
 from strategies.space import Categorical, Choice, Float, Int, Ordinal, SearchSpace
@@ -20,15 +21,15 @@ def bowl(config):
     return value, dict(zip("abc", slope.tolist(), strict=True))
 
 
-def run(searcher, trials, *, gradients):
+def run(ledger, trials, *, gradients):
     for _ in range(trials):
-        suggestion = searcher.ask()
+        suggestion = ledger.ask()
         value, gradient = bowl(suggestion.config)
         gradient = gradient if gradients else None
-        searcher.tell(
+        ledger.tell(
             Observation(suggestion.config, value, gradient=gradient, number=suggestion.number)
         )
-    return searcher.best.value
+    return ledger.best.value
 
 
 @pytest.fixture
@@ -54,56 +55,58 @@ def mixed_loss(config):
 
 
 def test_gradients_reach_the_optimum_in_a_dozen_trials(cube):
-    assert run(BayesSearcher(cube, seed=1), 12, gradients=True) < 1e-3
+    assert run(Ledger(BayesSearcher(cube, seed=1)), 12, gradients=True) < 1e-3
 
 
 def test_without_gradients_it_beats_the_startup_points(cube):
-    searcher = BayesSearcher(cube, seed=1)
-    start = run(searcher, 4, gradients=False)
-    assert run(searcher, 12, gradients=False) < 0.2 * start
+    ledger = Ledger(BayesSearcher(cube, seed=1))
+    start = run(ledger, 4, gradients=False)
+    assert run(ledger, 12, gradients=False) < 0.2 * start
 
 
 def test_mixed_space(mixed):
-    searcher = BayesSearcher(mixed, seed=0)
+    ledger = Ledger(BayesSearcher(mixed, seed=0))
     for _ in range(25):
-        suggestion = searcher.ask()
+        suggestion = ledger.ask()
         value = mixed_loss(suggestion.config)
-        searcher.tell(Observation(suggestion.config, value, number=suggestion.number))
+        ledger.tell(Observation(suggestion.config, value, number=suggestion.number))
     rng = np.random.default_rng(0)
     random = [min(mixed_loss(mixed.sample(rng)) for _ in range(25)) for _ in range(100)]
-    assert searcher.best.value < np.quantile(random, 0.25)
+    assert ledger.best.value < np.quantile(random, 0.25)
 
 
 def test_discrete_space_is_never_tried_twice_and_may_run_out():
     space = SearchSpace({"a": Ordinal([1, 2, 3]), "b": Categorical(["x", "y", "z"])})
-    searcher = BayesSearcher(space, seed=0)
+    ledger = Ledger(BayesSearcher(space, seed=0))
     seen = set()
     for _ in range(9):
-        suggestion = searcher.ask()
+        suggestion = ledger.ask()
         seen.add(tuple(suggestion.config.values()))
         value = suggestion.config["a"] + (suggestion.config["b"] == "x")
-        searcher.tell(Observation(suggestion.config, value, number=suggestion.number))
+        ledger.tell(Observation(suggestion.config, value, number=suggestion.number))
     assert len(seen) == 9
-    assert space.validate(searcher.ask().config)
+    assert space.validate(ledger.ask().config)
 
 
 @pytest.mark.parametrize("gradient", [None, {"x": 1.0, "y": 1.0}])
 def test_a_corner_of_the_box_is_tried_once(gradient):
-    searcher = BayesSearcher(SearchSpace({"x": Float(0.0, 1.0), "y": Float(0.1, 1.0, log=True)}))
+    ledger = Ledger(
+        BayesSearcher(SearchSpace({"x": Float(0.0, 1.0), "y": Float(0.1, 1.0, log=True)}))
+    )
     for _ in range(16):
-        asked = searcher.ask()
+        asked = ledger.ask()
         value = asked.config["x"] + asked.config["y"]
-        searcher.tell(Observation(asked.config, value, gradient, number=asked.number))
-    places = [tuple(item.config.values()) for item in searcher.history]
+        ledger.tell(Observation(asked.config, value, gradient, number=asked.number))
+    places = [tuple(item.config.values()) for item in ledger.history]
     assert len(set(places)) == len(places)
-    assert searcher.best.value == pytest.approx(0.1)
+    assert ledger.best.value == pytest.approx(0.1)
 
 
 def test_suggestions_depend_on_the_results_and_not_on_their_order(cube):
-    searcher = BayesSearcher(cube, seed=3)
-    run(searcher, 7, gradients=True)
-    history = searcher.history
-    first = searcher.propose(7, history, [])
+    ledger = Ledger(BayesSearcher(cube, seed=3))
+    run(ledger, 7, gradients=True)
+    history = ledger.history
+    first = ledger.searcher.propose(7, history, [])
     again = BayesSearcher(cube, seed=3).propose(7, history[::-1], [])
     assert first.config == again.config
 
@@ -114,40 +117,40 @@ def test_what_is_drawn_depends_on_the_seed(cube):
 
 
 def test_pending_suggestions_are_avoided(cube):
-    searcher = BayesSearcher(cube, seed=0)
-    run(searcher, 6, gradients=False)
-    batch = np.array([list(searcher.ask().config.values()) for _ in range(4)])
+    ledger = Ledger(BayesSearcher(cube, seed=0))
+    run(ledger, 6, gradients=False)
+    batch = np.array([list(ledger.ask().config.values()) for _ in range(4)])
     distances = np.linalg.norm(batch[:, None] - batch[None], axis=-1) + np.eye(4)
     assert distances.min() > 1e-3
 
 
 def test_failures_and_nan_are_survived(cube):
-    searcher = BayesSearcher(cube, seed=0)
+    ledger = Ledger(BayesSearcher(cube, seed=0))
     for i in range(10):
-        suggestion = searcher.ask()
+        suggestion = ledger.ask()
         value, gradient = bowl(suggestion.config)
         if i % 3 == 2:
             value, gradient = float("nan"), {"a": float("nan")}
-        searcher.tell(
+        ledger.tell(
             Observation(suggestion.config, value, gradient=gradient, number=suggestion.number)
         )
-    assert np.isfinite(searcher.best.value)
+    assert np.isfinite(ledger.best.value)
 
 
 def test_all_failed_is_survived(cube):
-    searcher = BayesSearcher(cube, seed=0)
+    ledger = Ledger(BayesSearcher(cube, seed=0))
     for _ in range(6):
-        suggestion = searcher.ask()
-        searcher.tell(Observation(suggestion.config, None, number=suggestion.number))
-    assert cube.validate(searcher.ask().config)
+        suggestion = ledger.ask()
+        ledger.tell(Observation(suggestion.config, None, number=suggestion.number))
+    assert cube.validate(ledger.ask().config)
 
 
 def test_constant_objective_is_survived(mixed):
-    searcher = BayesSearcher(mixed, seed=0)
+    ledger = Ledger(BayesSearcher(mixed, seed=0))
     for _ in range(8):
-        suggestion = searcher.ask()
-        searcher.tell(Observation(suggestion.config, 1.0, number=suggestion.number))
-    assert mixed.validate(searcher.ask().config)
+        suggestion = ledger.ask()
+        ledger.tell(Observation(suggestion.config, 1.0, number=suggestion.number))
+    assert mixed.validate(ledger.ask().config)
 
 
 def test_gradient_known_to_be_unreliable_is_ignored(cube):
@@ -222,14 +225,14 @@ def test_conditional_space():
     space = SearchSpace(
         {"model": Choice({"a": {"x": Float(0, 1)}, "b": {"y": Float(0, 1), "n": Int(1, 9)}})}
     )
-    searcher = BayesSearcher(space, seed=0)
+    ledger = Ledger(BayesSearcher(space, seed=0))
     for _ in range(12):
-        suggestion = searcher.ask()
+        suggestion = ledger.ask()
         model = suggestion.config["model"]
         value = 1.0 + model["a"]["x"] if model["kind"] == "a" else (model["b"]["y"] - 0.3) ** 2
-        searcher.tell(Observation(suggestion.config, value, number=suggestion.number))
-    assert searcher.best.config["model"]["kind"] == "b"
-    assert searcher.best.value < 0.02
+        ledger.tell(Observation(suggestion.config, value, number=suggestion.number))
+    assert ledger.best.config["model"]["kind"] == "b"
+    assert ledger.best.value < 0.02
 
 
 def test_values_at_different_resources_are_not_mixed(cube):
@@ -257,15 +260,15 @@ def test_startup_must_be_positive(cube):
 def test_what_was_stopped_early_is_not_suggested_again():
     """Each trial is known at one resource only; the better half goes on to the higher one."""
     space = SearchSpace({"x": Float(0, 1), "y": Float(0, 1)})
-    searcher, places = BayesSearcher(space), []
+    ledger, places = Ledger(BayesSearcher(space)), []
     for number in range(24):
-        asked = searcher.ask()
+        asked = ledger.ask()
         x, y = asked.config["x"], asked.config["y"]
         # What looks good to a model of the long trainings alone is stopped each time.
         resource = 9.0 if number < 6 else 1.0
         value = (x - 0.3) ** 2 + (y - 0.6) ** 2
         places.append([x, y])
-        searcher.tell(Observation(asked.config, value, number=number, resource=resource))
+        ledger.tell(Observation(asked.config, value, number=number, resource=resource))
     apart = np.linalg.norm(np.array(places)[:, None] - np.array(places), axis=2)
     assert np.sort(apart[np.triu_indices(24, 1)])[5] > 1e-3
 
@@ -304,9 +307,9 @@ def test_draws_are_the_spread_ones_of_the_start(cube):
 def test_successive_halving_by_somebody_else_finds_the_best_region():
     """Each trial is told once, where it was stopped: few go far, and where they are is best."""
     space = SearchSpace({"x": Float(0, 1), "y": Float(0, 1), "kind": Categorical(["a", "b", "c"])})
-    searcher, rungs, best = BayesSearcher(space, seed=0), {1: [], 3: [], 9: []}, np.inf
+    ledger, rungs, best = Ledger(BayesSearcher(space, seed=0)), {1: [], 3: [], 9: []}, np.inf
     for number in range(24):
-        config = searcher.ask().config
+        config = ledger.ask().config
         loss = (config["x"] - 0.3) ** 2 + (config["y"] - 0.8) ** 2 + 0.2 * (config["kind"] != "b")
         for rung, seen in rungs.items():
             seen.append(loss + 2.0 / rung)
@@ -314,5 +317,5 @@ def test_successive_halving_by_somebody_else_finds_the_best_region():
                 break
         if rung == 9:
             best = min(best, loss)
-        searcher.tell(Observation(config, seen[-1], number=number, resource=float(rung)))
+        ledger.tell(Observation(config, seen[-1], number=number, resource=float(rung)))
     assert best < 0.02

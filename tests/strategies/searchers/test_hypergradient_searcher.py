@@ -16,6 +16,7 @@ from strategies import (
     RandomSearcher,
     SearchSpace,
 )
+from strategies.ledger import Ledger
 
 SIZE = 20
 RNG = np.random.default_rng(0)
@@ -40,30 +41,30 @@ def bowl(config):
     return value, {"l2": away / (WIDTH * np.array(config["l2"]))}
 
 
-def search(searcher, objective, count, workers=1, change=lambda number, observation: observation):
+def search(ledger, objective, count, workers=1, change=lambda number, observation: observation):
     """Run with a fixed number of suggestions pending, told in a scrambled order."""
     pending = []
     rng = np.random.default_rng(0)
-    while len(searcher.history) < count:
+    while len(ledger.history) < count:
         while len(pending) < workers:
-            pending.append(searcher.ask())
+            pending.append(ledger.ask())
         asked = pending.pop(int(rng.integers(len(pending))))
         value, gradient = objective(asked.config)
-        searcher.tell(
+        ledger.tell(
             change(
                 asked.number,
                 Observation(asked.config, value, gradient, number=asked.number),
             )
         )
-    return searcher.best and searcher.best.value
+    return ledger.best and ledger.best.value
 
 
 def test_descends_to_the_minimum_of_the_right_choice():
-    searcher = HypergradientSearcher(SPACE)
-    assert search(searcher, bowl, 10) < 0.05
-    assert search(searcher, bowl, 25) < 0.005
-    assert searcher.best.config["scale"] == "good"
-    assert search(RandomSearcher(SPACE), bowl, 200) > 0.2
+    ledger = Ledger(HypergradientSearcher(SPACE))
+    assert search(ledger, bowl, 10) < 0.05
+    assert search(ledger, bowl, 25) < 0.005
+    assert ledger.best.config["scale"] == "good"
+    assert search(Ledger(RandomSearcher(SPACE)), bowl, 200) > 0.2
 
 
 def test_a_minimum_on_a_bound_is_reached():
@@ -73,44 +74,49 @@ def test_a_minimum_on_a_bound_is_reached():
         x, y = np.array(config["x"]), config["y"]
         return float(x @ [1, -2, 0.5]) + y, {"x": np.array([1, -2, 0.5]), "y": 1.0}
 
-    assert search(HypergradientSearcher(space), linear, 12) == pytest.approx(-2 + 1e-3, abs=1e-9)
+    assert search(Ledger(HypergradientSearcher(space)), linear, 12) == pytest.approx(
+        -2 + 1e-3, abs=1e-9
+    )
 
 
 @pytest.mark.parametrize("workers", [2, 4])
 def test_pending_suggestions_are_all_different_and_useful(workers):
-    searcher = HypergradientSearcher(SPACE, seed=workers)
-    assert search(searcher, bowl, 40, workers) < 0.02
-    configs = [repr(item.config) for item in [*searcher.history, *searcher.pending]]
+    ledger = Ledger(HypergradientSearcher(SPACE, seed=workers))
+    assert search(ledger, bowl, 40, workers) < 0.02
+    configs = [repr(item.config) for item in [*ledger.history, *ledger.pending]]
     assert len(set(configs)) == len(configs)
 
 
 def test_history_may_come_in_any_order():
-    searcher = HypergradientSearcher(SPACE, seed=1)
-    search(searcher, bowl, 15, workers=3)
+    ledger = Ledger(HypergradientSearcher(SPACE, seed=1))
+    search(ledger, bowl, 15, workers=3)
     again = HypergradientSearcher(SPACE, seed=1)
-    history, pending = searcher.history, searcher.pending
-    proposed = searcher.propose(99, history, pending)
+    history, pending = ledger.history, ledger.pending
+    proposed = ledger.searcher.propose(99, history, pending)
     assert again.propose(99, history[::-1], pending[::-1]) == proposed
 
 
 def test_continues_from_a_file_as_if_never_stopped(tmp_path):
-    whole, half = HypergradientSearcher(SPACE, seed=2), HypergradientSearcher(SPACE, seed=2)
+    whole, half = (
+        Ledger(HypergradientSearcher(SPACE, seed=2)),
+        Ledger(HypergradientSearcher(SPACE, seed=2)),
+    )
     search(whole, bowl, 20)
     search(half, bowl, 9)
     half.save(tmp_path / "state.json")
-    rest = HypergradientSearcher(SPACE, seed=2)
+    rest = Ledger(HypergradientSearcher(SPACE, seed=2))
     rest.restore(tmp_path / "state.json")
     search(rest, bowl, 20)
     assert [item.config for item in rest.history] == [item.config for item in whole.history]
 
 
 def test_learns_from_points_that_it_did_not_suggest():
-    searcher = HypergradientSearcher(SPACE)
+    ledger = Ledger(HypergradientSearcher(SPACE))
     near = SPACE.decode(np.concatenate([np.clip(TARGET + 0.02, 0, 1), [0, 1, 0]]))
     value, gradient = bowl(near)
-    searcher.tell(Observation(near, value, gradient))
-    assert search(searcher, bowl, 6) < value / 2
-    steps = [item for item in searcher.history if item.note.get("move") == "step"]
+    ledger.tell(Observation(near, value, gradient))
+    assert search(ledger, bowl, 6) < value / 2
+    steps = [item for item in ledger.history if item.note.get("move") == "step"]
     assert {item.note["chain"] for item in steps} == {steps[0].note["chain"]}
 
 
@@ -120,8 +126,8 @@ def test_failed_trials_shorten_the_step():
         inside = config["l2"][0] < 1e-2 * 10 ** (0.3 * 8 / 2)
         return (value if inside else math.nan), gradient
 
-    searcher = HypergradientSearcher(SPACE)
-    assert search(searcher, cliff, 30) < 0.2
+    ledger = Ledger(HypergradientSearcher(SPACE))
+    assert search(ledger, cliff, 30) < 0.2
 
 
 def edge(config):
@@ -138,27 +144,27 @@ def edge(config):
 def test_what_lies_behind_a_cliff_is_forgotten():
     # The minimum before the edge has all coordinates at 0.7, and the value 0.03.
     space = SearchSpace({"x": Float(0, 1, shape=(3,))})
-    searcher = HypergradientSearcher(space, first=[{"x": [0.5] * 3}, {"x": [0.9, 0.8, 0.9]}])
-    assert search(searcher, edge, 25) < 0.034
+    ledger = Ledger(HypergradientSearcher(space, first=[{"x": [0.5] * 3}, {"x": [0.9, 0.8, 0.9]}]))
+    assert search(ledger, edge, 25) < 0.034
     # The chain that began there, whose slope promises anything, does not take the evaluations.
-    chaotic = [item.note.get("chain") for item in searcher.history].count(1)
+    chaotic = [item.note.get("chain") for item in ledger.history].count(1)
     assert chaotic <= 5
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_chain_whose_start_is_lost_is_continued():
-    searcher = HypergradientSearcher(SPACE)
-    search(searcher, bowl, 6)
-    steps = [item for item in searcher.history if item.note["move"] == "step"]
+    ledger = Ledger(HypergradientSearcher(SPACE))
+    search(ledger, bowl, 6)
+    steps = [item for item in ledger.history if item.note["move"] == "step"]
     assert 1 < len(steps) < 6
     suggestion = HypergradientSearcher(SPACE).propose(6, steps, [])
     assert SPACE.validate(suggestion.config)
 
 
 def test_nothing_but_failures_is_survived():
-    searcher = HypergradientSearcher(SPACE)
-    assert search(searcher, lambda config: (math.nan, None), 8) is None
-    assert len({repr(item.config) for item in searcher.history}) == 8
+    ledger = Ledger(HypergradientSearcher(SPACE))
+    assert search(ledger, lambda config: (math.nan, None), 8) is None
+    assert len({repr(item.config) for item in ledger.history}) == 8
 
 
 def test_partial_gradients_leave_the_rest_to_search():
@@ -169,9 +175,9 @@ def test_partial_gradients_leave_the_rest_to_search():
         rest = (config["b"] - 0.8) ** 2 + (config["n"] - 15) ** 2 / 100
         return float(a @ a) + rest, {"a": 2 * a}
 
-    searcher = HypergradientSearcher(space)
-    assert search(searcher, mixed, 60) < 0.03
-    best = searcher.best.config
+    ledger = Ledger(HypergradientSearcher(space))
+    assert search(ledger, mixed, 60) < 0.03
+    best = ledger.best.config
     np.testing.assert_allclose(best["a"], 0.3, atol=1e-2)
 
 
@@ -181,8 +187,8 @@ def test_without_any_gradient_it_is_better_than_random():
     def plain(config):
         return float(np.sum((np.array(config["x"]) - 0.7) ** 2)) + (config["kind"] != "b"), None
 
-    ours = [search(HypergradientSearcher(space, seed=s), plain, 60) for s in range(5)]
-    random = [search(RandomSearcher(space, seed=s), plain, 60) for s in range(5)]
+    ours = [search(Ledger(HypergradientSearcher(space, seed=s)), plain, 60) for s in range(5)]
+    random = [search(Ledger(RandomSearcher(space, seed=s)), plain, 60) for s in range(5)]
     assert np.median(ours) < 0.5 * np.median(random)
 
 
@@ -198,8 +204,8 @@ def test_a_biased_and_noisy_gradient_still_helps():
     def known(number, observation):
         return replace(observation, gradient_error=0.4)
 
-    assert search(HypergradientSearcher(SPACE), biased, 40) < 0.05
-    assert search(HypergradientSearcher(SPACE), biased, 40, change=known) < 0.05
+    assert search(Ledger(HypergradientSearcher(SPACE)), biased, 40) < 0.05
+    assert search(Ledger(HypergradientSearcher(SPACE)), biased, 40, change=known) < 0.05
 
 
 def test_gradients_that_do_not_predict_the_values_are_given_up():
@@ -209,11 +215,11 @@ def test_gradients_that_do_not_predict_the_values_are_given_up():
         value, gradient = bowl(config)
         return value, {"l2": rng.standard_normal(SIZE) * np.abs(gradient["l2"])}
 
-    searcher = HypergradientSearcher(SPACE)
-    search(searcher, misleading, 60)
-    late = [item.note["move"] for item in searcher.history[40:]]
+    ledger = Ledger(HypergradientSearcher(SPACE))
+    search(ledger, misleading, 60)
+    late = [item.note["move"] for item in ledger.history[40:]]
     assert "step" not in late
-    assert searcher.best.value < searcher.history[0].value / 2
+    assert ledger.best.value < ledger.history[0].value / 2
 
 
 def test_several_valleys_are_searched():
@@ -227,7 +233,7 @@ def test_several_valleys_are_searched():
         slope = np.sum(parts[:, None] * away, axis=0) * 2 / 0.05
         return -float(parts.sum()), {"x": slope}
 
-    found = [search(HypergradientSearcher(space, seed=s), valleys, 25) for s in range(5)]
+    found = [search(Ledger(HypergradientSearcher(space, seed=s)), valleys, 25) for s in range(5)]
     assert np.median(found) < -0.98
 
 
@@ -240,10 +246,10 @@ def test_a_sum_of_ripples_is_searched_by_jumps_that_promise_no_more_than_values_
         slope = 2 * away + 20 * np.pi * np.sin(2 * np.pi * away)
         return float(np.sum(away**2 - 10 * np.cos(2 * np.pi * away) + 10)), {"x": slope}
 
-    searcher = HypergradientSearcher(space)
-    assert search(searcher, ripples, 25) < 1.0  # the next valleys end near 1
-    values = np.array([item.value for item in searcher.history])
-    jumps = [item for item in searcher.history if str(item.note.get("way")).startswith("additive")]
+    ledger = Ledger(HypergradientSearcher(space))
+    assert search(ledger, ripples, 25) < 1.0  # the next valleys end near 1
+    values = np.array([item.value for item in ledger.history])
+    jumps = [item for item in ledger.history if str(item.note.get("way")).startswith("additive")]
     assert jumps
     for jump in jumps:
         before = values[: jump.number]
@@ -260,7 +266,7 @@ def test_zero_gradients_say_nothing():
         slope = 2 * np.log10(config["l2"] / 0.1) / (np.log(10) * config["l2"])
         return float(value), {"l2": slope, "rate": 0.0}
 
-    assert search(HypergradientSearcher(space), blind, 40) < 0.02
+    assert search(Ledger(HypergradientSearcher(space)), blind, 40) < 0.02
 
 
 def test_conditional_spaces_are_descended_on_their_active_leaves():
@@ -289,7 +295,7 @@ def test_conditional_spaces_are_descended_on_their_active_leaves():
             gradient["model/b/z/p/w"] = 2 * w
         return value, gradient
 
-    assert search(HypergradientSearcher(space), tree, 25) < 1e-3
+    assert search(Ledger(HypergradientSearcher(space)), tree, 25) < 1e-3
 
 
 def test_a_gradient_that_is_known_to_be_wrong_is_not_used():
@@ -299,9 +305,9 @@ def test_a_gradient_that_is_known_to_be_wrong_is_not_used():
             observation.config, observation.value, wrong, gradient_error=math.inf, number=number
         )
 
-    searcher = HypergradientSearcher(SPACE)
-    search(searcher, bowl, 10, change=marked)
-    assert all(item.note.get("move") != "step" for item in searcher.history)
+    ledger = Ledger(HypergradientSearcher(SPACE))
+    search(ledger, bowl, 10, change=marked)
+    assert all(item.note.get("move") != "step" for item in ledger.history)
 
 
 def test_thousands_of_hyperparameters_descend():
@@ -315,9 +321,9 @@ def test_thousands_of_hyperparameters_descend():
         away = np.log10(x) / 4 + target
         return float(away @ away) / 5000, {"x": away / (2 * 5000 * np.log(10) * x)}
 
-    searcher = HypergradientSearcher(space)
-    search(searcher, quadratic, 25)
-    assert searcher.best.value < 0.01 * searcher.history[0].value
+    ledger = Ledger(HypergradientSearcher(space))
+    search(ledger, quadratic, 25)
+    assert ledger.best.value < 0.01 * ledger.history[0].value
 
 
 @pytest.mark.parametrize("options", [{"radius": 0.0}, {"radius": 2.0}, {"memory": 0}])

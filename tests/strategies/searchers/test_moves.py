@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from strategies import Categorical, Float, HypergradientSearcher, Observation, SearchSpace
+from strategies.ledger import Ledger
 from strategies.searchers.hypergradient.move import Move
 from strategies.searchers.hypergradient.view import Offer
 
@@ -54,14 +55,14 @@ def test_the_largest_expected_improvement_per_evaluation_wins():
 
 def test_without_gradients_the_model_decides_after_the_default():
     space = SearchSpace({f"x{i}": Float(0, 1) for i in range(9)})
-    searcher = HypergradientSearcher(space)
+    ledger = Ledger(HypergradientSearcher(space))
     moves = []
     for _ in range(10):
-        asked = searcher.ask()
+        asked = ledger.ask()
         moves.append(asked.note["move"])
         value = float(sum((v - 0.2) ** 2 for v in asked.config.values()))
-        searcher.tell(Observation(asked.config, value, number=asked.number))
-    assert searcher.history[0].config == space.default()
+        ledger.tell(Observation(asked.config, value, number=asked.number))
+    assert ledger.history[0].config == space.default()
     assert moves == ["start"] + 9 * ["model"]
 
 

@@ -14,6 +14,7 @@ from strategies import (
     report,
 )
 from strategies.front import front, hypervolume, knee
+from strategies.ledger import Ledger
 from strategies.local import minimize
 from strategies.schedulers import ASHA, run
 from strategies.surrogates.common_descent import common_descent
@@ -81,14 +82,14 @@ def test_the_common_descent():
 
 
 def test_what_counts_as_several_objectives():
-    searcher = MultiObjectiveSearcher(SPACE, reference=[1.0, 1.0])
+    ledger = Ledger(MultiObjectiveSearcher(SPACE, reference=[1.0, 1.0]))
     config = SPACE.default()
     with pytest.raises(ValueError, match="expected 2 to 4 objectives, received 1"):
-        searcher.ledger.tell(Observation(config, 1.0))
+        ledger.tell(Observation(config, 1.0))
     with pytest.raises(ValueError, match="expected 2 as in 'reference', received 3"):
-        searcher.ledger.tell(Observation(config, None, values=(1.0, 2.0, 3.0)))
+        ledger.tell(Observation(config, None, values=(1.0, 2.0, 3.0)))
     with pytest.raises(ValueError, match=r"BayesSearcher expected one objective, received 2"):
-        BayesSearcher(SPACE).ledger.tell(Observation(config, None, values=(1.0, 2.0)))
+        Ledger(BayesSearcher(SPACE)).tell(Observation(config, None, values=(1.0, 2.0)))
     with pytest.raises(ValueError, match="'reference'"):
         MultiObjectiveSearcher(SPACE, reference=[np.nan, 1.0])
     with pytest.raises(ValueError, match="'values': expected at least one objective"):
@@ -98,7 +99,7 @@ def test_what_counts_as_several_objectives():
 
 
 def test_objectives_whose_number_changes():
-    ledger = RandomSearcher(SPACE).ledger
+    ledger = Ledger(RandomSearcher(SPACE))
     for count in (2, 2, 3):
         suggestion = ledger.ask()
         told = Observation(suggestion.config, None, values=(1.0,) * count, number=suggestion.number)
@@ -108,7 +109,7 @@ def test_objectives_whose_number_changes():
         with pytest.raises(ValueError, match="expected 2 objectives as in the trials before"):
             ledger.tell(told)
     assert len(ledger.pending) == 1
-    fresh = RandomSearcher(SPACE).ledger
+    fresh = Ledger(RandomSearcher(SPACE))
     fresh.load_state_dict(ledger.state_dict())
     assert fresh.history == ledger.history
     with pytest.raises(ValueError, match="expected 2 objectives as in the trials before"):
@@ -181,7 +182,7 @@ def test_constraints_cut_the_front():
 
 
 def test_pending_suggestions_and_failures():
-    ledger = MultiObjectiveSearcher(SPACE, seed=0).ledger
+    ledger = Ledger(MultiObjectiveSearcher(SPACE, seed=0))
     for i in range(7):
         suggestion = ledger.ask()
         values = (np.nan, 1.0) if i == 3 else circles(suggestion.config).values

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from strategies.ledger import Ledger
 from strategies.observation import Observation
 from strategies.searchers.pareto import ParetoSearcher
 from strategies.searchers.random import RandomSearcher
@@ -62,25 +63,25 @@ def scaling_task(config):
     return size**-0.3 + 0.3 * (np.log10(lr) + 0.5 * np.log10(size)) ** 2, size
 
 
-def search(searcher, trials, task=scaling_task):
+def search(ledger, trials, task=scaling_task):
     points = []
     for _ in range(trials):
-        suggestion = searcher.ask()
+        suggestion = ledger.ask()
         value, cost = task(suggestion.config)
         points.append((value, np.log10(cost) / 3))
-        searcher.tell(Observation(suggestion.config, value, cost=cost, number=suggestion.number))
+        ledger.tell(Observation(suggestion.config, value, cost=cost, number=suggestion.number))
     return hypervolume(np.array(points), np.array([1.2, 1.05]))
 
 
 def test_larger_hypervolume_than_random_and_the_scaling_law():
-    searcher = ParetoSearcher(SPACE, seed=0)
-    area = search(searcher, 40)
-    random = [search(RandomSearcher(SPACE, seed=seed), 40) for seed in range(20)]
+    ledger = Ledger(ParetoSearcher(SPACE, seed=0))
+    area = search(ledger, 40)
+    random = [search(Ledger(RandomSearcher(SPACE, seed=seed)), 40) for seed in range(20)]
     assert area > max(random)
-    law = searcher.scaling_laws()["lr"]
+    law = ledger.searcher.scaling_laws(ledger.history)["lr"]
     assert law.exponent == pytest.approx(-0.5, abs=max(0.1, 2 * law.error))
     assert law.error < 0.1
-    front = searcher.front()
+    front = ledger.searcher.front(ledger.history)
     assert [o.value for o in front] == sorted((o.value for o in front), reverse=True)
 
 
@@ -89,31 +90,31 @@ def test_diverged_trainings_do_not_stretch_the_objective():
         value, cost = scaling_task(config)
         return (value if config["lr"] < 0.3 else 1e6 * config["lr"]), cost
 
-    area = search(ParetoSearcher(SPACE, seed=1), 30, diverging)
-    random = [search(RandomSearcher(SPACE, seed=seed), 30, diverging) for seed in range(20)]
+    area = search(Ledger(ParetoSearcher(SPACE, seed=1)), 30, diverging)
+    random = [search(Ledger(RandomSearcher(SPACE, seed=seed)), 30, diverging) for seed in range(20)]
     assert area > max(random)
 
 
 def test_few_trials_have_no_law():
-    searcher = ParetoSearcher(SPACE, seed=0)
-    search(searcher, 2)
-    assert searcher.scaling_laws() == {}
+    ledger = Ledger(ParetoSearcher(SPACE, seed=0))
+    search(ledger, 2)
+    assert ledger.searcher.scaling_laws(ledger.history) == {}
 
 
 @pytest.mark.parametrize("cost", [None, 0.0, -1.0])
 def test_a_trial_without_cost_is_named(cost):
-    searcher = ParetoSearcher(SPACE, seed=0)
-    suggestion = searcher.ask()
+    ledger = Ledger(ParetoSearcher(SPACE, seed=0))
+    suggestion = ledger.ask()
     message = r"trial 0: 'cost': expected a positive number"
     with pytest.raises(ValueError, match=message):
-        searcher.tell(Observation(suggestion.config, 1.0, cost=cost, number=0))
-    assert [item.number for item in searcher.pending] == [0]
+        ledger.tell(Observation(suggestion.config, 1.0, cost=cost, number=0))
+    assert [item.number for item in ledger.pending] == [0]
 
 
 def test_pending_and_failed_trials():
-    searcher = ParetoSearcher(SPACE, seed=0)
-    search(searcher, 6)
-    batch = [searcher.ask() for _ in range(3)]
+    ledger = Ledger(ParetoSearcher(SPACE, seed=0))
+    search(ledger, 6)
+    batch = [ledger.ask() for _ in range(3)]
     assert len({repr(item.config) for item in batch}) == 3
-    searcher.tell(Observation(batch[0].config, float("nan"), number=batch[0].number))
-    assert SPACE.validate(searcher.ask().config)
+    ledger.tell(Observation(batch[0].config, float("nan"), number=batch[0].number))
+    assert SPACE.validate(ledger.ask().config)

@@ -22,6 +22,7 @@ from strategies import (
     TPESearcher,
     report,
 )
+from strategies.ledger import Ledger
 
 SPACE = SearchSpace(
     {
@@ -33,12 +34,12 @@ SPACE = SearchSpace(
 
 
 def filled(count=6):
-    searcher = RandomSearcher(SPACE, seed=7)
+    ledger = Ledger(RandomSearcher(SPACE, seed=7))
     for _ in range(count):
-        suggestion = searcher.ask()
+        suggestion = ledger.ask()
         if suggestion.number in (1, 4):
             continue
-        searcher.tell(
+        ledger.tell(
             Observation(
                 suggestion.config,
                 value=math.nan if suggestion.number == 2 else float(suggestion.number),
@@ -47,56 +48,56 @@ def filled(count=6):
                 number=suggestion.number,
             )
         )
-    return searcher
+    return ledger
 
 
 def test_a_suggestion_depends_on_seed_and_number_only():
-    a, b = RandomSearcher(SPACE, seed=7), RandomSearcher(SPACE, seed=7)
+    a, b = Ledger(RandomSearcher(SPACE, seed=7)), RandomSearcher(SPACE, seed=7)
     asked = [a.ask() for _ in range(5)]
     history = []
     for number in (3, 0, 4):
         assert b.propose(number, history, []) == asked[number]
         history.append(Observation(asked[number].config, 1.0, number=number))
-    assert RandomSearcher(SPACE, seed=8).ask().config != asked[0].config
+    assert Ledger(RandomSearcher(SPACE, seed=8)).ask().config != asked[0].config
 
 
 def test_failed_observations_are_kept_without_value_and_gradient():
-    searcher = filled()
-    failed = searcher.history[1]
+    ledger = filled()
+    failed = ledger.history[1]
     assert (failed.number, failed.status, failed.value, failed.gradient) == (
         2,
         "failed",
         None,
         None,
     )
-    assert searcher.best.number == 0
-    searcher.tell(Observation(SPACE.default(), None))
-    assert searcher.history[0].status == "failed"
+    assert ledger.best.number == 0
+    ledger.tell(Observation(SPACE.default(), None))
+    assert ledger.history[0].status == "failed"
 
 
 def test_save_and_restore_lose_nothing(tmp_path):
-    searcher = filled()
-    searcher.tell(Observation(SPACE.default(), -1.0))
-    searcher.save(tmp_path / "state.json")
-    again = RandomSearcher(SPACE, seed=7)
+    ledger = filled()
+    ledger.tell(Observation(SPACE.default(), -1.0))
+    ledger.save(tmp_path / "state.json")
+    again = Ledger(RandomSearcher(SPACE, seed=7))
     again.restore(tmp_path / "state.json")
-    assert repr(again.history) == repr(searcher.history)
-    assert again.pending == searcher.pending
+    assert repr(again.history) == repr(ledger.history)
+    assert again.pending == ledger.pending
     assert [item.number for item in again.pending] == [1, 4]
-    assert again.ask() == searcher.ask()
+    assert again.ask() == ledger.ask()
     assert again.best.value == -1.0
     assert sorted(os.listdir(tmp_path)) == ["state.json"]
 
 
 def test_a_truncated_file_is_refused_and_the_backup_used(tmp_path):
     path = tmp_path / "state.json"
-    searcher = filled(5)
-    searcher.save(path)
-    kept = repr(searcher.history)
-    searcher.ask()
-    searcher.save(path)
+    ledger = filled(5)
+    ledger.save(path)
+    kept = repr(ledger.history)
+    ledger.ask()
+    ledger.save(path)
     path.write_text(path.read_text()[:-40])
-    again = RandomSearcher(SPACE, seed=7)
+    again = Ledger(RandomSearcher(SPACE, seed=7))
     with pytest.warns(
         UserWarning, match="state.json is truncated or damaged.*restored from .*backup"
     ):
@@ -104,22 +105,22 @@ def test_a_truncated_file_is_refused_and_the_backup_used(tmp_path):
     assert repr(again.history) == kept
     (tmp_path / "state.json.backup").write_text("{")
     with pytest.raises(ValueError, match=r"expected a saved state, but .* truncated"):
-        RandomSearcher(SPACE, seed=7).restore(path)
+        Ledger(RandomSearcher(SPACE, seed=7)).restore(path)
     with pytest.raises(FileNotFoundError):
-        RandomSearcher(SPACE, seed=7).restore(tmp_path / "none.json")
+        Ledger(RandomSearcher(SPACE, seed=7)).restore(tmp_path / "none.json")
 
 
 def test_a_state_of_another_search_is_refused(tmp_path):
     path = tmp_path / "state.json"
     filled().save(path)
     with pytest.raises(ValueError, match="'seed': expected 8, received 7"):
-        RandomSearcher(SPACE, seed=8).restore(path)
+        Ledger(RandomSearcher(SPACE, seed=8)).restore(path)
     other = SearchSpace({"l2": Float(1e-6, 1e3, log=True, shape=(4,))})
     with pytest.raises(ValueError, match="space 'l2': expected 'float: "):
-        RandomSearcher(other, seed=7).restore(path)
+        Ledger(RandomSearcher(other, seed=7)).restore(path)
     path.write_text(json.dumps({"format": "else"}))
     with pytest.raises(ValueError, match=r"received a damaged one|no checksum"):
-        RandomSearcher(SPACE, seed=7).restore(path)
+        Ledger(RandomSearcher(SPACE, seed=7)).restore(path)
 
 
 @pytest.mark.parametrize(
@@ -132,35 +133,35 @@ def test_a_state_of_another_search_is_refused(tmp_path):
     ],
 )
 def test_bad_observations_are_refused_and_nothing_is_lost(changes, message):
-    searcher = RandomSearcher(SPACE)
-    asked = searcher.ask()
+    ledger = Ledger(RandomSearcher(SPACE))
+    asked = ledger.ask()
     fields = {"config": asked.config, "value": 1.0, "number": asked.number}
     with pytest.raises(ValueError, match=message):
-        searcher.tell(Observation(**{**fields, **changes}))
-    assert searcher.pending == [asked]
-    searcher.tell(Observation(**fields))
-    assert searcher.pending == []
-    assert searcher.best.value == 1.0
+        ledger.tell(Observation(**{**fields, **changes}))
+    assert ledger.pending == [asked]
+    ledger.tell(Observation(**fields))
+    assert ledger.pending == []
+    assert ledger.best.value == 1.0
 
 
 def test_observations_in_any_order_and_numbers_nobody_asked_for():
-    searcher = RandomSearcher(SPACE)
-    asked = [searcher.ask() for _ in range(3)]
+    ledger = Ledger(RandomSearcher(SPACE))
+    asked = [ledger.ask() for _ in range(3)]
     for suggestion in reversed(asked):
-        searcher.tell(Observation(suggestion.config, 1.0, number=suggestion.number))
-    searcher.tell(Observation(asked[0].config, 0.5, number=9))
-    searcher.tell(Observation(asked[0].config, 0.25, number=9))
-    assert [item.number for item in searcher.history] == [0, 1, 2, 9]
-    assert searcher.best.value == 0.25
-    assert searcher.ask().number == 10
-    searcher.forget(10)
-    searcher.forget(77)
-    assert searcher.pending == []
+        ledger.tell(Observation(suggestion.config, 1.0, number=suggestion.number))
+    ledger.tell(Observation(asked[0].config, 0.5, number=9))
+    ledger.tell(Observation(asked[0].config, 0.25, number=9))
+    assert [item.number for item in ledger.history] == [0, 1, 2, 9]
+    assert ledger.best.value == 0.25
+    assert ledger.ask().number == 10
+    ledger.forget(10)
+    ledger.forget(77)
+    assert ledger.pending == []
 
 
 def test_points_to_try_first():
-    searcher = RandomSearcher(SPACE, first=[{"model/width": 9}, {"l2": np.ones(4)}])
-    first, second, third = searcher.ask(), searcher.ask(), searcher.ask()
+    ledger = Ledger(RandomSearcher(SPACE, first=[{"model/width": 9}, {"l2": np.ones(4)}]))
+    first, second, third = ledger.ask(), ledger.ask(), ledger.ask()
     assert first.config == {**SPACE.default(), "model": {"width": 9}}
     assert second.config["l2"] == [1.0] * 4
     assert first.note["origin"] == "first"
@@ -170,14 +171,16 @@ def test_points_to_try_first():
 
 
 def test_duplicates_in_a_discrete_space():
-    searcher = RandomSearcher(SearchSpace({"a": Int(0, 3), "b": Categorical(["x", "y"])}), seed=1)
+    ledger = Ledger(
+        RandomSearcher(SearchSpace({"a": Int(0, 3), "b": Categorical(["x", "y"])}), seed=1)
+    )
     configs = []
     for _ in range(8):
-        asked = searcher.ask()
+        asked = ledger.ask()
         configs.append(repr(asked.config))
-        searcher.tell(Observation(asked.config, 0.0, number=asked.number))
+        ledger.tell(Observation(asked.config, 0.0, number=asked.number))
     assert len(set(configs)) == 8
-    assert searcher.ask().config  # all are used up, and it still answers
+    assert ledger.ask().config  # all are used up, and it still answers
 
 
 DISCRETE = [RandomSearcher, BayesSearcher, HypergradientSearcher, TPESearcher]
@@ -185,19 +188,19 @@ DISCRETE = [RandomSearcher, BayesSearcher, HypergradientSearcher, TPESearcher]
 
 @pytest.mark.parametrize("kind", DISCRETE)
 def test_all_that_is_left_of_a_discrete_space_is_found(kind):
-    searcher = kind(SearchSpace({"n": Int(0, 149)}), seed=1)
+    ledger = Ledger(kind(SearchSpace({"n": Int(0, 149)}), seed=1))
     for n in range(140):
-        searcher.tell(Observation({"n": n}, float((n - 70) ** 2)))
-    left = [searcher.ask().config["n"] for _ in range(10)]
+        ledger.tell(Observation({"n": n}, float((n - 70) ** 2)))
+    left = [ledger.ask().config["n"] for _ in range(10)]
     assert sorted(left) == list(range(140, 150))
-    assert 0 <= searcher.ask().config["n"] < 150
+    assert 0 <= ledger.ask().config["n"] < 150
 
 
 @pytest.mark.parametrize("kind", DISCRETE)
 @pytest.mark.parametrize("domain", [Int(0, 149), Int(1, 9, log=True), Float(0, 1, step=0.125)])
 def test_a_batch_asked_at_once_holds_no_duplicate(kind, domain):
-    searcher = kind(SearchSpace({"n": domain}), seed=2)
-    asked = [searcher.ask().config["n"] for _ in range(8)]
+    ledger = Ledger(kind(SearchSpace({"n": domain}), seed=2))
+    asked = [ledger.ask().config["n"] for _ in range(8)]
     assert len(set(asked)) == 8
 
 
@@ -212,7 +215,7 @@ def test_what_is_left_of_a_space_with_conditions_steps_and_constraints():
             SearchSpace(tree, constraints={"even": lambda c: c.get("n") != 2}), seed=0
         )
 
-    asked = searcher()
+    asked = Ledger(searcher())
     configs = [asked.ask().config for _ in range(19)]
     assert len({repr(config) for config in configs}) == 19
     assert configs.count({"kind": "a"}) == 1
@@ -221,8 +224,8 @@ def test_what_is_left_of_a_space_with_conditions_steps_and_constraints():
 
 def test_a_discrete_branch_of_a_mixed_space_is_not_repeated():
     tree = {"kind": Categorical(["a", "b"], weights=[5, 1]), "x": Float(0, 1, when={"kind": "b"})}
-    searcher = RandomSearcher(SearchSpace(tree), seed=0)
-    kinds = [searcher.ask().config["kind"] for _ in range(20)]
+    ledger = Ledger(RandomSearcher(SearchSpace(tree), seed=0))
+    kinds = [ledger.ask().config["kind"] for _ in range(20)]
     assert kinds.count("a") == 1
 
 
@@ -234,17 +237,17 @@ def test_suggestions_meet_constraints_by_predicate():
     def objective(config):
         return -3 * config["x"][0] - config["x"][1]
 
-    searcher = HypergradientSearcher(space)
+    ledger = Ledger(HypergradientSearcher(space))
     for _ in range(15):
-        asked = searcher.ask()
+        asked = ledger.ask()
         assert sum(asked.config["x"]) < 1
         gradient = {"x": [-3.0, -1.0]}
-        searcher.tell(
+        ledger.tell(
             Observation(asked.config, objective(asked.config), gradient, number=asked.number)
         )
-    assert searcher.best.value < -2.3
+    assert ledger.best.value < -2.3
     with pytest.raises(ValueError, match="'constraint sum'"):
-        searcher.tell(Observation({"x": [1, 1]}, 0.0))
+        ledger.tell(Observation({"x": [1, 1]}, 0.0))
 
 
 @pytest.mark.parametrize("seed", [-1, 1.5, True, "a"])

@@ -20,6 +20,7 @@ from strategies import (
     Simplex,
     TPESearcher,
 )
+from strategies.ledger import Ledger
 
 SPACE = SearchSpace(
     {
@@ -43,11 +44,11 @@ def loss(config):
     return float(far + (config["model"]["kind"] == "a"))
 
 
-def search(searcher, count, status=lambda number: "complete"):
+def search(ledger, count, status=lambda number: "complete"):
     for _ in range(count):
-        asked = searcher.ask()
+        asked = ledger.ask()
         value, kind = loss(asked.config), status(asked.number)
-        searcher.tell(
+        ledger.tell(
             Observation(
                 asked.config,
                 None if kind == "failed" else value,
@@ -56,12 +57,12 @@ def search(searcher, count, status=lambda number: "complete"):
                 resource=3.0,
             )
         )
-    return searcher.best.value
+    return ledger.best.value
 
 
 def test_it_searches_spaces_of_every_kind():
-    ours = [search(TPESearcher(SPACE, seed=seed), 40) for seed in range(3)]
-    random = [search(RandomSearcher(SPACE, seed=seed), 40) for seed in range(3)]
+    ours = [search(Ledger(TPESearcher(SPACE, seed=seed)), 40) for seed in range(3)]
+    random = [search(Ledger(RandomSearcher(SPACE, seed=seed)), 40) for seed in range(3)]
     assert np.median(ours) < np.median(random)
 
 
@@ -69,22 +70,22 @@ def test_failed_and_pruned_trials_and_pending_ones():
     def status(number):
         return ("complete", "failed", "pruned")[number % 3]
 
-    searcher = TPESearcher(SPACE, seed=0, startup=4)
-    search(searcher, 14, status)
-    batch = [searcher.ask().config for _ in range(3)]
+    ledger = Ledger(TPESearcher(SPACE, seed=0, startup=4))
+    search(ledger, 14, status)
+    batch = [ledger.ask().config for _ in range(3)]
     assert all(SPACE.validate(config) == config for config in batch)
     assert len({repr(config) for config in batch}) == 3
-    assert searcher.ask().note["origin"] == "model"
+    assert ledger.ask().note["origin"] == "model"
 
 
 def test_a_suggestion_depends_on_seed_number_and_history_only():
-    searcher = TPESearcher(SPACE, seed=3)
-    search(searcher, 13)
-    history = searcher.history
-    first = searcher.propose(13, history, []).config
+    ledger = Ledger(TPESearcher(SPACE, seed=3))
+    search(ledger, 13)
+    history = ledger.history
+    first = ledger.searcher.propose(13, history, []).config
     assert TPESearcher(SPACE, seed=3).propose(13, history[::-1], []).config == first
     assert TPESearcher(SPACE, seed=4).propose(13, history, []).config != first
-    assert searcher.propose(14, history, []).config != first
+    assert ledger.searcher.propose(14, history, []).config != first
 
 
 def test_it_is_optunas_estimator():
@@ -123,7 +124,7 @@ def test_no_study_is_announced(caplog):
     optuna.logging.enable_propagation()
     try:
         with caplog.at_level("INFO"):
-            search(TPESearcher(SPACE, startup=2), 4)
+            search(Ledger(TPESearcher(SPACE, startup=2)), 4)
     finally:
         optuna.logging.disable_propagation()
     assert not caplog.records
