@@ -172,7 +172,7 @@ def check_state(estimator: Estimator, state: Any) -> None:
 def _checked(verb: Callable) -> Callable:
     """A verb that refuses what is no problem, no key, no arrays and no state of its family.
 
-    Python floats and NumPy values become JAX arrays.
+    Python floats and NumPy values become JAX arrays. What is not finite has an infinite error.
     """
     signature = inspect.signature(verb)
 
@@ -189,6 +189,14 @@ def _checked(verb: Callable) -> Callable:
         if "state" in signature.parameters:
             check_state(self, given.arguments["state"])
         given.arguments |= as_arrays(trees)
-        return verb(*given.args, **given.kwargs)
+        out = verb(*given.args, **given.kwargs)
+        return _known_to_fail(out) if isinstance(out, Hypergradient) else out
 
     return checked
+
+
+def _known_to_fail(out: Hypergradient) -> Hypergradient:
+    """With an infinite error where a number is not finite, of which no estimate says anything."""
+    failed = out.info.outcome == Outcome.not_finite
+    error = jnp.where(failed, jnp.inf, out.info.error).astype(out.info.error.dtype)
+    return eqx.tree_at(lambda o: o.info.error, out, error)

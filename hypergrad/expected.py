@@ -17,7 +17,10 @@ def received(value: Any) -> str:
         return f"the text {value!r}"
     if isinstance(value, optax.GradientTransformation):
         return "an optax optimizer"
-    return "None" if value is None else f"a {type(value).__name__}"
+    if value is None:
+        return "None"
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
 def require(owner: str, name: str, value: Any, kind: type, example: str) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import optax
 
 from hypergrad.estimator import Estimator
-from hypergrad.expected import received
+from hypergrad.expected import makes_optimizer, received, uncalled
 from hypergrad.inner.base import InnerSolver
 from hypergrad.linear.base import LinearSolver
 
@@ -24,6 +24,7 @@ def check_estimator(estimator: Any) -> None:
         way_out = f"write ImplicitDifferentiation({type(estimator).__name__}(...))"
     elif isinstance(estimator, LinearSolver):
         way_out = f"write ImplicitDifferentiation(linear_solver={type(estimator).__name__}(...))"
-    raise ValueError(
-        f"estimator: expected an Estimator, received {received(estimator)}; {way_out}."
-    )
+    given = received(estimator)
+    if makes_optimizer(estimator):
+        given = f"the function {uncalled(estimator)}"
+    raise ValueError(f"estimator: expected an Estimator, received {given}; {way_out}.")

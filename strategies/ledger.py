@@ -66,7 +66,10 @@ class Ledger:
         from strategies.searchers.base import Searcher
 
         if not isinstance(searcher, Searcher):
-            raise ValueError(f"'searcher': expected a searcher, received {searcher!r:.80}")
+            raise ValueError(
+                "'searcher': expected a searcher such as BayesSearcher(space), "
+                f"received {searcher!r:.80}"
+            )
         self.searcher = searcher
         #: What checks the reports of trials; strict, see `Intake`.
         self.intake = Intake(searcher.space, searcher.check, strict=True)

@@ -181,9 +181,9 @@ def unseal(content: bytes) -> dict[str, Any]:
         return state
 
 
-def checksum(text: str) -> str:
-    """Of the JSON text of an object."""
-    return hashlib.sha256(text.encode()).hexdigest()
+def checksum(content: str | bytes | memoryview) -> str:
+    """Of the JSON text of an object, or of the bytes of a file: 64 digits."""
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
 
 
 #: When each state file was last forced to the disk, and how often that is worth its time.

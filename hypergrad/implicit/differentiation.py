@@ -221,7 +221,8 @@ class ImplicitDifferentiation(Estimator):
         solution = system.solve_adjoint(linear_solver, unit, initial)
 
         mixed = here.mixed(vector.cast_like(solution.value, dynamic))
-        grad = jax.tree.map(lambda d, m: (d - size * m).astype(d.dtype), direct, mixed)
+        wide = jax.tree.map(lambda d, m: d - size * m, direct, mixed)
+        grad = vector.cast_like(wide, direct)
 
         leaves, structure = jax.tree.flatten(grad)
         wanted = paths.differentiated
@@ -231,7 +232,10 @@ class ImplicitDifferentiation(Estimator):
         if self.error_estimate is not None:
             result = Result(cotangent, solution.value, size, solution.products, direct, mixed)
             estimate = self.error_estimate(given, self.curvature, here, result, state.scale)
-            error = estimate.error.astype(solution.residual.dtype)
+            # Hyperparameters in half precision lose digits once more.
+            lost = vector.norm(vector.sub(wide, vector.widen(grad)))
+            cast = jnp.where(lost > 0, lost / vector.norm(grad), 0)
+            error = (estimate.error + cast).astype(solution.residual.dtype)
             error_calls = estimate.calls
         if paths.partial:
             error = jnp.full_like(error, jnp.nan)

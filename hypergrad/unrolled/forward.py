@@ -66,7 +66,7 @@ class ForwardUnrolled(UnrolledEstimator):
             inner_iterations=state.inner_iterations,
             differentiated=state.inner_iterations,
             breakdown=jnp.asarray(False),
-            error=rounding_error(self.steps, total, grad),
+            error=rounding_error(run, self.steps, total, grad),
         )
 
 

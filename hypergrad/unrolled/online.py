@@ -145,7 +145,7 @@ class OnlineUnrolled(UnrolledEstimator):
         )(run.x, run.h)
         grad, total = contract(cotangent, state.tangents, direct)
         drifted = state.drifted | _differ(state.hparams, run.h)
-        rounding = rounding_error(1, total, grad) * jnp.sqrt(jnp.maximum(state.steps, 1))
+        rounding = rounding_error(run, 1, total, grad) * jnp.sqrt(jnp.maximum(state.steps, 1))
         return finish(
             value,
             aux,

@@ -210,16 +210,23 @@ def plan(run: Dynamics, steps: int, memory: int | None) -> CheckpointSchedule:
     return schedule(steps, state_bytes, step_bytes, memory)
 
 
-def rounding_error(steps: int, total: Scalar, grad: PyTree) -> Scalar:
+def rounding_error(run: Dynamics, steps: int, total: Scalar, grad: PyTree) -> Scalar:
     """Estimate of the relative rounding error of a sum whose terms have norms adding to `total`.
 
-    Three deviations of a random walk with a rounding a step: which way roundings fall differs from
-    one processor to the next.
+    Three deviations of a random walk with a rounding a step, of the sum and of the parameters that
+    it is taken at: which way roundings fall differs from one processor to the next. The last
+    rounding is that to the user's hyperparameters, at most half of their unit.
     """
     size = vector.norm(grad)
-    epsilon = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(grad))
-    error = 3 * epsilon * steps**0.5 * jnp.maximum(total / size, 1)
+    returned = vector.cast_like(grad, run.like(grad))
+    last = max(map(_unit, jax.tree.leaves(returned))) / 2
+    error = 3 * max(map(_unit, jax.tree.leaves((grad, run.x)))) * steps**0.5
+    error = jnp.maximum(error * jnp.maximum(total / size, 1), last)
     return jnp.where(size > 0, error, jnp.where(total > 0, jnp.inf, 0))
+
+
+def _unit(leaf: Array) -> float:
+    return float(jnp.finfo(leaf.dtype).eps) if eqx.is_inexact_array(leaf) else 0.0
 
 
 @jax.custom_vjp

@@ -99,7 +99,7 @@ class TruncatedUnrolled(UnrolledEstimator):
         x, rest = run.advance(run.x, run.rest, run.h, 0, edge)
         result = reverse(run, outer, x, rest, edge, self.window, self.memory)
         total = jnp.sum(result.contributions)
-        error = rounding_error(self.window, total, result.grad)
+        error = rounding_error(run, self.window, total, result.grad)
         if edge:
             dropped = _dropped(run, result, edge) / vector.norm(result.grad)
             error = error + jnp.where(total > 0, dropped, jnp.inf)

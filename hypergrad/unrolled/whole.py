@@ -37,8 +37,9 @@ class Unrolled(UnrolledEstimator):
       Needs a JAX that has `jax.memory`.
 
     `info.error` is an estimate of the rounding error, relative to the hypergradient: machine
-    epsilon, times the root of `T`, times how much the contributions of the steps cancel. It says
-    nothing of how far T steps are from convergence: what is differentiated is what was run.
+    epsilon of the params, times the root of `T`, times how much the contributions of the steps
+    cancel. It says nothing of how far T steps are from convergence: what is differentiated is what
+    was run.
 
     If a step's derivative is not finite, the contributions of the steps after it are returned, with
     `info.breakdown` set, an infinite `error`, and `info.iterations` counting the steps that they
@@ -104,7 +105,7 @@ class Unrolled(UnrolledEstimator):
             differentiated=result.differentiated,
             breakdown=~usable,
             error=rounding_error(
-                self.steps, jnp.sum(result.contributions) + vector.norm(from_start), grad
+                run, self.steps, jnp.sum(result.contributions) + vector.norm(from_start), grad
             ),
         )
 

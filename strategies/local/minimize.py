@@ -53,7 +53,8 @@ def minimize(
       or a `Report` from `strategies.report(value, gradient, ...)`, which may carry constraints, or
       several objectives in place of one.
     - `space`: a `SearchSpace`, or the mapping that makes one.
-    - `trials`: total number of trials to reach, those restored from `state_path` included; points
+    - `trials`: total number of trials to reach, at least 1, those restored from `state_path`
+      included: one that has been reached trains nothing, and what was saved is returned. Points
       that it was given (`Ledger.warm_start`) are not counted. May be left out beside `stop`.
     - `stop`: what ends the search before: a `Stop` by time, cost, patience or expected gain. Why it
       ended is `Result.stopped`.
@@ -102,7 +103,7 @@ def minimize(
         raise ValueError(f"'stop': expected a Stop, received {stop!r:.80}")
     if trials is None and stop is None:
         raise ValueError("'trials', 'stop': expected one of them, as the search has no end")
-    trials = None if trials is None else integer("trials", trials, 0)
+    trials = None if trials is None else integer("trials", trials, 1)
     if not isinstance(workers, Executor):
         workers = integer("workers", workers, 1)
     if timeout is not None:
@@ -117,7 +118,10 @@ def minimize(
     if not callable(objective):
         raise ValueError(f"'objective': expected a function, received {objective!r:.80}")
     if searcher is not None and not isinstance(searcher, Searcher | Ledger):
-        raise ValueError(f"'searcher': expected a searcher, received {searcher!r:.80}")
+        raise ValueError(
+            "'searcher': expected a searcher such as BayesSearcher(space), "
+            f"received {searcher!r:.80}"
+        )
     if searcher is None:
         from strategies.searchers.auto import AutoSearcher
 
@@ -324,7 +328,7 @@ def _evaluate(objective: Objective, config: Config) -> _Outcome:
     start = time.perf_counter()
     try:
         returned = objective(config)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return _Outcome(Report(None), time.perf_counter() - start, error)
     seconds = time.perf_counter() - start
     try:

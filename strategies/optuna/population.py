@@ -81,7 +81,7 @@ def run_population(
         work: StudyTrials | StudyRungs | PBT
         ledger = None
         if search is None:
-            count, length = integer("trials", trials, 0), integer("steps", steps, 1)
+            count, length = integer("trials", trials, 1), integer("steps", steps, 1)
             work = StudyTrials(study, population, count, length)
             begun = work.begun
         elif isinstance(search, Scheduler):

@@ -47,7 +47,7 @@ def run_schedule(
       the configuration before, and `"interrupted"` that of one that began this very job and died.
     - `schedule`: a new scheduler, or one that has worked on this study; what the study knows is
       taken from the study.
-    - `jobs`: stop after so many jobs of this call.
+    - `jobs`: stop after so many jobs of this call. With 0 the schedule learns what the study knows.
     - `stop`: what else ends this call: a `Stop` by time, cost, patience or expected gain; the last
       two look at the results at the highest rung that has any. Why it ended is
       `Scheduler.stopped`.
@@ -100,7 +100,7 @@ def _evaluate(
             keep_report(trial, returned)
             returned = returned.value
         value = None if returned is None else float(returned)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         warnings.warn(f"configuration {job.number} failed: {error!r}", stacklevel=3)
         return None, repr(error)
     return value, "the value is not a finite number"

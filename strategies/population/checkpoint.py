@@ -1,15 +1,20 @@
 """States of members on the disk, complete at every moment."""
 
 import contextlib
+import io
 import json
 import os
 import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from strategies.state import checksum
+
+#: Before the archive comes its checksum: an archive's own covers its members, not its directory.
+_DIGITS = len(checksum(b""))
 
 
 @dataclass(frozen=True)
@@ -31,10 +36,13 @@ def write(path: str, members: Mapping[str, Stored], note: Mapping[str, Any]) -> 
         for place, leaf in enumerate(kept.leaves)
     }
     head = {"ages": {name: kept.age for name, kept in members.items()}, "note": dict(note)}
+    content = io.BytesIO()
+    np.savez(content, **{"head": np.array(json.dumps(head)), **arrays})  # type: ignore[arg-type]
     temporary = f"{path}.{os.getpid()}.tmp"
     try:
         with open(temporary, "wb") as file:
-            np.savez(file, **{"head": np.array(json.dumps(head)), **arrays})  # type: ignore[arg-type]
+            file.write(checksum(content.getbuffer()).encode())
+            file.write(content.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -57,7 +65,11 @@ def read(path: str) -> tuple[dict[str, Stored], dict[str, Any]]:
     the same results.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as whole:
+            stored, content = whole.read(_DIGITS), whole.read()
+        if checksum(content).encode() != stored:
+            raise ValueError("its checksum is another one")
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
             head = json.loads(str(file["head"]))
             leaves: dict[str, dict[int, np.ndarray]] = {name: {} for name in head["ages"]}
             for key in file.files:
@@ -70,7 +82,7 @@ def read(path: str) -> tuple[dict[str, Stored], dict[str, Any]]:
             }, head["note"]
     except FileNotFoundError:
         return {}, {}
-    except (OSError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         warnings.warn(
             f"{path} is damaged ({error!r:.200}); members are trained again from their beginning",
             stacklevel=3,

@@ -46,7 +46,10 @@ class PBT:
 
     def __post_init__(self) -> None:
         if not isinstance(self.searcher, Searcher):
-            raise ValueError(f"'searcher': expected a searcher, received {self.searcher!r:.80}")
+            raise ValueError(
+                "'searcher': expected a searcher such as BayesSearcher(space), "
+                f"received {self.searcher!r:.80}"
+            )
         interval = integer("interval", self.interval, 1)
         if integer("steps", self.steps, 1) % interval:
             raise ValueError(

@@ -283,7 +283,7 @@ class Population:
         elif isinstance(search, Searcher | Ledger):
             ledger = ledger_of(search)
             self._same_space(ledger.space)
-            work = Trials(ledger, integer("trials", trials, 0), integer("steps", steps, 1))
+            work = Trials(ledger, integer("trials", trials, 1), integer("steps", steps, 1))
         else:
             raise ValueError(
                 f"'search': expected a searcher, a scheduler or a PBT, received {search!r:.80}"

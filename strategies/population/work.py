@@ -119,7 +119,7 @@ class Rungs:
         if endless and trials is None:
             raise ValueError("'trials': expected a number, as this scheduler has no end")
         self._scheduler = scheduler
-        self._jobs = None if trials is None else integer("trials", trials, 0)
+        self._jobs = None if trials is None else integer("trials", trials, 1)
         self._steps = 1 if steps is None else integer("steps", steps, 1)
         #: The last result of each configuration.
         self.ledger = Ledger(scheduler.searcher)

@@ -85,7 +85,10 @@ class Scheduler(abc.ABC):
                 f"'min_resource': expected a whole unit, or integer=False, received {low}"
             )
         if not isinstance(searcher, Searcher):
-            raise ValueError(f"'searcher': expected a searcher, received {searcher!r:.80}")
+            raise ValueError(
+                "'searcher': expected a searcher such as BayesSearcher(space), "
+                f"received {searcher!r:.80}"
+            )
         self.searcher = searcher
         # Decimal fractions as they were written: 0.9 is 9 times 0.1 here, and not in binary.
         self._low, self._high = Fraction(str(low)), Fraction(str(high))

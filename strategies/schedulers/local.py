@@ -40,7 +40,7 @@ def run(
       It may keep checkpoints under `job.number` and train only from `job.resume_from` on. An
       exception is a failure of that configuration, with a warning, and the run goes on.
     - `scheduler`: says what is to be done, and learns what came of it.
-    - `jobs`: stop after so many jobs in all, those before a restore included.
+    - `jobs`: stop after so many jobs in all, at least 1, those before a restore included.
     - `budget`: start no job once this much resource is spent (`Scheduler.spent_resumed`) or will
       be by the jobs that run.
     - `stop`: what else ends the run before: a `Stop` by time, cost, patience or expected gain; the
@@ -64,7 +64,7 @@ def run(
     without end; or if another run works on `state_path`.
     """
     workers = integer("workers", workers, 1)
-    jobs = None if jobs is None else integer("jobs", jobs, 0)
+    jobs = None if jobs is None else integer("jobs", jobs, 1)
     budget = None if budget is None else positive("budget", budget)
     timeout = None if timeout is None else positive("timeout", timeout)
     endless = getattr(scheduler, "iterations", 1) is None or (
@@ -139,7 +139,7 @@ def _evaluate(objective: Objective, job: Job) -> Report:
     start = time.perf_counter()
     try:
         returned = objective(job)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         given = _failed(job, error)
     else:
         try:
@@ -151,6 +151,6 @@ def _evaluate(objective: Objective, job: Job) -> Report:
     return given
 
 
-def _failed(job: Job, error: Exception) -> Report:
+def _failed(job: Job, error: BaseException) -> Report:
     warnings.warn(f"configuration {job.number} failed: {error!r}", stacklevel=3)
     return Report(None)

@@ -8,22 +8,26 @@ count by their content.
 import functools
 import hashlib
 from collections.abc import Mapping
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 
-#: Objects inside objects are looked into so far.
+#: Objects inside objects are looked into so far. Functions and collections do not count: a chain of
+#: optax with a schedule in it is ten of them deep.
 _DEPTH = 6
 
 
-def content(value: Any, depth: int = _DEPTH) -> str:
-    """The line of a value: its `repr` where that is plain data, a fingerprint where it is not."""
-    inside = functools.partial(content, depth=depth - 1)
+def content(value: Any, depth: int = _DEPTH, around: frozenset[int] = frozenset()) -> str:
+    """The line of a value: its `repr` where that is plain data, a fingerprint where it is not.
+
+    `depth` is how many objects deep it looks, `around` the `id`s of what it is inside of.
+    """
     if value is None or isinstance(value, bool | int | float | complex | str | bytes):
         return repr(value)
-    if depth == 0:
+    if depth == 0 or id(value) in around:
         return _name(type(value))
+    inside = functools.partial(content, depth=depth, around=around | {id(value)})
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{inside(k)}: {inside(v)}' for k, v in value.items())}}}"
     if isinstance(value, list | tuple):
@@ -41,10 +45,16 @@ def content(value: Any, depth: int = _DEPTH) -> str:
         return f"{_name(value.__func__)} of {inside(value.__self__)}"
     if isinstance(value, FunctionType):
         return _function(value, inside)
-    if isinstance(value, type | BuiltinFunctionType) or hasattr(value, "__qualname__"):
+    if isinstance(value, ModuleType):
+        return value.__name__
+    if isinstance(value, type | BuiltinFunctionType):
+        return _name(value)
+    if (wrapped := getattr(value, "__wrapped__", None)) is not None:  # compiled, or cached
+        return f"{_name(type(value))}({inside(wrapped)})"
+    if hasattr(value, "__qualname__"):
         return _name(value)
     if attributes := getattr(value, "__dict__", None):
-        return f"{_name(type(value))}({inside(attributes)})"
+        return f"{_name(type(value))}({inside(attributes, depth=depth - 1)})"
     text = repr(value)
     return _name(type(value)) if " at 0x" in text else f"{_name(type(value))}({text})"
 

@@ -158,9 +158,10 @@ class SearchSpace:
                 if "/".join(parts[:i]) in self.domains:
                     raise _fail("/".join(parts[:i]), "a hyperparameter or a group", "both")
         if not any(domain.tunable for domain in self.domains.values()):
+            given = f"only constants: {list(self.domains)}" if self.domains else "none"
             raise ValueError(
-                "space: expected at least one hyperparameter to tune, received "
-                f"{'only constants: ' + str(list(self.domains)) if self.domains else 'none'}"
+                "space: expected at least one hyperparameter to tune, such as Float(0.0, 1.0) or "
+                f"Categorical([...]), received {given}"
             )
         #: Paths, those that conditions depend on first.
         self.order = self._parents_first()

@@ -10,12 +10,25 @@ import pytest
 from hypergrad import (
     CG,
     ErrorEstimate,
+    ForwardUnrolled,
     ImplicitDifferentiation,
     InaccurateHypergradientError,
+    Newton,
     OptaxSolver,
+    Unrolled,
     hypergradient,
 )
-from tests.hypergrad.problems import dense_hypergradient, logistic, mlp, solved
+from tests.hypergrad.problems import (
+    RIDGE,
+    XV,
+    YV,
+    X,
+    Y,
+    dense_hypergradient,
+    logistic,
+    mlp,
+    solved,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("make", [logistic, mlp])
@@ -50,6 +63,28 @@ def test_estimate_covers_the_true_error(make):
             ratios.append(float(estimate / true))
     assert np.mean(np.isfinite(ratios)) > 0.5
     assert np.median(ratios) < 30
+
+
+@pytest.mark.parametrize(
+    ("estimator", "dtype"),
+    [
+        (Unrolled(optax.sgd(0.3), 60), jnp.bfloat16),
+        (ForwardUnrolled(optax.sgd(0.3), 60), jnp.float16),
+        (ImplicitDifferentiation(Newton()), jnp.float16),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::hypergrad.InaccurateHypergradientWarning")
+def test_half_precision_is_not_judged_by_the_digits_of_float32(estimator, dtype):
+    def value(lam):
+        hessian = X.T @ X / 3 + np.exp(lam) * np.eye(2)
+        return 0.5 * np.mean((XV @ np.linalg.solve(hessian, X.T @ Y / 3) - YV) ** 2)
+
+    truth = (value(-1 + 1e-4) - value(-1 - 1e-4)) / 2e-4
+    data = jax.tree.map(lambda a: a.astype(dtype), ((X, Y), (XV, YV)))
+    start = jnp.zeros(2, dtype), jnp.asarray(-1.0, dtype)
+    out = hypergradient(RIDGE, *start, *data, estimator=estimator)
+    true = abs(float(out.grad) - truth) / abs(float(out.grad))
+    assert jnp.finfo(jnp.float32).eps < true <= out.info.error < 1
 
 
 def test_strict_refuses_five_inner_steps():

@@ -498,6 +498,7 @@ def test_a_loss_that_is_not_finite_is_reported():
     with pytest.warns(InaccurateHypergradientWarning, match="not finite"):
         out = hypergradient(problem, params, -1.0, (X, Y), (XV, YV))
     assert out.info.breakdown
+    assert out.info.error == jnp.inf
     with pytest.raises(InaccurateHypergradientError, match="not finite"):
         hypergradient(problem, params, -1.0, (X, Y), (XV, YV), strict=True)
     with pytest.raises(eqx.EquinoxRuntimeError, match="strict"):

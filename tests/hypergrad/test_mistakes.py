@@ -41,6 +41,7 @@ def refused(match, **options):
     [
         (ImplicitDifferentiation, r"the class ImplicitDifferentiation \(make one"),
         ("implicit", r"the text 'implicit'"),
+        (optax.adam, r"the function adam \(call it: optax.adam"),
         (optax.adam(0.1), r"optax optimizer; write ImplicitDifferentiation\(optimizer\)"),
         (Newton(), r"write ImplicitDifferentiation\(Newton"),
         (CG(), r"write ImplicitDifferentiation\(linear_solver=CG"),
@@ -96,7 +97,7 @@ def test_a_class_or_a_function_where_an_object_is_expected(make, match):
 
 def test_the_state_of_another_estimator_and_a_result_in_place_of_its_state():
     out = hypergradient(RIDGE, W, -1.0, TRAIN, VALID, estimator=Unrolled(optax.sgd(0.1), 3))
-    refused("received a UnrolledState", state=out.state)
+    refused("received an UnrolledState", state=out.state)
     for other in (Hypernetwork(), SelfTuning()):
         refused(f"expected the state of {type(other).__name__}", state=out.state, estimator=other)
     refused("pass its `.state`", state=out, estimator=Unrolled(optax.sgd(0.1), 3))

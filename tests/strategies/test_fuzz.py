@@ -45,6 +45,7 @@ from strategies.schedulers import ASHA, Hyperband, IterativeDeepeningHyperband, 
 from strategies.space import Logit, around
 from strategies.transfer import transfer
 
+AT_ONCE = stopping.Stop(seconds=1e-9)
 SPACE = SearchSpace(
     {
         "x": Float(0.0, 1.0),
@@ -191,7 +192,7 @@ ENTRIES = {
     "ASHA": (lambda a, b, c: ASHA(RandomSearcher(SPACE), a, mode=b, configurations=c), 3),
     "deepen": (lambda a: IterativeDeepeningHyperband(RandomSearcher(SPACE), 3).deepen(a), 1),
     "minimize": (search, 4),
-    "minimize in": (lambda a, b: minimize(len, a, trials=0, searcher=b), 2),
+    "minimize in": (lambda a, b: minimize(len, a, trials=1, searcher=b), 2),
     "minimize with": (call_back, 2),
     "run": (schedule, 4),
 }  # fmt: skip
@@ -276,8 +277,8 @@ ENTRIES |= {
     "policy's choice": (lambda a: LINE.choose({"constant": 0.5, "x": 0.1}, a), 1),
     "judge": (judged, 4),
     "transfer": (lambda a, b, c, d: transfer(a, SMALL, LARGE, kinds=b, laws=c, size=d), 4),
-    "minimize population": (lambda a: minimize(zero, SPACE, trials=0, population=a), 1),
-    "run_population": (lambda a, b: on_optuna.run_population(a, b, trials=0), 2),
+    "minimize population": (lambda a: minimize(zero, SPACE, stop=AT_ONCE, population=a), 1),
+    "run_population": (lambda a, b: on_optuna.run_population(a, b, trials=1), 2),
 }  # fmt: skip
 
 

@@ -8,9 +8,11 @@ import sys
 import textwrap
 import warnings
 from collections import Counter
-from functools import partial
+from functools import lru_cache, partial
 
+import jax
 import numpy as np
+import optax
 import pytest
 
 from strategies import (
@@ -230,6 +232,36 @@ def test_an_identity_is_one_of_content():
     assert content(np.arange(3)) != content(np.arange(4))
     assert content([1, (2,)]) == content((1, [2]))
     assert content(1) != content(1.0) != content(True)
+
+
+def warmed_up(peak):
+    schedule = optax.warmup_cosine_decay_schedule(0.0, peak, 3, 10)
+    return optax.apply_if_finite(optax.chain(optax.clip(1.0), optax.adamw(schedule)), 3)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        warmed_up,
+        lambda factor: jax.jit(scaled(factor)),
+        lambda factor: lru_cache(scaled(factor)),
+        lambda factor: partial(jax.jit(scaled(factor)), 1.0),
+        lambda factor: optax.masked(optax.sgd(factor), {"x": True}),
+    ],
+)
+def test_what_is_deep_inside_a_choice_counts(make):
+    assert content(make(2.0)) == content(make(2.0)) != content(make(3.0))
+
+
+def test_what_holds_itself_has_an_identity():
+    around: list = []
+    around.append(around)
+    assert content(around) == content(around)
+
+    def again(n):
+        return again(n - 1) if n else np.zeros(1)
+
+    assert content(again) != content(scaled(2))
 
 
 def test_numpy_numbers_become_plain_where_they_enter(tmp_path):

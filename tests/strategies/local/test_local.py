@@ -57,6 +57,18 @@ def test_a_failed_trial_does_not_end_the_search():
         minimize(sometimes, SPACE, trials=20, searcher=RandomSearcher(SPACE), raise_errors=True)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_trial_that_calls_exit_has_failed(workers):
+    def exits(config):
+        return sys.exit(3) if config["x"][0] > 0.5 else objective(config)
+
+    with pytest.warns(UserWarning, match=r"SystemExit\(3\)"):
+        found = minimize(exits, SPACE, searcher=RandomSearcher(SPACE), trials=9, workers=workers)
+    left = [item.config["x"][0] > 0.5 for item in found.history]
+    assert [item.status == "failed" for item in found.history] == left
+    assert 0 < sum(left) < 9
+
+
 def test_nothing_but_failures():
     result = minimize(lambda config: float("nan"), SPACE, trials=5)
     assert result.best_config is None
@@ -77,7 +89,7 @@ def test_a_misfit_gradient_is_an_error_not_a_failed_trial():
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match="'trials': expected an integer >= 0"):
+    with pytest.raises(ValueError, match="'trials': expected an integer >= 1"):
         minimize(objective, SPACE, trials=-1)
     other = RandomSearcher(SearchSpace({"y": Float(0, 1)}))
     with pytest.raises(ValueError, match="'searcher': expected one on"):

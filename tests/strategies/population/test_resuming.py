@@ -6,13 +6,14 @@ import subprocess
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
 from strategies import Ledger, RandomSearcher, TPESearcher
-from strategies.population import PBT, FollowGradient, Population
+from strategies.population import PBT, FollowGradient, Population, checkpoint
 from strategies.schedulers import ASHA, Hyperband
 from tests.compiling import quick_to_compile
 from tests.strategies.population.problem import SPACE, batch, evaluate, init, step
@@ -175,6 +176,22 @@ def test_a_damaged_checkpoint_is_a_warning_and_changes_nothing(population, tmp_p
     with pytest.warns(UserWarning, match="is damaged"):
         again = population.run(search(), state_path=path)
     assert exact(again) == exact(whole)
+
+
+def test_every_flipped_bit_of_the_members_is_noticed(tmp_path):
+    path = str(tmp_path / "members")
+    members = {str(i): checkpoint.Stored(i, [np.arange(3.0) + i]) for i in range(2)}
+    checkpoint.write(path, members, {"seed": 3})
+    read, note = checkpoint.read(path)
+    assert [(m.age, *m.leaves[0]) for m in read.values()] == [(0, 0, 1, 2), (1, 1, 2, 3)]
+    assert note == {"seed": 3}
+    whole = Path(path).read_bytes()
+    for place in np.random.default_rng(0).integers(0, 8 * len(whole), 200):
+        flipped = bytearray(whole)
+        flipped[place // 8] ^= 1 << place % 8
+        Path(path).write_bytes(flipped)
+        with pytest.warns(UserWarning, match="checksum"):
+            assert checkpoint.read(path) == ({}, {})
 
 
 SCRIPT = """
