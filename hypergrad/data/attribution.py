@@ -43,7 +43,7 @@ class Attribution(eqx.Module):
     """
 
     scores: Float[Array, "m n"]
-    losses: Float[Array, "m"]
+    losses: Float[Array, " m"]
     info: HypergradientInfo
     index: Any = None
     query_index: Any = None
@@ -58,7 +58,7 @@ class Attribution(eqx.Module):
         count = self.scores.shape[1]
         return -self.scores * (count / (count - 1))
 
-    def select(self, k: int) -> Int[Array, "k"]:
+    def select(self, k: int) -> Int[Array, " k"]:
         """Numbers of the `k` examples whose weight lowers the mean query loss most, best first."""
         k = check_count("k", k, self.scores.shape[1])
         return jnp.argsort(jnp.mean(self.scores, axis=0))[:k]

@@ -33,8 +33,8 @@ class LeftOut(eqx.Module):
     - `changes`: of the losses, without each.
     """
 
-    numbers: Int[np.ndarray, "k"]
-    losses: Float[Array, "m"]
+    numbers: Int[np.ndarray, " k"]
+    losses: Float[Array, " m"]
     changes: Float[Array, "m k"]
 
     def agreement(self, found: Attribution) -> float:

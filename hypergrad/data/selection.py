@@ -45,12 +45,12 @@ class Selection(eqx.Module):
     - `index`: of the rows, if the examples were data frames.
     """
 
-    chosen: Int[np.ndarray, "k"]
-    scores: Float[np.ndarray, "n"]
+    chosen: Int[np.ndarray, " k"]
+    scores: Float[np.ndarray, " n"]
     params: PyTree
     value: float
-    losses: Float[np.ndarray, "trainings"]
-    exchanged: Int[np.ndarray, "trainings"]
+    losses: Float[np.ndarray, " trainings"]
+    exchanged: Int[np.ndarray, " trainings"]
     index: Any = None
 
     def frame(self) -> Any:

@@ -40,10 +40,10 @@ class Weighing(eqx.Module):
     - `index`: of the rows, if the examples were data frames.
     """
 
-    weights: Float[np.ndarray, "n"]
+    weights: Float[np.ndarray, " n"]
     params: PyTree
     value: float
-    losses: Float[np.ndarray, "steps"]
+    losses: Float[np.ndarray, " steps"]
     status: str
     index: Any = None
 

@@ -46,7 +46,7 @@ class WeightedExamples(eqx.Module):
         return next(a.shape[0] for a in jax.tree.leaves(self.examples) if eqx.is_array(a))
 
     def losses(
-        self, params: PyTree, chosen: Int[Array, "batch"], key: Array | None = None
+        self, params: PyTree, chosen: Int[Array, " batch"], key: Array | None = None
     ) -> Array:
         """`f_i` for the examples with these numbers; each has a key of its own."""
         alone = self._alone()
@@ -57,7 +57,7 @@ class WeightedExamples(eqx.Module):
         self,
         params: PyTree,
         weights: Array,
-        chosen: Int[Array, "batch"],
+        chosen: Int[Array, " batch"],
         key: Array | None = None,
     ) -> Scalar:
         """The loss on the examples with these numbers, e.g. `jnp.arange(size)`."""

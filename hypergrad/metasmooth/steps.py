@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree
 from hypergrad.paths import require_differentiable
 
 
-def flat(params: PyTree) -> Float[Array, "parameters"]:
+def flat(params: PyTree) -> Float[Array, " parameters"]:
     """The floating-point parameters as one vector."""
     return ravel_pytree(eqx.filter(params, eqx.is_inexact_array))[0]
 
@@ -28,7 +28,7 @@ def check_step(step: PyTree) -> None:
         raise ValueError(f"step: expected positive finite numbers, received {step!r}.")
 
 
-def step_sizes(step: PyTree, h: PyTree) -> Float[Array, "entries"]:
+def step_sizes(step: PyTree, h: PyTree) -> Float[Array, " entries"]:
     """The size of the step in every entry of the differentiable hyperparameters `h`.
 
     **Raises:** `ValueError` for a step of another structure or shape than `h`, and where there is

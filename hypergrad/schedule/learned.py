@@ -22,7 +22,7 @@ class Schedule(eqx.Module):
     """
 
     name: str = eqx.field(static=True)
-    values: Float[Array, "steps"]
+    values: Float[Array, " steps"]
 
     def __call__(self, count: Int[ArrayLike, ""]) -> Array:
         """The value at a step."""
