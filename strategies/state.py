@@ -12,8 +12,8 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from strategies.observation import (
-    Observation,
+from strategies.observation import Observation
+from strategies.plain import (
     constraints_from_json,
     constraints_to_json,
     from_json_values,
