@@ -106,6 +106,18 @@ def reading() -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def replacing(owner: object) -> Iterator[None]:
+    """`reading` that leaves an object as it was if anything goes wrong inside."""
+    before = dict(owner.__dict__)
+    try:
+        with reading():
+            yield
+    except ValueError:
+        owner.__dict__.update(before)
+        raise
+
+
 def as_json(state: Any) -> str:
     """JSON text.
 

@@ -33,7 +33,7 @@ from strategies.ray.results import read_result, under
 from strategies.ray.spaces import decode, encode, read_layout
 from strategies.searchers.base import Searcher
 from strategies.space import SearchSpace
-from strategies.state import OtherSearchError, as_json, expect, reading, seal, unseal
+from strategies.state import OtherSearchError, as_json, expect, replacing, seal, unseal
 
 logger = logging.getLogger(__name__)
 
@@ -458,13 +458,8 @@ class HypergradSearch(RaySearcher):
         **Raises:** `ValueError` if it is damaged, or of another format, metric, mode, searcher or
         space; nothing has changed then.
         """
-        before = dict(self.__dict__)
-        try:
-            with reading():
-                self._load(state)
-        except ValueError:
-            self.__dict__.update(before)
-            raise
+        with replacing(self):
+            self._load(state)
 
     def _load(self, state: dict[str, Any]) -> None:
         if state.get("format") != _FORMAT or state.get("version") not in (1, _VERSION):
