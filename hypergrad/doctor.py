@@ -262,7 +262,7 @@ def _linear_solver(
     """The solver, the damping, and the products that one solve is predicted to take."""
 
     @eqx.filter_jit
-    def look(params: PyTree, hparams: PyTree, batch: PyTree, key: Array | None) -> tuple:
+    def measured(params: PyTree, hparams: PyTree, batch: PyTree, key: Array | None) -> tuple:
         given = RestrictedProblem(problem, params, hparams, batch, key=key)
         residual, system = Hessian().linearize(given)
         dynamic = given.w
@@ -274,7 +274,7 @@ def _linear_solver(
         state = ImplicitDifferentiation().init(problem, params, hparams, batch, key=key)
         return solution, vector.norm(residual) / state.scale, system.symmetric
 
-    solution, stationarity, symmetric = look(params, hparams, batch, key)
+    solution, stationarity, symmetric = measured(params, hparams, batch, key)
     size = vector.size(eqx.filter(params, eqx.is_inexact_array))
     residual = float(stationarity)
     if residual > 1e-3 and given_as_solved:

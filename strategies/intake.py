@@ -26,7 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from strategies.observation import Observation, Report, Status, number_of
+from strategies.observation import Observation, Report, Status
+from strategies.plain import number_of
 from strategies.space import Point, SearchSpace
 
 logger = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from strategies.observation import (
-    Observation,
+from strategies.observation import Observation
+from strategies.plain import (
     constraints_from_json,
     constraints_to_json,
     from_json_values,
@@ -104,6 +104,18 @@ def reading() -> Iterator[None]:
         raise ValueError(
             f"state: expected a whole one, but it is damaged ({error!r:.200})"
         ) from error
+
+
+@contextlib.contextmanager
+def replacing(owner: object) -> Iterator[None]:
+    """`reading` that leaves an object as it was if anything goes wrong inside."""
+    before = dict(owner.__dict__)
+    try:
+        with reading():
+            yield
+    except ValueError:
+        owner.__dict__.update(before)
+        raise
 
 
 def as_json(state: Any) -> str:

@@ -51,7 +51,7 @@ class Stop:
 
 
 class Watch:
-    """Looks after each trial whether a search is to end, and remembers why.
+    """Checks after each trial whether a search is to end, and remembers why.
 
     **Arguments:**
 

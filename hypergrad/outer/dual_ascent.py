@@ -64,7 +64,7 @@ class DualAscentState(OuterState):
     - `inner_state`: that of the inner solver (momenta).
     - `smoothed`: `ξ`, like the multipliers; `None` without momentum.
     - `support_slope`, `support_offset`: an affine function of the params that lies below the
-      weighted constraints (`DualAscent.reach`); `None` if infeasibility is not looked for.
+      weighted constraints (`DualAscent.reach`); `None` if infeasibility is not detected.
     """
 
     inner_state: PyTree
@@ -154,7 +154,7 @@ class DualAscent(OuterAlgorithm):
         problem = _constrained(problem)
         eqx.filter_eval_shape(problem.inner_loss, params, hparams, batches.inner(), key)
         w = differentiable(params)
-        looks = self.reach is not None and problem.lagrangian.slack is None
+        sought = self.reach is not None and problem.lagrangian.slack is None
         dtype = jax.tree.leaves(w)[0].dtype
         return DualAscentState(
             step=jnp.zeros((), jnp.int32),
@@ -164,8 +164,8 @@ class DualAscent(OuterAlgorithm):
             hypergradient=jax.tree.map(jnp.zeros_like, differentiable(hparams)),
             inner_state=self.inner.init(problem, params),
             smoothed=None if self.momentum is None else vector.zeros_like(hparams),
-            support_slope=vector.zeros_like(w) if looks else None,
-            support_offset=jnp.zeros((), dtype) if looks else None,
+            support_slope=vector.zeros_like(w) if sought else None,
+            support_offset=jnp.zeros((), dtype) if sought else None,
         )
 
     def step(

@@ -15,7 +15,8 @@ from strategies.local.executors import work, work_together
 from strategies.local.progress import shown
 from strategies.local.results import Result, Trial
 from strategies.local.running import Lost
-from strategies.observation import NoNumberError, Observation, Report, Suggestion, report
+from strategies.observation import Observation, Report, Suggestion, report
+from strategies.plain import NoNumberError
 from strategies.searchers.base import Item, Searcher
 from strategies.space import Config, SearchSpace
 from strategies.space.point import copied

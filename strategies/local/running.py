@@ -18,8 +18,8 @@ from concurrent.futures import (
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-#: How often a call that waits for a worker is looked at, in seconds: its time has not begun.
-_LOOK = 0.05
+#: Seconds between two polls of a call that waits for a worker: its time has not begun.
+_POLL = 0.05
 
 
 class Numbered(Protocol):
@@ -172,7 +172,7 @@ class Running(Generic[T]):
                     stacklevel=5,
                 )
         return min(
-            min(_LOOK, self._timeout) if call.since is None else call.since + self._timeout - now
+            min(_POLL, self._timeout) if call.since is None else call.since + self._timeout - now
             for call in waiting
         )
 

@@ -119,7 +119,7 @@ class StudyTrials:
         names = Names(space)
         for trial in study.get_trials(deepcopy=False):
             if STEPS not in trial.user_attrs:
-                # A kill between asking and marking leaves a blank one, whose number counts.
+                # A kill between asking and marking leaves an empty one, whose number counts.
                 if trial.state == TrialState.RUNNING and not (trial.params or trial.user_attrs):
                     Trial(study, trial._trial_id).set_user_attr(STEPS, steps)
                     self._interrupted.append(trial)

@@ -16,9 +16,10 @@ from optuna.distributions import (
 )
 from optuna.trial import BaseTrial, FrozenTrial, Trial, TrialState
 
-from strategies.observation import NoNumberError, Report
+from strategies.observation import Report
 from strategies.observation import report as _report
 from strategies.optuna.names import Names
+from strategies.plain import NoNumberError
 from strategies.space import Constant, SearchSpace
 from strategies.state import reading
 

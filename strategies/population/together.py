@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from strategies.observation import Report, Suggestion, known_error, plain, report
+from strategies.observation import Report, Suggestion, report
+from strategies.plain import known_error, plain
 from strategies.population.buckets import checked, examples, key_of
 from strategies.population.memory import available, peak, refuse, tree_size
 from strategies.population.training import Functions, Training, is_input

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from strategies.observation import plain
+from strategies.plain import plain
 from strategies.space import Constant, Float, Logit, Point, SearchSpace
 
 PyTree = Any

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +18,7 @@ from ray.tune.utils.util import flatten_dict
 from strategies.arguments import integer, mapping
 from strategies.intake import Intake
 from strategies.ledger import Ledger, ledger_of
-from strategies.observation import Observation, Report, plain
+from strategies.observation import Observation, Report
 from strategies.ray.aims import expected_aim, expected_bounds
 from strategies.ray.layout import Layout
 from strategies.ray.recovery import (
@@ -29,11 +28,12 @@ from strategies.ray.recovery import (
     take_snapshot,
     was_cut_off,
 )
-from strategies.ray.reports import RESERVED, as_number
+from strategies.ray.reports import as_number
+from strategies.ray.results import read_result, under
 from strategies.ray.spaces import decode, encode, read_layout
 from strategies.searchers.base import Searcher
 from strategies.space import SearchSpace
-from strategies.state import OtherSearchError, as_json, expect, reading, seal, unseal
+from strategies.state import OtherSearchError, as_json, expect, replacing, seal, unseal
 
 logger = logging.getLogger(__name__)
 
@@ -299,35 +299,8 @@ class HypergradSearch(RaySearcher):
             self._live[trial_id] = self._read_result(result)
 
     def _read_result(self, result: Mapping[str, Any]) -> Report:
-        """What matters in a flat result, in Ray's keys."""
         names = [self._metric] if isinstance(self._metric, str) else list(self._metric or [""])
-        values = [as_number(result.get(name)) for name in names]
-        gradients = _under(result, f"{RESERVED}/gradients")
-        constraints = {
-            name: math.nan if (number := as_number(entry)) is None else number
-            for name, entry in _under(result, f"{RESERVED}/constraints").items()
-        }
-        for name, bound in self._bounds.items():
-            found = as_number(result.get(name))
-            constraints[name] = math.nan if found is None else found - bound
-        return Report(
-            value=values[0],
-            values=values if len(values) > 1 else None,
-            gradients=[_under(gradients, str(i)) or None for i in range(len(values))]
-            if gradients
-            else None,
-            constraints=constraints or None,
-            constraint_gradients=_by_name(
-                _under(result, f"{RESERVED}/constraint_gradients"), constraints
-            ),
-            gradient=_under(result, f"{RESERVED}/gradient"),
-            gradient_error=as_number(result.get(f"{RESERVED}/gradient_error")),
-            config=_under(result, f"{RESERVED}/config"),
-            cost=as_number(result.get(f"{RESERVED}/cost", result.get("time_total_s"))),
-            resource=as_number(
-                result.get(f"{RESERVED}/resource", result.get("training_iteration"))
-            ),
-        )
+        return read_result(result, names, self._bounds)
 
     def _complete(self, trial_id: str, result: Mapping[str, Any] | None, failed: bool) -> None:
         if self._ledger is None or self._layout is None:
@@ -360,7 +333,7 @@ class HypergradSearch(RaySearcher):
         assert self._layout is not None
         if failed or result is None or not self._has_metric(result):
             return
-        config = self.ledger.space.validate(self._layout.from_ray(_under(result, "config")))
+        config = self.ledger.space.validate(self._layout.from_ray(under(result, "config")))
         known = self.ledger.searcher.within(self.ledger.history, self._context)
         failures = {o.number: o.config for o in known if o.status == "failed"}
         number = self._numbers.get(trial_id)
@@ -485,13 +458,8 @@ class HypergradSearch(RaySearcher):
         **Raises:** `ValueError` if it is damaged, or of another format, metric, mode, searcher or
         space; nothing has changed then.
         """
-        before = dict(self.__dict__)
-        try:
-            with reading():
-                self._load(state)
-        except ValueError:
-            self.__dict__.update(before)
-            raise
+        with replacing(self):
+            self._load(state)
 
     def _load(self, state: dict[str, Any]) -> None:
         if state.get("format") != _FORMAT or state.get("version") not in (1, _VERSION):
@@ -663,23 +631,5 @@ def _newest(folder: str, template: str) -> list[str]:
     return sorted(found, reverse=True)
 
 
-def _by_name(
-    entries: Mapping[str, Any], constraints: Mapping[str, float]
-) -> dict[str, dict[str, Any]] | None:
-    """Gradients of constraints out of a flat result; a name may have slashes of its own."""
-    found = {name: _under(entries, name) for name in constraints}
-    return {name: gradient for name, gradient in found.items() if gradient} or None
-
-
 def _first(path: str) -> str:
     return str(path).split("/")[0]
-
-
-def _under(result: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The part of a flat result below a key, with plain values."""
-    start = prefix + "/"
-    return {
-        key[len(start) :]: plain(value)
-        for key, value in result.items()
-        if isinstance(key, str) and key.startswith(start)
-    }

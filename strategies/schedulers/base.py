@@ -31,16 +31,16 @@ from strategies.state import (
     expect_search,
     observation_from_json,
     observation_to_json,
-    reading,
+    replacing,
     restore_state,
     search_identity,
     write_state,
 )
 
 _VERSION = 2
-#: Finished configurations at which it is looked whether rungs rank as the end does: this power of
+#: Finished configurations at which it is checked whether rungs rank as the end does: this power of
 #: two, and each later one.
-_LOOK = 8
+_FROM = 8
 
 
 def _reaches(mine: int | None, stored: int | None) -> bool:
@@ -219,7 +219,7 @@ class Scheduler(abc.ABC):
         self._reached(number, level)
         done = len(self._at(self.top))
         # Of enough configurations, and not at every one of them.
-        if level == self.top and done >= _LOOK and not done & (done - 1) and not self._flips_told:
+        if level == self.top and done >= _FROM and not done & (done - 1) and not self._flips_told:
             self._flips_told = warn_if_unsafe(self)
 
     def job(self, number: int) -> Job | None:
@@ -360,13 +360,8 @@ class Scheduler(abc.ABC):
         **Raises:** `ValueError` if it is damaged, or of another kind of scheduler, other options,
         or another searcher.
         """
-        before = dict(self.__dict__)
-        try:
-            with reading():
-                self._load(state)
-        except ValueError:
-            self.__dict__.update(before)
-            raise
+        with replacing(self):
+            self._load(state)
 
     def _load(self, state: Mapping[str, Any]) -> None:
         version, kind = state.get("version"), state.get("kind")

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 from strategies.arguments import asks_to_stop, functions, integer, positive
 from strategies.local.executors import work
 from strategies.local.running import Lost
-from strategies.observation import NoNumberError, Report, report
+from strategies.observation import Report, report
+from strategies.plain import NoNumberError
 from strategies.schedulers.base import Job, Scheduler
 from strategies.space.point import copied
 from strategies.state import exclusive_lock, save_if_there_is_space, state_exists

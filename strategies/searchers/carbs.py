@@ -1,4 +1,4 @@
-"""Cost-aware local search around the front, without bounds: CARBS (Fetterman et al. 2023)."""
+"""Cost-aware local search along the Pareto front, unbounded: CARBS (Fetterman et al. 2023)."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -92,7 +92,7 @@ class _Group:
 
 
 class CARBSSearcher(ParetoSearcher):
-    """Walks along the front between value and cost, from a centre, without bounds to stay in.
+    """Walks along the Pareto front of value and cost, from a centre, without bounds to stay in.
 
     Candidates are drawn around the members of the front and weighed by their expected improvement
     on what the front has at their cost, and on what it has at a cost that is drawn for each

@@ -6,8 +6,9 @@ from strategies.space.domains import Domain
 from strategies.space.logit import Logit
 from strategies.space.numeric import Float, Int
 from strategies.space.point import Point
-from strategies.space.search_space import Choice, Config, SearchSpace
+from strategies.space.search_space import Config, SearchSpace
 from strategies.space.structured import Ordered, Simplex
+from strategies.space.tree import Choice
 
 __all__ = [
     "Categorical",

@@ -1,7 +1,7 @@
-"""The search space: a tree of named domains, and the vectors that searchers work on."""
+"""The search space: named domains, their configurations, and the vectors of searchers."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -9,94 +9,17 @@ import numpy as np
 from strategies.space.choices import Categorical, Constant, Ordinal
 from strategies.space.domains import Domain, _fail, numbers, same
 from strategies.space.identity import content
-from strategies.space.logit import Logit
-from strategies.space.numeric import Float, Int
+from strategies.space.numeric import Int
 from strategies.space.point import Point
-from strategies.space.structured import Ordered, Simplex
+from strategies.space.stored import config_to_json, flat_from_json, space_to_dict, tree_from_dict
+from strategies.space.tree import domains_of
 
 Config = dict[str, Any]
 
 #: Unconstrained coordinates stop here: logit(1e-12) is about -27.6.
 _EDGE = 1e-12
-_BRANCH = "kind"
 #: Draws after which a constraint counts as one that cannot be met.
 _REJECTIONS = 10_000
-
-
-class Choice:
-    """A choice that opens its own sub-space: alternatives, each with its own hyperparameters.
-
-    `{"model": Choice({"svm": {"C": ...}, "mlp": {"width": ...}})}` gives configurations
-    `{"model": {"kind": "svm", "svm": {"C": 1.0}}}`; the alternatives that were not chosen are
-    absent. Alternatives may hold further choices, to any depth.
-
-    **Arguments:**
-
-    - `alternatives`: mapping from a name to a (possibly empty) nested mapping of domains.
-    - `default`: the alternative to start from; the first if not given.
-    - `weights`: prior probabilities of the alternatives, in order.
-    """
-
-    def __init__(
-        self,
-        alternatives: Mapping[str, Mapping[str, Any]],
-        *,
-        default: str | None = None,
-        weights: Sequence[float] | None = None,
-    ):
-        if not isinstance(alternatives, Mapping) or not alternatives:
-            raise _fail("alternatives", "a mapping from names to sub-spaces", alternatives)
-        if _BRANCH in alternatives:
-            raise _fail("alternatives", f"names other than {_BRANCH!r}", _BRANCH)
-        self.alternatives = dict(alternatives)
-        self.kind = Categorical(list(alternatives), weights=weights, default=default)
-
-
-def _walk(tree: Mapping[str, Any], prefix: str, when: Mapping[str, Any]) -> Iterator[Any]:
-    """Yield (path, domain) in the order of declaration, conditions of enclosing choices added."""
-    for key, value in tree.items():
-        if not isinstance(key, str) or not key or "/" in key:
-            raise _fail(prefix + str(key), "a key that is a non-empty string without '/'", key)
-        path = prefix + key
-        if isinstance(value, Choice):
-            kind = f"{path}/{_BRANCH}"
-            yield kind, _with_conditions(value.kind, when)
-            for name, branch in value.alternatives.items():
-                if not isinstance(branch, Mapping):
-                    raise _fail(f"{path}/{name}", "a mapping of domains", branch)
-                yield from _walk(branch, f"{path}/{name}/", {**when, kind: (name,)})
-        elif isinstance(value, Domain):
-            yield path, _with_conditions(value, when)
-        elif isinstance(value, Mapping):
-            if not value and not prefix:
-                raise _fail(path, "a mapping with at least one key", value)
-            yield from _walk(value, path + "/", when)
-        elif isinstance(value, list | tuple) and any(
-            isinstance(item, Domain | Mapping | Choice) for item in value
-        ):
-            raise _fail(
-                path, "a domain, a mapping or a constant (lists cannot hold domains)", value
-            )
-        else:
-            yield path, _with_conditions(Constant(value), when)
-
-
-def _with_conditions(domain: Domain, when: Mapping[str, Any]) -> Domain:
-    if not isinstance(domain.when, Mapping):
-        raise _fail("when", "a mapping from paths to values", domain.when)
-    if not when and not domain.when:
-        return domain
-    merged: dict[str, tuple[Any, ...]] = {}
-    for path, values in [*when.items(), *domain.when.items()]:
-        listed = tuple(values) if isinstance(values, list | tuple) else (values,)
-        if path in merged:
-            listed = tuple(v for v in listed if any(same(v, w) for w in merged[path]))
-        merged[path] = listed
-    # A shallow copy; the frozen dataclass's other fields have been checked already.
-    copy = object.__new__(type(domain))
-    copy.__dict__.update(domain.__dict__)
-    copy.__dict__["when"] = merged
-    return copy
 
 
 class SearchSpace:
@@ -148,7 +71,7 @@ class SearchSpace:
             if not callable(predicate):
                 raise _fail(f"constraint {name}", "a function of a configuration", predicate)
         self.domains: dict[str, Domain] = {}
-        for path, domain in _walk(tree, "", {}):
+        for path, domain in domains_of(tree):
             if path in self.domains:
                 raise _fail(path, "one domain for a path", "two")
             self.domains[path] = domain
@@ -372,20 +295,26 @@ class SearchSpace:
         return config
 
     def _completed(self, given: Mapping[str, Any], rng: np.random.Generator | None) -> Config:
+        def value(path: str) -> Any:
+            domain = self.domains[path]
+            if path in given:
+                return domain.check(given[path], path)
+            return self._middle[path] if rng is None else domain.draw(rng.random(domain.uniforms))
+
+        flat = self._active(value)
+        for path in given:
+            if path not in flat:
+                when = dict(self.domains[path].when)
+                raise _fail(path, f"no value, as {when} is not met", given[path])
+        return self.unflatten(flat)
+
+    def _active(self, value: Callable[[str], Any]) -> dict[str, Any]:
+        """Paths to the values of those that these values make active, in the order of the space."""
         flat: dict[str, Any] = {}
         for path in self.order:
-            domain = self.domains[path]
-            if not self.is_active(path, flat):
-                if path in given:
-                    raise _fail(path, f"no value, as {dict(domain.when)} is not met", given[path])
-                continue
-            if path in given:
-                flat[path] = domain.check(given[path], path)
-            elif rng is None:
-                flat[path] = self._middle[path]
-            else:
-                flat[path] = domain.draw(rng.random(domain.uniforms))
-        return self.unflatten({path: flat[path] for path in self.domains if path in flat})
+            if self.is_active(path, flat):
+                flat[path] = value(path)
+        return {path: flat[path] for path in self.domains if path in flat}
 
     def sample(self, rng: np.random.Generator) -> Config:
         """A configuration from the prior: uniform in the unit coordinates, choices by weight.
@@ -415,16 +344,12 @@ class SearchSpace:
         Uniform points give configurations from the prior; points of a low-discrepancy sequence
         give evenly spread ones. Constraints by predicate may be broken (see `feasible`).
         """
-        flat: dict[str, Any] = {}
         parts: dict[str, np.ndarray] = {}
         start = 0
         for path, domain in self.domains.items():
             parts[path] = np.asarray(point[start : start + domain.uniforms], float)
             start += domain.uniforms
-        for path in self.order:
-            if self.is_active(path, flat):
-                flat[path] = self.domains[path].draw(parts[path])
-        return self.unflatten({path: flat[path] for path in self.domains if path in flat})
+        return self.unflatten(self._active(lambda path: self.domains[path].draw(parts[path])))
 
     @property
     def informed(self) -> bool:
@@ -444,38 +369,23 @@ class SearchSpace:
         total = np.zeros(len(units))
         if not self.informed:
             return total
-        active = self._active_rows(units)
+        _, active = self._snapped(units)
         for path, where in self.slices.items():
-            own = self.domains[path].log_prior(units[:, where])
-            total += np.where(active[path], own, 0.0) if path in active else own
+            total += np.where(active[path], self.domains[path].log_prior(units[:, where]), 0.0)
         return total
-
-    def _active_rows(self, units: np.ndarray) -> dict[str, np.ndarray]:
-        """For each hyperparameter with a condition the rows of units that have it, shape `(n,)`."""
-        found: dict[str, np.ndarray] = {}
-        for path in self.order:
-            for parent, values in self.domains[path].when.items():
-                domain = self.domains[parent]
-                snapped = domain.snap(units[:, self.slices[parent]])
-                wanted = [np.isclose(snapped, domain.encode(v)).all(axis=1) for v in values]
-                fits = np.any(wanted, axis=0) & found.get(parent, True)
-                found[path] = found.get(path, True) & fits
-        return found
 
     def likeliest(self) -> np.ndarray:
         """Unit coordinates of the place where the prior's density is largest, `(dimension,)`."""
-        flat: dict[str, Any] = {}
-        for path in self.order:
-            if self.is_active(path, flat):
-                flat[path] = self.domains[path].likeliest()
-        return self.encode(self.unflatten(flat))
+        return self.encode(self._active(lambda path: self.domains[path].likeliest()))
 
     def log_prior_slope(self, unit: np.ndarray) -> np.ndarray:
         """Its derivative at one place, shape `(dimension,)`; zero for what has none."""
         slope = np.zeros(self.dimension)
-        active = self._active_rows(unit[None]) if self.informed else {}
+        if not self.informed:
+            return slope
+        _, active = self._snapped(unit[None])
         for path, where in self.slices.items():
-            if self.domains[path].differentiable and (path not in active or active[path][0]):
+            if self.domains[path].differentiable and active[path][0]:
                 slope[where] = self.domains[path].log_prior_slope(unit[where])
         return slope
 
@@ -504,17 +414,18 @@ class SearchSpace:
         """
         shape = (self.dimension,)
         vector = numbers(vector, "vector", f"shape {shape}", shape, finite=False)
-        flat: dict[str, Any] = {}
-        for path in self.order:
-            if self.is_active(path, flat):
-                flat[path] = self.domains[path].decode(vector[self.slices[path]])
-        return self.unflatten({path: flat[path] for path in self.domains if path in flat})
+        decoded = self._active(lambda path: self.domains[path].decode(vector[self.slices[path]]))
+        return self.unflatten(decoded)
 
     def snap(self, units: np.ndarray) -> np.ndarray:
         """`encode(decode(row))` for every row of a matrix of unit coordinates, much faster.
 
         Floats without a step are only clipped, not rounded to their canonical digits.
         """
+        return self._snapped(units)[0]
+
+    def _snapped(self, units: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """`snap`, and for each hyperparameter the rows that have it."""
         units = np.array(units, float)
         active: dict[str, np.ndarray] = {}
         for path in self.order:
@@ -526,7 +437,7 @@ class SearchSpace:
             if domain.size:
                 units[exists, where] = domain.snap(units[exists, where])
                 units[~exists, where] = self.rest[where]
-        return units
+        return units, active
 
     def _meets(self, parent: str, allowed: Sequence[Any], units: np.ndarray) -> np.ndarray:
         """For each row, whether a parent, whose columns have been snapped, has an allowed value."""
@@ -620,15 +531,7 @@ class SearchSpace:
 
     def to_json(self, config: Mapping[str, Any] | Point) -> dict[str, Any]:
         """Paths to JSON values; choices that JSON would change are stored by position."""
-        stored = {}
-        for path, value in self.flatten(config).items():
-            domain = self.domains[path]
-            if isinstance(domain, Constant):
-                continue
-            if isinstance(domain, Categorical | Ordinal) and not _plain(value):
-                value = {"choice": domain.index(value)}
-            stored[path] = value
-        return stored
+        return config_to_json(self, config)
 
     def from_json(self, stored: Mapping[str, Any]) -> Config:
         """The configuration that `to_json` stored."""
@@ -636,68 +539,19 @@ class SearchSpace:
 
     def point_from_json(self, stored: Mapping[str, Any]) -> Point:
         """The point of the configuration that `to_json` stored."""
-        if not isinstance(stored, Mapping):
-            raise _fail("config", "a mapping", stored)
-        flat = {}
-        for path, value in stored.items():
-            domain = self.domains.get(path)
-            if isinstance(domain, Categorical | Ordinal) and isinstance(value, Mapping):
-                choices = domain.choices if isinstance(domain, Categorical) else domain.values
-                place = value.get("choice")
-                if type(place) is not int or not 0 <= place < len(choices):
-                    raise _fail(path, f"the position of one of {len(choices)} choices", value)
-                value = choices[place]
-            flat[path] = value
-        return self.point(flat)
+        return self.point(flat_from_json(self, stored))
 
     def to_dict(self) -> dict[str, Any]:
         """The space itself as JSON values, for `from_dict`.
 
         **Raises:** `ValueError` naming the choice or the constraint that JSON cannot hold.
         """
-        if self.constraints:
-            raise _fail("constraints", "none, as JSON cannot hold predicates", [*self.constraints])
-        stored: dict[str, Any] = {}
-        for path, domain in self.domains.items():
-            entry: dict[str, Any] = {"kind": domain.kind}
-            for item in fields(domain):
-                value = getattr(domain, item.name)
-                if item.name == "when":
-                    value = {parent: list(values) for parent, values in value.items()}
-                if same(value, item.default) or (item.name == "when" and not value):
-                    continue
-                if item.name in ("choices", "values", "shape", "weights"):
-                    value = list(value)
-                if not _jsonable(value):
-                    raise _fail(f"{path} {item.name}", "values that JSON can hold", value)
-                entry[item.name] = value
-            stored[path] = entry
-        return stored
+        return space_to_dict(self)
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Mapping[str, Any]]) -> "SearchSpace":
         """The space that `to_dict` stored."""
-        kinds = {kind.kind: kind for kind in _KINDS}
-        tree: dict[str, Any] = {}
-        for path, entry in stored.items() if isinstance(stored, Mapping) else [("space", stored)]:
-            if not isinstance(path, str) or not isinstance(entry, Mapping):
-                raise _fail(str(path), "a mapping with a kind", entry)
-            arguments = {name: value for name, value in entry.items() if name != "kind"}
-            kind = entry.get("kind")
-            if not isinstance(kind, str) or kind not in kinds:
-                raise _fail(f"{path} kind", f"one of {sorted(kinds)}", kind)
-            known = {item.name for item in fields(kinds[kind])}
-            if not arguments.keys() <= known:
-                raise _fail(path, f"options of {sorted(known)}", sorted(map(str, arguments)))
-            *groups, name = path.split("/")
-            at = tree
-            for group in groups:
-                at = at.setdefault(group, {})
-            needed = {item.name for item in fields(kinds[kind]) if _is_needed(item)}
-            if not needed <= arguments.keys():
-                raise _fail(path, f"the options {sorted(needed)}", sorted(arguments))
-            at[name] = kinds[kind](**arguments)
-        return cls(tree)
+        return cls(tree_from_dict(stored))
 
     def describe(self) -> dict[str, str]:
         """Paths to one line of text for each domain; equal for equal spaces."""
@@ -736,34 +590,6 @@ class SearchSpace:
         width = max(len(path) for path in self.describe())
         lines = [f"  {path:<{width}}  {text}" for path, text in self.describe().items()]
         return "\n".join([f"SearchSpace of {len(self.domains)} hyperparameters:", *lines])
-
-
-_KINDS: tuple[type[Domain], ...] = (
-    Float,
-    Int,
-    Logit,
-    Categorical,
-    Ordinal,
-    Constant,
-    Simplex,
-    Ordered,
-)
-
-
-def _is_needed(item: Field[Any]) -> bool:
-    return item.default is MISSING and item.default_factory is MISSING
-
-
-def _jsonable(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return all(isinstance(key, str) and _jsonable(item) for key, item in value.items())
-    if isinstance(value, list):
-        return all(_jsonable(item) for item in value)
-    return _plain(value) and value == value
-
-
-def _plain(value: Any) -> bool:
-    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

@@ -15,7 +15,8 @@ from scipy import stats
 from strategies.space.choices import Categorical, Constant, Ordinal
 from strategies.space.domains import Domain, _fail, same
 from strategies.space.numeric import Float, Int
-from strategies.space.search_space import Choice, Config, SearchSpace
+from strategies.space.search_space import Config, SearchSpace
+from strategies.space.tree import Choice
 
 #: The name of the choice between the dicts of a list.
 _GRIDS = "grids"
