@@ -140,9 +140,9 @@ def train(network: dict | None, data: dict, steps: int, key: Array) -> list:
     options=[
         Option("train", 500, help="training images"),
         Option("validation", 1000, help="validation images"),
-        Option("steps", 600, quick=60, help="outer steps, five training steps each"),
-        Option("training", 4000, quick=300, help="steps of a training from scratch"),
-        Option("seeds", 3, quick=2, help="trainings from scratch"),
+        Option("steps", 600, quick=40, help="outer steps, five training steps each"),
+        Option("training", 4000, quick=200, help="steps of a training from scratch"),
+        Option("seeds", 3, quick=1, help="trainings from scratch"),
     ],
     claims=[
         Claim(
