@@ -213,14 +213,38 @@ class UnrolledEstimator(Estimator):
         inner_batch: PyTree,
         key: Array | None,
     ) -> Dynamics:
-        self._check(state.start, hparams, inner_batch)
+        if not self.warm_start:
+            return self._begun(problem, state.start, hparams, inner_batch, key)
+        at = state.start, state.start_step_state
+        return self._continued(problem, at, hparams, inner_batch, key)
+
+    def _begun(
+        self,
+        problem: BilevelProblem,
+        params: PyTree,
+        hparams: PyTree,
+        inner_batch: PyTree,
+        key: Array | None,
+    ) -> Dynamics:
+        """The run from `params`, whose start depends on the hyperparameters."""
+        self._check(params, hparams, inner_batch)
 
         def start(hparams: PyTree) -> tuple[PyTree, PyTree]:
-            if self.warm_start:
-                return state.start, state.start_step_state
-            return self._start(state.start, hparams)
+            return self._start(params, hparams)
 
         return Dynamics(self.update, problem, start, hparams, inner_batch, key, self.stacked)
+
+    def _continued(
+        self,
+        problem: BilevelProblem,
+        at: tuple[PyTree, PyTree],
+        hparams: PyTree,
+        inner_batch: PyTree,
+        key: Array | None,
+    ) -> Dynamics:
+        """The run from params and a step state, both constant."""
+        self._check(at[0], hparams, inner_batch)
+        return Dynamics(self.update, problem, lambda _: at, hparams, inner_batch, key, self.stacked)
 
     def _moved(self, state: UnrolledState, run: Dynamics, x: PyTree, rest: PyTree) -> UnrolledState:
         params, step_state = run.unpack(x, rest)

@@ -119,13 +119,7 @@ class PersistentEvolution(UnrolledEstimator):
         key: Array | None = None,
     ) -> EvolutionState:
         """The state at `params` (through `initial`, if given)."""
-        self._check(params, hparams, inner_batch)
-
-        def start(hparams: PyTree) -> tuple[PyTree, PyTree]:
-            return self._start(params, hparams)
-
-        run = Dynamics(self.update, problem, start, hparams, inner_batch, key, self.stacked)
-        require_differentiable(jax.tree.leaves(run.h))
+        run = self._begun(problem, params, hparams, inner_batch, key)
         at = run.unpack(run.x, run.rest)
 
         def copies(leaf: Any) -> Any:
@@ -165,7 +159,8 @@ class PersistentEvolution(UnrolledEstimator):
         begins = state.steps == 0
         if self.horizon is not None:
             begins = begins | (state.steps >= self.horizon)
-        given = self._continued(problem, state, hparams, inner_batch, noise)
+        at = state.params, state.step_state
+        given = self._continued(problem, at, hparams, inner_batch, noise)
         h, like = given.h, given.like(given.h)
         deviations = self._deviations(h, like)
         drawn = self._perturbations(deviations, draw)
@@ -222,7 +217,8 @@ class PersistentEvolution(UnrolledEstimator):
         key: Array | None = None,
     ) -> Hypergradient:
         """The derivative of the outer loss at the runs' present points, which stay there."""
-        run = self._continued(problem, state, hparams, inner_batch, key)
+        at = state.params, state.step_state
+        run = self._continued(problem, at, hparams, inner_batch, key)
         outer = outer_at_end(problem, run, outer_batch, key)
         (value, aux), direct = jax.value_and_grad(
             lambda h: outer(run.x, h, aux=True), has_aux=True
@@ -254,21 +250,6 @@ class PersistentEvolution(UnrolledEstimator):
             breakdown=jnp.asarray(False),
             error=jnp.asarray(error / vector.norm(grad), value.dtype),
         )
-
-    def _continued(
-        self,
-        problem: BilevelProblem,
-        state: EvolutionState,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        key: Array | None,
-    ) -> Dynamics:
-        self._check(state.params, hparams, inner_batch)
-
-        def start(_: PyTree) -> tuple[PyTree, PyTree]:
-            return state.params, state.step_state
-
-        return Dynamics(self.update, problem, start, hparams, inner_batch, key, self.stacked)
 
     def _deviations(self, h: PyTree, like: PyTree) -> PyTree:
         """`sigma`, but no less than the spacing of numbers in the user's dtype.

@@ -104,7 +104,7 @@ class HyperDistill(UnrolledEstimator):
     ) -> HyperDistillState:
         """The state at `params`, where every run starts."""
         self._check(params, hparams, inner_batch)
-        run = self._at(problem, self._start(params, hparams), hparams, inner_batch, key)
+        run = self._continued(problem, self._start(params, hparams), hparams, inner_batch, key)
         scale = self._scale(problem, params, hparams, inner_batch, key)
         at, step_state = run.unpack(run.x, run.rest)
         zero = jnp.zeros((), jnp.int32)
@@ -136,7 +136,7 @@ class HyperDistill(UnrolledEstimator):
         fresh = self._start(state.start, hparams)
         point = vector.where(ended, fresh, (state.params, state.step_state))
         before = jnp.where(ended, 0, state.taken)
-        run = self._at(problem, point, hparams, inner_batch, key)
+        run = self._continued(problem, point, hparams, inner_batch, key)
         x, rest = run(run.x, run.rest, run.h, before)
         params, step_state = run.unpack(x, rest)
         mass = 1 + self.decay * jnp.where(ended, 0, state.mass)
@@ -177,7 +177,7 @@ class HyperDistill(UnrolledEstimator):
         """The distilled derivative at the state's `params`, which stay where they are."""
         self._check(state.start, hparams, inner_batch)
         point = (state.params, state.step_state)
-        run = self._at(problem, point, hparams, state.batch, key)
+        run = self._continued(problem, point, hparams, state.batch, key)
         outer = outer_at_end(problem, run, outer_batch, key)
         run = require_effect(run, outer, 0, 1, estimator=type(self).__name__, from_start=False)
         (value, aux), (cotangent, direct) = jax.value_and_grad(
@@ -185,7 +185,9 @@ class HyperDistill(UnrolledEstimator):
         )(run.x, run.h)
 
         due = (state.taken == self.steps) & ((state.runs - 1) % self.every == 0)
-        start = self._at(problem, self._start(state.start, hparams), hparams, state.batch, key)
+        start = self._continued(
+            problem, self._start(state.start, hparams), hparams, state.batch, key
+        )
         factor = jax.lax.cond(
             due,
             lambda: self._regress(run, start.x, cotangent).astype(state.factor.dtype),
@@ -234,16 +236,6 @@ class HyperDistill(UnrolledEstimator):
         _, (products, squares) = jax.lax.scan(back, begin, jnp.arange(self.steps))
         square = jnp.sum(squares)
         return jnp.where(square > 0, jnp.sum(products) / jnp.where(square > 0, square, 1), 1)
-
-    def _at(
-        self,
-        problem: BilevelProblem,
-        point: tuple[PyTree, PyTree],
-        hparams: PyTree,
-        batch: PyTree,
-        key: Array | None,
-    ) -> Dynamics:
-        return Dynamics(self.update, problem, lambda _: point, hparams, batch, key, self.stacked)
 
 
 def _pull(run: Dynamics, x: PyTree, cotangent: PyTree) -> PyTree:

@@ -18,7 +18,7 @@ from hypergrad.problem import BilevelProblem
 from hypergrad.unrolled.base import UnrolledEstimator, finish
 from hypergrad.unrolled.forward import advance_tangents, contract, start_tangents
 from hypergrad.unrolled.reverse import outer_at_end, rounding_error
-from hypergrad.unrolled.run import Dynamics, require_effect
+from hypergrad.unrolled.run import require_effect
 
 
 class OnlineState(eqx.Module):
@@ -77,12 +77,7 @@ class OnlineUnrolled(UnrolledEstimator):
         key: Array | None = None,
     ) -> OnlineState:
         """The state at `params` (through `initial`, if given)."""
-        self._check(params, hparams, inner_batch)
-
-        def start(hparams: PyTree) -> tuple[PyTree, PyTree]:
-            return self._start(params, hparams)
-
-        run = Dynamics(self.update, problem, start, hparams, inner_batch, key, self.stacked)
+        run = self._begun(problem, params, hparams, inner_batch, key)
         at, step_state = run.unpack(run.x, run.rest)
         zero = jnp.zeros((), jnp.int32)
         return OnlineState(
@@ -106,7 +101,8 @@ class OnlineUnrolled(UnrolledEstimator):
         key: Array | None = None,
     ) -> tuple[OnlineState, FitInfo]:
         """Take `steps` further steps, with the derivative."""
-        run = self._continued(problem, state, hparams, inner_batch, key)
+        at = state.params, state.step_state
+        run = self._continued(problem, at, hparams, inner_batch, key)
         x, rest, tangents = advance_tangents(run, state.tangents, self.steps)
         params, step_state = run.unpack(x, rest)
         taken = jnp.asarray(self.steps, jnp.int32)
@@ -133,7 +129,8 @@ class OnlineUnrolled(UnrolledEstimator):
         key: Array | None = None,
     ) -> Hypergradient:
         """The derivative at the state's `params`, which stay where they are."""
-        run = self._continued(problem, state, hparams, inner_batch, key)
+        at = state.params, state.step_state
+        run = self._continued(problem, at, hparams, inner_batch, key)
         outer = outer_at_end(problem, run, outer_batch, key)
         # What acts through `initial` only is in the tangents already.
         if self.initial is None:
@@ -158,21 +155,6 @@ class OnlineUnrolled(UnrolledEstimator):
             breakdown=jnp.asarray(False),
             error=jnp.where(drifted, jnp.nan, rounding),
         )
-
-    def _continued(
-        self,
-        problem: BilevelProblem,
-        state: OnlineState,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        key: Array | None,
-    ) -> Dynamics:
-        self._check(state.params, hparams, inner_batch)
-
-        def start(_: PyTree) -> tuple[PyTree, PyTree]:
-            return state.params, state.step_state
-
-        return Dynamics(self.update, problem, start, hparams, inner_batch, key, self.stacked)
 
 
 def _differ(x: PyTree, y: PyTree) -> Array:
