@@ -21,7 +21,8 @@ study.optimize(objective, n_trials=20)
 ```
 
 An objective that calls `trial.suggest_float` and friends by itself, as every Optuna script does,
-works as well: without `space` the sampler searches what all trials so far have in common.
+works as well: without `space` the sampler searches what the trials so far have asked for,
+parameters under an `if` with the condition that explains them.
 
 The sampler holds no state. It rebuilds the searcher's history from the study's trials, derives all
 randomness from the seed and the trial's number, and keeps the searcher's remarks as attributes of

@@ -8,7 +8,6 @@ from strategies.intake import Intake
 from strategies.observation import Observation
 from strategies.optuna.names import Names, names_found
 from strategies.optuna.shared import SharedParameters
-from strategies.optuna.spaces import space_from_trials
 from strategies.optuna.study_view import StudyView
 from strategies.space import SearchSpace
 
@@ -38,13 +37,9 @@ def seen_in(study: Study, names: Names) -> list[Observation]:
 
 
 def names_of(study: Study) -> Names | None:
-    """The parameters of a study: with conditions if these explain it, else those in common.
+    """The parameters of a study, with the conditions that explain them.
 
     **Returns:** `None` while no trial has any.
     """
-    trials = study.get_trials(deepcopy=False)
-    try:
-        return Names(space_from_trials(trials))
-    except ValueError:
-        shared = SharedParameters().of(trials)
-        return names_found(shared) if shared else None
+    asked = SharedParameters().of(study.get_trials(deepcopy=False))
+    return names_found(asked) if asked.distributions else None

@@ -17,6 +17,7 @@ from strategies.optuna.parameters import (
     from_distribution,
     from_domain,
 )
+from strategies.optuna.shared import Asked
 from strategies.space import Constant, SearchSpace
 
 
@@ -134,21 +135,25 @@ def _own(space: SearchSpace) -> dict[str, Parameter]:
     return parameters
 
 
-def names_found(distributions: Mapping[str, BaseDistribution]) -> Names:
+def names_found(asked: Asked) -> Names:
     """A space for parameters of Optuna, whatever their names and ranges.
 
     Equal float distributions named `"x[0]"`, `"x[1]"`, ... or `"x.0"`, ... without a gap become one
-    array-valued float. A name that cannot be a path is escaped, for the space only.
-
-    **Arguments:**
-
-    - `distributions`: by name, each with more than one value.
+    array-valued float, if none of them has a condition. A name that cannot be a path is escaped,
+    for the space only.
     """
-    gathered = {
-        name: from_distribution(distribution, entries, shape)
-        for name, (distribution, shape, entries) in arrays(distributions).items()
-    }
-    parameters = dict(zip(_paths(gathered), gathered.values(), strict=True))
+    found: dict[str, Parameter] = {}
+    for name, (distribution, shape, entries) in arrays(asked.distributions).items():
+        if asked.conditions.keys() & set(entries):
+            found |= {one: from_distribution(distribution, (one,), ()) for one in entries}
+        else:
+            found[name] = from_distribution(distribution, entries, shape)
+    path = dict(zip(found, _paths(found), strict=True))
+    for name, (parent, values) in asked.conditions.items():
+        above = found[parent]
+        when = {**above.domain.when, path[parent]: tuple(above.value([v]) for v in values)}
+        found[name] = replace(found[name], domain=replace(found[name].domain, when=when))
+    parameters = {path[name]: one for name, one in found.items()}
     space = SearchSpace(nested({path: one.domain for path, one in parameters.items()}))
     return Names(space, parameters)
 

@@ -27,7 +27,7 @@ from strategies.observation import Observation, Suggestion
 from strategies.optuna.names import Names, names_found
 from strategies.optuna.parameters import Coordinate, from_distribution
 from strategies.optuna.processes import OtherProcesses, holder
-from strategies.optuna.shared import SharedParameters
+from strategies.optuna.shared import Asked, SharedParameters
 from strategies.optuna.study_view import StudyView, context_of, point_of
 from strategies.optuna.trial_cache import TrialCache
 from strategies.searchers.base import Searcher
@@ -51,8 +51,9 @@ class HypergradSampler(BaseSampler):
       class or a `functools.partial` of it. Default: `AutoSearcher`, and for studies with several
       directions `MultiObjectiveSearcher`.
     - `space`: where to search. Default: the parameters, with their distributions, that all complete
-      trials so far have in common; until there are any, and for other parameters, values are drawn
-      at random. Any name, range and choice will do. A range that changes is the newest one; a
+      trials so far have in common, and those whose presence an earlier discrete one explains
+      (`if kernel == "poly"`); until there are any, and for other parameters, values are drawn at
+      random. Any name, range and choice will do. A range that changes is the newest one; a
       parameter that is new counts after ten trials, and once half of all have it.
     - `seed`: an integer; with the number of a trial it decides all randomness.
     - `constraints_func`: from a finished trial to its constraints, feasible when none is above 0,
@@ -105,6 +106,7 @@ class HypergradSampler(BaseSampler):
         self._searcher: Searcher | None = None
         self._trials = TrialCache()
         self._shared = SharedParameters()
+        self._asked = Asked({}, {})
         self._found: Names | None = None
         self._others = OtherProcesses()
         self._view: StudyView | None = None
@@ -114,6 +116,7 @@ class HypergradSampler(BaseSampler):
     #: What was pickled before there were any has none.
     _context: Mapping[str, Any] | Callable[[FrozenTrial], Mapping[str, Any]] | None = None
     _constraints: Callable[[FrozenTrial], Sequence[float]] | None = None
+    _asked = Asked({}, {})
 
     def __getstate__(self) -> dict[str, Any]:
         # What is known of the trials is found again by a look at the study.
@@ -154,7 +157,7 @@ class HypergradSampler(BaseSampler):
         if self._names is not None:
             return dict(self._names.offered)
         with self._lock:
-            return self._shared.of(self._trials.trials(study, trial))
+            return self._shared.of(self._trials.trials(study, trial)).distributions
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -166,21 +169,24 @@ class HypergradSampler(BaseSampler):
         while True:
             # One at a time: the next suggestion must see this one as pending.
             with self._lock:
-                names = self._names or self._find(search_space)
                 trials = self._trials.trials(study, trial)
                 unheard = self._others.unheard(trials, trial)
                 if time.monotonic() > patience:
                     self._others.give_up(unheard)
                 if not self._others.worth_waiting(unheard):
+                    names = self._names or self._find(self._shared.of(trials).within(search_space))
+                    if names is None:
+                        return {}
                     return self._suggest(
                         study, trial, trials, names, search_space, alone=not unheard
                     )
             time.sleep(_PAUSE)
 
-    def _find(self, distributions: dict[str, BaseDistribution]) -> Names:
-        """The names of parameters that a study's trials have in common."""
-        if self._found is None or self._found.distributions != distributions:
-            self._found = names_found(distributions)
+    def _find(self, asked: Asked) -> Names | None:
+        """The names of parameters that a study's trials ask for; `None` without any."""
+        if asked != self._asked:
+            self._asked = asked
+            self._found = names_found(asked) if asked.distributions else None
         return self._found
 
     def _suggest(

@@ -4,9 +4,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from strategies.optuna.branches import Branches, Condition
 from strategies.optuna.names import Names, arrays, nested
 from strategies.optuna.parameters import to_domain
 from strategies.space import Domain, SearchSpace
@@ -84,36 +85,25 @@ def space_from_trials(trials: Iterable[FrozenTrial]) -> SearchSpace:
                     f"{name!r}: expected one range in all trials, received "
                     f"{distributions[name]} and {distribution}"
                 )
-    conditions = {
-        name: _explained(name, complete, distributions)
-        for name in distributions
-        if not all(name in trial.params for trial in complete)
-    }
+    branches, known = Branches(), dict[str, BaseDistribution]()
+    for trial in complete:
+        branches.add(trial)
+    conditions: dict[str, Condition] = {}
+    for name in branches.names:
+        having = sum(name in trial.params for trial in complete)
+        if having < len(complete):
+            condition = branches.condition(name, known)
+            if condition is None:
+                raise ValueError(
+                    f"{name!r}: expected a parameter that all trials have, or whose presence the "
+                    f"value of an earlier discrete parameter decides; {having} of {len(complete)} "
+                    "trials have it"
+                )
+            conditions[name] = condition
+        known[name] = distributions[name]
     always = {name: d for name, d in distributions.items() if name not in conditions}
     domains = dict(space_from_optuna(always).domains)
     for name, (parent, values) in conditions.items():
         domain = to_domain(distributions[name])
         domains[name] = replace(domain, when={**domains[parent].when, parent: values})
     return SearchSpace(nested(domains))
-
-
-def _explained(
-    name: str, trials: list[FrozenTrial], distributions: Mapping[str, BaseDistribution]
-) -> tuple[str, tuple[Any, ...]]:
-    """The discrete parameter whose value decides whether another one is asked for."""
-    having = [trial for trial in trials if name in trial.params]
-    # The nearest one first: in nested conditions it is the innermost that decides.
-    before = list(having[0].params)[: list(having[0].params).index(name)][::-1]
-    for parent in before:
-        if isinstance(distributions[parent], FloatDistribution):
-            continue
-        if not all(parent in trial.params for trial in having):
-            continue
-        with_it = {repr(t.params[parent]): t.params[parent] for t in having}
-        without = {repr(t.params[parent]) for t in trials if parent in t.params and t not in having}
-        if not without & with_it.keys():
-            return parent, tuple(with_it.values())
-    raise ValueError(
-        f"{name!r}: expected a parameter that all trials have, or whose presence the value of an "
-        f"earlier discrete parameter decides; {len(having)} of {len(trials)} trials have it"
-    )

@@ -21,8 +21,8 @@ class StopStudy:
     **Arguments:**
 
     - `stop`: a `strategies.stopping.Stop`. The time begins now.
-    - `space`: of the study; trials that are not in it do not count. Default: the parameters that
-      its trials have in common.
+    - `space`: of the study; trials that are not in it do not count. Default: what its
+      trials have asked for, with the conditions that explain it.
 
     **Raises:** `ValueError` if it is none.
     """

@@ -11,7 +11,7 @@ from optuna.trial import TrialState, create_trial
 
 from strategies.optuna import HypergradSampler, report, space_to_optuna, suggest
 from strategies.optuna.names import names_found
-from strategies.optuna.shared import SharedParameters
+from strategies.optuna.shared import Asked, SharedParameters
 from strategies.searchers import RandomSearcher
 from strategies.space import Categorical, Float, SearchSpace
 
@@ -73,7 +73,7 @@ def test_everything_that_optuna_allows_is_searched(kind, tmp_path, caplog):
     ],
 )
 def test_values_come_back_from_optuna_as_they_were(distribution):
-    names = names_found({"x": distribution})
+    names = names_found(Asked({"x": distribution}, {}))
     n = names.space.dimension
     for u in [0.0, 1.0, *np.random.default_rng(0).random(50)]:
         value = names.to_params({"x": names.space.domains["x"].decode(np.full(n, u))})["x"]
@@ -114,13 +114,66 @@ def trial_with(**ranges):
 def test_spaces_that_change_during_a_study():
     shared = SharedParameters()
     trials = [trial_with(a=1, b=1) for _ in range(4)]
-    assert {n: d.high for n, d in shared.of(trials).items()} == {"a": 1, "b": 1}
+    assert {n: d.high for n, d in shared.of(trials).distributions.items()} == {"a": 1, "b": 1}
     # A range that was widened, a parameter that is gone, and a new one.
     trials += [trial_with(a=2, c=1) for _ in range(9)]
-    assert {n: d.high for n, d in shared.of(trials).items()} == {"a": 2}
+    assert {n: d.high for n, d in shared.of(trials).distributions.items()} == {"a": 2}
     trials.append(trial_with(a=2, c=1))
-    assert {n: d.high for n, d in shared.of(trials).items()} == {"a": 2, "c": 1}
-    assert shared.of([*trials, trial_with(a=2)]).keys() == {"a"}
+    assert {n: d.high for n, d in shared.of(trials).distributions.items()} == {"a": 2, "c": 1}
+    assert shared.of([*trials, trial_with(a=2)]).distributions.keys() == {"a"}
+
+
+def branch(**params):
+    """A trial that asked for these in this order: choices are text, numbers are 0 to 9."""
+    ranges = {
+        name: CategoricalDistribution(["a", "b", "c"])
+        if isinstance(value, str)
+        else optuna.distributions.IntDistribution(0, 9)
+        for name, value in params.items()
+    }
+    return create_trial(params=params, distributions=ranges, value=0.0)
+
+
+def test_conditions_are_those_that_explain_what_was_asked_for():
+    trials = [
+        branch(n=1, kind="a", x=0),
+        branch(n=2, kind="b", sub="a", y=1, z=1),
+        branch(n=3, kind="b", sub="c", y=1),
+    ]
+    found = SharedParameters().of(trials)
+    assert list(found.distributions) == ["kind", "n", "sub", "x", "y", "z"]
+    # The number explains `x` as well, as three different ones do everything.
+    assert found.conditions == {
+        "x": ("kind", ("a",)),
+        "sub": ("kind", ("b",)),
+        "y": ("kind", ("b",)),
+        "z": ("sub", ("a",)),
+    }
+    space = names_found(found).space
+    assert dict(space.domains["z"].when) == {"kind": ("b",), "sub": ("a",)}
+    # What contradicts it takes the condition away; its children go with a parent.
+    whim = SharedParameters().of([*trials, branch(n=1, kind="a"), branch(n=4, kind="c", sub="b")])
+    assert "x" not in whim.distributions
+    assert found.within({"n", "sub", "x", "z"}).distributions.keys() == {"n"}
+
+
+def test_parameters_under_a_condition_are_searched():
+    def script(trial):
+        if trial.suggest_categorical("kind", ["a", "b"]) == "a":
+            return 1.0 + trial.suggest_float("x", 0, 1)
+        depth = trial.suggest_int("depth", 1, 3)
+        return sum((trial.suggest_float(f"w{i}", 0, 1) - 0.4) ** 2 for i in range(depth))
+
+    study = optuna.create_study(sampler=HypergradSampler(searcher=RandomSearcher, seed=0))
+    study.optimize(script, n_trials=20)
+    view = study.sampler._view
+    assert view.space.domains["depth"].when == view.space.domains["w0"].when == {"kind": ("b",)}
+    history, _ = view.look(study, study.trials, create_trial(value=0.0))
+    assert [one.number for one in history] == list(range(20))
+    # What is asked for is what was suggested, by both branches.
+    for trial in study.trials[12:]:
+        assert view.suggested(trial).items() == trial.params.items()
+    assert {trial.params["kind"] for trial in study.trials[12:]} == {"a", "b"}
 
 
 def test_new_parameter_is_searched_after_a_while():
