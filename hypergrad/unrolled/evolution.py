@@ -21,7 +21,6 @@ from jaxtyping import Array, Int, PyTree, Scalar
 from hypergrad.estimator import FitInfo, Hypergradient
 from hypergrad.expected import require_finite
 from hypergrad.linear import vector
-from hypergrad.paths import require_differentiable
 from hypergrad.problem import BilevelProblem
 from hypergrad.unrolled.base import UnrolledEstimator, finish, positive_int
 from hypergrad.unrolled.reverse import outer_at_end
