@@ -297,8 +297,8 @@ def _count(number: Any) -> int:
 
 
 def ledger_of(searcher: "Searcher | Ledger") -> Ledger:
-    """The ledger itself, or a new one for a searcher."""
-    return searcher if isinstance(searcher, Ledger) else Ledger(searcher)
+    """The ledger itself, or the one that belongs to a searcher."""
+    return searcher if isinstance(searcher, Ledger) else searcher.ledger
 
 
 __all__ = ["Ledger", "ledger_of"]

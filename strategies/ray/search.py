@@ -150,9 +150,14 @@ class HypergradSearch(RaySearcher):
             raise ValueError("HypergradSearch has no space yet: Ray gives it when the run starts.")
         return self._ledger
 
+    @property
+    def searcher_(self) -> Searcher:
+        """Our searcher inside."""
+        return self.ledger.searcher
+
     def results(self) -> list[Observation]:
         """What was told of this task and can be compared, by number."""
-        return self.ledger.searcher.within(self.ledger.history, self._context)
+        return self.searcher_.within(self.ledger.history, self._context)
 
     def costs(self) -> float:
         """What the trials of this task have cost, in the unit that they report, or in seconds."""
@@ -169,7 +174,7 @@ class HypergradSearch(RaySearcher):
             first = [layout.point(point) for point in self._points]
         except ValueError as error:
             raise ValueError(f"'points_to_evaluate': {error}") from None
-        self._begin(layout, Ledger(make(layout.space, seed=self._seed, first=first)))
+        self._begin(layout, make(layout.space, seed=self._seed, first=first).ledger)
 
     def _begin(self, layout: Layout, ledger: Ledger) -> None:
         self._layout, self._ledger = layout, ledger

@@ -1,11 +1,12 @@
 """What every searcher is: a pure function that proposes."""
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -16,8 +17,16 @@ from strategies.searchers.single_thread import single_thread
 from strategies.space import SearchSpace
 from strategies.space.combinations import combinations
 
+if TYPE_CHECKING:
+    from strategies.ledger import Ledger
+
 #: Draws that may turn out to have been tried; then so much of what is left is listed.
 _DRAWS, _LEFT = 100, 10_000
+
+#: What version 0.1 had as members of the searcher.
+_RECORDS = ("ask", "tell", "forget", "warm_start", "history", "pending", "best")
+_STATES = ("state_dict", "load_state_dict", "save", "restore")
+
 
 #: Values and slopes beyond the one are given to searchers times the other, a power of two so that
 #: no digit is lost: products of three of them are still floats.
@@ -196,6 +205,26 @@ class Searcher(ABC):
         self, number: int, history: Sequence[Observation], pending: Sequence[Suggestion]
     ) -> Suggestion:
         """`propose` for the searcher at hand; both lists come sorted by number."""
+
+    # For programs that keep no ledger of their own
+
+    @functools.cached_property
+    def ledger(self) -> "Ledger":
+        """A ledger of this searcher, made when it is first asked for.
+
+        Programs of version 0.1 asked and told the searcher itself; `searcher.ask()` and its like
+        are still understood, as `searcher.ledger.ask()`.
+        """
+        from strategies.ledger import Ledger
+
+        return Ledger(self)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name):
+            if name in _RECORDS or name in _STATES:
+                return getattr(self.ledger, name)
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
 
 def _within_reach(history: list[Observation]) -> list[Observation]:

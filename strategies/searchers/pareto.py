@@ -140,21 +140,22 @@ class ParetoSearcher(Searcher):
         config = self.space.sample(rng) if point is None else self.space.decode(point)
         return Suggestion(number, config, {"origin": "model"})
 
-    def front(self, history: Iterable[Observation]) -> list[Observation]:
+    def front(self, history: Iterable[Observation] | None = None) -> list[Observation]:
         """The observations that no other one beats in both value and cost, cheapest first.
 
         **Arguments:**
 
-        - `history`: of a `Ledger` or an engine.
+        - `history`: of a `Ledger` or an engine. Default: that of `self.ledger`.
         """
         found: list[Observation] = []
-        known = [o for o in history if o.status == "complete" and o.feasible and o.cost]
+        told = self.ledger.history if history is None else history
+        known = [o for o in told if o.status == "complete" and o.feasible and o.cost]
         for item in sorted(known, key=lambda o: (o.cost, o.value)):
             if not found or item.value < found[-1].value:  # type: ignore[operator]
                 found.append(item)
         return found
 
-    def scaling_laws(self, history: Iterable[Observation]) -> dict[str, ScalingLaw]:
+    def scaling_laws(self, history: Iterable[Observation] | None = None) -> dict[str, ScalingLaw]:
         """How each scalar numeric hyperparameter of the front's members follows the cost.
 
         **Arguments:**

@@ -192,3 +192,15 @@ def test_a_reported_hypergradient_brings_plain_flags_along():
     found = hypergradient(problem, *arguments, estimator=ImplicitDifferentiation())
     info = report(found).info
     assert json.loads(json.dumps(info))["breakdown"] is False
+
+
+def test_programs_of_version_0_1_ask_and_tell_the_searcher():
+    searcher = RandomSearcher({"x": Float(0.0, 1.0)}, seed=0)
+    first = Ledger(RandomSearcher({"x": Float(0.0, 1.0)}, seed=0)).ask()
+    asked = searcher.ask()
+    assert asked == first
+    searcher.tell(Observation(asked.config, 2.0, number=asked.number))
+    assert searcher.history == searcher.ledger.history
+    assert searcher.best.value == 2.0
+    again = minimize(lambda config: 1.0, searcher.space, searcher=searcher, trials=2)
+    assert [o.value for o in again.history] == [2.0, 1.0]
