@@ -9,6 +9,7 @@ from sklearn.base import clone, is_classifier
 from sklearn.model_selection import (
     GroupShuffleSplit,
     KFold,
+    PredefinedSplit,
     ShuffleSplit,
     StratifiedKFold,
     StratifiedShuffleSplit,
@@ -29,14 +30,13 @@ class OvertunedWarning(UserWarning):
     """The best score promises clearly more than a fresh split keeps."""
 
 
-def wanted(search: Any, y: Any) -> Any:
-    """What `generalization` asks for; `None` for nothing.
+def wanted(search: Any, splitter: Any) -> Any:
+    """What `generalization` asks for, of a search with these folds; `None` for nothing.
 
     **Raises:** `ValueError` where it asks for what cannot be, before anything is searched.
     """
     kind = search.generalization
-    splitter = check_cv(search.cv, y, classifier=is_classifier(search.estimator))
-    listed = isinstance(splitter, _CVIterableWrapper)
+    listed = isinstance(splitter, _CVIterableWrapper | PredefinedSplit)
     several = isinstance(search.scoring, list | tuple | set | dict)
     # With several scores and a function to choose by, none of them is the search's own.
     unscored = callable(search.refit) and several
@@ -54,8 +54,8 @@ def wanted(search: Any, y: Any) -> Any:
         )
     if listed:
         raise ValueError(
-            "'generalization': expected None where cv is a list of splits, which do not fit a part "
-            f"of the samples, received {kind!r}"
+            "'generalization': expected None where cv lists the samples of its splits, which do not "
+            f"fit a part of the samples, received {kind!r}"
         )
     return kind
 

@@ -55,7 +55,10 @@ class Run:
         self.searched = frozenset(plain) if single else names_of(space)
         known = search.estimator.get_params()
         for name in sorted(self.searched):
-            if name.split("__")[0] not in known:
+            parts = name.split("__")
+            owners = {"__".join(parts[:end]) for end in range(1, len(parts))}
+            # What an estimator that is searched for has, scikit-learn knows when it is there.
+            if name not in known and not owners & self.searched:
                 raise ValueError(
                     f"{name!r}: expected a parameter of {type(search.estimator).__name__}, one of "
                     f"{sorted(known)}"
@@ -286,7 +289,9 @@ def _fit_weight(estimator: Any, params: Mapping[str, Any]) -> Any:
             rest, weight = plain, params[f"{last}__sample_weight"]
         elif params:
             routed = process_routing(estimator, "fit", **params)
-            rest = {name: routed[name].fit for name, _ in estimator.steps[:-1] if routed[name].fit}
+            # Of a transformer it is `fit` or `fit_transform` that is given something.
+            steps = [name for name, _ in estimator.steps[:-1]]
+            rest = [name for name in steps if any(routed.get(name, {}).values())]
             weight = routed[last].fit.get("sample_weight")
         else:
             return None

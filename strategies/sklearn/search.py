@@ -191,8 +191,10 @@ class HypergradSearchCV(Reports, BaseSearchCV):
         for name in [name for name in vars(worker) if name.endswith("_")]:
             delattr(worker, name)
         worker._validate_params()
-        kind = wanted(self, y)
-        worker.cv = FrozenSplits(check_cv(self.cv, y, classifier=is_classifier(self.estimator)))
+        # Once only: an iterator of splits is used up by it.
+        splitter = check_cv(self.cv, y, classifier=is_classifier(self.estimator))
+        kind = wanted(self, splitter)
+        worker.cv = FrozenSplits(splitter)
         if self.penalty != "single":
             worker.estimator = with_feature_penalties(self.estimator)
         worker._run = Run(self, X, y, params)

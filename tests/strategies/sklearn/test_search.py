@@ -25,7 +25,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import ElasticNet, Lasso, LogisticRegression, PoissonRegressor, Ridge
 from sklearn.metrics import make_scorer
-from sklearn.model_selection import GridSearchCV, GroupKFold, KFold
+from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, PredefinedSplit
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, PolynomialFeatures, StandardScaler
@@ -215,6 +215,15 @@ def test_weights_groups_and_several_scores():
         ).fit(X, Y, sample_weight=weight)
         expected = Ridge(**routed.best_params_).fit(X, Y, sample_weight=weight)
         np.testing.assert_allclose(routed.best_estimator_.coef_, expected.coef_)
+        last = Ridge().set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
+        scaled = make_pipeline(StandardScaler().set_fit_request(sample_weight=False), last)
+        routed = HypergradSearchCV(scaled, {"ridge__alpha": [0.1, 10.0]}, cv=3, n_trials=4).fit(
+            X, Y, sample_weight=weight
+        )
+        alpha = routed.best_params_["ridge__alpha"]
+        expected = Ridge(alpha).fit(StandardScaler().fit_transform(X), Y, sample_weight=weight)
+        np.testing.assert_allclose(routed.best_estimator_[-1].coef_, expected.coef_)
+        assert "with gradients" in routed.explanation_
     chosen = HypergradSearchCV(Ridge(), SPACE, n_trials=4, refit=lambda results: 1).fit(X, Y)
     assert chosen.best_index_ == 1
     both = HypergradSearchCV(
@@ -235,6 +244,19 @@ def test_a_splitter_without_a_seed_is_asked_once():
     np.testing.assert_allclose(1 - results["hypergrad_criterion"], results["mean_test_score"])
 
 
+def test_splits_that_are_listed():
+    folds = list(KFold(3).split(X))
+    listed = HypergradSearchCV(Ridge(), SPACE, cv=folds, n_trials=3).fit(X, Y)
+    once = HypergradSearchCV(Ridge(), SPACE, cv=iter(folds), n_trials=3).fit(X, Y)
+    assert once.best_score_ == listed.best_score_
+    # A part of the samples has no such splits.
+    fixed = PredefinedSplit(np.arange(len(X)) % 2)
+    many = HypergradSearchCV(Ridge(), SPACE, penalty="per_feature", cv=fixed, n_trials=3)
+    assert many.fit(X, Y).generalization_score_ is None
+    with pytest.raises(ValueError, match=r"'generalization'.*lists the samples"):
+        many.set_params(generalization="fresh").fit(X, Y)
+
+
 def test_sparse_features_stay_sparse():
     rng = np.random.default_rng(0)
     x = sparse.random_array((200, 300), density=0.05, rng=rng, format="csr")
@@ -251,6 +273,13 @@ def test_sparse_features_stay_sparse():
 
 BAD = {
     "a parameter that there is not": (Ridge(), {"alpah": [0.1, 1.0]}, {}, {}, "'alpah'"),
+    "a step's parameter that there is not": (
+        make_pipeline(StandardScaler(), Ridge()),
+        {"ridge__alpah": [0.1, 1.0]},
+        {},
+        {},
+        "'ridge__alpah'.*'ridge__alpha'",
+    ),
     "no smooth stand-in": (
         Ridge(),
         SPACE,
