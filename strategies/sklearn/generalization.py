@@ -54,8 +54,8 @@ def wanted(search: Any, splitter: Any) -> Any:
         )
     if listed:
         raise ValueError(
-            "'generalization': expected None where cv lists the samples of its splits, which do not "
-            f"fit a part of the samples, received {kind!r}"
+            "'generalization': expected None where cv lists the samples of its splits, which do "
+            f"not fit a part of them, received {kind!r}"
         )
     return kind
 

@@ -284,9 +284,9 @@ def _fit_weight(estimator: Any, params: Mapping[str, Any]) -> Any:
     """Weights of samples in training; other parameters of `fit` have no differentiable model."""
     if isinstance(estimator, Pipeline):
         last = estimator.steps[-1][0]
-        plain = {n: v for n, v in params.items() if n != f"{last}__sample_weight"}
-        if len(plain) < len(params):
-            rest, weight = plain, params[f"{last}__sample_weight"]
+        rest = [name for name in params if name != f"{last}__sample_weight"]
+        if len(rest) < len(params):
+            weight = params[f"{last}__sample_weight"]
         elif params:
             routed = process_routing(estimator, "fit", **params)
             # Of a transformer it is `fit` or `fit_transform` that is given something.
@@ -296,7 +296,7 @@ def _fit_weight(estimator: Any, params: Mapping[str, Any]) -> Any:
         else:
             return None
     else:
-        rest = {name: value for name, value in params.items() if name != "sample_weight"}
+        rest = [name for name in params if name != "sample_weight"]
         weight = params.get("sample_weight")
     if rest:
         raise NotDifferentiableError(f"fit is given {sorted(rest)}")

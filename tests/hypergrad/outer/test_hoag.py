@@ -157,7 +157,7 @@ def test_what_has_no_tolerance_is_refused(ridge):
     function = ImplicitDifferentiation(FunctionSolver(lambda w, h, b: w), CG())
     with pytest.raises(ValueError, match=r"HOAG chooses the accuracy of the estimator's solver"):
         HOAG(function)
-    with pytest.raises(ValueError, match=r"an ImplicitDifferentiation such .* a Alternating"):
+    with pytest.raises(ValueError, match=r"an ImplicitDifferentiation such .* an Alternating"):
         HOAG(Alternating(DESCENT, optax.sgd(0.1)))
     with pytest.raises(ValueError, match=r"tolerance: expected one of .* received 'linear'"):
         HOAG(DESCENT, "linear")
