@@ -9,6 +9,10 @@ from jaxtyping import Array, Scalar
 Map = Callable[[Array], Array]
 
 
+# Above this residual, relative to the right-hand side, what was found is no solution.
+_FAR = 1e-3
+
+
 def conjugate_gradients(
     product: Map, rhs: Array, precondition: Map, *, tol: Scalar | float, max_steps: int
 ) -> tuple[Array, Array]:
@@ -21,7 +25,8 @@ def conjugate_gradients(
     - `tol`: stop at a residual of so much of the right-hand side, in the preconditioner's norm.
     - `max_steps`: at most so many products.
 
-    **Returns:** the solution, and whether a direction of negative curvature was met.
+    **Returns:** the solution, and whether it is none: a direction of negative curvature was met, or
+    the products were used up far from it.
     """
 
     def body(carry: tuple) -> tuple:
@@ -45,7 +50,8 @@ def conjugate_gradients(
 
     begin = (jnp.zeros_like(rhs), rhs, first, rho, jnp.zeros((), bool), 0)
     found = jax.lax.while_loop(unfinished, body, begin)
-    return found[0], found[4]
+    lost = ~(found[3] <= jnp.maximum(goal, _FAR**2 * rho))
+    return found[0], found[4] | lost
 
 
 __all__ = ["conjugate_gradients"]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from strategies.sklearn.models.columns import Columns
+from strategies.sklearn.models.conjugate_gradients import conjugate_gradients
 from strategies.sklearn.models.newton import Penalty, newton
 
 
@@ -39,3 +40,18 @@ def test_the_correction_of_a_criterion_is_of_second_order(outputs):
     if outputs == 1:
         # By factorisation the adjoint is exact: what is left falls as the gradient's square.
         assert corrected_later / corrected == pytest.approx((left[2] / left[1]) ** 2, rel=0.3)
+
+
+def test_products_that_are_used_up_are_no_solution():
+    curvatures = jnp.logspace(0, -4, 40)[:, None]
+    rhs = jnp.ones_like(curvatures)
+
+    def solved(most):
+        return conjugate_gradients(
+            lambda v: curvatures * v, rhs, lambda r: r, tol=1e-9, max_steps=most
+        )
+
+    found, failed = solved(400)
+    assert not failed
+    np.testing.assert_allclose(found, rhs / curvatures, rtol=1e-6)
+    assert solved(5)[1]
