@@ -41,7 +41,13 @@ class Searched:
     @property
     def best(self) -> Observation | None:
         """The complete, comparable observation with the smallest value, feasible if any is."""
-        return min(self.complete, key=lambda item: item.rank, default=None)
+        return self.complete[self.ranking[0]] if self.complete else None
+
+    @functools.cached_property
+    def ranking(self) -> np.ndarray:
+        """The rows of `complete`, the best first, feasible before infeasible."""
+        rows = range(len(self.complete))
+        return np.array(sorted(rows, key=lambda row: self.complete[row].rank), int)
 
     @functools.cached_property
     def values(self) -> np.ndarray:

@@ -51,8 +51,8 @@ def contours(
         dots = across.natural(across.places(seen.units[there]))
         heights = up.natural(up.places(seen.units[there]))
         axes.scatter(dots, heights, s=16, color="white", edgecolors="black", linewidths=0.7)
-        if there[np.argmin(seen.values)]:
-            best = int(np.argmin(seen.values[there]))
+        if there[seen.ranking[0]]:
+            best = int(there[: seen.ranking[0]].sum())
             axes.scatter(
                 dots[best], heights[best], s=110, facecolors="none", edgecolors=BEST, linewidths=2
             )

@@ -52,7 +52,7 @@ def parallel(
         if scale_of(seen.values) == "log":
             norm = LogNorm(seen.values.min(), seen.values.max())
         # The best on top.
-        order = np.argsort(-seen.values, kind="stable")
+        order = seen.ranking[::-1]
         lines = [np.c_[x, places[i]] for i in order]
         if len(shown) == 1:  # a line of one point is none
             axes.scatter(

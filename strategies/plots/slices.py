@@ -58,7 +58,7 @@ def _slice(axes: Axes, seen: Searched, column: Column) -> None:
         if column.smooth:
             slopes = column.slopes(seen.slopes)[there]
             axes.add_collection(_segments(axes, column, places, values, slopes, seen.values))
-        best = np.argmin(seen.values)
+        best = seen.ranking[0]
         if there[best]:
             at = column.natural(column.places(seen.units[best][None]))
             axes.scatter(at, seen.values[best], s=90, facecolors="none", edgecolors=BEST, zorder=4)

@@ -89,6 +89,23 @@ def test_slices_have_a_slope_where_a_gradient_was_reported():
             assert np.log(y1 / y0) == pytest.approx(np.log(x1 / x0), rel=1e-9)
 
 
+def test_the_ring_is_at_the_best_feasible_trial():
+    space = SearchSpace({"x": Float(0, 1), "y": Float(0, 1)})
+    told = [
+        Observation({"x": x, "y": 0.5}, x, number=n, constraints={"c": 0.3 - x})
+        for n, x in enumerate([0.1, 0.4, 0.9])
+    ]
+    two = plots.contours(told, space=space, x="x", y="y")
+    for axes in (plots.slices(told, space).axes[0], two.axes[0]):
+        ring = axes.collections[-1]
+        assert len(ring.get_offsets()) == 1
+        assert ring.get_offsets()[0][0] == pytest.approx(0.4)
+    best = next(
+        line for line in plots.parallel(told, space).axes[0].lines if line.get_label() == "best"
+    )
+    assert best.get_ydata()[0] == pytest.approx(0.4)
+
+
 def test_the_history_has_the_best_so_far_at_the_largest_resource():
     space = SearchSpace({"x": Float(0, 1)})
     scheduler = run(
