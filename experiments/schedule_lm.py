@@ -75,7 +75,7 @@ def adam(settings: dict) -> optax.GradientTransformation:
     options=[
         Option("steps", 300, quick=20, help="steps of a training"),
         Option("batch", 8, help="pieces in a mini-batch"),
-        Option("budgets", "10,30,100", quick="5,15", help="trainings' worth of compute"),
+        Option("budgets", "10,30,100", quick="15", help="trainings' worth of compute"),
         Option("searches", 3, quick=1, help="the first so many searches"),
         Option("peaks", 10, quick=3, help="peaks on the grid, for each shape"),
         Option("others", 5, quick=2, help="other trainings with the same settings"),
