@@ -18,6 +18,7 @@ from hypergrad.unrolled import (
     Unrolled,
     grad,
 )
+from tests.compiling import OLDER
 from tests.hypergrad.problems import relative_error
 from tests.hypergrad.unrolled.runs import PROBLEM, STEPS, case, optimizer
 
@@ -186,4 +187,7 @@ def test_a_transformer_takes_a_fraction_of_the_memory():
         return compiled.memory_analysis().temp_size_in_bytes / 2**20
 
     before = mebibytes(StepFunction(by_hand, lambda params, h: adam(h).init(params)))
-    assert before > 10 * mebibytes(adam)
+    now = mebibytes(adam)
+    # 5.8 MiB with every JAX. What it is compared with took 65 until JAX 0.11, and takes 49 since.
+    assert now < 6
+    assert before > (10 if OLDER else 8) * now
