@@ -218,7 +218,8 @@ def test_climbing_ends_where_no_neighbour_is_better(cube):
     assert score == pytest.approx(belief.score(point[None])[0], abs=1e-8)
     around = np.clip(point + 1e-2 * np.r_[np.eye(3), -np.eye(3)], 0, 1)
     assert score > before
-    assert score >= belief.score(around).max()
+    # A neighbour beyond the edge is the point itself, and equal but for rounding.
+    assert score >= belief.score(around).max() - 1e-12
 
 
 def test_conditional_space():
