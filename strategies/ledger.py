@@ -63,13 +63,9 @@ class Ledger:
     """
 
     def __init__(self, searcher: "Searcher") -> None:
-        from strategies.searchers.base import Searcher
+        from strategies.searchers.base import require_searcher
 
-        if not isinstance(searcher, Searcher):
-            raise ValueError(
-                "'searcher': expected a searcher such as BayesSearcher(space), "
-                f"received {searcher!r:.80}"
-            )
+        require_searcher(searcher)
         self.searcher = searcher
         #: What checks the reports of trials; strict, see `Intake`.
         self.intake = Intake(searcher.space, searcher.check, strict=True)
@@ -298,7 +294,12 @@ def _count(number: Any) -> int:
 
 def ledger_of(searcher: "Searcher | Ledger") -> Ledger:
     """The ledger itself, or the one that belongs to a searcher."""
-    return searcher if isinstance(searcher, Ledger) else searcher.ledger
+    if isinstance(searcher, Ledger):
+        return searcher
+    from strategies.searchers.base import require_searcher
+
+    require_searcher(searcher)
+    return searcher.ledger
 
 
 __all__ = ["Ledger", "ledger_of"]

@@ -118,11 +118,6 @@ def minimize(
             )
     if not callable(objective):
         raise ValueError(f"'objective': expected a function, received {objective!r:.80}")
-    if searcher is not None and not isinstance(searcher, Searcher | Ledger):
-        raise ValueError(
-            "'searcher': expected a searcher such as BayesSearcher(space), "
-            f"received {searcher!r:.80}"
-        )
     if searcher is None:
         from strategies.searchers.auto import AutoSearcher
 

@@ -12,7 +12,7 @@ import numpy as np
 from strategies.arguments import finite, integer
 from strategies.observation import Observation
 from strategies.population.explore import Explore, Perturb, Round
-from strategies.searchers.base import Searcher
+from strategies.searchers.base import Searcher, require_searcher
 from strategies.space import Config
 
 
@@ -45,11 +45,7 @@ class PBT:
     explore: Explore = field(default_factory=Perturb)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.searcher, Searcher):
-            raise ValueError(
-                "'searcher': expected a searcher such as BayesSearcher(space), "
-                f"received {self.searcher!r:.80}"
-            )
+        require_searcher(self.searcher)
         interval = integer("interval", self.interval, 1)
         if integer("steps", self.steps, 1) % interval:
             raise ValueError(

@@ -23,7 +23,7 @@ from strategies.intake import Intake
 from strategies.observation import Observation, Report, Suggestion
 from strategies.schedulers.flips import warn_if_unsafe
 from strategies.schedulers.job import Candidate, Job, plain, resource_from_text, rung_resources
-from strategies.searchers.base import Searcher
+from strategies.searchers.base import Searcher, require_searcher
 from strategies.state import (
     OtherSearchError,
     as_json,
@@ -84,11 +84,7 @@ class Scheduler(abc.ABC):
             raise ValueError(
                 f"'min_resource': expected a whole unit, or integer=False, received {low}"
             )
-        if not isinstance(searcher, Searcher):
-            raise ValueError(
-                "'searcher': expected a searcher such as BayesSearcher(space), "
-                f"received {searcher!r:.80}"
-            )
+        require_searcher(searcher)
         self.searcher = searcher
         # Decimal fractions as they were written: 0.9 is 9 times 0.1 here, and not in binary.
         self._low, self._high = Fraction(str(low)), Fraction(str(high))

@@ -227,6 +227,17 @@ class Searcher(ABC):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
 
+def require_searcher(value: Any) -> None:
+    """Refuse what is no searcher.
+
+    **Raises:** `ValueError`.
+    """
+    if not isinstance(value, Searcher):
+        raise ValueError(
+            f"'searcher': expected a searcher such as BayesSearcher(space), received {value!r:.80}"
+        )
+
+
 def _within_reach(history: list[Observation]) -> list[Observation]:
     """The history, in units in which products of values and slopes do not overflow."""
     if max((item.size for item in history), default=0.0) <= _HUGE:
