@@ -7,6 +7,7 @@ solution is not unique: Vicol et al., "On implicit bias in overparameterized bil
 (2022).
 """
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import equinox as eqx
@@ -29,9 +30,11 @@ from hypergrad.outer.base import (
     OuterInfo,
     OuterState,
     differentiable,
+    first_state,
     known_error,
     optimizer_step,
     outer_info,
+    step_on,
 )
 from hypergrad.over_keys import error_over_keys
 from hypergrad.problem import BilevelProblem
@@ -98,12 +101,10 @@ class Alternating(OuterAlgorithm):
     ) -> AlternatingState:
         """See `OuterAlgorithm.init`."""
         state = self.estimator.init(problem, params, hparams, batches.inner(), key=key)
-        return AlternatingState(
-            step=jnp.zeros((), jnp.int32),
-            hparams=hparams,
-            visited=hparams,
-            params=params,
-            hypergradient=jax.tree.map(jnp.zeros_like, differentiable(hparams)),
+        return first_state(
+            AlternatingState,
+            params,
+            hparams,
             estimator_state=state,
             optimizer_state=self.optimizer.init(differentiable(hparams)),
             first_params=None if self.start == "warm" else params,
@@ -151,17 +152,15 @@ class Alternating(OuterAlgorithm):
         optimizer_state = vector.where(smooth, optimizer_state, state.optimizer_state)
         good = good & jnp.isfinite(estimate.value) & vector.all_finite(differentiable(moved))
         response = estimate.state
-        new = AlternatingState(
-            step=state.step + 1,
+        new = replace(
+            state,
             hparams=moved,
             visited=hparams,
             params=response.params,
             hypergradient=estimate.grad,
             estimator_state=response,
             optimizer_state=optimizer_state,
-            first_params=state.first_params,
         )
-        kept = eqx.tree_at(lambda s: s.step, state, state.step + 1)
         info = outer_info(
             estimate.value,
             estimate.grad,
@@ -175,4 +174,4 @@ class Alternating(OuterAlgorithm):
             accepted=good & smooth,
             stop=jnp.where(good, RUNNING, BREAKDOWN),
         )
-        return vector.where(good, new, kept), info
+        return step_on(state, new, good), info

@@ -6,7 +6,8 @@ work under `jit` and `scan`. `hypergrad.outer.run` drives any of them.
 
 import math
 from abc import abstractmethod
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -215,6 +216,26 @@ class OuterState(eqx.Module):
     visited: PyTree
     params: PyTree
     hypergradient: PyTree
+
+
+State = TypeVar("State", bound=OuterState)
+
+
+def first_state(kind: type[State], params: PyTree, hparams: PyTree, **own: Any) -> State:
+    """The state before the first step, with what a `kind` of state has of its `own`."""
+    return kind(
+        step=jnp.zeros((), jnp.int32),
+        hparams=hparams,
+        visited=hparams,
+        params=params,
+        hypergradient=jax.tree.map(jnp.zeros_like, differentiable(hparams)),
+        **own,
+    )
+
+
+def step_on(state: State, new: State, good: Array) -> State:
+    """`new`, or `state` where it is not good: counted as a step either way."""
+    return replace(vector.where(good, new, state), step=state.step + 1)
 
 
 class OuterAlgorithm(eqx.Module):

@@ -27,7 +27,9 @@ from hypergrad.outer.base import (
     OuterInfo,
     OuterState,
     differentiable,
+    first_state,
     outer_info,
+    step_on,
 )
 from hypergrad.outer.constrained import ConstrainedProblem
 from hypergrad.outer.constraints import project
@@ -156,12 +158,10 @@ class DualAscent(OuterAlgorithm):
         w = differentiable(params)
         sought = self.reach is not None and problem.lagrangian.slack is None
         dtype = jax.tree.leaves(w)[0].dtype
-        return DualAscentState(
-            step=jnp.zeros((), jnp.int32),
-            hparams=hparams,
-            visited=hparams,
-            params=params,
-            hypergradient=jax.tree.map(jnp.zeros_like, differentiable(hparams)),
+        return first_state(
+            DualAscentState,
+            params,
+            hparams,
             inner_state=self.inner.init(problem, params),
             smoothed=None if self.momentum is None else vector.zeros_like(hparams),
             support_slope=vector.zeros_like(w) if sought else None,
@@ -231,8 +231,7 @@ class DualAscent(OuterAlgorithm):
         still = vector.norm(vector.sub(own, unit)).astype(info.value.dtype)
         columns = {**vars(info), "stationarity": still, "objective": objective}
         columns |= {"violation": violation.astype(info.value.dtype), "reach": distance}
-        kept = eqx.tree_at(lambda s: s.step, state, state.step + 1)
-        return vector.where(good, new, kept), DualAscentInfo(**columns)
+        return step_on(state, new, good), DualAscentInfo(**columns)
 
     def _ascended(
         self,

@@ -13,7 +13,6 @@ Kim and Kim, "Two-timescale extragradient for finding local minimax points" (ICL
 """
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree, Scalar
 
@@ -28,7 +27,9 @@ from hypergrad.outer.base import (
     OuterInfo,
     OuterState,
     differentiable,
+    first_state,
     outer_info,
+    step_on,
 )
 from hypergrad.outer.constraints import project
 from hypergrad.problem import BilevelProblem
@@ -94,13 +95,7 @@ class Extragradient(OuterAlgorithm):
         **Raises:** `ValueError` for a problem that is no `ValueProblem`.
         """
         require_value_problem(problem, "Extragradient")
-        return OuterState(
-            step=jnp.zeros((), jnp.int32),
-            hparams=hparams,
-            visited=hparams,
-            params=params,
-            hypergradient=jax.tree.map(jnp.zeros_like, differentiable(hparams)),
-        )
+        return first_state(OuterState, params, hparams)
 
     def step(
         self,
@@ -135,7 +130,6 @@ class Extragradient(OuterAlgorithm):
         own = vector.norm(vector.sub(differentiable(state.params), differentiable(unit[0])))
         other = vector.norm(vector.sub(differentiable(state.hparams), differentiable(unit[1])))
         new = OuterState(state.step + 1, hparams, hparams, params, here[1])
-        kept = eqx.tree_at(lambda s: s.step, state, state.step + 1)
         info = outer_info(
             value,
             here[1],
@@ -148,7 +142,7 @@ class Extragradient(OuterAlgorithm):
             stop=jnp.where(good, RUNNING, BREAKDOWN),
         )
         both = jnp.hypot(own, other).astype(info.stationarity.dtype)
-        return vector.where(good, new, kept), eqx.tree_at(lambda i: i.stationarity, info, both)
+        return step_on(state, new, good), eqx.tree_at(lambda i: i.stationarity, info, both)
 
 
 def require_value_problem(problem: BilevelProblem, asks: str) -> ValueProblem:

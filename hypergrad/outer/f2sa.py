@@ -23,11 +23,11 @@ from jaxtyping import Array, PyTree, Scalar
 
 from hypergrad.expected import require_count, require_positive
 from hypergrad.linear import vector
-from hypergrad.outer.base import Batches, OuterInfo, check_reach
+from hypergrad.outer.base import Batches, OuterInfo
 from hypergrad.outer.inner_descent import on_fit
-from hypergrad.outer.moving import DESCENT, MovingAlgorithm, MovingState, move_along, start_moving
+from hypergrad.outer.moving import DESCENT, MovingAlgorithm, MovingState
 from hypergrad.outer.value_gap import require_inner_loss
-from hypergrad.problem import BilevelProblem
+from hypergrad.restricted import RestrictedProblem
 
 
 class F2SAState(MovingState):
@@ -70,32 +70,14 @@ class F2SA(MovingAlgorithm):
         require_positive("F2SA", "multiplier", self.multiplier)
         require_positive("F2SA", "most", self.most)
 
-    def init(
-        self,
-        problem: BilevelProblem,
-        params: PyTree,
-        hparams: PyTree,
-        batches: Batches,
-        key: Array | None = None,
-    ) -> F2SAState:
-        """See `OuterAlgorithm.init`.
+    def _start(self, here: RestrictedProblem, batches: Batches) -> F2SAState:
+        require_inner_loss(self, here.problem)
+        return self._first(F2SAState, here, penalised=here.params)
 
-        **Raises:** `ValueError` if the problem has no inner loss, only an optimality map.
-        """
-        require_inner_loss(self, problem)
-        check_reach(self, problem, params, hparams, batches, key)
-        return start_moving(F2SAState, self, params, hparams, penalised=params)
-
-    def step(
-        self,
-        problem: BilevelProblem,
-        state: F2SAState,
-        batches: Batches,
-        key: Array | None = None,
+    def _advance(
+        self, here: RestrictedProblem, state: F2SAState, batches: Batches
     ) -> tuple[F2SAState, OuterInfo]:
-        """See `OuterAlgorithm.step`."""
         s = jnp.minimum(self.multiplier * (state.step + 1.0) ** self.growth, self.most)
-        here = batches.restrict(problem, state.params, state.hparams, key)
 
         def descend(carry: tuple, fit: Array) -> tuple[tuple, Scalar]:
             y, z = carry
@@ -112,8 +94,7 @@ class F2SA(MovingAlgorithm):
         hypergradient = vector.axpy(s, vector.sub(by_h(y, here.h), by_h(z, here.h)), direct)
         value = here.outer_loss(z)
 
-        return move_along(
-            self,
+        return self._moved(
             state,
             hypergradient,
             value,

@@ -32,10 +32,12 @@ from hypergrad.outer.base import (
     OuterState,
     check_reach,
     differentiable,
+    first_state,
     known_error,
     may_move,
     move,
     outer_info,
+    step_on,
 )
 from hypergrad.outer.inexact import (
     adjoint_of,
@@ -172,12 +174,10 @@ class HOAG(OuterAlgorithm):
         dtype = jax.eval_shape(
             lambda: problem.outer_loss(params, hparams, batches.outer, key)[0]
         ).dtype
-        return HOAGState(
-            step=jnp.zeros((), jnp.int32),
-            hparams=hparams,
-            visited=hparams,
-            params=params,
-            hypergradient=jax.tree.map(jnp.zeros_like, differentiable(hparams)),
+        return first_state(
+            HOAGState,
+            params,
+            hparams,
             estimator_state=state,
             value=jnp.full((), jnp.inf, dtype),
             error=jnp.full((), jnp.nan, dtype),
@@ -266,7 +266,7 @@ class HOAG(OuterAlgorithm):
             tolerance=_affordable(point, visited, moved).astype(value.dtype),
             tighten=(state.tighten * jnp.where(keep, 1, 0.5)).astype(value.dtype),
         )
-        kept = eqx.tree_at(lambda s: s.step, vector.where(good, new, state), state.step + 1)
+        kept = step_on(state, new, good)
         info = outer_info(
             kept.value,
             kept.hypergradient,

@@ -23,7 +23,6 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree, Scalar
 
@@ -40,9 +39,11 @@ from hypergrad.outer.base import (
     OuterState,
     check_reach,
     differentiable,
+    first_state,
     may_move,
     move,
     outer_info,
+    step_on,
 )
 from hypergrad.outer.certified import Accuracy, CertifiedPoint, Certifier, Judgement
 from hypergrad.outer.inexact import require_fixed_losses, require_tolerances
@@ -183,12 +184,10 @@ class MAID(OuterAlgorithm):
         if self.metric is not None:
             pairs = self.metric.init(differentiable(hparams))
             step_size = jnp.minimum(step_size, 1)
-        return MAIDState(
-            step=jnp.zeros((), jnp.int32),
-            hparams=hparams,
-            visited=hparams,
-            params=params,
-            hypergradient=jax.tree.map(jnp.zeros_like, differentiable(hparams)),
+        return first_state(
+            MAIDState,
+            params,
+            hparams,
             estimator_state=state,
             before=differentiable(hparams),
             pairs=pairs,
@@ -235,7 +234,6 @@ class MAID(OuterAlgorithm):
             judgement=point.judgement,
             step_size=jnp.where(accepted, grown, state.step_size).astype(state.step_size.dtype),
         )
-        kept = eqx.tree_at(lambda s: s.step, state, state.step + 1)
         info = outer_info(
             jnp.where(accepted, search.value, point.value),
             point.gradient,
@@ -251,7 +249,7 @@ class MAID(OuterAlgorithm):
             accepted=accepted,
             stop=jnp.where(finite, jnp.where(accepted, RUNNING, ACCURACY_LIMIT), BREAKDOWN),
         )
-        return vector.where(finite, new, kept), info
+        return step_on(state, new, finite), info
 
     def _start(self, state: MAIDState) -> _Progress:
         zero = jnp.zeros((), jnp.int32)

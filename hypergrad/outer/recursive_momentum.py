@@ -10,6 +10,7 @@ between its variance falls as the steps do, without a pass over all data.
 """
 
 from abc import abstractmethod
+from dataclasses import replace
 
 import equinox as eqx
 import jax
@@ -19,11 +20,10 @@ from jaxtyping import Array, PyTree, Scalar
 
 from hypergrad.expected import require_positive
 from hypergrad.linear import vector
-from hypergrad.outer.base import Batches, OuterInfo, check_reach
+from hypergrad.outer.base import Batches, OuterInfo
 from hypergrad.outer.inner_descent import on_fit
-from hypergrad.outer.moving import MovingAlgorithm, MovingState, move_along, start_moving
+from hypergrad.outer.moving import MovingAlgorithm, MovingState
 from hypergrad.outer.soba import polynomial_decay
-from hypergrad.problem import BilevelProblem
 from hypergrad.restricted import RestrictedProblem
 
 # Steps that fall like `k^-1/3` and weights like their squares: the papers' rates.
@@ -74,52 +74,31 @@ class RecursiveMomentum(MovingAlgorithm):
     def calls(self, here: RestrictedProblem, step: Array) -> Array | int:
         """Gradient-like evaluations of `estimate`."""
 
-    def init(
-        self,
-        problem: BilevelProblem,
-        params: PyTree,
-        hparams: PyTree,
-        batches: Batches,
-        key: Array | None = None,
-    ) -> MomentumState:
-        """See `OuterAlgorithm.init`."""
-        check_reach(self, problem, params, hparams, batches, key)
-        here = batches.restrict(problem, params, hparams, key)
+    def _start(self, here: RestrictedProblem, batches: Batches) -> MomentumState:
         zeros = vector.zeros_like(Directions(here.w, here.h))
-        return start_moving(
+        return self._first(
             MomentumState,
-            self,
-            params,
-            hparams,
-            last_params=params,
-            last_hparams=hparams,
+            here,
+            last_params=here.params,
+            last_hparams=here.hparams,
             directions=zeros,
         )
 
-    def step(
-        self,
-        problem: BilevelProblem,
-        state: MomentumState,
-        batches: Batches,
-        key: Array | None = None,
+    def _advance(
+        self, here: RestrictedProblem, state: MomentumState, batches: Batches
     ) -> tuple[MomentumState, OuterInfo]:
-        """See `OuterAlgorithm.step`."""
+        def directions(at: RestrictedProblem) -> tuple[Scalar, Directions]:
+            value, hypergradient = self.estimate(at, batches, state.step)
+            return value, Directions(on_fit(at, batches, 0).residual(), hypergradient)
 
-        def directions(params: PyTree, hparams: PyTree) -> tuple[Scalar, Directions]:
-            here = batches.restrict(problem, params, hparams, key)
-            value, hypergradient = self.estimate(here, batches, state.step)
-            return value, Directions(on_fit(here, batches, 0).residual(), hypergradient)
-
-        value, new = directions(state.params, state.hparams)
-        _, old = directions(state.last_params, state.last_hparams)
+        value, new = directions(here)
+        _, old = directions(replace(here, params=state.last_params, hparams=state.last_hparams))
         weight = polynomial_decay(self.momentum, 2 * DECAY, state.step)
         forget = jnp.where(state.step == 0, 1, jnp.minimum(weight, 1))
         kept = recursion(new, old, state.directions, forget)
         rate = polynomial_decay(self.step_size, DECAY, state.step)
         update = vector.scale(-rate, kept.params)
-        here = batches.restrict(problem, state.params, state.hparams, key)
-        return move_along(
-            self,
+        return self._moved(
             state,
             kept.hparams,
             value,

@@ -17,7 +17,7 @@ import optax
 from jaxtyping import Array, Bool, Int, PyTree, Scalar
 
 from hypergrad.linear import vector
-from hypergrad.outer.base import Batches, OuterInfo, check_reach
+from hypergrad.outer.base import Batches, OuterInfo
 from hypergrad.outer.moving import DESCENT
 from hypergrad.outer.soba import (
     InnerTerms,
@@ -26,10 +26,8 @@ from hypergrad.outer.soba import (
     SingleLoopState,
     inner_terms,
     outer_terms,
-    single_loop_step,
-    start_single_loop,
 )
-from hypergrad.problem import BilevelProblem
+from hypergrad.restricted import RestrictedProblem
 
 
 class Memory(eqx.Module):
@@ -103,47 +101,27 @@ class SABA(SingleLoopAlgorithm):
     radius: float | Scalar = 1e3
     constraint: PyTree = None
 
-    def init(
-        self,
-        problem: BilevelProblem,
-        params: PyTree,
-        hparams: PyTree,
-        batches: Batches,
-        key: Array | None = None,
-    ) -> SABAState:
-        """See `OuterAlgorithm.init`."""
+    def _start(self, here: RestrictedProblem, batches: Batches) -> SABAState:
         if batches.inner_count == 0 or batches.outer_count == 0:
             raise ValueError(
                 "SABA remembers one value per block of the data: expected mini-batches from a "
                 "fixed partition (`Minibatches(size, blocks=True)`), received independent draws."
             )
-        check_reach(self, problem, params, hparams, batches, key)
-        here = batches.restrict(problem, params, hparams, key)
-        _, outer = outer_terms(here)
         w, h = vector.zeros_like((here.w, here.h))
-        return start_single_loop(
+        return self._with_adjoint(
             SABAState,
-            self,
-            params,
-            hparams,
-            outer,
+            here,
             inner_memory=empty_memory(InnerTerms(w, w, h), batches.inner_count),
             outer_memory=empty_memory(OuterTerms(w, h), batches.outer_count),
         )
 
-    def step(
-        self,
-        problem: BilevelProblem,
-        state: SABAState,
-        batches: Batches,
-        key: Array | None = None,
+    def _advance(
+        self, here: RestrictedProblem, state: SABAState, batches: Batches
     ) -> tuple[SABAState, OuterInfo]:
-        """See `OuterAlgorithm.step`."""
-        here = batches.restrict(problem, state.params, state.hparams, key)
         inner = inner_terms(here, state.adjoint)
         value, outer = outer_terms(here)
         inner, inner_memory = refresh(state.inner_memory, batches.inner_number, inner)
         outer, outer_memory = refresh(state.outer_memory, batches.outer_number, outer)
         rate = jnp.asarray(self.step_size, value.dtype)
         memories = {"inner_memory": inner_memory, "outer_memory": outer_memory}
-        return single_loop_step(self, state, value, inner, outer, rate, changes=memories)
+        return self._all_moved(state, value, inner, outer, rate, changes=memories)

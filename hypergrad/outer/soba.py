@@ -20,9 +20,8 @@ from jaxtyping import Array, PyTree, Scalar
 
 from hypergrad.expected import require_positive
 from hypergrad.linear import vector
-from hypergrad.outer.base import Batches, OuterInfo, check_reach
-from hypergrad.outer.moving import MovingAlgorithm, MovingState, move_along, start_moving
-from hypergrad.problem import BilevelProblem
+from hypergrad.outer.base import Batches, OuterInfo
+from hypergrad.outer.moving import MovingAlgorithm, MovingState
 from hypergrad.restricted import RestrictedProblem
 
 
@@ -75,6 +74,9 @@ class SingleLoopState(MovingState):
     adjoint: PyTree
 
 
+SingleLoop = TypeVar("SingleLoop", bound=SingleLoopState)
+
+
 class SingleLoopAlgorithm(MovingAlgorithm):
     """A method that moves all three at once, and keeps the adjoint in a ball."""
 
@@ -83,8 +85,52 @@ class SingleLoopAlgorithm(MovingAlgorithm):
     def __check_init__(self) -> None:
         require_positive(type(self).__name__, "radius", self.radius)
 
+    def _start(self, here: RestrictedProblem, batches: Batches) -> SingleLoopState:
+        return self._with_adjoint(SingleLoopState, here)
 
-SingleLoop = TypeVar("SingleLoop", bound=SingleLoopState)
+    def _with_adjoint(
+        self, kind: type[SingleLoop], here: RestrictedProblem, **own: Any
+    ) -> SingleLoop:
+        """The first state, whose adjoint has taken its first step, from zero, already.
+
+        At `v = 0` that step needs no curvature product, and the operator is never applied to zeros.
+        """
+        _, outer = outer_terms(here)
+        adjoint = vector.scale(-jnp.asarray(self.step_size), outer.params)
+        return self._first(kind, here, adjoint=adjoint, **own)
+
+    def _all_moved(
+        self,
+        state: SingleLoop,
+        value: Scalar,
+        inner: InnerTerms,
+        outer: OuterTerms,
+        rate: Array,
+        *,
+        calls: Array | int = 4,
+        changes: dict[str, Any] | None = None,
+    ) -> tuple[SingleLoop, OuterInfo]:
+        """Move `w`, `v` and `λ` along the given directions, all from the same point."""
+        direction = jax.tree.map(jnp.add, inner.curvature, outer.params)
+        hypergradient = jax.tree.map(jnp.add, inner.mixed, outer.hparams)
+        update = vector.scale(-rate, inner.gradient)
+        adjoint = vector.axpy(-rate, direction, state.adjoint)
+        scale = vector.norm(outer.params)
+        return self._moved(
+            state,
+            hypergradient,
+            value,
+            fitted=False,
+            changes={
+                "params": eqx.apply_updates(state.params, update),
+                "adjoint": into_ball(adjoint, outer.params, self.radius),
+                **(changes or {}),
+            },
+            calls=calls,
+            inner_residual=vector.norm(inner.gradient),
+            linear_residual=vector.norm(direction) / jnp.where(scale > 0, scale, 1),
+            step_size=rate,
+        )
 
 
 # One object for all: an optimizer made anew is another program to `jit`.
@@ -118,80 +164,10 @@ class SOBA(SingleLoopAlgorithm):
     radius: float | Scalar = 1e3
     constraint: PyTree = None
 
-    def init(
-        self,
-        problem: BilevelProblem,
-        params: PyTree,
-        hparams: PyTree,
-        batches: Batches,
-        key: Array | None = None,
-    ) -> SingleLoopState:
-        """See `OuterAlgorithm.init`."""
-        check_reach(self, problem, params, hparams, batches, key)
-        _, outer = outer_terms(batches.restrict(problem, params, hparams, key))
-        return start_single_loop(SingleLoopState, self, params, hparams, outer)
-
-    def step(
-        self,
-        problem: BilevelProblem,
-        state: SingleLoopState,
-        batches: Batches,
-        key: Array | None = None,
+    def _advance(
+        self, here: RestrictedProblem, state: SingleLoopState, batches: Batches
     ) -> tuple[SingleLoopState, OuterInfo]:
-        """See `OuterAlgorithm.step`."""
-        here = batches.restrict(problem, state.params, state.hparams, key)
         inner = inner_terms(here, state.adjoint)
         value, outer = outer_terms(here)
         rate = polynomial_decay(self.step_size, self.exponent, state.step)
-        return single_loop_step(self, state, value, inner, outer, rate)
-
-
-def start_single_loop(
-    kind: type[SingleLoop],
-    algorithm: SingleLoopAlgorithm,
-    params: PyTree,
-    hparams: PyTree,
-    outer: OuterTerms,
-    **own: Any,
-) -> SingleLoop:
-    """The state whose adjoint has taken its first step, from zero, already.
-
-    At `v = 0` that step needs no curvature product, and the operator is never applied to zeros.
-    """
-    adjoint = vector.scale(-jnp.asarray(algorithm.step_size), outer.params)
-    return start_moving(kind, algorithm, params, hparams, adjoint=adjoint, **own)
-
-
-def single_loop_step(
-    algorithm: SingleLoopAlgorithm,
-    state: SingleLoop,
-    value: Scalar,
-    inner: InnerTerms,
-    outer: OuterTerms,
-    rate: Array,
-    *,
-    calls: Array | int = 4,
-    changes: dict[str, Any] | None = None,
-) -> tuple[SingleLoop, OuterInfo]:
-    """Move `w`, `v` and `λ` along the given directions, all from the same point."""
-    direction = jax.tree.map(jnp.add, inner.curvature, outer.params)
-    hypergradient = jax.tree.map(jnp.add, inner.mixed, outer.hparams)
-    update = vector.scale(-rate, inner.gradient)
-    adjoint = vector.axpy(-rate, direction, state.adjoint)
-    scale = vector.norm(outer.params)
-    return move_along(
-        algorithm,
-        state,
-        hypergradient,
-        value,
-        fitted=False,
-        changes={
-            "params": eqx.apply_updates(state.params, update),
-            "adjoint": into_ball(adjoint, outer.params, algorithm.radius),
-            **(changes or {}),
-        },
-        calls=calls,
-        inner_residual=vector.norm(inner.gradient),
-        linear_residual=vector.norm(direction) / jnp.where(scale > 0, scale, 1),
-        step_size=rate,
-    )
+        return self._all_moved(state, value, inner, outer, rate)

@@ -11,12 +11,12 @@ so that step sizes stay constant, and nothing is kept for each block of the data
 
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, PyTree, Scalar
+from jaxtyping import PyTree, Scalar
 
 from hypergrad.expected import require_count
 from hypergrad.linear import vector
 from hypergrad.outer import loops
-from hypergrad.outer.base import Batches, OuterInfo, check_reach
+from hypergrad.outer.base import Batches, OuterInfo
 from hypergrad.outer.moving import DESCENT
 from hypergrad.outer.recursive_momentum import recursion
 from hypergrad.outer.soba import (
@@ -26,10 +26,8 @@ from hypergrad.outer.soba import (
     SingleLoopState,
     inner_terms,
     outer_terms,
-    single_loop_step,
-    start_single_loop,
 )
-from hypergrad.problem import BilevelProblem
+from hypergrad.restricted import RestrictedProblem
 
 
 class SRBAState(SingleLoopState):
@@ -70,48 +68,29 @@ class SRBA(SingleLoopAlgorithm):
         if self.period is not None:
             require_count("SRBA", "period", self.period)
 
-    def init(
-        self,
-        problem: BilevelProblem,
-        params: PyTree,
-        hparams: PyTree,
-        batches: Batches,
-        key: Array | None = None,
-    ) -> SRBAState:
-        """See `OuterAlgorithm.init`."""
-        check_reach(self, problem, params, hparams, batches, key)
-        here = batches.restrict(problem, params, hparams, key)
-        _, outer = outer_terms(here)
+    def _start(self, here: RestrictedProblem, batches: Batches) -> SRBAState:
         w, h = vector.zeros_like((here.w, here.h))
-        return start_single_loop(
+        return self._with_adjoint(
             SRBAState,
-            self,
-            params,
-            hparams,
-            outer,
-            last_params=params,
-            last_hparams=hparams,
+            here,
+            last_params=here.params,
+            last_hparams=here.hparams,
             last_adjoint=w,
             terms=(InnerTerms(w, w, h), OuterTerms(w, h)),
         )
 
-    def step(
-        self,
-        problem: BilevelProblem,
-        state: SRBAState,
-        batches: Batches,
-        key: Array | None = None,
+    def _advance(
+        self, here: RestrictedProblem, state: SRBAState, batches: Batches
     ) -> tuple[SRBAState, OuterInfo]:
-        """See `OuterAlgorithm.step`."""
         point = (state.params, state.hparams, state.adjoint)
         before = (state.last_params, state.last_hparams, state.last_adjoint)
 
         def terms(
             data: Batches, params: PyTree, hparams: PyTree, adjoint: PyTree
         ) -> tuple[Scalar, tuple[InnerTerms, OuterTerms]]:
-            here = data.restrict(problem, params, hparams, key)
-            value, outer = outer_terms(here)
-            return value, (inner_terms(here, adjoint), outer)
+            there = data.restrict(here.problem, params, hparams, here.key)
+            value, outer = outer_terms(there)
+            return value, (inner_terms(there, adjoint), outer)
 
         def recursed() -> tuple[Scalar, tuple[InnerTerms, OuterTerms]]:
             value, new = terms(batches, *point)
@@ -124,8 +103,7 @@ class SRBA(SingleLoopAlgorithm):
         value, (inner, outer) = loops.cond(
             whole, lambda: terms(batches.everything, *point), recursed
         )
-        return single_loop_step(
-            self,
+        return self._all_moved(
             state,
             value,
             inner,

@@ -9,14 +9,14 @@ from dataclasses import replace
 
 import equinox as eqx
 import optax
-from jaxtyping import Array, PyTree, Scalar
+from jaxtyping import PyTree, Scalar
 
 from hypergrad.expected import require_count
-from hypergrad.outer.base import Batches, OuterInfo, check_reach
+from hypergrad.outer.base import Batches, OuterInfo
 from hypergrad.outer.inner_descent import inner_descent
-from hypergrad.outer.moving import DESCENT, MovingAlgorithm, MovingState, move_along, start_moving
+from hypergrad.outer.moving import DESCENT, MovingAlgorithm, MovingState
 from hypergrad.outer.neumann_estimate import neumann_sum
-from hypergrad.problem import BilevelProblem
+from hypergrad.restricted import RestrictedProblem
 
 
 class StocBiO(MovingAlgorithm):
@@ -49,34 +49,15 @@ class StocBiO(MovingAlgorithm):
         require_count("StocBiO", "inner_steps", self.inner_steps)
         require_count("StocBiO", "products", self.products, 0)
 
-    def init(
-        self,
-        problem: BilevelProblem,
-        params: PyTree,
-        hparams: PyTree,
-        batches: Batches,
-        key: Array | None = None,
-    ) -> MovingState:
-        """See `OuterAlgorithm.init`."""
-        check_reach(self, problem, params, hparams, batches, key)
-        return start_moving(MovingState, self, params, hparams)
-
-    def step(
-        self,
-        problem: BilevelProblem,
-        state: MovingState,
-        batches: Batches,
-        key: Array | None = None,
+    def _advance(
+        self, here: RestrictedProblem, state: MovingState, batches: Batches
     ) -> tuple[MovingState, OuterInfo]:
-        """See `OuterAlgorithm.step`."""
-        before = batches.restrict(problem, state.params, state.hparams, key)
-        w, residual = inner_descent(before, batches, self.inner_steps, self.step_size)
-        here = replace(before, params=before.params_at(w))
+        w, residual = inner_descent(here, batches, self.inner_steps, self.step_size)
+        here = replace(here, params=here.params_at(w))
         value, hypergradient = neumann_sum(
             here, batches, self.inner_steps, self.products, self.step_size
         )
-        return move_along(
-            self,
+        return self._moved(
             state,
             hypergradient,
             value,

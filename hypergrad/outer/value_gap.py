@@ -12,13 +12,13 @@ import abc
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, PyTree, Scalar
+from jaxtyping import Array, Scalar
 
 from hypergrad.expected import require_count
 from hypergrad.linear import vector
-from hypergrad.outer.base import Batches, OuterAlgorithm, OuterInfo, check_reach
+from hypergrad.outer.base import Batches, OuterAlgorithm, OuterInfo
 from hypergrad.outer.inner_descent import inner_descent
-from hypergrad.outer.moving import MovingAlgorithm, MovingState, move_along, start_moving
+from hypergrad.outer.moving import MovingAlgorithm, MovingState
 from hypergrad.outer.soba import OuterTerms, outer_terms
 from hypergrad.problem import BilevelProblem
 from hypergrad.restricted import RestrictedProblem
@@ -74,37 +74,18 @@ class ValueGapAlgorithm(MovingAlgorithm):
     def weigh(self, found: GapGradients) -> tuple[Array | float, Array | float]:
         """The multiplier, and the step size of the params."""
 
-    def init(
-        self,
-        problem: BilevelProblem,
-        params: PyTree,
-        hparams: PyTree,
-        batches: Batches,
-        key: Array | None = None,
-    ) -> MovingState:
-        """See `OuterAlgorithm.init`.
+    def _start(self, here: RestrictedProblem, batches: Batches) -> MovingState:
+        require_inner_loss(self, here.problem)
+        return super()._start(here, batches)
 
-        **Raises:** `ValueError` if the problem has no inner loss, only an optimality map.
-        """
-        require_inner_loss(self, problem)
-        check_reach(self, problem, params, hparams, batches, key)
-        return start_moving(MovingState, self, params, hparams)
-
-    def step(
-        self,
-        problem: BilevelProblem,
-        state: MovingState,
-        batches: Batches,
-        key: Array | None = None,
+    def _advance(
+        self, here: RestrictedProblem, state: MovingState, batches: Batches
     ) -> tuple[MovingState, OuterInfo]:
-        """See `OuterAlgorithm.step`."""
-        here = batches.restrict(problem, state.params, state.hparams, key)
         found = gap_gradients(here, batches, self.inner_steps, self.step_size)
         multiplier, rate = self.weigh(found)
         along = found.penalised(multiplier)
         update = vector.scale(-rate, along.params)
-        return move_along(
-            self,
+        return self._moved(
             state,
             along.hparams,
             found.value,

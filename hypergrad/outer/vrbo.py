@@ -18,12 +18,12 @@ from jaxtyping import Array, PyTree, Scalar
 from hypergrad.expected import require_count
 from hypergrad.linear import vector
 from hypergrad.outer import loops
-from hypergrad.outer.base import Batches, OuterInfo, check_reach, optimizer_step
+from hypergrad.outer.base import Batches, OuterInfo, optimizer_step
 from hypergrad.outer.inner_descent import on_fit
-from hypergrad.outer.moving import DESCENT, MovingAlgorithm, MovingState, move_along, start_moving
+from hypergrad.outer.moving import DESCENT, MovingAlgorithm, MovingState
 from hypergrad.outer.neumann_estimate import neumann_sum
 from hypergrad.outer.recursive_momentum import Directions, recursion
-from hypergrad.problem import BilevelProblem
+from hypergrad.restricted import RestrictedProblem
 
 
 class VRBOState(MovingState):
@@ -67,36 +67,21 @@ class VRBO(MovingAlgorithm):
         if self.period is not None:
             require_count("VRBO", "period", self.period)
 
-    def init(
-        self,
-        problem: BilevelProblem,
-        params: PyTree,
-        hparams: PyTree,
-        batches: Batches,
-        key: Array | None = None,
-    ) -> VRBOState:
-        """See `OuterAlgorithm.init`."""
-        check_reach(self, problem, params, hparams, batches, key)
-        here = batches.restrict(problem, params, hparams, key)
+    def _start(self, here: RestrictedProblem, batches: Batches) -> VRBOState:
         zeros = vector.zeros_like(Directions(here.w, here.h))
-        return start_moving(VRBOState, self, params, hparams, directions=zeros)
+        return self._first(VRBOState, here, directions=zeros)
 
-    def step(
-        self,
-        problem: BilevelProblem,
-        state: VRBOState,
-        batches: Batches,
-        key: Array | None = None,
+    def _advance(
+        self, here: RestrictedProblem, state: VRBOState, batches: Batches
     ) -> tuple[VRBOState, OuterInfo]:
-        """See `OuterAlgorithm.step`."""
         draws = 1 + self.products
 
         def estimate(
             data: Batches, fit: Array | int, params: PyTree, hparams: PyTree
         ) -> tuple[Scalar, Directions]:
-            here = data.restrict(problem, params, hparams, key)
-            gradient = on_fit(here, data, fit).residual()
-            value, along = neumann_sum(here, data, fit + 1, self.products, self.step_size)
+            there = data.restrict(here.problem, params, hparams, here.key)
+            gradient = on_fit(there, data, fit).residual()
+            value, along = neumann_sum(there, data, fit + 1, self.products, self.step_size)
             return value, Directions(gradient, along)
 
         inner_passes, outer_passes = batches.passes
@@ -123,8 +108,7 @@ class VRBO(MovingAlgorithm):
         start = (state.params, state.params, state.hparams, first)
         (params, _, _, kept), values = loops.scan(inner_step, start, jnp.arange(self.inner_steps))
         pass_calls = (draws + 1) * inner_passes + outer_passes
-        return move_along(
-            self,
+        return self._moved(
             state,
             first.hparams,
             values[-1],
