@@ -24,7 +24,7 @@ from hypergrad.schedule.learned import LearnedSchedules, over_steps
 from hypergrad.schedule.scales import Scale, from_line, to_line
 from hypergrad.schedule.scheduled import GroupOf, Make, group_names, scheduled
 from hypergrad.unrolled import OptaxStep, Unrolled
-from hypergrad.unrolled.base import positive_int
+from hypergrad.unrolled.stepped import positive_int
 
 # A tenth of a natural logarithm, or of a logit, a step.
 _DEFAULT_OPTIMIZER = optax.adam(0.1)

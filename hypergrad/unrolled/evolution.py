@@ -11,6 +11,7 @@ Persistent Evolution Strategies" (2021).
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -22,9 +23,8 @@ from hypergrad.estimator import FitInfo, Hypergradient
 from hypergrad.expected import require_finite
 from hypergrad.linear import vector
 from hypergrad.problem import BilevelProblem
-from hypergrad.unrolled.base import UnrolledEstimator, finish, positive_int
-from hypergrad.unrolled.reverse import outer_at_end
-from hypergrad.unrolled.run import Dynamics
+from hypergrad.restricted import RestrictedProblem
+from hypergrad.unrolled.stepped import Differentiated, SteppedEstimator, positive_int
 
 
 class EvolutionState(eqx.Module):
@@ -50,7 +50,7 @@ class EvolutionState(eqx.Module):
     inner_iterations: Int[Array, ""]
 
 
-class PersistentEvolution(UnrolledEstimator):
+class PersistentEvolution(SteppedEstimator):
     """The derivative of a long run by differences between perturbed runs, window by window.
 
     `fit` moves all runs on by `steps` steps; `hypergradient` costs one outer loss for each run.
@@ -118,7 +118,8 @@ class PersistentEvolution(UnrolledEstimator):
         key: Array | None = None,
     ) -> EvolutionState:
         """The state at `params` (through `initial`, if given)."""
-        run = self._begun(problem, params, hparams, inner_batch, key)
+        given = RestrictedProblem(problem, params, hparams, inner_batch, key=key)
+        run = self._begun(given)
         at = run.unpack(run.x, run.rest)
 
         def copies(leaf: Any) -> Any:
@@ -133,7 +134,7 @@ class PersistentEvolution(UnrolledEstimator):
             # Places to be filled: the first `fit` starts each run at hyperparameters of its own.
             others=jax.tree.map(copies, at),
             sums=jax.tree.map(lambda a: jnp.zeros((self.pairs, *a.shape), a.dtype), run.h),
-            scale=self._scale(problem, params, hparams, inner_batch, key),
+            scale=self._scale(given),
             steps=jnp.zeros((), jnp.int32),
             inner_iterations=jnp.zeros((), jnp.int32),
         )
@@ -153,14 +154,13 @@ class PersistentEvolution(UnrolledEstimator):
         """
         if key is None:
             raise ValueError("PersistentEvolution.fit: key: expected a key, received None.")
-        self._check(state.params, hparams, inner_batch)
         draw, noise = jax.random.split(key)
         begins = state.steps == 0
         if self.horizon is not None:
             begins = begins | (state.steps >= self.horizon)
-        at = state.params, state.step_state
-        given = self._continued(problem, at, hparams, inner_batch, noise)
-        h, like = given.h, given.like(given.h)
+        given = RestrictedProblem(problem, state.params, hparams, inner_batch, key=noise)
+        run = self._continued(given, state.step_state)
+        h, like = run.h, run.like(run.h)
         deviations = self._deviations(h, like)
         drawn = self._perturbations(deviations, draw)
 
@@ -175,7 +175,7 @@ class PersistentEvolution(UnrolledEstimator):
             def begun(_: PyTree) -> tuple:
                 return eqx.combine(fresh, static)
 
-            run = Dynamics(self.update, problem, begun, full, inner_batch, noise, self.stacked)
+            run = self._run(replace(given, hparams=full), begun)
             return run.unpack(*run.advance(run.x, run.rest, run.h, 0, self.steps))
 
         def perturbed(at: tuple, epsilon: PyTree, sign: Array) -> tuple:
@@ -203,7 +203,7 @@ class PersistentEvolution(UnrolledEstimator):
             steps=jnp.where(begins, 0, state.steps) + taken,
             inner_iterations=taken * (2 * self.pairs + 1),
         )
-        return state, FitInfo(self._residual(problem, state, hparams, inner_batch, noise), taken)
+        return state, FitInfo(self._residual(given, state), taken)
 
     def hypergradient(
         self,
@@ -216,16 +216,16 @@ class PersistentEvolution(UnrolledEstimator):
         key: Array | None = None,
     ) -> Hypergradient:
         """The derivative of the outer loss at the runs' present points, which stay there."""
-        at = state.params, state.step_state
-        run = self._continued(problem, at, hparams, inner_batch, key)
-        outer = outer_at_end(problem, run, outer_batch, key)
+        given = RestrictedProblem(problem, state.params, hparams, inner_batch, outer_batch, key)
+        run = self._continued(given, state.step_state)
+        # No derivative in the params is taken: the outer loss may have jumps in them, too.
         (value, aux), direct = jax.value_and_grad(
-            lambda h: outer(run.x, h, aux=True), has_aux=True
+            lambda h: run.outer_loss_and_aux(run.x, h), has_aux=True
         )(run.h)
 
         def loss(at: tuple) -> Array:
             x = eqx.filter(at, eqx.is_inexact_array)
-            return outer(x, run.h)
+            return run.outer_loss(x, run.h)
 
         over = eqx.filter_vmap(loss, in_axes=(eqx.if_array(0),))
         losses = eqx.filter_vmap(over, in_axes=(eqx.if_array(0),))(state.others)
@@ -237,18 +237,9 @@ class PersistentEvolution(UnrolledEstimator):
         count = self.pairs * (self.pairs - 1)
         grad = jax.tree.map(lambda a, d: (a + d).astype(d.dtype), mean, direct)
         error = jnp.sqrt(squares / count) if count else jnp.inf
-        return finish(
-            value,
-            aux,
-            grad,
-            run,
-            state,
-            residual=self._residual(problem, state, hparams, inner_batch, key),
-            inner_iterations=state.inner_iterations,
-            differentiated=jnp.zeros((), jnp.int32),
-            breakdown=jnp.asarray(False),
-            error=jnp.asarray(error / vector.norm(grad), value.dtype),
-        )
+        error = jnp.asarray(error / vector.norm(grad), value.dtype)
+        found = Differentiated(run, value, aux, grad, jnp.zeros((), jnp.int32), error)
+        return self._hypergradient(given, state, found)
 
     def _deviations(self, h: PyTree, like: PyTree) -> PyTree:
         """`sigma`, but no less than the spacing of numbers in the user's dtype.

@@ -11,12 +11,12 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
-from hypergrad.estimator import Hypergradient
 from hypergrad.linear import vector
-from hypergrad.problem import BilevelProblem
-from hypergrad.unrolled.base import UnrolledEstimator, UnrolledState, finish
-from hypergrad.unrolled.reverse import outer_at_end, rounding_error
-from hypergrad.unrolled.run import Dynamics, require_effect
+from hypergrad.unrolled.base import UnrolledEstimator
+from hypergrad.unrolled.effect import require_effect
+from hypergrad.unrolled.reverse import rounding_error
+from hypergrad.unrolled.run import Dynamics
+from hypergrad.unrolled.stepped import Differentiated
 
 
 class ForwardUnrolled(UnrolledEstimator):
@@ -35,39 +35,15 @@ class ForwardUnrolled(UnrolledEstimator):
     # Said here as well: type checkers take a module without one for a dataclass.
     __init__ = UnrolledEstimator.__init__
 
-    def hypergradient(
-        self,
-        problem: BilevelProblem,
-        state: UnrolledState,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        outer_batch: PyTree,
-        *,
-        key: Array | None = None,
-    ) -> Hypergradient:
-        """See `UnrolledEstimator.hypergradient`."""
-        run = self._dynamics(problem, state, hparams, inner_batch, key)
-        outer = outer_at_end(problem, run, outer_batch, key)
+    def _differentiated(self, run: Dynamics) -> tuple[Differentiated, tuple]:
         name, unseen = type(self).__name__, self.unseen == "none"
-        run = require_effect(run, outer, 0, self.steps, estimator=name, forward=True, unseen=unseen)
+        run = require_effect(run, 0, self.steps, estimator=name, forward=True, unseen=unseen)
         x, rest, tangents = advance_tangents(run, start_tangents(run), self.steps)
-        (value, aux), (cotangent, direct) = jax.value_and_grad(
-            lambda x, h: outer(x, h, aux=True), argnums=(0, 1), has_aux=True
-        )(x, run.h)
+        value, aux, cotangent, direct = run.outer_derivative(x)
         grad, total = contract(cotangent, tangents, direct)
-        state = self._moved(state, run, x, rest)
-        return finish(
-            value,
-            aux,
-            grad,
-            run,
-            state,
-            residual=self._residual(problem, state, hparams, inner_batch, key),
-            inner_iterations=state.inner_iterations,
-            differentiated=state.inner_iterations,
-            breakdown=jnp.asarray(False),
-            error=rounding_error(run, self.steps, total, grad),
-        )
+        steps = jnp.asarray(self.steps, jnp.int32)
+        error = rounding_error(run, self.steps, total, grad)
+        return Differentiated(run, value, aux, grad, steps, error), (x, rest)
 
 
 def start_tangents(run: Dynamics) -> PyTree:

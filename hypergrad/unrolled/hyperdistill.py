@@ -15,6 +15,7 @@ The factor `θ` is a regression of true on distilled derivatives, at the end of 
 straight line from their start to their end (Fu, Luo, Feng, Low & Chua, "DrMAD", 2016).
 """
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -26,9 +27,10 @@ from hypergrad.estimator import FitInfo, Hypergradient
 from hypergrad.expected import require_count, require_finite
 from hypergrad.linear import vector
 from hypergrad.problem import BilevelProblem
-from hypergrad.unrolled.base import UnrolledEstimator, finish
-from hypergrad.unrolled.reverse import outer_at_end
-from hypergrad.unrolled.run import Dynamics, require_effect
+from hypergrad.restricted import RestrictedProblem
+from hypergrad.unrolled.effect import require_effect
+from hypergrad.unrolled.run import Dynamics
+from hypergrad.unrolled.stepped import Differentiated, SteppedEstimator
 
 
 class HyperDistillState(eqx.Module):
@@ -56,8 +58,13 @@ class HyperDistillState(eqx.Module):
     runs: Int[Array, ""]
     scale: Scalar
 
+    @property
+    def inner_iterations(self) -> Int[Array, ""]:
+        """One step is what every `fit` takes."""
+        return jnp.ones((), jnp.int32)
 
-class HyperDistill(UnrolledEstimator):
+
+class HyperDistill(SteppedEstimator):
     """Hypergradients at every step of a training run, at the price of one step's derivative.
 
     Each `fit` takes one step; after `steps` of them the next begins a new run at the params given
@@ -103,9 +110,9 @@ class HyperDistill(UnrolledEstimator):
         key: Array | None = None,
     ) -> HyperDistillState:
         """The state at `params`, where every run starts."""
-        self._check(params, hparams, inner_batch)
-        run = self._continued(problem, self._start(params, hparams), hparams, inner_batch, key)
-        scale = self._scale(problem, params, hparams, inner_batch, key)
+        given = RestrictedProblem(problem, params, hparams, inner_batch, key=key)
+        run = self._begun(given)
+        scale = self._scale(given)
         at, step_state = run.unpack(run.x, run.rest)
         zero = jnp.zeros((), jnp.int32)
         return HyperDistillState(
@@ -131,12 +138,13 @@ class HyperDistill(UnrolledEstimator):
         key: Array | None = None,
     ) -> tuple[HyperDistillState, FitInfo]:
         """Take one step, and let `w*` and `D*` follow."""
-        self._check(state.start, hparams, inner_batch)
+        given = RestrictedProblem(problem, state.start, hparams, inner_batch, key=key)
+        self._check(given)
         ended = state.taken >= self.steps
         fresh = self._start(state.start, hparams)
         point = vector.where(ended, fresh, (state.params, state.step_state))
         before = jnp.where(ended, 0, state.taken)
-        run = self._continued(problem, point, hparams, inner_batch, key)
+        run = self._run(given, lambda _: point)
         x, rest = run(run.x, run.rest, run.h, before)
         params, step_state = run.unpack(x, rest)
         mass = 1 + self.decay * jnp.where(ended, 0, state.mass)
@@ -161,8 +169,7 @@ class HyperDistill(UnrolledEstimator):
             runs=state.runs + (before + 1 == self.steps),
             scale=state.scale,
         )
-        residual = self._residual(problem, state, hparams, inner_batch, key)
-        return state, FitInfo(residual, jnp.ones((), jnp.int32))
+        return state, FitInfo(self._residual(given, state), state.inner_iterations)
 
     def hypergradient(
         self,
@@ -175,19 +182,14 @@ class HyperDistill(UnrolledEstimator):
         key: Array | None = None,
     ) -> Hypergradient:
         """The distilled derivative at the state's `params`, which stay where they are."""
-        self._check(state.start, hparams, inner_batch)
-        point = (state.params, state.step_state)
-        run = self._continued(problem, point, hparams, state.batch, key)
-        outer = outer_at_end(problem, run, outer_batch, key)
-        run = require_effect(run, outer, 0, 1, estimator=type(self).__name__, from_start=False)
-        (value, aux), (cotangent, direct) = jax.value_and_grad(
-            lambda x, h: outer(x, h, aux=True), argnums=(0, 1), has_aux=True
-        )(run.x, run.h)
+        given = RestrictedProblem(problem, state.params, hparams, inner_batch, outer_batch, key)
+        at = replace(given, inner_batch=state.batch)
+        run = self._continued(at, state.step_state)
+        run = require_effect(run, 0, 1, estimator=type(self).__name__, from_start=False)
+        value, aux, cotangent, direct = run.outer_derivative(run.x)
 
         due = (state.taken == self.steps) & ((state.runs - 1) % self.every == 0)
-        start = self._continued(
-            problem, self._start(state.start, hparams), hparams, state.batch, key
-        )
+        start = self._run(at, lambda hparams: self._start(state.start, hparams))
         factor = jax.lax.cond(
             due,
             lambda: self._regress(run, start.x, cotangent).astype(state.factor.dtype),
@@ -195,18 +197,11 @@ class HyperDistill(UnrolledEstimator):
         )
         through = _pull(run, state.distilled, cotangent)
         grad = vector.axpy(factor * state.mass, through, direct)
-        return finish(
-            value,
-            aux,
-            grad,
-            run,
-            eqx.tree_at(lambda s: s.factor, state, factor),
-            residual=self._residual(problem, state, hparams, inner_batch, key),
-            inner_iterations=jnp.ones((), jnp.int32),
-            differentiated=1 + jnp.where(due, 2 * self.steps, 0),
-            breakdown=jnp.asarray(False),
-            error=jnp.full((), jnp.nan, state.scale.dtype),
-        )
+        steps = 1 + jnp.where(due, 2 * self.steps, 0)
+        unknown = jnp.full((), jnp.nan, state.scale.dtype)
+        state = eqx.tree_at(lambda s: s.factor, state, factor)
+        found = Differentiated(run, value, aux, grad, steps, unknown)
+        return self._hypergradient(given, state, found)
 
     def _regress(self, run: Dynamics, start: PyTree, cotangent: PyTree) -> Scalar:
         """`θ` by least squares over the last 1, 2, …, `steps` steps of a run that has ended.

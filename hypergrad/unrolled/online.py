@@ -4,21 +4,21 @@
 hyperparameters are changed in between (Franceschi, Donini, Frasconi & Pontil 2017, section 3.2).
 """
 
-from collections.abc import Callable
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import ClassVar
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree, Scalar
 
 from hypergrad.estimator import FitInfo, Hypergradient
 from hypergrad.linear import vector
 from hypergrad.problem import BilevelProblem
-from hypergrad.unrolled.base import UnrolledEstimator, finish
+from hypergrad.restricted import RestrictedProblem
+from hypergrad.unrolled.effect import require_effect
 from hypergrad.unrolled.forward import advance_tangents, contract, start_tangents
-from hypergrad.unrolled.reverse import outer_at_end, rounding_error
-from hypergrad.unrolled.run import require_effect
+from hypergrad.unrolled.reverse import rounding_error
+from hypergrad.unrolled.stepped import Differentiated, SteppedEstimator
 
 
 class OnlineState(eqx.Module):
@@ -44,7 +44,7 @@ class OnlineState(eqx.Module):
     inner_iterations: Int[Array, ""]
 
 
-class OnlineUnrolled(UnrolledEstimator):
+class OnlineUnrolled(SteppedEstimator):
     """Forward mode carried on while training, one training run for the whole search.
 
     `fit` takes `steps` further steps and carries the derivative along; `hypergradient` costs one
@@ -62,10 +62,8 @@ class OnlineUnrolled(UnrolledEstimator):
 
     state_type: ClassVar[type] = OnlineState
 
-    def __init__(
-        self, update: Any, steps: int, *, initial: Callable | None = None, stacked: bool = False
-    ) -> None:
-        super().__init__(update, steps, initial=initial, stacked=stacked)
+    # Said here as well: type checkers take a module without one for a dataclass.
+    __init__ = SteppedEstimator.__init__
 
     def init(
         self,
@@ -77,7 +75,8 @@ class OnlineUnrolled(UnrolledEstimator):
         key: Array | None = None,
     ) -> OnlineState:
         """The state at `params` (through `initial`, if given)."""
-        run = self._begun(problem, params, hparams, inner_batch, key)
+        given = RestrictedProblem(problem, params, hparams, inner_batch, key=key)
+        run = self._begun(given)
         at, step_state = run.unpack(run.x, run.rest)
         zero = jnp.zeros((), jnp.int32)
         return OnlineState(
@@ -86,7 +85,7 @@ class OnlineUnrolled(UnrolledEstimator):
             tangents=start_tangents(run),
             hparams=run.h,
             drifted=jnp.asarray(False),
-            scale=self._scale(problem, at, hparams, inner_batch, key),
+            scale=self._scale(replace(given, params=at)),
             steps=zero,
             inner_iterations=zero,
         )
@@ -101,8 +100,8 @@ class OnlineUnrolled(UnrolledEstimator):
         key: Array | None = None,
     ) -> tuple[OnlineState, FitInfo]:
         """Take `steps` further steps, with the derivative."""
-        at = state.params, state.step_state
-        run = self._continued(problem, at, hparams, inner_batch, key)
+        given = RestrictedProblem(problem, state.params, hparams, inner_batch, key=key)
+        run = self._continued(given, state.step_state)
         x, rest, tangents = advance_tangents(run, state.tangents, self.steps)
         params, step_state = run.unpack(x, rest)
         taken = jnp.asarray(self.steps, jnp.int32)
@@ -116,7 +115,7 @@ class OnlineUnrolled(UnrolledEstimator):
             steps=state.steps + taken,
             inner_iterations=taken,
         )
-        return state, FitInfo(self._residual(problem, state, hparams, inner_batch, key), taken)
+        return state, FitInfo(self._residual(given, state), taken)
 
     def hypergradient(
         self,
@@ -129,32 +128,19 @@ class OnlineUnrolled(UnrolledEstimator):
         key: Array | None = None,
     ) -> Hypergradient:
         """The derivative at the state's `params`, which stay where they are."""
-        at = state.params, state.step_state
-        run = self._continued(problem, at, hparams, inner_batch, key)
-        outer = outer_at_end(problem, run, outer_batch, key)
+        given = RestrictedProblem(problem, state.params, hparams, inner_batch, outer_batch, key)
+        run = self._continued(given, state.step_state)
         # What acts through `initial` only is in the tangents already.
         if self.initial is None:
-            run = require_effect(
-                run, outer, 0, self.steps, estimator=type(self).__name__, forward=True
-            )
-        (value, aux), (cotangent, direct) = jax.value_and_grad(
-            lambda x, h: outer(x, h, aux=True), argnums=(0, 1), has_aux=True
-        )(run.x, run.h)
+            name = type(self).__name__
+            run = require_effect(run, 0, self.steps, estimator=name, forward=True)
+        value, aux, cotangent, direct = run.outer_derivative(run.x)
         grad, total = contract(cotangent, state.tangents, direct)
         drifted = state.drifted | _differ(state.hparams, run.h)
         rounding = rounding_error(run, 1, total, grad) * jnp.sqrt(jnp.maximum(state.steps, 1))
-        return finish(
-            value,
-            aux,
-            grad,
-            run,
-            state,
-            residual=self._residual(problem, state, hparams, inner_batch, key),
-            inner_iterations=state.inner_iterations,
-            differentiated=state.steps,
-            breakdown=jnp.asarray(False),
-            error=jnp.where(drifted, jnp.nan, rounding),
-        )
+        error = jnp.where(drifted, jnp.nan, rounding)
+        found = Differentiated(run, value, aux, grad, state.steps, error)
+        return self._hypergradient(given, state, found)
 
 
 def _differ(x: PyTree, y: PyTree) -> Array:

@@ -18,7 +18,6 @@ from jax import lax
 from jaxtyping import Array, Int, PyTree, Scalar
 
 from hypergrad.linear import vector
-from hypergrad.problem import BilevelProblem
 from hypergrad.unrolled.checkpointing import CheckpointSchedule, schedule
 from hypergrad.unrolled.run import Dynamics
 
@@ -48,24 +47,8 @@ class Reversed(NamedTuple):
     rest: PyTree
 
 
-def outer_at_end(
-    problem: BilevelProblem, run: Dynamics, outer_batch: PyTree, key: Array | None
-) -> Callable:
-    """The outer loss as a function `(x, h)` of a run's end.
-
-    With `aux=True` it also returns the auxiliary output.
-    """
-
-    def outer(x: PyTree, h: PyTree, aux: bool = False) -> Any:
-        out = problem.outer_loss(run.params(x), run.hparams(h), outer_batch, key)
-        return out if aux else out[0]
-
-    return outer
-
-
 def reverse(
     run: Dynamics,
-    outer: Callable,
     x: PyTree,
     rest: PyTree,
     first: int | Array,
@@ -151,9 +134,7 @@ def reverse(
     else:
         end_x, end_rest = end
 
-    (value, aux), (adjoint, direct) = jax.value_and_grad(
-        lambda x, h: outer(x, h, aux=True), argnums=(0, 1), has_aux=True
-    )(end_x, h)
+    value, aux, adjoint, direct = run.outer_derivative(end_x)
     size_at_end = vector.norm(adjoint)
     intact = vector.all_finite((adjoint, direct))
     direct = jax.tree.map(lambda d: jnp.where(jnp.isfinite(d), d, 0), direct)

@@ -1,4 +1,4 @@
-"""The inner run as a map that can be stepped and differentiated, and what its end depends on."""
+"""The inner run as a map that can be stepped and differentiated."""
 
 import copy
 from collections.abc import Callable, Collection
@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend.core import Jaxpr
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, PyTree, Scalar
 
 from hypergrad.jumps import hidden_reads
 from hypergrad.linear import vector
-from hypergrad.paths import Reach, inputs_of, leaf_names, refuse_biased, require_differentiable
-from hypergrad.problem import BilevelProblem, same_form
+from hypergrad.paths import leaf_names
+from hypergrad.problem import same_form
 from hypergrad.programs import parts
 from hypergrad.restricted import RestrictedProblem
 from hypergrad.unrolled.steps import InnerStep
@@ -34,17 +34,14 @@ class Dynamics:
     def __init__(
         self,
         step: InnerStep,
-        problem: BilevelProblem,
+        given: RestrictedProblem,
         start: Callable[[PyTree], tuple[PyTree, PyTree]],
-        hparams: PyTree,
-        batch: PyTree,
-        key: Array | None,
         stacked: bool,
     ) -> None:
-        self._given = RestrictedProblem(problem, None, hparams, batch, key=key)
-        self.h = vector.widen(self._given.h)
+        self._given = given
+        self.h = vector.widen(given.h)
         self._step, self._start_of, self._stacked = step, start, stacked
-        (x, rest), self._static = _parts(start(hparams))
+        (x, rest), self._static = _parts(start(given.hparams))
         self.x = jax.tree.map(lambda a: _strong(a, a.dtype), x)
         self.rest = jax.tree.map(lambda a: _strong(a, a.dtype), rest)
         self.partial = False
@@ -70,7 +67,7 @@ class Dynamics:
         other.h = eqx.filter(self.h, jax.tree.unflatten(jax.tree.structure(self.h), wanted))
         return other
 
-    def hidden(self, outer: Callable) -> dict[str, tuple[str, ...]]:
+    def hidden(self) -> dict[str, tuple[str, ...]]:
         """For each hyperparameter: through what it acts that no derivative sees.
 
         See `hypergrad.jumps`. Looked at are the start, one step, the losses in it, and the outer
@@ -97,7 +94,7 @@ class Dynamics:
         found = [
             read(self.start),
             read(step, self.x, self.rest, self.h),
-            read(lambda h, x: outer(x, h), self.x),
+            read(lambda h, x: self.outer_loss(x, h), self.x),
             *(read(of_loss(f), self.x, self.rest) for f in self._step.losses(self._given.problem)),
         ]
         merged = (tuple(sorted(set().union(*reasons))) for reasons in zip(*found, strict=True))
@@ -142,6 +139,22 @@ class Dynamics:
         """Params in full."""
         return eqx.combine(x[0], self.rest[0], self._static[0])
 
+    def outer_loss(self, x: PyTree, h: PyTree) -> Scalar:
+        """At params in the differentiable part `x` of a run's end."""
+        return self.outer_loss_and_aux(x, h)[0]
+
+    def outer_loss_and_aux(self, x: PyTree, h: PyTree) -> tuple[Scalar, PyTree]:
+        """The outer loss and its auxiliary output."""
+        batch, key = self._given.outer_batch, self._given.key
+        return self._given.problem.outer_loss(self.params(x), self.hparams(h), batch, key)
+
+    def outer_derivative(self, x: PyTree) -> tuple[Scalar, PyTree, PyTree, PyTree]:
+        """Value and auxiliary output of the outer loss, its derivatives in `x` and in `h`."""
+        (value, aux), (by_x, by_h) = jax.value_and_grad(
+            self.outer_loss_and_aux, argnums=(0, 1), has_aux=True
+        )(x, self.h)
+        return value, aux, by_x, by_h
+
     def batch(self, t: Array) -> PyTree:
         """The data of step `t`."""
         if not self._stacked:
@@ -167,112 +180,6 @@ class Dynamics:
     ) -> tuple[PyTree, PyTree]:
         """Steps `first` up to, without, `last`."""
         return lax.fori_loop(first, last, lambda t, c: self(c[0], c[1], h, t), (x, rest))
-
-
-def reaches(
-    run: Dynamics,
-    outer: Callable,
-    first: int,
-    last: int,
-    *,
-    from_start: bool = True,
-    forward: bool = False,
-) -> dict[str, Reach]:
-    """What each hyperparameter does to the outer loss at the run's end, found by tracing.
-
-    **Arguments:**
-
-    - `run`: the inner run.
-    - `outer`: `outer(x, h) -> loss` at its end.
-    - `first`, `last`: the steps that are differentiated, without `last`.
-    - `from_start`: the start is differentiated, too.
-    - `forward`: trace in forward mode (line searches have no reverse, `jax.custom_vjp` no forward).
-
-    **Returns:** for each a `Reach`, whose `inner` means the whole run.
-    """
-    names = leaf_names(run.h)
-
-    def end(h: PyTree) -> Array:
-        def body(carry: tuple, t: Array) -> tuple:
-            return run(carry[0], carry[1], h, t), None
-
-        carry = (run.start(h) if from_start else run.x, run.rest)
-        if last - first == 1:
-            # Tracing a loop finds what reaches the end after any number of steps.
-            carry = run(carry[0], carry[1], h, jnp.asarray(first))
-        else:
-            carry, _ = lax.scan(body, carry, jnp.arange(first, last))
-        return outer(carry[0], h)
-
-    # Nothing is run. A derivative is structurally zero if, in the traced program, it does not
-    # depend on the tangent (on the cotangent).
-    if forward:
-        pushed = jax.make_jaxpr(lambda h, tangent: jax.jvp(end, (h,), (tangent,))[1])
-        seen = inputs_of(pushed(run.h, run.h).jaxpr, 0)[len(names) :]
-    else:
-        pulled = jax.make_jaxpr(lambda h, cotangent: jax.vjp(end, h)[1](cotangent))
-        jaxpr = pulled(run.h, jax.eval_shape(end, run.h)).jaxpr
-        seen = [inputs_of(jaxpr, i)[-1] for i in range(len(names))]
-    read = seen if all(seen) else inputs_of(jax.make_jaxpr(end)(run.h).jaxpr, 0)
-    hidden = run.hidden(outer)
-    return {
-        name: Reach(inner=ok, outer=False, used=used, hidden=hidden[name])
-        for name, ok, used in zip(names, seen, read, strict=True)
-    }
-
-
-def require_effect(
-    run: Dynamics,
-    outer: Callable,
-    first: int,
-    last: int,
-    *,
-    estimator: str,
-    from_start: bool = True,
-    forward: bool = False,
-    unseen: bool = False,
-) -> Dynamics:
-    """Refuse hyperparameters of which there is no derivative, or a part only.
-
-    **Arguments:** as for `reaches`, and
-
-    - `estimator`: its name, for the message.
-    - `unseen`: hold such hyperparameters constant instead, as long as there are others.
-
-    **Returns:** the run, with the hyperparameters that are to be differentiated.
-
-    **Raises:** `ValueError` naming each leaf whose derivative is structurally zero, or biased
-    (`BilevelProblem.biased`).
-    """
-    require_differentiable(jax.tree.leaves(run.h))
-    found = reaches(run, outer, first, last, from_start=from_start, forward=forward)
-    dead = [name for name, reach in found.items() if not reach.seen]
-    kept = run.keeps_biased
-    left_out = [name for name, reach in found.items() if reach.biased and not kept] + dead
-    if not dead or (unseen and len(left_out) < len(found)):
-        refuse_biased(found, estimator, kept=kept, unseen=unseen and len(left_out) < len(found))
-        run = run.without(left_out)
-        run.partial = kept and any(reach.biased for reach in found.values())
-        return run
-    whole = {} if from_start else reaches(run, outer, first, last, forward=forward)
-    if not from_start and all(whole[name].seen for name in dead):
-        reason = (
-            "it acts through the start only, which is held constant here. `Unrolled` from a cold "
-            "start can see it"
-        )
-    else:
-        reason = (
-            "neither the steps nor the outer loss have a derivative in it. A threshold, a rounding "
-            "or a stop_gradient hides it (relax it), or nothing reads it (leave it to a searcher)"
-        )
-        if flat := run.flat_operations():
-            reason += (
-                f". The training step applies {', '.join(flat)}, whose derivative is zero: "
-                "optimizers that move by signs or rounded numbers hide what their gradient reads. "
-                "Expected one that is smooth in the gradient, such as optax.sgd or optax.adam"
-            )
-    listed = ", ".join(repr(name) for name in dead)
-    raise ValueError(f"{estimator} cannot see hyperparameter {listed}: {reason}.")
 
 
 def _operations(program: Jaxpr) -> set[str]:

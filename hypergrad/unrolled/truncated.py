@@ -12,15 +12,15 @@ from typing import Any, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree, Scalar
+from jaxtyping import Array, Scalar
 
-from hypergrad.estimator import Hypergradient
 from hypergrad.linear import vector
-from hypergrad.problem import BilevelProblem
-from hypergrad.unrolled.base import UnrolledEstimator, UnrolledState, finish, positive_int
+from hypergrad.unrolled.base import UnrolledEstimator
 from hypergrad.unrolled.checkpointing import bytes_allowed
-from hypergrad.unrolled.reverse import Reversed, outer_at_end, reverse, rounding_error
-from hypergrad.unrolled.run import Dynamics, require_effect
+from hypergrad.unrolled.effect import require_effect
+from hypergrad.unrolled.reverse import Reversed, reverse, rounding_error
+from hypergrad.unrolled.run import Dynamics
+from hypergrad.unrolled.stepped import Differentiated, positive_int
 
 # A factor on the estimate of what was dropped. With it the estimate covered the true error, or both
 # exceeded 1, in 98 % of 838 cases: ridge, logistic and MLP regression; SGD, momentum, AdamW;
@@ -73,23 +73,10 @@ class TruncatedUnrolled(UnrolledEstimator):
             raise ValueError(f"window: expected at most steps={self.steps}, received {window}.")
         self.memory = bytes_allowed("TruncatedUnrolled", memory)
 
-    def hypergradient(
-        self,
-        problem: BilevelProblem,
-        state: UnrolledState,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        outer_batch: PyTree,
-        *,
-        key: Array | None = None,
-    ) -> Hypergradient:
-        """See `UnrolledEstimator.hypergradient`."""
-        run = self._dynamics(problem, state, hparams, inner_batch, key)
-        outer = outer_at_end(problem, run, outer_batch, key)
+    def _differentiated(self, run: Dynamics) -> tuple[Differentiated, tuple]:
         edge = self.steps - self.window
         run = require_effect(
             run,
-            outer,
             edge,
             self.steps,
             estimator=type(self).__name__,
@@ -97,25 +84,15 @@ class TruncatedUnrolled(UnrolledEstimator):
             unseen=self.unseen == "none",
         )
         x, rest = run.advance(run.x, run.rest, run.h, 0, edge)
-        result = reverse(run, outer, x, rest, edge, self.window, self.memory)
+        result = reverse(run, x, rest, edge, self.window, self.memory)
         total = jnp.sum(result.contributions)
         error = rounding_error(run, self.window, total, result.grad)
         if edge:
             dropped = _dropped(run, result, edge) / vector.norm(result.grad)
             error = error + jnp.where(total > 0, dropped, jnp.inf)
-        state = self._moved(state, run, result.x, result.rest)
-        return finish(
-            result.value,
-            result.aux,
-            result.grad,
-            run,
-            state,
-            residual=self._residual(problem, state, hparams, inner_batch, key),
-            inner_iterations=state.inner_iterations,
-            differentiated=result.differentiated,
-            breakdown=~result.intact,
-            error=error,
-        )
+        value, aux, steps = result.value, result.aux, result.differentiated
+        found = Differentiated(run, value, aux, result.grad, steps, error, result.intact)
+        return found, (result.x, result.rest)
 
 
 def _dropped(run: Dynamics, result: Reversed, steps: int) -> Scalar:

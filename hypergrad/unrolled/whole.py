@@ -8,15 +8,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from hypergrad.estimator import Hypergradient
 from hypergrad.expected import require_flag
 from hypergrad.linear import vector
 from hypergrad.paths import Reach
 from hypergrad.problem import BilevelProblem
-from hypergrad.unrolled.base import UnrolledEstimator, UnrolledState, finish
+from hypergrad.restricted import RestrictedProblem
+from hypergrad.unrolled.base import UnrolledEstimator, UnrolledState
 from hypergrad.unrolled.checkpointing import CheckpointSchedule, bytes_allowed
-from hypergrad.unrolled.reverse import outer_at_end, plan, reverse, rounding_error
-from hypergrad.unrolled.run import reaches, require_effect
+from hypergrad.unrolled.effect import reaches, require_effect
+from hypergrad.unrolled.reverse import plan, reverse, rounding_error
+from hypergrad.unrolled.run import Dynamics
+from hypergrad.unrolled.stepped import Differentiated
 
 
 class Unrolled(UnrolledEstimator):
@@ -73,41 +75,19 @@ class Unrolled(UnrolledEstimator):
         self.memory = bytes_allowed("Unrolled", memory)
         self.offload = bool(offload)
 
-    def hypergradient(
-        self,
-        problem: BilevelProblem,
-        state: UnrolledState,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        outer_batch: PyTree,
-        *,
-        key: Array | None = None,
-    ) -> Hypergradient:
-        """See `UnrolledEstimator.hypergradient`."""
-        run = self._dynamics(problem, state, hparams, inner_batch, key)
-        outer = outer_at_end(problem, run, outer_batch, key)
+    def _differentiated(self, run: Dynamics) -> tuple[Differentiated, tuple]:
         name, unseen = type(self).__name__, self.unseen == "none"
-        run = require_effect(run, outer, 0, self.steps, estimator=name, unseen=unseen)
+        run = require_effect(run, 0, self.steps, estimator=name, unseen=unseen)
         x, pull_start = jax.vjp(run.start, run.h)
-        result = reverse(run, outer, x, run.rest, 0, self.steps, self.memory, self.offload)
+        result = reverse(run, x, run.rest, 0, self.steps, self.memory, self.offload)
         (from_start,) = pull_start(result.adjoint)
         usable = result.intact & vector.all_finite(from_start)
         grad = jax.tree.map(lambda g, s: g + jnp.where(usable, s, 0), result.grad, from_start)
-        state = self._moved(state, run, result.x, result.rest)
-        return finish(
-            result.value,
-            result.aux,
-            grad,
-            run,
-            state,
-            residual=self._residual(problem, state, hparams, inner_batch, key),
-            inner_iterations=state.inner_iterations,
-            differentiated=result.differentiated,
-            breakdown=~usable,
-            error=rounding_error(
-                run, self.steps, jnp.sum(result.contributions) + vector.norm(from_start), grad
-            ),
-        )
+        total = jnp.sum(result.contributions) + vector.norm(from_start)
+        error = rounding_error(run, self.steps, total, grad)
+        value, aux, steps = result.value, result.aux, result.differentiated
+        found = Differentiated(run, value, aux, grad, steps, error, usable)
+        return found, (result.x, result.rest)
 
     def reaches(
         self,
@@ -122,13 +102,12 @@ class Unrolled(UnrolledEstimator):
         """What each hyperparameter does in the losses and in the training step; nothing is run."""
         out: list[dict[str, Reach]] = []
 
-        def traced(params: PyTree, hparams: PyTree, batches: tuple) -> None:
-            state = self.init(problem, params, hparams, batches[0], key=key)
-            run = self._dynamics(problem, state, hparams, batches[0], key)
-            outer = outer_at_end(problem, run, batches[1], key)
-            out.append(reaches(run, outer, 0, self.steps))
+        def traced(given: RestrictedProblem) -> None:
+            state = self.init(problem, given.params, given.hparams, given.inner_batch, key=key)
+            out.append(reaches(self._dynamics(given, state), 0, self.steps))
 
-        eqx.filter_eval_shape(traced, params, hparams, (inner_batch, outer_batch))
+        given = RestrictedProblem(problem, params, hparams, inner_batch, outer_batch, key)
+        eqx.filter_eval_shape(traced, given)
         return out[0]
 
     def plan(
@@ -150,8 +129,8 @@ class Unrolled(UnrolledEstimator):
         out: list[CheckpointSchedule] = []
 
         def traced(state: UnrolledState, hparams: PyTree, batch: PyTree) -> None:
-            run = self._dynamics(problem, state, hparams, batch, key)
-            out.append(plan(run, self.steps, self.memory))
+            given = RestrictedProblem(problem, state.start, hparams, batch, key=key)
+            out.append(plan(self._dynamics(given, state), self.steps, self.memory))
 
         eqx.filter_eval_shape(traced, state, hparams, inner_batch)
         return out[0]
