@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree, Scalar
 
-from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
+from hypergrad.estimator import FitInfo, Hypergradient, direct_info
 from hypergrad.inner import as_inner_solver
 from hypergrad.linear import vector
-from hypergrad.outcome import Outcome
 from hypergrad.problem import BilevelProblem
 from hypergrad.residual import residual_scale
 from hypergrad.restricted import RestrictedProblem
+from hypergrad.restricted_estimator import RestrictedEstimator
 
 
 class ValueProblem(BilevelProblem):
@@ -65,8 +65,10 @@ class EnvelopeState(eqx.Module):
     scale: Scalar
 
 
-class Envelope(Estimator):
+class Envelope(RestrictedEstimator):
     """The hypergradient of a `ValueProblem`: a partial derivative at the inner solution.
+
+    It costs one gradient of each loss.
 
     First order in the accuracy of the inner solution, as every hypergradient; the value is of
     second order. `info.error` is not known (NaN): it would take the linear solve that is saved.
@@ -83,70 +85,37 @@ class Envelope(Estimator):
     state_type: ClassVar[type] = EnvelopeState
     solver: Any = None
 
-    def init(
-        self,
-        problem: BilevelProblem,
-        params: PyTree,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        *,
-        key: Array | None = None,
-    ) -> EnvelopeState:
-        """See `Estimator.init`."""
-        if not isinstance(problem, ValueProblem):
+    def _init(self, given: RestrictedProblem) -> EnvelopeState:
+        if not isinstance(given.problem, ValueProblem):
             raise ValueError(
                 "Envelope: problem: expected a MinimaxProblem or a ConstrainedProblem, received a "
-                f"{type(problem).__name__}; take ImplicitDifferentiation."
+                f"{type(given.problem).__name__}; take ImplicitDifferentiation."
             )
-        here = RestrictedProblem(problem, params, hparams, inner_batch, key=key)
-        _, scale = residual_scale(here.residual, here.w)
+        _, scale = residual_scale(given.residual, given.w)
         solver = None if self.solver is None else as_inner_solver(self.solver)
-        inner_state = None if solver is None else solver.init(problem, params)
-        return EnvelopeState(params, inner_state, jnp.zeros((), jnp.int32), scale)
+        inner_state = None if solver is None else solver.init(given.problem, given.params)
+        return EnvelopeState(given.params, inner_state, jnp.zeros((), jnp.int32), scale)
 
-    def fit(
-        self,
-        problem: BilevelProblem,
-        state: EnvelopeState,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        *,
-        key: Array | None = None,
-    ) -> tuple[EnvelopeState, FitInfo]:
-        """See `Estimator.fit`."""
+    def _fit(self, given: RestrictedProblem, state: EnvelopeState) -> tuple[EnvelopeState, FitInfo]:
         if self.solver is None:
             nothing = jnp.zeros((), jnp.int32)
             return state, FitInfo(jnp.full_like(state.scale, jnp.nan), nothing)
         solution = as_inner_solver(self.solver).run(
-            problem, state.params, hparams, inner_batch, state=state.inner_state, key=key
+            *given.inner_arguments, state=state.inner_state, key=given.key
         )
         new = EnvelopeState(solution.params, solution.state, solution.iterations, state.scale)
         return new, FitInfo(solution.residual / state.scale, solution.iterations)
 
-    def hypergradient(
-        self,
-        problem: BilevelProblem,
-        state: EnvelopeState,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        outer_batch: PyTree,
-        *,
-        key: Array | None = None,
-    ) -> Hypergradient:
-        """See `Estimator.hypergradient`; costs one gradient of each loss."""
-        here = RestrictedProblem(problem, state.params, hparams, inner_batch, outer_batch, key)
+    def _hypergradient(self, given: RestrictedProblem, state: EnvelopeState) -> Hypergradient:
         (value, aux), grad = jax.value_and_grad(
-            lambda h: here.outer_loss_and_aux(h=h), has_aux=True
-        )(here.h)
-        residual = vector.norm(here.residual()) / state.scale
-        good = jnp.isfinite(value) & vector.all_finite(grad)
-        unknown = jnp.full_like(residual, jnp.nan)
-        info = HypergradientInfo(
+            lambda h: given.outer_loss_and_aux(h=h), has_aux=True
+        )(given.h)
+        residual = vector.norm(given.residual()) / state.scale
+        info = direct_info(
+            value,
+            grad,
             inner_residual=residual,
             inner_iterations=state.iterations,
-            linear_residual=unknown,
-            iterations=jnp.zeros((), jnp.int32),
-            outcome=Outcome.where(good, Outcome.solved, Outcome.not_finite),
-            error=jnp.where(good, unknown, jnp.inf),
+            error=jnp.full_like(residual, jnp.nan),
         )
         return Hypergradient(value, grad, state, info, aux)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Int, PyTree, Scalar
 
 from hypergrad.arguments import as_arrays, check_call
 from hypergrad.expected import received
+from hypergrad.linear import vector
 from hypergrad.outcome import Outcome, broke_down, met_nonpositive_curvature
 from hypergrad.problem import BilevelProblem
 
@@ -78,6 +79,27 @@ class FitInfo(eqx.Module):
 
     residual: Scalar
     iterations: Int[Array, ""]
+
+
+def direct_info(
+    value: Scalar,
+    grad: PyTree,
+    *,
+    inner_residual: Scalar,
+    inner_iterations: Int[Array, ""],
+    error: Scalar,
+    outcome: Outcome = Outcome.solved,
+) -> HypergradientInfo:
+    """The info of a hypergradient without a linear system; "not_finite" where it is not finite."""
+    finite = jnp.isfinite(value) & vector.all_finite(grad)
+    return HypergradientInfo(
+        inner_residual=inner_residual,
+        inner_iterations=inner_iterations,
+        linear_residual=jnp.full_like(inner_residual, jnp.nan),
+        iterations=jnp.zeros((), jnp.int32),
+        outcome=Outcome.where(finite, outcome, Outcome.not_finite),
+        error=error,
+    )
 
 
 class Hypergradient(eqx.Module):

@@ -1,5 +1,6 @@
 """A stochastic problem over several keys: the mean gradient, and its spread in the error."""
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -13,6 +14,8 @@ from hypergrad.expected import require
 from hypergrad.linear import vector
 from hypergrad.outcome import worst
 from hypergrad.problem import BilevelProblem
+from hypergrad.restricted import RestrictedProblem
+from hypergrad.restricted_estimator import RestrictedEstimator, begun, differentiated, fitted
 
 # Errors above this are told even of one key: what is known to be large is a lower bound.
 _LARGE = 0.1
@@ -54,7 +57,7 @@ class OverKeysState(eqx.Module):
         return self.one.params
 
 
-class OverKeys(Estimator):
+class OverKeys(RestrictedEstimator):
     """The mean of an estimator's hypergradients over independent keys.
 
     One key shows one draw of the noise (dropout masks, augmentation, the order of batches): the
@@ -65,7 +68,8 @@ class OverKeys(Estimator):
     `info.error` is the root of the sum of squares of the mean estimated error of one key, and of
     the standard error of the mean over keys times Student's 95 % quantile for `keys - 1`
     degrees of freedom (12.7 for two keys, 3.2 for four, 2.4 for eight), relative to the mean.
-    `value` is a mean, too; `aux` and `state.params` are those of the first key.
+    `value` is a mean, too; `aux` and `state.params` are those of the first key. The
+    info of `fit` is the worst residual, and all steps.
 
     **Arguments:**
 
@@ -82,61 +86,29 @@ class OverKeys(Estimator):
         if not isinstance(self.keys, int) or self.keys < 2:
             raise ValueError(f"OverKeys: keys expected at least 2, received {self.keys!r}.")
 
-    def init(
-        self,
-        problem: BilevelProblem,
-        params: PyTree,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        *,
-        key: Array | None = None,
-    ) -> OverKeysState:
-        """The state at `params`, from which every key starts."""
-        first = self._split(key)[0]
-        one = self.estimator.init(problem, params, hparams, inner_batch, key=first)
-        return OverKeysState(one, None)
+    def _init(self, given: RestrictedProblem) -> OverKeysState:
+        first = replace(given, key=self._split(given.key)[0])
+        return OverKeysState(begun(self.estimator, first), None)
 
-    def fit(
-        self,
-        problem: BilevelProblem,
-        state: OverKeysState,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        *,
-        key: Array | None = None,
-    ) -> tuple[OverKeysState, FitInfo]:
-        """Fit every key from the state's point; the info is the worst residual, and all steps."""
-
+    def _fit(self, given: RestrictedProblem, state: OverKeysState) -> tuple[OverKeysState, FitInfo]:
         def one(key: Array) -> tuple[Any, FitInfo]:
-            return self.estimator.fit(problem, state.one, hparams, inner_batch, key=key)
+            return fitted(self.estimator, replace(given, key=key), state.one)
 
-        states, infos = _mapped(one, self._split(key))
+        states, infos = _mapped(one, self._split(given.key))
         info = FitInfo(jnp.max(infos.residual), jnp.sum(infos.iterations))
         return OverKeysState(_first(states), states), info
 
-    def hypergradient(
-        self,
-        problem: BilevelProblem,
-        state: OverKeysState,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        outer_batch: PyTree,
-        *,
-        key: Array | None = None,
-    ) -> Hypergradient:
-        """See `Estimator.hypergradient`."""
+    def _hypergradient(self, given: RestrictedProblem, state: OverKeysState) -> Hypergradient:
         dynamic, static = eqx.partition(state.one if state.all is None else state.all, eqx.is_array)
 
         def one(numbered: tuple[Array, Any]) -> Hypergradient:
             key, own = numbered
             of_key = eqx.combine(own, static)
-            return self.estimator.hypergradient(
-                problem, of_key, hparams, inner_batch, outer_batch, key=key
-            )
+            return differentiated(self.estimator, replace(given, key=key), of_key)
 
         if state.all is None:
             dynamic = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.keys, *x.shape)), dynamic)
-        out = _mapped(one, (self._split(key), dynamic))
+        out = _mapped(one, (self._split(given.key), dynamic))
         mean = jax.tree.map(lambda g: jnp.mean(g, axis=0), out.grad)
         deviation = jax.tree.map(lambda g, m: g - m, out.grad, mean)
         standard = vector.norm(deviation) / (self.keys * (self.keys - 1)) ** 0.5

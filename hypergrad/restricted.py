@@ -51,14 +51,24 @@ class RestrictedProblem(eqx.Module):
         return (self.key,) if self.problem.stochastic else ()
 
     @property
+    def inner_arguments(self) -> tuple[BilevelProblem, PyTree, PyTree, PyTree]:
+        """Problem, params, hyperparameters and inner batch: what inner solvers are given."""
+        return self.problem, self.params, self.hparams, self.inner_batch
+
+    @property
+    def arguments(self) -> tuple:
+        """All that makes up the problem at this point."""
+        return (*self.inner_arguments, self.outer_batch, self.key)
+
+    @property
     def h(self) -> PyTree:
         """The differentiable part of `hparams`."""
         return eqx.filter(self.hparams, eqx.is_inexact_array)
 
     def traced(self) -> "RestrictedProblem":
         """The same with losses traced once; see `BilevelProblem.traced`."""
-        arguments = (self.params, self.hparams, self.inner_batch, self.outer_batch, self.key)
-        return replace(self, problem=self.problem.traced(*arguments))
+        problem, *arguments = self.arguments
+        return replace(self, problem=problem.traced(*arguments))
 
     def params_at(self, w: PyTree = None) -> PyTree:
         """`params` with `w` in place of its differentiable part."""

@@ -5,13 +5,14 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
 from hypergrad.expected import require
 from hypergrad.implicit import ImplicitDifferentiation
 from hypergrad.outcome import Outcome
-from hypergrad.problem import BilevelProblem
+from hypergrad.restricted import RestrictedProblem
+from hypergrad.restricted_estimator import RestrictedEstimator, begun, differentiated, fitted
 
 
 class RoutedState(eqx.Module):
@@ -26,15 +27,15 @@ class RoutedState(eqx.Module):
         return self.implicit.params
 
 
-class Routed(Estimator):
+class Routed(RestrictedEstimator):
     """Implicit gradients where there are any, unrolled ones for the rest.
 
     A weight decay and a learning rate in one `hparams`: implicit differentiation gives the first
     exactly and cannot see the second; unrolling sees both, the first only as far as its steps
     reach.
 
-    `value`, `state.params` and `aux` are those of the implicit estimator. `info.error` is the
-    larger of the two, the other diagnostics are the implicit ones.
+    Both are fitted. `value`, `state.params`, `aux` and the info of `fit` are those of the implicit
+    estimator. `info.error` is the larger of the two, the other diagnostics are the implicit ones.
 
     **Arguments:**
 
@@ -56,49 +57,17 @@ class Routed(Estimator):
                 'unseen="raise".'
             )
 
-    def init(
-        self,
-        problem: BilevelProblem,
-        params: PyTree,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        *,
-        key: Array | None = None,
-    ) -> RoutedState:
-        """Both states, at the same point."""
-        return RoutedState(
-            self.implicit.init(problem, params, hparams, inner_batch, key=key),
-            self.unrolled.init(problem, params, hparams, inner_batch, key=key),
-        )
+    def _init(self, given: RestrictedProblem) -> RoutedState:
+        return RoutedState(begun(self.implicit, given), begun(self.unrolled, given))
 
-    def fit(
-        self,
-        problem: BilevelProblem,
-        state: RoutedState,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        *,
-        key: Array | None = None,
-    ) -> tuple[RoutedState, FitInfo]:
-        """Fit both; the info is the implicit one's."""
-        implicit, info = self.implicit.fit(problem, state.implicit, hparams, inner_batch, key=key)
-        unrolled, _ = self.unrolled.fit(problem, state.unrolled, hparams, inner_batch, key=key)
+    def _fit(self, given: RestrictedProblem, state: RoutedState) -> tuple[RoutedState, FitInfo]:
+        implicit, info = fitted(self.implicit, given, state.implicit)
+        unrolled, _ = fitted(self.unrolled, given, state.unrolled)
         return RoutedState(implicit, unrolled), info
 
-    def hypergradient(
-        self,
-        problem: BilevelProblem,
-        state: RoutedState,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        outer_batch: PyTree,
-        *,
-        key: Array | None = None,
-    ) -> Hypergradient:
-        """Both hypergradients, merged leaf by leaf."""
-        batches = (inner_batch, outer_batch)
-        one = self.implicit.hypergradient(problem, state.implicit, hparams, *batches, key=key)
-        two = self.unrolled.hypergradient(problem, state.unrolled, hparams, *batches, key=key)
+    def _hypergradient(self, given: RestrictedProblem, state: RoutedState) -> Hypergradient:
+        one = differentiated(self.implicit, given, state.implicit)
+        two = differentiated(self.unrolled, given, state.unrolled)
         grad = jax.tree.map(
             lambda a, b: b if a is None else a, one.grad, two.grad, is_leaf=lambda x: x is None
         )

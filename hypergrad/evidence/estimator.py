@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree, Scalar
 
-from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
+from hypergrad.estimator import FitInfo, Hypergradient, direct_info
 from hypergrad.evidence.bounds import Bound, Exact
 from hypergrad.evidence.linearised import Linearised
 from hypergrad.evidence.problem import EvidenceProblem
@@ -26,13 +26,14 @@ from hypergrad.outcome import Outcome
 from hypergrad.paths import require_effect, trace_paths
 from hypergrad.problem import BilevelProblem
 from hypergrad.restricted import RestrictedProblem
+from hypergrad.restricted_estimator import RestrictedEstimator, begun, fitted
 
 
-class LaplaceEvidence(Estimator):
+class LaplaceEvidence(RestrictedEstimator):
     """Hypergradients of the negative log evidence per example; no validation data.
 
     The problem is an `EvidenceProblem`, the inner batch all of the training data; the outer batch
-    is ignored and may be `None`.
+    is ignored and may be `None`. The key of `hypergradient` is for random draws.
 
     The first terms of the evidence do not change with the weights at their optimum. Its log
     determinant does, and the default leaves that out, as published: `info.outcome` is then
@@ -73,60 +74,33 @@ class LaplaceEvidence(Estimator):
         self.bound = bound
         self.indirect = indirect
 
-    def init(
-        self,
-        problem: BilevelProblem,
-        params: PyTree,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        *,
-        key: Array | None = None,
-    ) -> ImplicitState:
-        """The state at `params`."""
-        if not isinstance(problem, EvidenceProblem):
+    def _init(self, given: RestrictedProblem) -> ImplicitState:
+        if not isinstance(given.problem, EvidenceProblem):
             raise ValueError(
                 "problem: expected an EvidenceProblem, which has a likelihood, received a "
-                f"{type(problem).__name__}."
+                f"{type(given.problem).__name__}."
             )
-        if not (isinstance(inner_batch, tuple | list) and len(inner_batch) == 2):
+        if not (isinstance(given.inner_batch, tuple | list) and len(given.inner_batch) == 2):
             raise ValueError(
                 "inner_batch: expected a pair (x, y) of all the training data, received a "
-                f"{type(inner_batch).__name__}."
+                f"{type(given.inner_batch).__name__}."
             )
-        return self.response.init(problem, params, hparams, inner_batch, key=key)
+        return begun(self.response, given)
 
-    def fit(
-        self,
-        problem: BilevelProblem,
-        state: ImplicitState,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        *,
-        key: Array | None = None,
-    ) -> tuple[ImplicitState, FitInfo]:
-        """Train the weights from the state's point."""
-        return self.response.fit(problem, state, hparams, inner_batch, key=key)
+    def _fit(self, given: RestrictedProblem, state: ImplicitState) -> tuple[ImplicitState, FitInfo]:
+        return fitted(self.response, given, state)
 
-    def hypergradient(
-        self,
-        problem: BilevelProblem,
-        state: ImplicitState,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        outer_batch: PyTree,
-        *,
-        key: Array | None = None,
-    ) -> Hypergradient:
-        """See `Estimator.hypergradient`. `key`: for random draws."""
+    def _hypergradient(self, given: RestrictedProblem, state: ImplicitState) -> Hypergradient:
+        problem, params, hparams, inner_batch = given.inner_arguments
         assert isinstance(problem, EvidenceProblem)
-        whole = Linearised(problem.model, state.params, hparams, inner_batch)
-        draws = self.bound.draws(whole.examples, whole.outputs, key)
+        whole = Linearised(problem.model, params, hparams, inner_batch)
+        draws = self.bound.draws(whole.examples, whole.outputs, given.key)
 
         def loss(params: PyTree, hparams: PyTree, draws: PyTree) -> Scalar:
             network = Linearised(problem.model, params, hparams, inner_batch)
             log_dets = jax.lax.map(lambda draw: self.bound.log_det(network, draw), draws)
-            fitted = problem.inner_loss(params, hparams, inner_batch)[0]
-            return (fitted + 0.5 * jnp.mean(log_dets)) / network.examples
+            inner = problem.inner_loss(params, hparams, inner_batch)[0]
+            return (inner + 0.5 * jnp.mean(log_dets)) / network.examples
 
         judged = BilevelProblem(problem.inner, loss)
         if self.indirect:
@@ -134,23 +108,21 @@ class LaplaceEvidence(Estimator):
             _, each = self._terms(judged, whole, draws)
             error = jnp.fmax(found.info.error, self._spread(each, found.grad))
             return eqx.tree_at(lambda f: f.info.error, found, error)
-        paths = trace_paths(judged, state.params, hparams, inner_batch, draws)
+        paths = trace_paths(judged, params, hparams, inner_batch, draws)
         require_effect(paths, type(self).__name__)
-        given = RestrictedProblem(problem, state.params, hparams, inner_batch)
-        fitted, first = jax.value_and_grad(lambda h: given.inner_loss(None, h) / whole.examples)(
+        inner, first = jax.value_and_grad(lambda h: given.inner_loss(None, h) / whole.examples)(
             given.h
         )
         terms, each = self._terms(judged, whole, draws)
-        value = fitted + jnp.mean(terms)
+        value = inner + jnp.mean(terms)
         grad = jax.tree.map(lambda a, b: (a + jnp.mean(b, axis=0)).astype(a.dtype), first, each)
         residual = vector.norm(given.residual()) / state.scale
-        finite = jnp.isfinite(value) & vector.all_finite(grad)
-        info = HypergradientInfo(
+        info = direct_info(
+            value,
+            grad,
             inner_residual=residual,
             inner_iterations=state.inner_iterations,
-            linear_residual=jnp.full_like(residual, jnp.nan),
-            iterations=jnp.zeros((), jnp.int32),
-            outcome=Outcome.where(finite, Outcome.approximate, Outcome.not_finite),
+            outcome=Outcome.approximate,
             error=self._spread(each, grad).astype(residual.dtype),
         )
         return Hypergradient(value, grad, state, info)

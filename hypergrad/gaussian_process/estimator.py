@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree, Scalar
 
-from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
+from hypergrad.estimator import FitInfo, Hypergradient, direct_info
 from hypergrad.expected import require, require_count, require_number
 from hypergrad.gaussian_process.problem import GPProblem, any_held
 from hypergrad.gaussian_process.sites import Sites
@@ -20,6 +20,7 @@ from hypergrad.outcome import Outcome
 from hypergrad.paths import require_effect, trace_paths
 from hypergrad.problem import BilevelProblem
 from hypergrad.restricted import RestrictedProblem
+from hypergrad.restricted_estimator import RestrictedEstimator
 
 
 class SiteState(eqx.Module):
@@ -29,15 +30,17 @@ class SiteState(eqx.Module):
     iterations: Int[Array, ""]
 
 
-class SiteEstimator(Estimator):
+class SiteEstimator(RestrictedEstimator):
     """Hypergradients of a negative log evidence of a Gaussian process, at sites.
 
-    `fit` takes `steps` steps `sites <- (1 − step) sites + step update(sites)`. The hypergradient
-    holds the sites fixed; where the evidence is stationary in them that is all of it, elsewhere
-    `info.outcome` says "approximate": also where a site of a likelihood that is not log-concave is
-    held at a positive precision. `through_sites=True` adds how the fixed point moves with the
-    hyperparameters, by one linear solve, and `aux` is then the size of that part relative to the
-    whole.
+    `init` begins at the sites `params` (`GPProblem.sites`). `fit` takes `steps` steps
+    `sites <- (1 − step) sites + step update(sites)`; those that are not finite are not taken.
+
+    The hypergradient holds the sites fixed; where the evidence is stationary in them that is all of
+    it, elsewhere `info.outcome` says "approximate": also where a site of a likelihood that is not
+    log-concave is held at a positive precision. `through_sites=True` adds how the fixed point moves
+    with the hyperparameters, by one linear solve, and `aux` is then the size of that part relative
+    to the whole.
 
     `info.inner_residual` is the length of the next whole step relative to the sites it leads to.
     `info.error` is known with `through_sites`, and NaN without. A kernel matrix that is not
@@ -82,35 +85,19 @@ class SiteEstimator(Estimator):
     ) -> Scalar:
         """The estimate of `log p(y)` at the sites."""
 
-    def init(
-        self,
-        problem: BilevelProblem,
-        params: PyTree,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        *,
-        key: Array | None = None,
-    ) -> SiteState:
-        """The state at the sites `params`; see `GPProblem.sites`."""
-        if not isinstance(problem, GPProblem):
-            raise ValueError(f"problem: expected a GPProblem, received a {type(problem).__name__}.")
-        if not isinstance(params, Sites):
+    def _init(self, given: RestrictedProblem) -> SiteState:
+        if not isinstance(given.problem, GPProblem):
+            kind = type(given.problem).__name__
+            raise ValueError(f"problem: expected a GPProblem, received a {kind}.")
+        if not isinstance(given.params, Sites):
             raise ValueError(
                 "params: expected Sites, as of problem.sites(batch), received a "
-                f"{type(params).__name__}."
+                f"{type(given.params).__name__}."
             )
-        return SiteState(params, jnp.zeros((), jnp.int32))
+        return SiteState(given.params, jnp.zeros((), jnp.int32))
 
-    def fit(
-        self,
-        problem: BilevelProblem,
-        state: SiteState,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        *,
-        key: Array | None = None,
-    ) -> tuple[SiteState, FitInfo]:
-        """Move the sites; steps that are not finite are not taken."""
+    def _fit(self, given: RestrictedProblem, state: SiteState) -> tuple[SiteState, FitInfo]:
+        problem, sites, hparams, inner_batch = given.inner_arguments
         assert isinstance(problem, GPProblem)
 
         def body(_: Array, sites: Sites) -> Sites:
@@ -118,24 +105,14 @@ class SiteEstimator(Estimator):
             moved = vector.axpy(self.step, vector.sub(target, sites), sites)
             return vector.where(vector.all_finite(moved), moved, sites)
 
-        sites = jax.lax.fori_loop(0, self.steps, body, state.params)
+        sites = jax.lax.fori_loop(0, self.steps, body, sites)
         taken = jnp.asarray(self.steps, jnp.int32)
         residual = self._residual(problem, sites, hparams, inner_batch)
         return SiteState(sites, taken), FitInfo(residual, taken)
 
-    def hypergradient(
-        self,
-        problem: BilevelProblem,
-        state: SiteState,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        outer_batch: PyTree,
-        *,
-        key: Array | None = None,
-    ) -> Hypergradient:
-        """See `Estimator.hypergradient`."""
-        assert isinstance(problem, GPProblem)
-        gp, sites = problem, state.params
+    def _hypergradient(self, given: RestrictedProblem, state: SiteState) -> Hypergradient:
+        gp, sites, hparams, inner_batch = given.inner_arguments
+        assert isinstance(gp, GPProblem)
 
         def away(sites: Sites, hparams: PyTree, batch: PyTree) -> Sites:
             return vector.sub(sites, self.update(gp, sites, hparams, batch))
@@ -166,20 +143,17 @@ class SiteEstimator(Estimator):
                 (residual, state.iterations),
             )
         else:
-            paths = trace_paths(bilevel, sites, hparams, inner_batch, inner_batch)
-            require_effect(paths, type(self).__name__)
-            unknown = jnp.full_like(residual, jnp.nan)
+            require_effect(trace_paths(*given.arguments), type(self).__name__)
             good = Outcome.approximate
             if self.stationary:
                 good = Outcome.where(any_held(gp.likelihood, sites), good, Outcome.solved)
-            finite = jnp.isfinite(value) & vector.all_finite(grad)
-            info = HypergradientInfo(
+            info = direct_info(
+                value,
+                grad,
                 inner_residual=residual,
                 inner_iterations=state.iterations,
-                linear_residual=unknown,
-                iterations=jnp.zeros((), jnp.int32),
-                outcome=Outcome.where(finite, good, Outcome.not_finite),
-                error=unknown,
+                outcome=good,
+                error=jnp.full_like(residual, jnp.nan),
             )
         return Hypergradient(value, grad, state, info, aux)
 

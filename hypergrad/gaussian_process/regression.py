@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree, Scalar
 
-from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
+from hypergrad.estimator import FitInfo, Hypergradient, HypergradientInfo
 from hypergrad.gaussian_process.likelihoods import Gaussian
 from hypergrad.gaussian_process.problem import GPProblem
 from hypergrad.gaussian_process.sites import Sites
@@ -20,6 +20,7 @@ from hypergrad.outcome import Outcome
 from hypergrad.paths import require_effect, trace_paths
 from hypergrad.problem import BilevelProblem
 from hypergrad.restricted import RestrictedProblem
+from hypergrad.restricted_estimator import RestrictedEstimator
 
 
 class RegressionState(eqx.Module):
@@ -33,7 +34,7 @@ def _noise(problem: GPProblem, hparams: PyTree) -> Scalar:
     return jnp.exp(problem.likelihood.log_variance(hparams))
 
 
-class _Regression(Estimator):
+class _Regression(RestrictedEstimator):
     """What both share: the exact posterior, as sites; a loss of the data and the hyperparameters.
 
     `info` has nothing to tell: residuals and the error are zero; `outcome` is "not_finite" for a
@@ -46,52 +47,27 @@ class _Regression(Estimator):
     def log_score(self, covariance: Array, y: Array) -> Scalar:
         """What is maximised, of the covariance of the observations."""
 
-    def init(
-        self,
-        problem: BilevelProblem,
-        params: PyTree,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        *,
-        key: Array | None = None,
-    ) -> RegressionState:
-        """The state; nothing is computed."""
+    def _init(self, given: RestrictedProblem) -> RegressionState:
+        problem = given.problem
         if not (isinstance(problem, GPProblem) and isinstance(problem.likelihood, Gaussian)):
             raise ValueError(
                 f"{type(self).__name__}: problem: expected a GPProblem with the likelihood "
                 f"Gaussian, received a {type(getattr(problem, 'likelihood', problem)).__name__}."
             )
-        return RegressionState(params)
+        return RegressionState(given.params)
 
-    def fit(
-        self,
-        problem: BilevelProblem,
-        state: RegressionState,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        *,
-        key: Array | None = None,
+    def _fit(
+        self, given: RestrictedProblem, state: RegressionState
     ) -> tuple[RegressionState, FitInfo]:
-        """The exact sites."""
-        assert isinstance(problem, GPProblem)
-        _, y = inner_batch
-        precision = jnp.ones_like(y) / _noise(problem, hparams)
+        assert isinstance(given.problem, GPProblem)
+        _, y = given.inner_batch
+        precision = jnp.ones_like(y) / _noise(given.problem, given.hparams)
         sites = Sites(precision * y, precision)
         return RegressionState(sites), FitInfo(jnp.zeros(()), jnp.ones((), jnp.int32))
 
-    def hypergradient(
-        self,
-        problem: BilevelProblem,
-        state: RegressionState,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        outer_batch: PyTree,
-        *,
-        key: Array | None = None,
-    ) -> Hypergradient:
-        """See `Estimator.hypergradient`."""
+    def _hypergradient(self, given: RestrictedProblem, state: RegressionState) -> Hypergradient:
+        problem, _, hparams, (x, y) = given.inner_arguments
         assert isinstance(problem, GPProblem)
-        x, y = inner_batch
 
         def loss(hparams: PyTree) -> Scalar:
             noise = _noise(problem, hparams) * jnp.eye(y.shape[0], dtype=y.dtype)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
-from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
+from hypergrad.estimator import FitInfo, Hypergradient, direct_info
 from hypergrad.expected import require_count, require_optimizer
 from hypergrad.hypernetwork.distribution import (
     REACH,
@@ -33,11 +33,11 @@ from hypergrad.hypernetwork.distribution import (
 from hypergrad.hypernetwork.network import ResponseNetwork, untrained, widths
 from hypergrad.linear import vector
 from hypergrad.outcome import Outcome
-from hypergrad.problem import BilevelProblem
 from hypergrad.residual import residual_scale
 from hypergrad.response.inputs import effective, ravel
 from hypergrad.response.perturbation import Perturbation
 from hypergrad.restricted import RestrictedProblem
+from hypergrad.restricted_estimator import RestrictedEstimator
 
 # Consecutive failures after which training is given up.
 _PATIENCE = 10
@@ -69,7 +69,7 @@ class HypernetworkState(eqx.Module):
     scale: Scalar
 
 
-class Hypernetwork(Estimator):
+class Hypernetwork(RestrictedEstimator):
     """A hypernetwork as the best response: trained over a distribution of hyperparameters.
 
     **Arguments:**
@@ -103,6 +103,15 @@ class Hypernetwork(Estimator):
     finite; otherwise it is NaN: a hypernetwork does not know its own error. It is biased wherever
     the network cannot represent the response: train again from scratch at the final hyperparameters
     for a number to report.
+
+    The key of `init` seeds the network and all later training (default `jax.random.key(0)`); one
+    given to `fit` or `hypergradient` takes the place of the state's own. `fit` trains for `steps`
+    steps on its batch, and skips those whose loss or gradient is not finite: `FitInfo.iterations`
+    are the others, `FitInfo.residual` is the stationarity of the response.
+
+    **Raises:** `ValueError`, by `init`, when no leaf of `hparams` or `params` can be
+    differentiated, when the distribution does not fit `hparams`, and when the network would exceed
+    `max_size`.
 
     Published as Lorraine & Duvenaud (2018), Algorithm 2 (global) and 3 (local). Their local form
     without a perturbation is not offered: its response is identified only by the way in which the
@@ -154,24 +163,9 @@ class Hypernetwork(Estimator):
         return total + (inputs + 1) * outputs
 
     @eqx.filter_jit
-    def init(
-        self,
-        problem: BilevelProblem,
-        params: PyTree,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        *,
-        key: Array | None = None,
-    ) -> HypernetworkState:
-        """The untrained network, whose output is `params` everywhere.
-
-        **Arguments:** as `Estimator.init`; `key` seeds the network and all later training (default
-        `jax.random.key(0)`).
-
-        Raises `ValueError` when no leaf of `hparams` or `params` can be differentiated, when the
-        distribution does not fit `hparams`, and when the network would exceed `max_size`.
-        """
-        key = jax.random.key(0) if key is None else key
+    def _init(self, given: RestrictedProblem) -> HypernetworkState:
+        params, hparams = given.params, given.hparams
+        key = jax.random.key(0) if given.key is None else given.key
         if _size(hparams) == 0 or _size(params) == 0:
             name = "hparams" if _size(hparams) == 0 else "params"
             raise ValueError(
@@ -186,7 +180,7 @@ class Hypernetwork(Estimator):
                 "Set `bottleneck` (10 is a good start) or raise `max_size`."
             )
         network_key, problem_key, key = jax.random.split(key, 3)
-        here = RestrictedProblem(problem, params, hparams, inner_batch, key=problem_key)
+        here = replace(given, key=problem_key)
         _, scale = residual_scale(here.residual, here.w)
         network = untrained(
             network_key,
@@ -201,7 +195,7 @@ class Hypernetwork(Estimator):
             network=network,
             optimizer=self.optimizer.init(eqx.filter(network, eqx.is_inexact_array)),
             sampling=sampling(self.distribution, hparams),
-            effective=effective(problem, params, hparams, inner_batch, problem_key),
+            effective=effective(here),
             key=key,
             steps=jnp.zeros((), jnp.int32),
             last_steps=jnp.zeros((), jnp.int32),
@@ -231,23 +225,11 @@ class Hypernetwork(Estimator):
         return inside
 
     @eqx.filter_jit
-    def fit(
-        self,
-        problem: BilevelProblem,
-        state: HypernetworkState,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        *,
-        key: Array | None = None,
+    def _fit(
+        self, given: RestrictedProblem, state: HypernetworkState
     ) -> tuple[HypernetworkState, FitInfo]:
-        """Train the network for `steps` steps on `inner_batch`.
-
-        A step whose loss or gradient is not finite is skipped. `key` replaces the state's own.
-        `FitInfo.residual` is the stationarity of the response at `hparams`, `iterations` the steps
-        that were not skipped.
-        """
-        flat, unravel = ravel(hparams)
-        key, next_key = jax.random.split(state.key if key is None else key)
+        flat, unravel = ravel(given.hparams)
+        key, next_key = jax.random.split(state.key if given.key is None else given.key)
         if self.local:
             state = _recentred(state, flat)
         spec = eqx.is_inexact_array
@@ -259,7 +241,8 @@ class Hypernetwork(Estimator):
 
             def one(point: Array, key: Array) -> Scalar:
                 weights = self._respond(current, point)
-                return problem.inner_loss(weights, unravel(point), inner_batch, key)[0]
+                at = replace(given, params=weights, hparams=unravel(point), key=key)
+                return at.inner_loss()
 
             return jnp.mean(jax.vmap(one)(draws, jax.random.split(problem_key, self.samples)))
 
@@ -288,29 +271,16 @@ class Hypernetwork(Estimator):
             (network, optimizer, failures, next_key, taken, state.steps + taken),
         )
         state = eqx.tree_at(lambda s: s.params, state, self._respond(state, flat))
-        residual = _residual(problem, state, hparams, inner_batch, key)
+        residual = _residual(replace(given, key=key), state)
         return state, FitInfo(residual=residual, iterations=state.last_steps)
 
     @eqx.filter_jit
-    def hypergradient(
-        self,
-        problem: BilevelProblem,
-        state: HypernetworkState,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        outer_batch: PyTree,
-        *,
-        key: Array | None = None,
-    ) -> Hypergradient:
-        """The outer loss at the network's response, and its derivative through the network."""
-        flat, unravel = ravel(hparams)
+    def _hypergradient(self, given: RestrictedProblem, state: HypernetworkState) -> Hypergradient:
+        flat, unravel = ravel(given.hparams)
         outer_key, inner_key, scale_key, next_key = jax.random.split(
-            state.key if key is None else key, 4
+            state.key if given.key is None else given.key, 4
         )
-
-        here = RestrictedProblem(
-            problem, state.params, hparams, outer_batch=outer_batch, key=outer_key
-        )
+        here = replace(given, key=outer_key)
 
         # Differentiated leaf by leaf, so that each gradient has the dtype of its hyperparameter.
         def outer(h: PyTree) -> tuple[Scalar, PyTree]:
@@ -332,22 +302,20 @@ class Hypernetwork(Estimator):
             by_sigma = jax.grad(spread)(distribution.value(perturbation))
             perturbation = distribution.step(perturbation, by_sigma)
         broken = state.failures >= _PATIENCE
-        unreliable = broken | (state.steps == 0) | ~self.inside(state, hparams)
+        unreliable = broken | (state.steps == 0) | ~self.inside(state, given.hparams)
         state = eqx.tree_at(
             lambda s: (s.params, s.sampling.scale, s.key),
             state,
             (self._respond(state, flat), perturbation, next_key),
             is_leaf=lambda x: x is None,
         )
-        finite = jnp.isfinite(value) & vector.all_finite(grad)
-        unknown = jnp.full((), jnp.nan, value.dtype)
-        info = HypergradientInfo(
-            inner_residual=_residual(problem, state, hparams, inner_batch, inner_key),
+        info = direct_info(
+            value,
+            grad,
+            inner_residual=_residual(replace(given, key=inner_key), state),
             inner_iterations=state.last_steps,
-            linear_residual=unknown,
-            iterations=jnp.asarray(0),
-            outcome=Outcome.where(broken | ~finite, Outcome.not_finite, Outcome.solved),
-            error=jnp.where(unreliable | ~finite, jnp.inf, unknown),
+            outcome=Outcome.where(broken, Outcome.not_finite, Outcome.solved),
+            error=jnp.where(unreliable, jnp.inf, jnp.full((), jnp.nan, value.dtype)),
         )
         return Hypergradient(value=value, grad=grad, state=state, info=info, aux=aux)
 
@@ -367,10 +335,8 @@ def _recentred(state: HypernetworkState, flat: Array) -> HypernetworkState:
     return eqx.tree_at(lambda s: (s.network, s.sampling.centre), state, (moved, flat))
 
 
-def _residual(
-    problem: BilevelProblem, state: HypernetworkState, hparams: PyTree, batch: PyTree, key: Array
-) -> Scalar:
-    return vector.norm(problem.residual(state.params, hparams, batch, key)) / state.scale
+def _residual(given: RestrictedProblem, state: HypernetworkState) -> Scalar:
+    return vector.norm(replace(given, params=state.params).residual()) / state.scale
 
 
 def _size(tree: PyTree) -> int:

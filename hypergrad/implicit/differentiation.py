@@ -9,6 +9,7 @@ optimality map `r(w, λ) = 0` in place of the gradient, `H` becomes its Jacobian
 adjoint system, and `C` its derivative in `λ` (Blondel et al. 2022).
 """
 
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import equinox as eqx
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree, Scalar
 
-from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
+from hypergrad.estimator import FitInfo, Hypergradient, HypergradientInfo
 from hypergrad.expected import require, require_choice, require_flag
 from hypergrad.implicit.curvature import Curvature, Hessian
 from hypergrad.implicit.estimate import ErrorEstimate, Result
@@ -28,9 +29,10 @@ from hypergrad.linear.cg import CG
 from hypergrad.linear.jacobian import solver_for
 from hypergrad.outcome import Outcome
 from hypergrad.paths import require_effect, trace_paths
-from hypergrad.problem import BilevelProblem, same_form
+from hypergrad.problem import same_form
 from hypergrad.residual import oriented, residual_scale
 from hypergrad.restricted import RestrictedProblem
+from hypergrad.restricted_estimator import RestrictedEstimator
 
 
 class ImplicitState(eqx.Module):
@@ -55,7 +57,7 @@ class ImplicitState(eqx.Module):
     inner_iterations: Int[Array, ""]
 
 
-class ImplicitDifferentiation(Estimator):
+class ImplicitDifferentiation(RestrictedEstimator):
     """Hypergradients by the implicit function theorem.
 
     One linearisation of the inner gradient serves all products of a solve; the mixed product
@@ -63,14 +65,17 @@ class ImplicitDifferentiation(Estimator):
     huge outer gradients neither underflow nor overflow, and vectors of the solve are kept in at
     least float32 whatever the parameters' dtype.
 
+    `init` costs one inner gradient and one product, for the scale of the inner residual. A
+    stochastic problem gets the key of `hypergradient` in both losses.
+
     A hyperparameter that reaches neither loss (found by tracing) is refused by name, unless
     `unseen="none"`.
 
     **Arguments:**
 
-    - `solver`: what `fit` runs: an `InnerSolver`, an optax optimizer, a jaxopt solver, or a
-      function `fn(params, hparams, batch) -> params`. `None` takes the params that it is given as
-      already solved.
+    - `solver`: what `fit` runs from the state's point: an `InnerSolver`, an optax optimizer, a
+      jaxopt solver, or a function `fn(params, hparams, batch) -> params`. `None` takes the params
+      that it is given as already solved, and `fit` only measures.
     - `linear_solver`: for the adjoint system. With a general optimality map, whose system is not
       symmetric, a `CG` stands for `GMRES` with the same tolerance and number of steps.
     - `damping`: solves with `H + damping I` instead. It makes an indefinite or singular Hessian
@@ -126,75 +131,41 @@ class ImplicitDifferentiation(Estimator):
         else:
             self.error_estimate = ErrorEstimate() if error_estimate else None
 
-    def init(
-        self,
-        problem: BilevelProblem,
-        params: PyTree,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        *,
-        key: Array | None = None,
-    ) -> ImplicitState:
-        """The state at `params`; costs one inner gradient and one product, for the scale."""
-        given = RestrictedProblem(problem, params, hparams, inner_batch, key=key)
+    def _init(self, given: RestrictedProblem) -> ImplicitState:
         dynamic = given.w
         if not jax.tree.leaves(dynamic):
             raise ValueError("params: expected at least one floating-point array, received none.")
         _, scale = residual_scale(given.residual, dynamic)
         adjoint = vector.zeros_like(vector.widen(dynamic))
         return ImplicitState(
-            params=params,
+            params=given.params,
             adjoint=adjoint,
             cotangent_size=jnp.zeros_like(scale),
             linear_state=self.linear_solver.init_state(adjoint) if self.warm_start else None,
             scale=scale,
-            solver_state=None if self.solver is None else self.solver.init(problem, params),
+            solver_state=None
+            if self.solver is None
+            else self.solver.init(given.problem, given.params),
             inner_iterations=jnp.zeros((), jnp.int32),
         )
 
-    def fit(
-        self,
-        problem: BilevelProblem,
-        state: ImplicitState,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        *,
-        key: Array | None = None,
-    ) -> tuple[ImplicitState, FitInfo]:
-        """Run the inner solver from the state's point. Without a solver, only measure."""
+    def _fit(self, given: RestrictedProblem, state: ImplicitState) -> tuple[ImplicitState, FitInfo]:
         if self.solver is None:
-            residual = problem.residual(state.params, hparams, inner_batch, key)
-            info = FitInfo(vector.norm(residual) / state.scale, jnp.zeros((), jnp.int32))
-            return state, info
-        solution = self.solver.run(
-            problem, state.params, hparams, inner_batch, state=state.solver_state, key=key
-        )
-        state = ImplicitState(
+            residual = vector.norm(given.residual()) / state.scale
+            return state, FitInfo(residual, jnp.zeros((), jnp.int32))
+        solution = self.solver.run(*given.inner_arguments, state=state.solver_state, key=given.key)
+        state = replace(
+            state,
             params=solution.params,
-            adjoint=state.adjoint,
-            cotangent_size=state.cotangent_size,
-            linear_state=state.linear_state,
-            scale=state.scale,
             solver_state=solution.state,
             inner_iterations=solution.iterations,
         )
         return state, FitInfo(solution.residual / state.scale, solution.iterations)
 
-    def hypergradient(
-        self,
-        problem: BilevelProblem,
-        state: ImplicitState,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        outer_batch: PyTree,
-        *,
-        key: Array | None = None,
-    ) -> Hypergradient:
-        """See `Estimator.hypergradient`. A stochastic problem gets `key` in both losses."""
-        problem = oriented(problem, state.params, hparams, inner_batch, key)
-        given = RestrictedProblem(problem, state.params, hparams, inner_batch, outer_batch, key)
+    def _hypergradient(self, given: RestrictedProblem, state: ImplicitState) -> Hypergradient:
+        given = replace(given, problem=oriented(*given.inner_arguments, given.key))
         traced = given.traced()
-        paths = trace_paths(traced.problem, state.params, hparams, inner_batch, outer_batch, key)
+        paths = trace_paths(*traced.arguments)
         require_effect(paths, type(self).__name__, unseen=self.unseen == "none")
         dynamic = given.w
         if not same_form(state.adjoint, dynamic):
@@ -250,13 +221,8 @@ class ImplicitDifferentiation(Estimator):
             error=error,
             error_calls=error_calls,
         )
-        new_state = ImplicitState(
-            params=state.params,
-            adjoint=solution.value if self.warm_start else state.adjoint,
-            cotangent_size=size if self.warm_start else state.cotangent_size,
-            linear_state=solution.state if self.warm_start else None,
-            scale=state.scale,
-            solver_state=state.solver_state,
-            inner_iterations=state.inner_iterations,
-        )
-        return Hypergradient(value, jax.tree.unflatten(structure, visible), new_state, info, aux)
+        if self.warm_start:
+            state = replace(
+                state, adjoint=solution.value, cotangent_size=size, linear_state=solution.state
+            )
+        return Hypergradient(value, jax.tree.unflatten(structure, visible), state, info, aux)

@@ -1,5 +1,6 @@
 """Hypergradients that are trusted as far as the training is metasmooth."""
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -14,7 +15,8 @@ from hypergrad.implicit.trains import check_trains
 from hypergrad.metasmooth.moves import noise_of, smoothness_of
 from hypergrad.metasmooth.steps import check_step, flat, step_sizes
 from hypergrad.outcome import Outcome
-from hypergrad.problem import BilevelProblem
+from hypergrad.restricted import RestrictedProblem
+from hypergrad.restricted_estimator import RestrictedEstimator, begun, differentiated, fitted
 
 
 class MetasmoothState(eqx.Module):
@@ -34,7 +36,7 @@ class MetasmoothState(eqx.Module):
         return self.now.params
 
 
-class Metasmooth(Estimator):
+class Metasmooth(RestrictedEstimator):
     """Any estimator, with the metasmoothness of the training in `info.error`.
 
     The last `fit` and the run are made again at `λ`, `λ + d` and `λ + 2d`, for random `d` of the
@@ -73,61 +75,32 @@ class Metasmooth(Estimator):
         require_seed("Metasmooth", self.seed)
         check_step(self.step)
 
-    def init(
-        self,
-        problem: BilevelProblem,
-        params: PyTree,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        *,
-        key: Array | None = None,
-    ) -> MetasmoothState:
-        """The estimator's state at `params`."""
-        state = self.estimator.init(problem, params, hparams, inner_batch, key=key)
+    def _init(self, given: RestrictedProblem) -> MetasmoothState:
+        state = begun(self.estimator, given)
         unknown = jnp.full((), jnp.nan, flat(state.params).dtype)
         return MetasmoothState(state, state, unknown, jnp.zeros((), jnp.int32))
 
-    def fit(
-        self,
-        problem: BilevelProblem,
-        state: MetasmoothState,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        *,
-        key: Array | None = None,
+    def _fit(
+        self, given: RestrictedProblem, state: MetasmoothState
     ) -> tuple[MetasmoothState, FitInfo]:
-        """The estimator's own `fit`; where it began is kept."""
-        now, info = self.estimator.fit(problem, state.now, hparams, inner_batch, key=key)
+        now, info = fitted(self.estimator, given, state.now)
         return MetasmoothState(now, state.now, state.metasmoothness, state.calls), info
 
-    def hypergradient(
-        self,
-        problem: BilevelProblem,
-        state: MetasmoothState,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        outer_batch: PyTree,
-        *,
-        key: Array | None = None,
-    ) -> Hypergradient:
-        """The estimator's hypergradient, its error the larger for a training that is not smooth."""
-        batches = (inner_batch, outer_batch)
-        out = self.estimator.hypergradient(problem, state.now, hparams, *batches, key=key)
-        h, h_static = eqx.partition(hparams, eqx.is_inexact_array)
-        start, unravel = ravel_pytree(h)
+    def _hypergradient(self, given: RestrictedProblem, state: MetasmoothState) -> Hypergradient:
+        out = differentiated(self.estimator, given, state.now)
+        start, unravel = ravel_pytree(given.h)
         signs = jax.random.rademacher(
             jax.random.fold_in(jax.random.key(self.seed), state.calls),
             (self.directions, start.size),
             start.dtype,
         )
-        moves = signs * step_sizes(self.step, h)
+        moves = signs * step_sizes(self.step, given.h)
 
         def end(move: Array) -> Array:
-            there = eqx.combine(unravel(start + move), h_static)
-            fitted, _ = self.estimator.fit(problem, state.before, there, inner_batch, key=key)
+            there = replace(given, hparams=given.hparams_at(unravel(start + move)))
+            trained, _ = fitted(self.estimator, there, state.before)
             # The derivative is not asked for, and the compiler leaves it out.
-            run = self.estimator.hypergradient(problem, fitted, there, *batches, key=key)
-            return flat(run.state.params)
+            return flat(differentiated(self.estimator, there, trained).state.params)
 
         # The state may have been fitted to another batch, with another key: where the moves begin
         # is a training like those at their ends.

@@ -1,5 +1,7 @@
 """One hypergradient of many trainings: the mean over a set of instances."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -12,6 +14,8 @@ from hypergrad.expected import require_positive
 from hypergrad.linear import vector
 from hypergrad.outcome import Outcome, worst
 from hypergrad.problem import BilevelProblem
+from hypergrad.restricted import RestrictedProblem
+from hypergrad.restricted_estimator import RestrictedEstimator, begun, differentiated, fitted
 
 
 class InstancesProblem(BilevelProblem):
@@ -68,7 +72,7 @@ class InstancesState(eqx.Module):
         return self.all.params
 
 
-class OverInstances(Estimator):
+class OverInstances(RestrictedEstimator):
     """The mean of an estimator's hypergradients over instances, each trained by itself.
 
     For an `InstancesProblem`: `params`, `inner_batch` and `outer_batch` have a leading axis over
@@ -80,7 +84,8 @@ class OverInstances(Estimator):
     is useless, and `clip` keeps one from deciding for all: the direction is then that of no loss,
     and `info.error` is not known.
 
-    `value` is the mean, `aux` and `state` are those of all instances, `info` the worst of each.
+    `value` is the mean, `aux` and `state` are those of all instances, `info` the worst of each;
+    that of `fit` is the worst residual, and all steps.
 
     **Arguments:**
 
@@ -95,62 +100,20 @@ class OverInstances(Estimator):
     def __check_init__(self) -> None:
         require_positive("OverInstances", "clip", self.clip)
 
-    def init(
-        self,
-        problem: BilevelProblem,
-        params: PyTree,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        *,
-        key: Array | None = None,
-    ) -> InstancesState:
-        """The states at `params`."""
-        one, count = _one(problem), instances(params=params, inner_batch=inner_batch)
-
-        def begin(params: PyTree, batch: PyTree, key: Array | None) -> Any:
-            return self.estimator.init(one, params, hparams, batch, key=key)
-
-        states = _mapped(begin, params, inner_batch, _keys(key, count))
+    def _init(self, given: RestrictedProblem) -> InstancesState:
+        states = _mapped(given, lambda one, _: begun(self.estimator, one), None)
         nothing = jnp.zeros((), jnp.int32)
         return InstancesState(states, nothing, nothing)
 
-    def fit(
-        self,
-        problem: BilevelProblem,
-        state: InstancesState,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        *,
-        key: Array | None = None,
+    def _fit(
+        self, given: RestrictedProblem, state: InstancesState
     ) -> tuple[InstancesState, FitInfo]:
-        """Fit every instance; the info is the worst residual, and all steps."""
-        one, count = _one(problem), instances(params=state.params, inner_batch=inner_batch)
-
-        def fitted(state: Any, batch: PyTree, key: Array | None) -> tuple[Any, FitInfo]:
-            return self.estimator.fit(one, state, hparams, batch, key=key)
-
-        states, infos = _mapped(fitted, state.all, inner_batch, _keys(key, count))
+        states, infos = _mapped(given, lambda one, own: fitted(self.estimator, one, own), state.all)
         info = FitInfo(jnp.max(infos.residual), jnp.sum(infos.iterations))
         return InstancesState(states, state.lost, state.clipped), info
 
-    def hypergradient(
-        self,
-        problem: BilevelProblem,
-        state: InstancesState,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        outer_batch: PyTree,
-        *,
-        key: Array | None = None,
-    ) -> Hypergradient:
-        """See `Estimator.hypergradient`."""
-        one = _one(problem)
-        count = instances(params=state.params, inner_batch=inner_batch, outer_batch=outer_batch)
-
-        def of(state: Any, inner: PyTree, outer: PyTree, key: Array | None) -> Hypergradient:
-            return self.estimator.hypergradient(one, state, hparams, inner, outer, key=key)
-
-        out = _mapped(of, state.all, inner_batch, outer_batch, _keys(key, count))
+    def _hypergradient(self, given: RestrictedProblem, state: InstancesState) -> Hypergradient:
+        out = _mapped(given, lambda one, own: differentiated(self.estimator, one, own), state.all)
         infos: HypergradientInfo = out.info
         sizes = jax.vmap(vector.norm)(out.grad)
         intact = jnp.isfinite(out.value) & jnp.isfinite(sizes) & ~infos.breakdown
@@ -214,12 +177,17 @@ def _one(problem: BilevelProblem) -> BilevelProblem:
     return problem.one
 
 
-def _keys(key: Array | None, count: int) -> Array | None:
-    return None if key is None else jax.random.split(key, count)
+def _mapped(given: RestrictedProblem, verb: Callable, states: PyTree) -> Any:
+    """`verb` of each instance's problem and state, all at once; a key of its own for each."""
+    problem, params, _, inner, outer, key = given.arguments
+    one = replace(given, problem=_one(problem))
+    count = instances(params=params, inner_batch=inner, outer_batch=outer)
+    keys = None if key is None else jax.random.split(key, count)
 
+    def of(own: Any, params: PyTree, inner: PyTree, outer: PyTree, key: Array | None) -> Any:
+        return verb(replace(one, params=params, inner_batch=inner, outer_batch=outer, key=key), own)
 
-def _mapped(function: Any, *trees: PyTree) -> Any:
-    return eqx.filter_vmap(function)(*trees)
+    return eqx.filter_vmap(of)(states, params, inner, outer, keys)
 
 
 def _zeroed(intact: Array, leaf: Array) -> Array:

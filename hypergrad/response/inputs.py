@@ -9,7 +9,6 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from hypergrad.paths import inputs_of
-from hypergrad.problem import BilevelProblem
 from hypergrad.restricted import RestrictedProblem
 
 
@@ -20,16 +19,13 @@ def ravel(hparams: PyTree) -> tuple[Float[Array, " h"], Callable[[Array], PyTree
     return flat, lambda point: eqx.combine(unravel(point), constant)
 
 
-def effective(
-    problem: BilevelProblem, params: PyTree, hparams: PyTree, inner_batch: PyTree, key: Array | None
-) -> Float[Array, " h"]:
+def effective(here: RestrictedProblem) -> Float[Array, " h"]:
     """Ones for the entries of hparams that the inner loss reads, zeros for the others.
 
     What the inner loss does not read has no best response: a network with such an input would fit
     noise along it. Found leaf by leaf in the traced loss; nothing is computed.
     """
-    here = RestrictedProblem(problem, params, hparams, inner_batch, key=key)
-    loss = here.residual if problem.inner is None else here.inner_loss
+    loss = here.residual if here.problem.inner is None else here.inner_loss
     program = jax.make_jaxpr(lambda h: loss(None, h))(here.h).jaxpr
     read = inputs_of(program, *range(len(program.outvars)))
     leaves, structure = jax.tree.flatten(here.h)

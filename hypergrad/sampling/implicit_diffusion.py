@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree, Scalar
 
-from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
+from hypergrad.estimator import FitInfo, Hypergradient, direct_info
 from hypergrad.expected import require, require_count
 from hypergrad.linear import vector
 from hypergrad.outcome import Outcome
-from hypergrad.problem import BilevelProblem
 from hypergrad.restricted import RestrictedProblem
+from hypergrad.restricted_estimator import RestrictedEstimator
 from hypergrad.sampling.langevin import Langevin
 from hypergrad.sampling.problem import SamplingProblem, mean_statistic
 
@@ -34,12 +34,15 @@ class DiffusionState(eqx.Module):
     finite: Bool[Array, ""]
 
 
-class ImplicitDiffusion(Estimator):
+class ImplicitDiffusion(RestrictedEstimator):
     """Hypergradients of expectations under `exp(−inner)`, sampled by Langevin dynamics.
 
     The problem is a `SamplingProblem`. A few steps at a time are enough, because the cloud follows
     the hyperparameters: `Alternating(ImplicitDiffusion(...), optimizer)` is the single loop of the
-    paper.
+    paper. A hypergradient costs one gradient of each loss for every particle.
+
+    Without a key the noise of `fit` depends on the number of steps taken: a run is reproducible,
+    and no noise is used twice. The residual is known to `hypergradient` only.
 
     `info.inner_residual` is `|E[(x − E x)·∂V/∂x] / d − 1|`, zero for a cloud distributed as
     `exp(−V)` (the virial theorem), up to its own noise of about `√(2 / (n d))`. `info.error` is the
@@ -65,21 +68,12 @@ class ImplicitDiffusion(Estimator):
         require_count("ImplicitDiffusion", "steps", self.steps)
         require_count("ImplicitDiffusion", "blocks", self.blocks, 2)
 
-    def init(
-        self,
-        problem: BilevelProblem,
-        params: PyTree,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        *,
-        key: Array | None = None,
-    ) -> DiffusionState:
-        """The state of a cloud; nothing is moved."""
-        if not isinstance(problem, SamplingProblem):
+    def _init(self, given: RestrictedProblem) -> DiffusionState:
+        if not isinstance(given.problem, SamplingProblem):
             raise ValueError(
-                f"problem: expected a SamplingProblem, received a {type(problem).__name__}."
+                f"problem: expected a SamplingProblem, received a {type(given.problem).__name__}."
             )
-        leaves = jax.tree.leaves(params)
+        leaves = jax.tree.leaves(given.params)
         sizes = {leaf.shape[0] if jnp.ndim(leaf) else 0 for leaf in leaves}
         if len(sizes) != 1 or min(sizes) < 2 * self.blocks:
             raise ValueError(
@@ -88,30 +82,21 @@ class ImplicitDiffusion(Estimator):
             )
         if not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
             raise ValueError("params: expected real floating-point particles.")
-        return DiffusionState(params, jnp.zeros((), jnp.int32), jnp.asarray(True))
+        return DiffusionState(given.params, jnp.zeros((), jnp.int32), jnp.asarray(True))
 
-    def fit(
-        self,
-        problem: BilevelProblem,
-        state: DiffusionState,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        *,
-        key: Array | None = None,
+    def _fit(
+        self, given: RestrictedProblem, state: DiffusionState
     ) -> tuple[DiffusionState, FitInfo]:
-        """Move the cloud by `steps` steps. The residual is known to `hypergradient` only.
-
-        Without a `key` the noise depends on the number of steps taken: a run is reproducible, and
-        no noise is used twice.
-        """
+        key, problem = given.key, given.problem
+        assert isinstance(problem, SamplingProblem)
         if key is None:
             key = jax.random.fold_in(jax.random.key(0), state.steps)
 
-        assert isinstance(problem, SamplingProblem)
-
         def body(carry: tuple[PyTree, Array], each: Array) -> tuple[tuple[PyTree, Array], None]:
             particles, finite = carry
-            moved, good = self.dynamics.move(problem, particles, hparams, inner_batch, each)
+            moved, good = self.dynamics.move(
+                problem, particles, given.hparams, given.inner_batch, each
+            )
             return (moved, finite & good), None
 
         keys = jax.random.split(key, self.steps)
@@ -121,20 +106,10 @@ class ImplicitDiffusion(Estimator):
             jnp.asarray(jnp.nan), taken
         )
 
-    def hypergradient(
-        self,
-        problem: BilevelProblem,
-        state: DiffusionState,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        outer_batch: PyTree,
-        *,
-        key: Array | None = None,
-    ) -> Hypergradient:
-        """See `Estimator.hypergradient`; costs one gradient of each loss for every particle."""
+    def _hypergradient(self, given: RestrictedProblem, state: DiffusionState) -> Hypergradient:
+        problem, cloud, hparams, inner_batch = given.inner_arguments
+        key = given.key
         assert isinstance(problem, SamplingProblem)
-        cloud = state.params
-        given = RestrictedProblem(problem, cloud, hparams, inner_batch, outer_batch, key)
         count = jax.tree.leaves(cloud)[0].shape[0]
         size = count // self.blocks
         blocks = jax.tree.map(
@@ -168,14 +143,13 @@ class ImplicitDiffusion(Estimator):
         length = vector.norm(grad)
         error = jnp.where(length > 0, spread / jnp.where(length > 0, length, 1), jnp.inf)
         residual = self._virial(problem, cloud, hparams, inner_batch, key)
-        broken = ~state.finite | ~vector.all_finite(grad) | ~jnp.isfinite(value)
-        info = HypergradientInfo(
+        info = direct_info(
+            value,
+            grad,
             inner_residual=residual,
             inner_iterations=state.steps,
-            linear_residual=jnp.full_like(residual, jnp.nan),
-            iterations=jnp.zeros((), jnp.int32),
-            outcome=Outcome.where(broken, Outcome.not_finite, Outcome.solved),
-            error=jnp.where(broken, jnp.inf, error).astype(residual.dtype),
+            outcome=Outcome.where(state.finite, Outcome.solved, Outcome.not_finite),
+            error=error.astype(residual.dtype),
         )
         return Hypergradient(value, grad, state, info)
 

@@ -12,6 +12,7 @@ differ in what the response input is and in what is trained on what:
 """
 
 import math
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -21,14 +22,14 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
-from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
+from hypergrad.estimator import FitInfo, Hypergradient, direct_info
 from hypergrad.expected import require, require_count, require_number, require_optimizer
 from hypergrad.linear import vector
 from hypergrad.outcome import Outcome
-from hypergrad.problem import BilevelProblem
 from hypergrad.response.inputs import effective, ravel
 from hypergrad.response.perturbation import Perturbation, PerturbationState
 from hypergrad.restricted import RestrictedProblem
+from hypergrad.restricted_estimator import RestrictedEstimator
 from hypergrad.self_tuning.convert import (
     SelfTuningModel,
     respond,
@@ -74,7 +75,7 @@ class SelfTuningState(eqx.Module):
     scale: Scalar
 
 
-class SelfTuning(Estimator):
+class SelfTuning(RestrictedEstimator):
     """Self-tuning networks: the response is trained along with the weights.
 
     **Arguments:**
@@ -110,6 +111,15 @@ class SelfTuning(Estimator):
     gates exceed 1 within one standard deviation, or when the last `fit` met a loss that was not
     finite (that step is rejected and the scale halved). Otherwise it is NaN, for not known.
 
+    The key of `init` seeds all perturbations (default `jax.random.key(0)`); one given to `fit` or
+    `hypergradient` takes the place of the state's own. `FitInfo.residual` is that of the last
+    step's gradient with respect to the base weights (a batch gradient, with its noise).
+    `hypergradient` has no use for the inner batch: the response has been trained by `fit`.
+
+    **Raises:** `ValueError` when `params` hold no `SelfTuningModel`, or one made for another number
+    of hyperparameters, when `hparams` hold a discrete hyperparameter without a relaxation, and when
+    a batch cannot be split into `groups`.
+
     The hyperparameters must act on the training loss. Those that it does not read (learning rates,
     batch sizes, initial values) have no best response: they get the direct derivative of the outer
     loss, which is zero where that does not read them either.
@@ -141,23 +151,8 @@ class SelfTuning(Estimator):
                 require_count("SelfTuning", name, value)
 
     @eqx.filter_jit
-    def init(
-        self,
-        problem: BilevelProblem,
-        params: PyTree,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        *,
-        key: Array | None = None,
-    ) -> SelfTuningState:
-        """The state before training.
-
-        **Arguments:** as `Estimator.init`; `key` seeds all perturbations (default
-        `jax.random.key(0)`).
-
-        Raises `ValueError` when `params` hold no `SelfTuningModel`, one made for another number of
-        hyperparameters, or when `hparams` hold a discrete hyperparameter without a relaxation.
-        """
+    def _init(self, given: RestrictedProblem) -> SelfTuningState:
+        problem, params, hparams, inner_batch = given.inner_arguments
         size = response_size(hparams)
         models = [
             node
@@ -175,12 +170,12 @@ class SelfTuning(Estimator):
                     f"SelfTuning: the model was converted for {model.size} hyperparameters; "
                     f"`hparams` holds {size}."
                 )
-        key = jax.random.key(0) if key is None else key
+        key = jax.random.key(0) if given.key is None else given.key
         key, problem_key = jax.random.split(key)
         flat, _ = ravel(hparams)
         weights = Weights.of(params)
         gradient, scale = weights.stationarity(problem, hparams, inner_batch, problem_key)
-        active = effective(problem, params, hparams, inner_batch, problem_key)
+        active = effective(replace(given, key=problem_key))
         return SelfTuningState(
             params=self._place(params, active * flat),
             optimizer=self.optimizer.init(weights.base),
@@ -198,44 +193,24 @@ class SelfTuning(Estimator):
         )
 
     @eqx.filter_jit
-    def fit(
-        self,
-        problem: BilevelProblem,
-        state: SelfTuningState,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        *,
-        key: Array | None = None,
+    def _fit(
+        self, given: RestrictedProblem, state: SelfTuningState
     ) -> tuple[SelfTuningState, FitInfo]:
-        """Train weights and response for `steps` steps on `inner_batch`.
-
-        `key` replaces the state's own. `FitInfo.residual` is that of the last step's gradient with
-        respect to the base weights (a batch gradient, with its noise).
-
-        Raises `ValueError` when the batch cannot be split into `groups`.
-        """
-        flat, _ = ravel(hparams)
-        weights = Weights.of(state.params)
-        key, next_key = jax.random.split(state.key if key is None else key)
+        flat, _ = ravel(given.hparams)
+        weights = Weights.of(given.params)
+        key, next_key = jax.random.split(state.key if given.key is None else given.key)
         state = eqx.tree_at(lambda s: s.centre, state, flat)
 
         def loss(trained: tuple[PyTree, PyTree], sigma: Array, key: Array) -> Any:
             base, response = trained
             base_key, response_key = jax.random.split(key)
             fixed = jax.lax.stop_gradient(base) if self.centred else base
-            nearby = self._perturbed(
-                problem,
-                state,
-                weights.params(fixed, response),
-                hparams,
-                sigma,
-                inner_batch,
-                response_key,
-            )
+            there = replace(given, params=weights.params(fixed, response))
+            nearby = self._perturbed(there, state, sigma, response_key)
             if not self.centred:
                 return nearby, nearby
-            params = weights.params(base, response)
-            at_centre = problem.inner_loss(params, hparams, inner_batch, base_key)[0]
+            here = replace(given, params=weights.params(base, response), key=base_key)
+            at_centre = here.inner_loss()
             # Disjoint weights: the sum has the gradient of each by its own.
             return at_centre + nearby, at_centre
 
@@ -299,24 +274,12 @@ class SelfTuning(Estimator):
         return state, FitInfo(residual=state.gradient / state.scale, iterations=accepted)
 
     @eqx.filter_jit
-    def hypergradient(
-        self,
-        problem: BilevelProblem,
-        state: SelfTuningState,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        outer_batch: PyTree,
-        *,
-        key: Array | None = None,
-    ) -> Hypergradient:
-        """The outer loss at the response to `hparams`, and its derivative through the response.
-
-        `inner_batch` is not used: the response has been trained by `fit`.
-        """
-        flat, _ = ravel(hparams)
-        params = respond(state.params, None)
-        given = RestrictedProblem(problem, params, hparams)
-        noise_key, problem_key, next_key = jax.random.split(state.key if key is None else key, 3)
+    def _hypergradient(self, given: RestrictedProblem, state: SelfTuningState) -> Hypergradient:
+        flat, _ = ravel(given.hparams)
+        problem, outer_batch = given.problem, given.outer_batch
+        params = respond(given.params, None)
+        key = state.key if given.key is None else given.key
+        noise_key, problem_key, next_key = jax.random.split(key, 3)
 
         def outer(leaves: PyTree, shift: PyTree, batch: PyTree, key: Array) -> tuple[Scalar, Any]:
             point = jax.tree.map(jnp.add, leaves, shift)
@@ -349,24 +312,20 @@ class SelfTuning(Estimator):
             (value, aux), grad = jax.value_and_grad(outer, has_aux=True)(
                 given.h, nowhere, outer_batch, problem_key
             )
-        finite = jnp.isfinite(value) & vector.all_finite(grad)
         far = jnp.any(state.effective * jnp.abs(flat - state.centre) > _REACH * sigma)
-        unreliable = (
-            ~finite | far | state.rejected | (state.steps == 0) | self._saturated(params, sigma)
-        )
+        unreliable = far | state.rejected | (state.steps == 0) | self._saturated(params, sigma)
         state = eqx.tree_at(
             lambda s: (s.params, s.perturbation, s.key),
             state,
             (self._place(params, state.effective * flat), perturbation, next_key),
         )
-        unknown = jnp.full((), jnp.nan, value.dtype)
-        info = HypergradientInfo(
+        info = direct_info(
+            value,
+            grad,
             inner_residual=state.gradient / state.scale,
             inner_iterations=state.last_steps,
-            linear_residual=unknown,
-            iterations=jnp.asarray(0),
-            outcome=Outcome.where(state.rejected | ~finite, Outcome.not_finite, Outcome.solved),
-            error=jnp.where(unreliable, jnp.inf, unknown),
+            outcome=Outcome.where(state.rejected, Outcome.not_finite, Outcome.solved),
+            error=jnp.where(unreliable, jnp.inf, jnp.full((), jnp.nan, value.dtype)),
         )
         return Hypergradient(value=value, grad=grad, state=state, info=info, aux=aux)
 
@@ -381,19 +340,12 @@ class SelfTuning(Estimator):
         return respond(params, None if self.centred else point)
 
     def _perturbed(
-        self,
-        problem: BilevelProblem,
-        state: SelfTuningState,
-        params: PyTree,
-        hparams: PyTree,
-        sigma: Array,
-        batch: PyTree,
-        key: Array,
+        self, given: RestrictedProblem, state: SelfTuningState, sigma: Array, key: Array
     ) -> Scalar:
         """The mean inner loss at hyperparameters perturbed by group, around the state's centre."""
-        flat, unravel = ravel(hparams)
-        groups = group_count(batch, self.groups)
-        slices = split(batch, groups)
+        flat, unravel = ravel(given.hparams)
+        groups = group_count(given.inner_batch, self.groups)
+        slices = split(given.inner_batch, groups)
         if self.centred:
             groups = math.ceil(self.response_part * groups)
             slices = jax.tree.map(lambda a: a[:groups], slices)
@@ -401,8 +353,8 @@ class SelfTuning(Estimator):
         noise = sigma * jax.random.normal(noise_key, (groups, flat.size), flat.dtype)
 
         def one(shift: Array, batch: PyTree, key: Array) -> Scalar:
-            model = self._at(params, flat + shift, state)
-            return problem.inner_loss(model, unravel(flat + shift), batch, key)[0]
+            model, hparams = self._at(given.params, flat + shift, state), unravel(flat + shift)
+            return given.problem.inner_loss(model, hparams, batch, key)[0]
 
         keys = jax.random.split(problem_key, groups)
         return jnp.mean(jax.vmap(one)(noise, slices, keys))

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import equinox as eqx
@@ -10,7 +11,6 @@ from jaxtyping import Array, Int, PyTree, Scalar
 
 from hypergrad.estimator import FitInfo, Hypergradient
 from hypergrad.expected import require_choice
-from hypergrad.problem import BilevelProblem
 from hypergrad.restricted import RestrictedProblem
 from hypergrad.unrolled.run import Dynamics
 from hypergrad.unrolled.stepped import Differentiated, SteppedEstimator
@@ -53,6 +53,12 @@ class UnrolledEstimator(SteppedEstimator):
     - `unseen`: `"raise"`, or `"none"`: hyperparameters without a derivative, or whose gradient
       would be biased (`BilevelProblem.biased`), get the gradient `None`.
 
+    `init` runs nothing yet; it costs one inner gradient and one product, for the scale of the
+    residual.
+    `hypergradient` runs the steps itself, from the state's start, and returns a state with the end
+    of that run in `params` and the same start. A cold start has no need of `fit`, which runs them
+    without a derivative; with a warm start it is `fit` that moves the start on.
+
     A stochastic problem, or step, gets the key `fold_in(key, t)` at step `t`; the outer loss gets
     `key` itself.
     """
@@ -81,22 +87,10 @@ class UnrolledEstimator(SteppedEstimator):
         self.warm_start = warm_start
         self.unseen = unseen
 
-    def init(
-        self,
-        problem: BilevelProblem,
-        params: PyTree,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        *,
-        key: Array | None = None,
-    ) -> Any:
-        """The `UnrolledState` at `params`, from which runs start; nothing is run yet.
-
-        Costs one inner gradient and one product, for the scale of the residual.
-        """
-        given = RestrictedProblem(problem, params, hparams, inner_batch, key=key)
+    def _init(self, given: RestrictedProblem) -> Any:
         self._check(given)
-        step_state = self.update.init(params, hparams) if self.warm_start else None
+        params = given.params
+        step_state = self.update.init(params, given.hparams) if self.warm_start else None
         return UnrolledState(
             params=params,
             start=params,
@@ -106,20 +100,7 @@ class UnrolledEstimator(SteppedEstimator):
             inner_iterations=jnp.zeros((), jnp.int32),
         )
 
-    def fit(
-        self,
-        problem: BilevelProblem,
-        state: Any,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        *,
-        key: Array | None = None,
-    ) -> tuple[Any, FitInfo]:
-        """Run the steps: from the state's start, or, with `warm_start`, from its `params`.
-
-        `hypergradient` runs them itself, so that a cold start has no need of `fit`; with a warm
-        start it is `fit` that moves the start on.
-        """
+    def _fit(self, given: RestrictedProblem, state: Any) -> tuple[Any, FitInfo]:
         if self.warm_start:
             state = eqx.tree_at(
                 lambda s: (s.start, s.start_step_state),
@@ -127,30 +108,17 @@ class UnrolledEstimator(SteppedEstimator):
                 (state.params, state.step_state),
                 is_leaf=lambda leaf: leaf is None,
             )
-        given = RestrictedProblem(problem, state.start, hparams, inner_batch, key=key)
+        given = replace(given, params=state.start)
         run = self._dynamics(given, state)
         end = run.advance(run.x, run.rest, run.h, 0, self.steps)
         state = self._moved(state, run, end)
         return state, FitInfo(self._residual(given, state), state.inner_iterations)
 
-    def hypergradient(
-        self,
-        problem: BilevelProblem,
-        state: Any,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        outer_batch: PyTree,
-        *,
-        key: Array | None = None,
-    ) -> Hypergradient:
-        """Run the steps from the state's start, and differentiate the outer loss at their end.
-
-        The state returned holds the end of that run in `params`; its start is unchanged.
-        """
-        given = RestrictedProblem(problem, state.start, hparams, inner_batch, outer_batch, key)
+    def _hypergradient(self, given: RestrictedProblem, state: Any) -> Hypergradient:
+        given = replace(given, params=state.start)
         run = self._dynamics(given, state)
         found, end = self._differentiated(run)
-        return self._hypergradient(given, self._moved(state, run, end), found)
+        return self._result(given, self._moved(state, run, end), found)
 
     @abstractmethod
     def _differentiated(self, run: Dynamics) -> tuple[Differentiated, tuple]:

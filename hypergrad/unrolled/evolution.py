@@ -22,7 +22,6 @@ from jaxtyping import Array, Int, PyTree, Scalar
 from hypergrad.estimator import FitInfo, Hypergradient
 from hypergrad.expected import require_finite
 from hypergrad.linear import vector
-from hypergrad.problem import BilevelProblem
 from hypergrad.restricted import RestrictedProblem
 from hypergrad.unrolled.stepped import Differentiated, SteppedEstimator, positive_int
 
@@ -108,17 +107,7 @@ class PersistentEvolution(SteppedEstimator):
             raise ValueError(f"sigma: expected a positive number, received {sigma!r}.")
         self.sigma = float(sigma)
 
-    def init(
-        self,
-        problem: BilevelProblem,
-        params: PyTree,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        *,
-        key: Array | None = None,
-    ) -> EvolutionState:
-        """The state at `params` (through `initial`, if given)."""
-        given = RestrictedProblem(problem, params, hparams, inner_batch, key=key)
+    def _init(self, given: RestrictedProblem) -> EvolutionState:
         run = self._begun(given)
         at = run.unpack(run.x, run.rest)
 
@@ -130,7 +119,7 @@ class PersistentEvolution(SteppedEstimator):
         return EvolutionState(
             params=at[0],
             step_state=at[1],
-            start=params,
+            start=given.params,
             # Places to be filled: the first `fit` starts each run at hyperparameters of its own.
             others=jax.tree.map(copies, at),
             sums=jax.tree.map(lambda a: jnp.zeros((self.pairs, *a.shape), a.dtype), run.h),
@@ -139,33 +128,23 @@ class PersistentEvolution(SteppedEstimator):
             inner_iterations=jnp.zeros((), jnp.int32),
         )
 
-    def fit(
-        self,
-        problem: BilevelProblem,
-        state: EvolutionState,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        *,
-        key: Array | None = None,
+    def _fit(
+        self, given: RestrictedProblem, state: EvolutionState
     ) -> tuple[EvolutionState, FitInfo]:
-        """Move all runs on by `steps`, the perturbed ones with new perturbations.
-
-        **Raises:** `ValueError` without a `key`.
-        """
-        if key is None:
+        if given.key is None:
             raise ValueError("PersistentEvolution.fit: key: expected a key, received None.")
-        draw, noise = jax.random.split(key)
+        draw, noise = jax.random.split(given.key)
         begins = state.steps == 0
         if self.horizon is not None:
             begins = begins | (state.steps >= self.horizon)
-        given = RestrictedProblem(problem, state.params, hparams, inner_batch, key=noise)
+        given = replace(given, key=noise)
         run = self._continued(given, state.step_state)
         h, like = run.h, run.like(run.h)
         deviations = self._deviations(h, like)
         drawn = self._perturbations(deviations, draw)
 
         def moved(at: tuple, h: PyTree) -> tuple:
-            full = eqx.combine(vector.cast_like(h, like), hparams)
+            full = eqx.combine(vector.cast_like(h, like), given.hparams)
             # Each run has a start of its own: hyperparameters act through `initial`, too, and
             # through the state that a step begins with.
             arrays, static = eqx.partition(at, eqx.is_array)
@@ -205,18 +184,7 @@ class PersistentEvolution(SteppedEstimator):
         )
         return state, FitInfo(self._residual(given, state), taken)
 
-    def hypergradient(
-        self,
-        problem: BilevelProblem,
-        state: EvolutionState,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        outer_batch: PyTree,
-        *,
-        key: Array | None = None,
-    ) -> Hypergradient:
-        """The derivative of the outer loss at the runs' present points, which stay there."""
-        given = RestrictedProblem(problem, state.params, hparams, inner_batch, outer_batch, key)
+    def _hypergradient(self, given: RestrictedProblem, state: EvolutionState) -> Hypergradient:
         run = self._continued(given, state.step_state)
         # No derivative in the params is taken: the outer loss may have jumps in them, too.
         (value, aux), direct = jax.value_and_grad(
@@ -239,7 +207,7 @@ class PersistentEvolution(SteppedEstimator):
         error = jnp.sqrt(squares / count) if count else jnp.inf
         error = jnp.asarray(error / vector.norm(grad), value.dtype)
         found = Differentiated(run, value, aux, grad, jnp.zeros((), jnp.int32), error)
-        return self._hypergradient(given, state, found)
+        return self._result(given, state, found)
 
     def _deviations(self, h: PyTree, like: PyTree) -> PyTree:
         """`sigma`, but no less than the spacing of numbers in the user's dtype.

@@ -26,7 +26,6 @@ from jaxtyping import Array, Int, PyTree, Scalar
 from hypergrad.estimator import FitInfo, Hypergradient
 from hypergrad.expected import require_count, require_finite
 from hypergrad.linear import vector
-from hypergrad.problem import BilevelProblem
 from hypergrad.restricted import RestrictedProblem
 from hypergrad.unrolled.effect import require_effect
 from hypergrad.unrolled.run import Dynamics
@@ -100,17 +99,7 @@ class HyperDistill(SteppedEstimator):
         self.decay = decay
         self.every = every
 
-    def init(
-        self,
-        problem: BilevelProblem,
-        params: PyTree,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        *,
-        key: Array | None = None,
-    ) -> HyperDistillState:
-        """The state at `params`, where every run starts."""
-        given = RestrictedProblem(problem, params, hparams, inner_batch, key=key)
+    def _init(self, given: RestrictedProblem) -> HyperDistillState:
         run = self._begun(given)
         scale = self._scale(given)
         at, step_state = run.unpack(run.x, run.rest)
@@ -120,7 +109,7 @@ class HyperDistill(SteppedEstimator):
             step_state=step_state,
             start=at,
             distilled=run.x,
-            batch=inner_batch,
+            batch=given.inner_batch,
             mass=jnp.zeros_like(scale),
             factor=jnp.ones_like(scale),
             taken=zero,
@@ -128,20 +117,13 @@ class HyperDistill(SteppedEstimator):
             scale=scale,
         )
 
-    def fit(
-        self,
-        problem: BilevelProblem,
-        state: HyperDistillState,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        *,
-        key: Array | None = None,
+    def _fit(
+        self, given: RestrictedProblem, state: HyperDistillState
     ) -> tuple[HyperDistillState, FitInfo]:
-        """Take one step, and let `w*` and `D*` follow."""
-        given = RestrictedProblem(problem, state.start, hparams, inner_batch, key=key)
+        given = replace(given, params=state.start)
         self._check(given)
         ended = state.taken >= self.steps
-        fresh = self._start(state.start, hparams)
+        fresh = self._start(state.start, given.hparams)
         point = vector.where(ended, fresh, (state.params, state.step_state))
         before = jnp.where(ended, 0, state.taken)
         run = self._run(given, lambda _: point)
@@ -155,14 +137,14 @@ class HyperDistill(SteppedEstimator):
             run.x,
         )
         # The steps get the numbers below.
-        draw = None if key is None else jax.random.fold_in(key, self.steps)
+        draw = None if given.key is None else jax.random.fold_in(given.key, self.steps)
         kept = False if draw is None else jax.random.bernoulli(draw, keep)
         state = HyperDistillState(
             params=params,
             step_state=step_state,
             start=state.start,
             distilled=distilled,
-            batch=vector.where(kept, state.batch, inner_batch),
+            batch=vector.where(kept, state.batch, given.inner_batch),
             mass=mass.astype(state.mass.dtype),
             factor=state.factor,
             taken=before + 1,
@@ -171,18 +153,7 @@ class HyperDistill(SteppedEstimator):
         )
         return state, FitInfo(self._residual(given, state), state.inner_iterations)
 
-    def hypergradient(
-        self,
-        problem: BilevelProblem,
-        state: HyperDistillState,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        outer_batch: PyTree,
-        *,
-        key: Array | None = None,
-    ) -> Hypergradient:
-        """The distilled derivative at the state's `params`, which stay where they are."""
-        given = RestrictedProblem(problem, state.params, hparams, inner_batch, outer_batch, key)
+    def _hypergradient(self, given: RestrictedProblem, state: HyperDistillState) -> Hypergradient:
         at = replace(given, inner_batch=state.batch)
         run = self._continued(at, state.step_state)
         run = require_effect(run, 0, 1, estimator=type(self).__name__, from_start=False)
@@ -201,7 +172,7 @@ class HyperDistill(SteppedEstimator):
         unknown = jnp.full((), jnp.nan, state.scale.dtype)
         state = eqx.tree_at(lambda s: s.factor, state, factor)
         found = Differentiated(run, value, aux, grad, steps, unknown)
-        return self._hypergradient(given, state, found)
+        return self._result(given, state, found)
 
     def _regress(self, run: Dynamics, start: PyTree, cotangent: PyTree) -> Scalar:
         """`θ` by least squares over the last 1, 2, …, `steps` steps of a run that has ended.

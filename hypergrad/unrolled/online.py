@@ -13,7 +13,6 @@ from jaxtyping import Array, Bool, Int, PyTree, Scalar
 
 from hypergrad.estimator import FitInfo, Hypergradient
 from hypergrad.linear import vector
-from hypergrad.problem import BilevelProblem
 from hypergrad.restricted import RestrictedProblem
 from hypergrad.unrolled.effect import require_effect
 from hypergrad.unrolled.forward import advance_tangents, contract, start_tangents
@@ -65,17 +64,7 @@ class OnlineUnrolled(SteppedEstimator):
     # Said here as well: type checkers take a module without one for a dataclass.
     __init__ = SteppedEstimator.__init__
 
-    def init(
-        self,
-        problem: BilevelProblem,
-        params: PyTree,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        *,
-        key: Array | None = None,
-    ) -> OnlineState:
-        """The state at `params` (through `initial`, if given)."""
-        given = RestrictedProblem(problem, params, hparams, inner_batch, key=key)
+    def _init(self, given: RestrictedProblem) -> OnlineState:
         run = self._begun(given)
         at, step_state = run.unpack(run.x, run.rest)
         zero = jnp.zeros((), jnp.int32)
@@ -90,17 +79,7 @@ class OnlineUnrolled(SteppedEstimator):
             inner_iterations=zero,
         )
 
-    def fit(
-        self,
-        problem: BilevelProblem,
-        state: OnlineState,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        *,
-        key: Array | None = None,
-    ) -> tuple[OnlineState, FitInfo]:
-        """Take `steps` further steps, with the derivative."""
-        given = RestrictedProblem(problem, state.params, hparams, inner_batch, key=key)
+    def _fit(self, given: RestrictedProblem, state: OnlineState) -> tuple[OnlineState, FitInfo]:
         run = self._continued(given, state.step_state)
         x, rest, tangents = advance_tangents(run, state.tangents, self.steps)
         params, step_state = run.unpack(x, rest)
@@ -117,18 +96,7 @@ class OnlineUnrolled(SteppedEstimator):
         )
         return state, FitInfo(self._residual(given, state), taken)
 
-    def hypergradient(
-        self,
-        problem: BilevelProblem,
-        state: OnlineState,
-        hparams: PyTree,
-        inner_batch: PyTree,
-        outer_batch: PyTree,
-        *,
-        key: Array | None = None,
-    ) -> Hypergradient:
-        """The derivative at the state's `params`, which stay where they are."""
-        given = RestrictedProblem(problem, state.params, hparams, inner_batch, outer_batch, key)
+    def _hypergradient(self, given: RestrictedProblem, state: OnlineState) -> Hypergradient:
         run = self._continued(given, state.step_state)
         # What acts through `initial` only is in the tangents already.
         if self.initial is None:
@@ -140,7 +108,7 @@ class OnlineUnrolled(SteppedEstimator):
         rounding = rounding_error(run, 1, total, grad) * jnp.sqrt(jnp.maximum(state.steps, 1))
         error = jnp.where(drifted, jnp.nan, rounding)
         found = Differentiated(run, value, aux, grad, state.steps, error)
-        return self._hypergradient(given, state, found)
+        return self._result(given, state, found)
 
 
 def _differ(x: PyTree, y: PyTree) -> Array:

@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree, Scalar
 
-from hypergrad.estimator import Estimator, Hypergradient, HypergradientInfo
+from hypergrad.estimator import Hypergradient, HypergradientInfo
 from hypergrad.linear import vector
 from hypergrad.outcome import Outcome
 from hypergrad.paths import leaf_names, require_differentiable
 from hypergrad.residual import residual_scale
 from hypergrad.restricted import RestrictedProblem
+from hypergrad.restricted_estimator import RestrictedEstimator
 from hypergrad.unrolled.run import Dynamics, is_array
 from hypergrad.unrolled.steps import InnerStep, as_inner_step
 
@@ -40,11 +41,10 @@ class Differentiated(NamedTuple):
     intact: Array | bool = True
 
 
-class SteppedEstimator(Estimator):
+class SteppedEstimator(RestrictedEstimator):
     """The base of the estimators that take inner steps.
 
-    The verbs of its families work on a `RestrictedProblem` whose `params` are those at which the
-    steps begin.
+    A run begins at the `params` of the `RestrictedProblem` that it is made from.
 
     **Arguments:** see `UnrolledEstimator`.
     """
@@ -131,9 +131,7 @@ class SteppedEstimator(Estimator):
         last = replace(given, params=state.params, inner_batch=batch)
         return vector.norm(last.residual()) / state.scale
 
-    def _hypergradient(
-        self, given: RestrictedProblem, state: Any, found: Differentiated
-    ) -> Hypergradient:
+    def _result(self, given: RestrictedProblem, state: Any, found: Differentiated) -> Hypergradient:
         """In the user's dtypes, with what unrolling does not have left unknown."""
         run, value = found.run, found.value
         residual = self._residual(given, state)
