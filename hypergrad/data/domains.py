@@ -6,8 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree, Scalar
 
-from hypergrad.outer.base import Batches
-from hypergrad.outer.batches import Sampler
+from hypergrad.outer.batches import Batches, Sampler
 from hypergrad.problem import BilevelProblem
 
 

@@ -1,8 +1,8 @@
 """Outer algorithms: what moves the hyperparameters, and the driver that runs any of them."""
 
 from hypergrad.outer.alternating import Alternating
-from hypergrad.outer.base import Batches, OuterAlgorithm, OuterInfo, OuterState
-from hypergrad.outer.batches import FullBatch, Minibatches, Sampler
+from hypergrad.outer.base import OuterAlgorithm, OuterInfo, OuterState
+from hypergrad.outer.batches import Batches, FullBatch, Minibatches, Sampler
 from hypergrad.outer.bome import BOME
 from hypergrad.outer.checkpoint import CheckpointError
 from hypergrad.outer.constrained import ConstrainedProblem

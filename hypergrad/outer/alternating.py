@@ -25,7 +25,6 @@ from hypergrad.outer import loops
 from hypergrad.outer.base import (
     BREAKDOWN,
     RUNNING,
-    Batches,
     OuterAlgorithm,
     OuterInfo,
     OuterState,
@@ -36,6 +35,7 @@ from hypergrad.outer.base import (
     outer_info,
     step_on,
 )
+from hypergrad.outer.batches import Batches
 from hypergrad.over_keys import error_over_keys
 from hypergrad.problem import BilevelProblem
 

@@ -1,9 +1,10 @@
-"""Which examples enter which part of an outer step.
+"""The data of an outer step: which examples enter which part of it.
 
 A sampler is a pure function of the data, the step number and a key, so that a resumed run draws
 what the uninterrupted one draws, and a compiled step draws inside the program.
 """
 
+import math
 from abc import abstractmethod
 from typing import Literal
 
@@ -13,7 +14,100 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
 from hypergrad.expected import require_choice, require_count
-from hypergrad.outer.base import Batches
+from hypergrad.problem import BilevelProblem
+from hypergrad.restricted import RestrictedProblem
+
+
+class Batches(eqx.Module):
+    """The data of one outer step, by the part of it that they enter.
+
+    `Batches(inner_data, outer_data)` uses all of both everywhere. The samplers
+    (`hypergrad.outer.Minibatches`) fill in the rows.
+
+    **Arguments:**
+
+    - `inner_data`: the training data, any pytree; its array leaves share their first axis if rows
+      are given.
+    - `outer_data`: the validation data, likewise.
+    - `inner_rows`: row numbers, shape `(fits, size)`: one mini-batch for each inner fit of the
+      step. `None`: all rows.
+    - `linear_rows`: row numbers, shape `(size,)`, for the linear system and the mixed product.
+    - `outer_rows`: row numbers, shape `(outer_size,)`, for the outer loss.
+    - `inner_number`, `outer_number`: which block of a fixed partition of the data the (first) inner
+      and the outer mini-batch are; methods with one memory slot per block need them.
+    - `inner_count`, `outer_count`: how many blocks there are; 0 if the mini-batches are not blocks
+      of a fixed partition.
+    """
+
+    inner_data: PyTree
+    outer_data: PyTree
+    inner_rows: Int[Array, "fits size"] | None = None
+    linear_rows: Int[Array, " size"] | None = None
+    outer_rows: Int[Array, " outer_size"] | None = None
+    inner_number: Int[Array, ""] | int = 0
+    outer_number: Int[Array, ""] | int = 0
+    inner_count: int = eqx.field(static=True, default=1)
+    outer_count: int = eqx.field(static=True, default=1)
+
+    def inner(self, fit: Int[Array, ""] | int = 0) -> PyTree:
+        """The batch of inner fit number `fit` of this step."""
+        if self.inner_rows is None:
+            return self.inner_data
+        return _rows(self.inner_data, self.inner_rows[fit % self.inner_rows.shape[0]])
+
+    @property
+    def linear(self) -> PyTree:
+        """The batch of the linear system and of the mixed product."""
+        return _rows(self.inner_data, self.linear_rows)
+
+    @property
+    def outer(self) -> PyTree:
+        """The batch of the outer loss."""
+        return _rows(self.outer_data, self.outer_rows)
+
+    @property
+    def everything(self) -> "Batches":
+        """All of both data in every part of the step."""
+        return Batches(self.inner_data, self.outer_data)
+
+    @property
+    def passes(self) -> tuple[int, int]:
+        """How many inner and outer mini-batches all of the data make, rounded up."""
+        return (
+            _batches(self.inner_data, self.linear_rows),
+            _batches(self.outer_data, self.outer_rows),
+        )
+
+    def restrict(
+        self, problem: BilevelProblem, params: PyTree, hparams: PyTree, key: Array | None
+    ) -> RestrictedProblem:
+        """The problem at a point, on the batches of the linear system and of the outer loss."""
+        return RestrictedProblem(problem, params, hparams, self.linear, self.outer, key)
+
+
+def _batches(data: PyTree, rows: Array | None) -> int:
+    if rows is None:
+        return 1
+    total = next(x.shape[0] for x in jax.tree.leaves(data) if hasattr(x, "shape"))
+    return math.ceil(total / rows.size)
+
+
+def _rows(data: PyTree, rows: Array | None) -> PyTree:
+    if rows is None:
+        return data
+    return jax.tree.map(lambda x: _take(x, rows) if hasattr(x, "shape") else x, data)
+
+
+def _take(x: Array, rows: Array) -> Array:
+    """`x[rows]`; on a mesh with explicit axes sharded as `x`, where the rows can be dealt out."""
+    sharding = jax.typeof(x).sharding
+    if not any(sharding.mesh.explicit_axes):
+        return x[rows]
+    first, *rest = sharding.spec
+    axes = (first,) if isinstance(first, str) else first or ()
+    devices = math.prod(sharding.mesh.shape[axis] for axis in axes)
+    spec = jax.sharding.PartitionSpec(first if rows.size % devices == 0 else None, *rest)
+    return x.at[rows].get(out_sharding=jax.sharding.NamedSharding(sharding.mesh, spec))
 
 
 class Sampler(eqx.Module):

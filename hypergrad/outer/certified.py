@@ -10,10 +10,10 @@ from jaxtyping import Array, Int, PyTree, Scalar
 
 from hypergrad.implicit import ImplicitDifferentiation
 from hypergrad.linear import vector
-from hypergrad.outer.base import Batches
+from hypergrad.outer.batches import Batches
 from hypergrad.outer.inexact import adjoint_of, corrected_loss, with_tolerances
+from hypergrad.outer.single_loop import outer_terms
 from hypergrad.outer.smoothness import Smoothness
-from hypergrad.outer.soba import outer_terms
 from hypergrad.problem import BilevelProblem
 from hypergrad.restricted import RestrictedProblem
 

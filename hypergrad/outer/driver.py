@@ -6,16 +6,16 @@ The algorithm's `step` is pure; everything that is not (clocks, files, warnings,
 import math
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from hypergrad.arguments import as_arrays, check_call
-from hypergrad.compiled import strong
 from hypergrad.expected import (
     received,
     require,
@@ -25,23 +25,16 @@ from hypergrad.expected import (
     require_seed,
 )
 from hypergrad.outer import checkpoint as files
-from hypergrad.outer import guards, loops
-from hypergrad.outer.base import RUNNING, OuterAlgorithm, OuterInfo, OuterState
+from hypergrad.outer import guards
+from hypergrad.outer.base import RUNNING, OuterAlgorithm, OuterInfo
 from hypergrad.outer.batches import FullBatch, Sampler
 from hypergrad.outer.constraints import check_start
-from hypergrad.outer.identity import fingerprint, fingerprint_program
+from hypergrad.outer.identity import identity_of_run
+from hypergrad.outer.programs import Progressed, Setting, advance, begin, evaluate
 from hypergrad.outer.report import Callback, Row, StepReport
-from hypergrad.outer.result import Point, Result
+from hypergrad.outer.result import Result
 from hypergrad.problem import BilevelProblem
-from hypergrad.recompilation import note_compilation, numbers_traced
-
-
-class _Saved(eqx.Module):
-    """Everything that a checkpoint holds besides the history."""
-
-    state: OuterState
-    best: Point
-    holdout_best: Point
+from hypergrad.recompilation import numbers_traced
 
 
 def run(
@@ -155,16 +148,17 @@ def run(
     path = None if checkpoint is None else Path(checkpoint)
     identity: dict[str, str] = {}
     if path is not None:
-        identity = _identity(problem, algorithm, sampler, params, hparams, data, seed)
+        identity = identity_of_run(problem, algorithm, sampler, params, hparams, data, seed)
     algorithm = numbers_traced(algorithm)
-    begin = (problem, algorithm, sampler, params, hparams, inner_data, outer_data, key)
+    setting = Setting(problem, algorithm, sampler, inner_data, outer_data, key)
+    begun = partial(begin, setting, params, hparams)
     history: list[Row] = []
     spent = 0.0
     if path is not None and files.exists(path):
-        saved, extra = files.load(path, eqx.filter_eval_shape(_begin, *begin), identity)
+        saved, extra = files.load(path, eqx.filter_eval_shape(begun), identity)
         history, spent = extra["history"], extra["seconds"]
     else:
-        saved = _begin(*begin)
+        saved = begun()
     state, best, holdout_best = saved.state, saved.best, saved.holdout_best
 
     rules = guards.StoppingRules(tol, patience, min_delta)
@@ -177,9 +171,7 @@ def run(
     measured_from = (started, 0)
     while status == "steps" and len(history) < steps:
         count = min(every, steps - len(history))
-        state, infos = _advance(
-            problem, algorithm, sampler, state, inner_data, outer_data, key, count
-        )
+        state, infos = advance(setting, state, count)
         rows = _rows(infos, len(history), spent + time.monotonic() - started)
         history += rows
         row, number = history[-1], len(history)
@@ -190,9 +182,9 @@ def run(
         if evaluated is None:
             row["validation"] = row["value"]
         else:
-            row["validation"] = float(_outer_loss(problem, *point, evaluated, noise))
+            row["validation"] = float(evaluate(problem, *point, evaluated, noise))
         if holdout_data is not None:
-            row["holdout"] = float(_outer_loss(problem, *point, holdout_data, noise))
+            row["holdout"] = float(evaluate(problem, *point, holdout_data, noise))
         best = best.better_of(number, row["validation"], state)
         holdout_best = holdout_best.better_of(number, row["holdout"], state)
         turn = history[max(int(holdout_best.step), 1) - 1]
@@ -219,7 +211,7 @@ def run(
             guards.warn_untrusted(doubtful)
         if path is not None and (ended or now - last_save >= checkpoint_seconds):
             extra = {"history": history, "seconds": seconds}
-            files.save(path, _Saved(state, best, holdout_best), identity, extra)
+            files.save(path, Progressed(state, best, holdout_best), identity, extra)
             last_save = now
 
     return Result(
@@ -260,73 +252,6 @@ def _rows(infos: OuterInfo, before: int, seconds: float) -> list[Row]:
     ]
 
 
-@eqx.filter_jit
-def _begin(
-    problem: BilevelProblem,
-    algorithm: OuterAlgorithm,
-    sampler: Sampler,
-    params: PyTree,
-    hparams: PyTree,
-    inner_data: PyTree,
-    outer_data: PyTree,
-    key: Array,
-) -> _Saved:
-    draw, noise = jax.random.split(key)
-    batches = sampler(inner_data, outer_data, jnp.zeros((), jnp.int32), draw)
-    state = algorithm.init(problem, params, hparams, batches, noise)
-    loss, _ = eqx.filter_eval_shape(problem.outer_loss, params, hparams, batches.outer, noise)
-    worst = jnp.full((), jnp.inf, loss.dtype)
-    nowhere = Point(jnp.zeros((), jnp.int32), worst, hparams, params)
-    return strong(_Saved(state, nowhere, nowhere))
-
-
-@eqx.filter_jit
-def _advance(
-    problem: BilevelProblem,
-    algorithm: OuterAlgorithm,
-    sampler: Sampler,
-    state: OuterState,
-    inner_data: PyTree,
-    outer_data: PyTree,
-    key: Array,
-    count: int,
-) -> tuple[OuterState, OuterInfo]:
-    """`count` steps; none is taken after one that says stop."""
-    static = (problem, algorithm, sampler, count)
-    note_compilation("outer.run", static, (state, inner_data, outer_data))
-    draw, noise = jax.random.split(key)
-
-    def step(state: OuterState) -> tuple[OuterState, OuterInfo]:
-        batches = sampler(inner_data, outer_data, state.step, draw)
-        step_key = jax.random.fold_in(noise, state.step)
-        state, info = algorithm.step(problem, state, batches, step_key)
-        return strong(state), info
-
-    if count == 1:
-        return step(state)
-
-    none = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype), eqx.filter_eval_shape(lambda s: step(s)[1], state)
-    )
-
-    def guarded(carry: tuple, _: None) -> tuple[tuple, OuterInfo]:
-        state, stop = carry
-        running = stop == RUNNING
-        state, info = loops.cond(running, lambda: step(state), lambda: (state, none))
-        return (state, jnp.where(running, info.stop, stop)), info
-
-    start = (state, jnp.asarray(RUNNING, jnp.int32))
-    (state, _), infos = loops.scan(guarded, start, jnp.arange(count))
-    return state, infos
-
-
-@eqx.filter_jit
-def _outer_loss(
-    problem: BilevelProblem, params: PyTree, hparams: PyTree, data: PyTree, key: Array
-) -> Array:
-    return problem.evaluation_loss(params, hparams, data, key)
-
-
 def _require_finite(name: str, data: PyTree) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(data):
         if not eqx.is_inexact_array(leaf):
@@ -338,26 +263,3 @@ def _require_finite(name: str, data: PyTree) -> None:
                 f"{name}{jax.tree_util.keystr(path)}: expected finite values, received {bad} of "
                 f"{leaf.size} that are NaN or infinite, the first at index {where}."
             )
-
-
-def _identity(
-    problem: BilevelProblem,
-    algorithm: OuterAlgorithm,
-    sampler: Sampler,
-    params: PyTree,
-    hparams: PyTree,
-    data: tuple,
-    seed: int,
-) -> dict[str, str]:
-    inner_data, outer_data = (problem.fitting(params, part) for part in data[:2])
-    key = jax.random.key(0)
-    inner = problem.residual if problem.inner is None else problem.inner_loss
-    programs = {
-        "inner_loss": fingerprint_program(inner, params, hparams, inner_data, key),
-        "outer_loss": fingerprint_program(problem.outer_loss, params, hparams, outer_data, key),
-    }
-    names = ("inner_data", "outer_data", "holdout_data")
-    trees = {"params": params, "hparams": hparams, **dict(zip(names, data, strict=True))}
-    parts = {name: jax.tree.leaves(tree) for name, tree in trees.items()}
-    rest = {"algorithm": algorithm, "sampler": sampler, "seed": seed}
-    return programs | {name: fingerprint(part) for name, part in (parts | rest).items()}

@@ -22,7 +22,6 @@ from hypergrad.outer.base import (
     BREAKDOWN,
     INFEASIBLE,
     RUNNING,
-    Batches,
     OuterAlgorithm,
     OuterInfo,
     OuterState,
@@ -31,6 +30,7 @@ from hypergrad.outer.base import (
     outer_info,
     step_on,
 )
+from hypergrad.outer.batches import Batches
 from hypergrad.outer.constrained import ConstrainedProblem
 from hypergrad.outer.constraints import project
 from hypergrad.problem import BilevelProblem

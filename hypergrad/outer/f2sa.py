@@ -23,7 +23,8 @@ from jaxtyping import Array, PyTree, Scalar
 
 from hypergrad.expected import require_count, require_positive
 from hypergrad.linear import vector
-from hypergrad.outer.base import Batches, OuterInfo
+from hypergrad.outer.base import OuterInfo
+from hypergrad.outer.batches import Batches
 from hypergrad.outer.inner_descent import on_fit
 from hypergrad.outer.moving import DESCENT, MovingAlgorithm, MovingState
 from hypergrad.outer.value_gap import require_inner_loss

@@ -79,11 +79,13 @@ def untrusted(history: Sequence[Row], *, ended: bool) -> Row | None:
 
 
 def warn_untrusted(row: Row) -> None:
-    """Say that the hyperparameters follow hypergradients that are not to be trusted."""
+    """Say that the hypergradients are not to be trusted, and what the hyperparameters do."""
+    moving = "the hyperparameters may be moving the wrong way"
+    consequence = moving if row["accepted"] else "no step is taken along it"
     warnings.warn(
         f"The estimated error of the hypergradient exceeds its norm (error {row['error']:.2g} at "
         f"step {row['step']}, inner residual {row['inner_residual']:.2g}, linear residual "
-        f"{row['linear_residual']:.2g}): the hyperparameters may be moving the wrong way. Solve "
+        f"{row['linear_residual']:.2g}): {consequence}. Solve "
         "the inner problem or the linear system further: does the estimator have a solver, enough "
         "steps, a step size that converges? With Metasmooth: is the training smooth over such "
         "steps?",

@@ -26,7 +26,6 @@ from hypergrad.outer import loops
 from hypergrad.outer.base import (
     BREAKDOWN,
     RUNNING,
-    Batches,
     OuterAlgorithm,
     OuterInfo,
     OuterState,
@@ -39,6 +38,7 @@ from hypergrad.outer.base import (
     outer_info,
     step_on,
 )
+from hypergrad.outer.batches import Batches
 from hypergrad.outer.inexact import (
     adjoint_of,
     corrected_loss,

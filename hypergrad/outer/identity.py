@@ -23,6 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from hypergrad.outer.base import OuterAlgorithm
+from hypergrad.outer.batches import Sampler
+from hypergrad.problem import BilevelProblem
+
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+|\b0x[0-9a-f]{6,}")
 _LIBRARIES = tuple(
     str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "purelib", "platlib")
@@ -44,6 +48,30 @@ def fingerprint_program(function: Any, *args: PyTree) -> str:
     traced = eqx.filter_make_jaxpr(function)(*args)[0]
     text = _ADDRESS.sub("", str(traced.jaxpr))
     return fingerprint((text, list(_constants(traced))))
+
+
+def identity_of_run(
+    problem: BilevelProblem,
+    algorithm: OuterAlgorithm,
+    sampler: Sampler,
+    params: PyTree,
+    hparams: PyTree,
+    data: tuple,
+    seed: int,
+) -> dict[str, str]:
+    """A fingerprint for each part of what a run is of, by which its checkpoint is known again."""
+    inner_data, outer_data = (problem.fitting(params, part) for part in data[:2])
+    key = jax.random.key(0)
+    inner = problem.residual if problem.inner is None else problem.inner_loss
+    programs = {
+        "inner_loss": fingerprint_program(inner, params, hparams, inner_data, key),
+        "outer_loss": fingerprint_program(problem.outer_loss, params, hparams, outer_data, key),
+    }
+    names = ("inner_data", "outer_data", "holdout_data")
+    trees = {"params": params, "hparams": hparams, **dict(zip(names, data, strict=True))}
+    parts = {name: jax.tree.leaves(tree) for name, tree in trees.items()}
+    rest = {"algorithm": algorithm, "sampler": sampler, "seed": seed}
+    return programs | {name: fingerprint(part) for name, part in (parts | rest).items()}
 
 
 def plain_array(x: Any) -> np.ndarray:

@@ -9,7 +9,8 @@ from jaxtyping import Array, PyTree, Scalar
 from hypergrad.expected import require
 from hypergrad.implicit import ImplicitDifferentiation, ImplicitState
 from hypergrad.linear import vector
-from hypergrad.outer.base import Batches, OuterAlgorithm
+from hypergrad.outer.base import OuterAlgorithm
+from hypergrad.outer.batches import Batches
 from hypergrad.problem import BilevelProblem
 from hypergrad.tolerance import HasTolerance
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree, Scalar
 
 from hypergrad.linear import vector
-from hypergrad.outer.base import Batches
+from hypergrad.outer.batches import Batches
 from hypergrad.restricted import RestrictedProblem
 
 

@@ -33,7 +33,6 @@ from hypergrad.outer.base import (
     ACCURACY_LIMIT,
     BREAKDOWN,
     RUNNING,
-    Batches,
     OuterAlgorithm,
     OuterInfo,
     OuterState,
@@ -45,6 +44,7 @@ from hypergrad.outer.base import (
     outer_info,
     step_on,
 )
+from hypergrad.outer.batches import Batches
 from hypergrad.outer.certified import Accuracy, CertifiedPoint, Certifier, Judgement
 from hypergrad.outer.inexact import require_fixed_losses, require_tolerances
 from hypergrad.outer.line_search import LineSearch, backtrack, not_searched

@@ -14,7 +14,6 @@ from hypergrad.linear import vector
 from hypergrad.outer.base import (
     BREAKDOWN,
     RUNNING,
-    Batches,
     OuterAlgorithm,
     OuterInfo,
     OuterState,
@@ -25,6 +24,7 @@ from hypergrad.outer.base import (
     outer_info,
     step_on,
 )
+from hypergrad.outer.batches import Batches
 from hypergrad.problem import BilevelProblem
 from hypergrad.restricted import RestrictedProblem
 

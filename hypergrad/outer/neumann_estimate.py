@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree, Scalar
 
 from hypergrad.linear import vector
-from hypergrad.outer.base import Batches
+from hypergrad.outer.batches import Batches
 from hypergrad.outer.inner_descent import on_fit
-from hypergrad.outer.soba import outer_terms
+from hypergrad.outer.single_loop import outer_terms
 from hypergrad.restricted import RestrictedProblem
 
 

@@ -5,8 +5,7 @@ import jax
 from jaxtyping import Array, Int, PyTree
 
 from hypergrad.expected import require_count
-from hypergrad.outer.base import Batches
-from hypergrad.outer.batches import Sampler, examples
+from hypergrad.outer.batches import Batches, Sampler, examples
 
 
 class PairedBatches(Sampler):

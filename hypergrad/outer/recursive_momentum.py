@@ -20,10 +20,11 @@ from jaxtyping import Array, PyTree, Scalar
 
 from hypergrad.expected import require_positive
 from hypergrad.linear import vector
-from hypergrad.outer.base import Batches, OuterInfo
+from hypergrad.outer.base import OuterInfo
+from hypergrad.outer.batches import Batches
 from hypergrad.outer.inner_descent import on_fit
 from hypergrad.outer.moving import MovingAlgorithm, MovingState
-from hypergrad.outer.soba import polynomial_decay
+from hypergrad.outer.single_loop import polynomial_decay
 from hypergrad.restricted import RestrictedProblem
 
 # Steps that fall like `k^-1/3` and weights like their squares: the papers' rates.

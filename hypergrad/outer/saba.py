@@ -17,9 +17,10 @@ import optax
 from jaxtyping import Array, Bool, Int, PyTree, Scalar
 
 from hypergrad.linear import vector
-from hypergrad.outer.base import Batches, OuterInfo
+from hypergrad.outer.base import OuterInfo
+from hypergrad.outer.batches import Batches
 from hypergrad.outer.moving import DESCENT
-from hypergrad.outer.soba import (
+from hypergrad.outer.single_loop import (
     InnerTerms,
     OuterTerms,
     SingleLoopAlgorithm,

@@ -1,7 +1,7 @@
 """SRBA: the single-loop method with the recursive variance reduction of SARAH on every term.
 
 Dagréou, Moreau, Vaiter & Ablin, "A lower bound and a near-optimal algorithm for bilevel empirical
-risk minimization" (2023), algorithm 1. The three directions `D` of `hypergrad.outer.soba` are
+risk minimization" (2023), algorithm 1. The directions `D` of `hypergrad.outer.single_loop` are
 computed on all data every `period` steps, and in between follow, with one mini-batch at two points,
 
     Δ_k = D(z_k; ξ_k) − D(z_{k−1}; ξ_k) + Δ_{k−1}
@@ -16,10 +16,11 @@ from jaxtyping import PyTree, Scalar
 from hypergrad.expected import require_count
 from hypergrad.linear import vector
 from hypergrad.outer import loops
-from hypergrad.outer.base import Batches, OuterInfo
+from hypergrad.outer.base import OuterInfo
+from hypergrad.outer.batches import Batches
 from hypergrad.outer.moving import DESCENT
 from hypergrad.outer.recursive_momentum import recursion
-from hypergrad.outer.soba import (
+from hypergrad.outer.single_loop import (
     InnerTerms,
     OuterTerms,
     SingleLoopAlgorithm,

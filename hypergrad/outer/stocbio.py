@@ -12,7 +12,8 @@ import optax
 from jaxtyping import PyTree, Scalar
 
 from hypergrad.expected import require_count
-from hypergrad.outer.base import Batches, OuterInfo
+from hypergrad.outer.base import OuterInfo
+from hypergrad.outer.batches import Batches
 from hypergrad.outer.inner_descent import inner_descent
 from hypergrad.outer.moving import DESCENT, MovingAlgorithm, MovingState
 from hypergrad.outer.neumann_estimate import neumann_sum

@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, Int, PyTree, Scalar
 
 from hypergrad.expected import require_count
-from hypergrad.outer.base import Batches
+from hypergrad.outer.batches import Batches
 from hypergrad.outer.neumann_estimate import neumann_term
 from hypergrad.outer.recursive_momentum import DESCENT, RecursiveMomentum
 from hypergrad.restricted import RestrictedProblem

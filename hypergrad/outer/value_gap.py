@@ -16,10 +16,11 @@ from jaxtyping import Array, Scalar
 
 from hypergrad.expected import require_count
 from hypergrad.linear import vector
-from hypergrad.outer.base import Batches, OuterAlgorithm, OuterInfo
+from hypergrad.outer.base import OuterAlgorithm, OuterInfo
+from hypergrad.outer.batches import Batches
 from hypergrad.outer.inner_descent import inner_descent
 from hypergrad.outer.moving import MovingAlgorithm, MovingState
-from hypergrad.outer.soba import OuterTerms, outer_terms
+from hypergrad.outer.single_loop import OuterTerms, outer_terms
 from hypergrad.problem import BilevelProblem
 from hypergrad.restricted import RestrictedProblem
 

@@ -18,7 +18,8 @@ from jaxtyping import Array, PyTree, Scalar
 from hypergrad.expected import require_count
 from hypergrad.linear import vector
 from hypergrad.outer import loops
-from hypergrad.outer.base import Batches, OuterInfo, optimizer_step
+from hypergrad.outer.base import OuterInfo, optimizer_step
+from hypergrad.outer.batches import Batches
 from hypergrad.outer.inner_descent import on_fit
 from hypergrad.outer.moving import DESCENT, MovingAlgorithm, MovingState
 from hypergrad.outer.neumann_estimate import neumann_sum

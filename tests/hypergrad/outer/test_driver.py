@@ -27,6 +27,7 @@ from hypergrad.outer import (
     Progress,
     Smoothness,
     driver,
+    programs,
     run,
 )
 from hypergrad.problem import BilevelProblem
@@ -91,14 +92,14 @@ def test_callbacks_see_the_run_and_can_stop_it(ridge):
 
 
 def test_the_time_left_does_not_count_on_compiling_again(ridge, monkeypatch):
-    clock, reports, advance = [0.0], [], driver._advance
+    clock, reports, advance = [0.0], [], driver.advance
 
     def timed(*arguments):
         clock[0] += 2 if clock[0] else 100
         return advance(*arguments)
 
     monkeypatch.setattr(driver, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    monkeypatch.setattr(driver, "_advance", timed)
+    monkeypatch.setattr(driver, "advance", timed)
     drive(ridge, callbacks=[reports.append])
     assert [report.seconds for report in reports] == [100, 102, 104, 106, 108, 110]
     assert [report.seconds_left for report in reports] == [500, 8, 6, 4, 2, 0]
@@ -159,7 +160,7 @@ def test_a_saddle_of_the_inner_problem_is_not_stationary(name, estimate):
 def test_parameters_that_are_never_trained_do_not_pass_without_a_word(ridge):
     algorithm = Alternating(ImplicitDifferentiation(), optax.sgd(0.1))
     start = (jnp.ones(4) * 2, ridge.hparams, ridge.inner, ridge.outer)
-    with pytest.warns(InaccurateHypergradientWarning, match="does the estimator have a solver"):
+    with pytest.warns(InaccurateHypergradientWarning, match="moving the wrong way.*have a solver"):
         run(ridge.problem, algorithm, *start, steps=3)
 
 
@@ -286,12 +287,11 @@ def test_the_second_step_does_not_compile_anew(ridge, name, types):
         "HOAG": lambda: HOAG(estimator),
         "MAID": lambda: MAID(estimator, Smoothness(1.0, 1.0, 1.0)),
     }.get(name, getattr(outer, name))()
-    shared = (ridge.problem, algorithm, FullBatch())
     data = (ridge.inner, ridge.outer, jax.random.key(0))
-    begin = driver._begin.__wrapped__
-    first = eqx.filter_eval_shape(begin, *shared, params, hparams, *data).state
-    advance = driver._advance.__wrapped__
-    second, _ = eqx.filter_eval_shape(advance, *shared, first, *data, 1)
+    setting = programs.Setting(ridge.problem, algorithm, FullBatch(), *data)
+    begin, advance = programs.begin.__wrapped__, programs.advance.__wrapped__
+    first = eqx.filter_eval_shape(begin, setting, params, hparams).state
+    second, _ = eqx.filter_eval_shape(advance, setting, first, 1)
     assert jax.tree.structure(first) == jax.tree.structure(second)
     for one, other in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
         if hasattr(one, "dtype"):

@@ -7,7 +7,7 @@ import pytest
 
 from hypergrad.outer import F2SA, SABA, SOBA, Batches, Box, Minibatches
 from hypergrad.outer.saba import empty_memory, refresh
-from hypergrad.outer.soba import inner_terms, into_ball, outer_terms
+from hypergrad.outer.single_loop import inner_terms, into_ball, outer_terms
 from hypergrad.problem import BilevelProblem
 from hypergrad.restricted import RestrictedProblem
 
