@@ -5,7 +5,7 @@ from typing import Self
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PyTree, Scalar
+from jaxtyping import Array, Bool, Int, PyTree, Scalar
 
 from hypergrad.expected import require
 from hypergrad.inner.base import InnerSolution, InnerSolver
@@ -17,6 +17,35 @@ from hypergrad.problem import BilevelProblem
 from hypergrad.residual import oriented
 from hypergrad.restricted import RestrictedProblem
 from hypergrad.tolerance import HasTolerance
+
+
+class _Iterate(eqx.Module):
+    """Where Newton's method is.
+
+    - `point`, `value`, `gradient`, `norm`: what is descended there, its slope and the slope's norm.
+    - `shift`: of the Hessian in the next solve.
+    - `stuck`: nothing decreases any more.
+    """
+
+    point: PyTree
+    value: Scalar
+    gradient: PyTree
+    norm: Scalar
+    shift: Scalar
+    step: Int[Array, ""]
+    stuck: Bool[Array, ""]
+
+
+class _Trial(eqx.Module):
+    """The next step size of the line search, and what the last one led to."""
+
+    size: Scalar
+    halvings: Int[Array, ""]
+    good: Bool[Array, ""]
+    point: PyTree
+    value: Scalar
+    gradient: PyTree
+    norm: Scalar
 
 
 class Newton(InnerSolver):
@@ -66,73 +95,73 @@ class Newton(InnerSolver):
         given = RestrictedProblem(problem, params, hparams, batch, key=key)
         symmetric = problem.optimality is None
 
-        def measure(point: PyTree) -> tuple[Scalar, PyTree]:
+        def measure(point: PyTree) -> tuple[Scalar, PyTree, Scalar]:
             if symmetric:
-                return jax.value_and_grad(given.inner_loss)(point)
-            residual = given.residual(point)
-            return 0.5 * vector.vdot(residual, residual), residual
+                value, gradient = jax.value_and_grad(given.inner_loss)(point)
+            else:
+                gradient = given.residual(point)
+                value = 0.5 * vector.vdot(gradient, gradient)
+            return value, gradient, vector.norm(gradient)
 
-        def unfinished(carry: tuple) -> Array:
-            _, _, _, norm, _, _, step, stuck = carry
-            return (step < self.max_steps) & (norm > self.tol) & ~stuck
+        def unfinished(at: _Iterate) -> Array:
+            return (at.step < self.max_steps) & (at.norm > self.tol) & ~at.stuck
 
-        def body(carry: tuple) -> tuple:
-            point, value, gradient, norm, first, shift, step, _ = carry
-            _, product = jax.linearize(given.residual, point)
+        def body(at: _Iterate) -> _Iterate:
+            _, product = jax.linearize(given.residual, at.point)
             solver = solver_for(self.linear_solver, symmetric=symmetric)
             if isinstance(solver, HasTolerance):
-                forcing = jnp.minimum(0.1, jnp.sqrt(norm / first))
+                forcing = jnp.minimum(0.1, jnp.sqrt(at.norm / first))
                 # The last step need not be better than what is asked for.
-                forcing = jnp.maximum(forcing, 0.5 * jnp.minimum(self.tol / norm, 1))
+                forcing = jnp.maximum(forcing, 0.5 * jnp.minimum(self.tol / at.norm, 1))
                 solver = solver.with_tol(forcing)
-            operator = jacobian_operator(product, point, symmetric=symmetric).damped(shift)
-            solution = solver.solve(operator, vector.widen(gradient))
+            operator = jacobian_operator(product, at.point, symmetric=symmetric).damped(at.shift)
+            solution = solver.solve(operator, vector.widen(at.gradient))
             indefinite = solution.nonpositive_curvature
-            larger = jnp.maximum(4 * shift, 2 * jnp.abs(solution.curvature_min))
-            smaller = jnp.where(shift > 1e-3 * solution.curvature_max, shift / 4, 0)
-            shift = jnp.where(indefinite, larger, smaller).astype(norm.dtype)
-            direction = vector.cast_like(solution.value, point)
+            larger = jnp.maximum(4 * at.shift, 2 * jnp.abs(solution.curvature_min))
+            smaller = jnp.where(at.shift > 1e-3 * solution.curvature_max, at.shift / 4, 0)
+            direction = vector.cast_like(solution.value, at.point)
             # Half the squared residual falls along its own Newton step with slope -‖r‖².
-            slope = vector.vdot(gradient, direction) if symmetric else norm**2
+            slope = vector.vdot(at.gradient, direction) if symmetric else at.norm**2
             newton = (slope > 0) & vector.all_finite(direction)
-            direction = vector.where(newton, direction, gradient)
-            slope = jnp.where(newton, slope, norm**2)
-            rounding = 10 * jnp.finfo(value.dtype).eps * jnp.abs(value)
+            direction = vector.where(newton, direction, at.gradient)
+            slope = jnp.where(newton, slope, at.norm**2)
+            rounding = 10 * jnp.finfo(at.value.dtype).eps * jnp.abs(at.value)
 
-            def try_step(search: tuple) -> tuple:
-                size, halvings, *_ = search
-                candidate = vector.axpy(-size, direction, point)
-                new_value, new_gradient = measure(candidate)
-                new_norm = vector.norm(new_gradient)
+            def try_step(search: _Trial) -> _Trial:
+                size, halvings = search.size, search.halvings
+                point = vector.axpy(-size, direction, at.point)
+                value, gradient, norm = measure(point)
                 # Near the solution the loss differences drown in rounding: there the gradient
                 # decides.
-                lower = new_value <= value - 1e-4 * size * slope
-                flatter = (new_value <= value + rounding) & (new_norm < norm)
-                good = (lower | flatter) & jnp.isfinite(new_norm)
-                return size / 2, halvings + 1, good, candidate, new_value, new_gradient, new_norm
+                lower = value <= at.value - 1e-4 * size * slope
+                flatter = (value <= at.value + rounding) & (norm < at.norm)
+                good = (lower | flatter) & jnp.isfinite(norm)
+                return _Trial(size / 2, halvings + 1, good, point, value, gradient, norm)
 
-            start = (
-                jnp.ones((), norm.dtype),
+            start = _Trial(
+                jnp.ones((), at.norm.dtype),
                 jnp.zeros((), jnp.int32),
                 jnp.asarray(False),
-                point,
-                value,
-                gradient,
-                norm,
+                at.point,
+                at.value,
+                at.gradient,
+                at.norm,
             )
-            _, _, good, candidate, new_value, new_gradient, new_norm = jax.lax.while_loop(
-                lambda s: (s[1] < 40) & ~s[2], try_step, start
+            end = jax.lax.while_loop(lambda s: (s.halvings < 40) & ~s.good, try_step, start)
+            better = (end.norm < at.norm) | (end.value < at.value)
+            return _Iterate(
+                point=vector.where(end.good, end.point, at.point),
+                value=jnp.where(end.good, end.value, at.value),
+                gradient=vector.where(end.good, end.gradient, at.gradient),
+                norm=jnp.where(end.good, end.norm, at.norm),
+                shift=jnp.where(indefinite, larger, smaller).astype(at.norm.dtype),
+                step=at.step + 1,
+                stuck=~indefinite & ~(end.good & better),
             )
-            stuck = ~indefinite & (~good | ((new_norm >= norm) & (new_value >= value)))
-            point = vector.where(good, candidate, point)
-            gradient = vector.where(good, new_gradient, gradient)
-            value = jnp.where(good, new_value, value)
-            norm = jnp.where(good, new_norm, norm)
-            return point, value, gradient, norm, first, shift, step + 1, stuck
 
-        value, gradient = measure(given.w)
-        norm = vector.norm(gradient)
-        shift, steps = jnp.zeros_like(norm), jnp.zeros((), jnp.int32)
-        start = (given.w, value, gradient, norm, norm, shift, steps, ~jnp.isfinite(norm))
-        point, _, _, norm, _, _, steps, _ = jax.lax.while_loop(unfinished, body, start)
-        return InnerSolution(given.params_at(point), None, steps, norm)
+        value, gradient, first = measure(given.w)
+        none = jnp.zeros((), jnp.int32)
+        stuck = ~jnp.isfinite(first)
+        start = _Iterate(given.w, value, gradient, first, jnp.zeros_like(first), none, stuck)
+        end = jax.lax.while_loop(unfinished, body, start)
+        return InnerSolution(given.params_at(end.point), None, end.step, end.norm)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, PyTree, Scalar
 from hypergrad.policy.features import Features, TrainingFeatures
 from hypergrad.problem import BilevelProblem
 from hypergrad.unrolled.gradient import grad
-from hypergrad.unrolled.steps import InnerStep
+from hypergrad.unrolled.steps import LossStep
 
 
 class PolicyState(eqx.Module):
@@ -35,7 +35,7 @@ class Taken(NamedTuple):
     loss: Scalar
 
 
-class PolicyStep(InnerStep):
+class PolicyStep(LossStep):
     """A step of an optax optimizer whose settings are `policy(hparams, features)`.
 
     The hyperparameters are the policy's own parameters: constants of the run, tuned over instances
@@ -77,18 +77,6 @@ class PolicyStep(InnerStep):
         return PolicyState(
             jnp.zeros((), jnp.int32), self.features.init(dynamic), optimizer.init(dynamic)
         )
-
-    def step(
-        self,
-        problem: BilevelProblem,
-        params: PyTree,
-        state: PolicyState,
-        hparams: PyTree,
-        batch: PyTree,
-        key: Array | None,
-    ) -> tuple[PyTree, PolicyState]:
-        """See `InnerStep.step`."""
-        return self.settings(problem, params, state, hparams, hparams, batch, key)
 
     def settings(
         self,

@@ -54,10 +54,9 @@ class UnrolledEstimator(SteppedEstimator):
       would be biased (`BilevelProblem.biased`), get the gradient `None`.
 
     `init` runs nothing yet; it costs one inner gradient and one product, for the scale of the
-    residual.
-    `hypergradient` runs the steps itself, from the state's start, and returns a state with the end
-    of that run in `params` and the same start. A cold start has no need of `fit`, which runs them
-    without a derivative; with a warm start it is `fit` that moves the start on.
+    residual. `hypergradient` runs the steps itself, from the state's start, and returns a state
+    with the end of that run in `params` and the same start. A cold start has no need of `fit`,
+    which runs them without a derivative; with a warm start it is `fit` that moves the start on.
 
     A stochastic problem, or step, gets the key `fold_in(key, t)` at step `t`; the outer loss gets
     `key` itself.
@@ -102,12 +101,7 @@ class UnrolledEstimator(SteppedEstimator):
 
     def _fit(self, given: RestrictedProblem, state: Any) -> tuple[Any, FitInfo]:
         if self.warm_start:
-            state = eqx.tree_at(
-                lambda s: (s.start, s.start_step_state),
-                state,
-                (state.params, state.step_state),
-                is_leaf=lambda leaf: leaf is None,
-            )
+            state = replace(state, start=state.params, start_step_state=state.step_state)
         given = replace(given, params=state.start)
         run = self._dynamics(given, state)
         end = run.advance(run.x, run.rest, run.h, 0, self.steps)
@@ -132,11 +126,9 @@ class UnrolledEstimator(SteppedEstimator):
 
     def _moved(self, state: UnrolledState, run: Dynamics, end: tuple) -> UnrolledState:
         params, step_state = run.unpack(*end)
-        return UnrolledState(
+        return replace(
+            state,
             params=params,
-            start=state.start,
             step_state=step_state if self.warm_start else None,
-            start_step_state=state.start_step_state,
-            scale=state.scale,
             inner_iterations=jnp.asarray(self.steps, jnp.int32),
         )

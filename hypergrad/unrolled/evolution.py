@@ -167,10 +167,10 @@ class PersistentEvolution(SteppedEstimator):
         )
         params, step_state = moved((state.params, state.step_state), h)
         taken = jnp.asarray(self.steps, jnp.int32)
-        state = EvolutionState(
+        state = replace(
+            state,
             params=params,
             step_state=step_state,
-            start=state.start,
             others=others,
             sums=jax.tree.map(
                 lambda s, e, d: jnp.where(begins, 0, s) + e * (self.sigma / d) ** 2,
@@ -178,7 +178,6 @@ class PersistentEvolution(SteppedEstimator):
                 drawn,
                 deviations,
             ),
-            scale=state.scale,
             steps=jnp.where(begins, 0, state.steps) + taken,
             inner_iterations=taken * (2 * self.pairs + 1),
         )

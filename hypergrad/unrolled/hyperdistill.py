@@ -139,17 +139,15 @@ class HyperDistill(SteppedEstimator):
         # The steps get the numbers below.
         draw = None if given.key is None else jax.random.fold_in(given.key, self.steps)
         kept = False if draw is None else jax.random.bernoulli(draw, keep)
-        state = HyperDistillState(
+        state = replace(
+            state,
             params=params,
             step_state=step_state,
-            start=state.start,
             distilled=distilled,
             batch=vector.where(kept, state.batch, given.inner_batch),
             mass=mass.astype(state.mass.dtype),
-            factor=state.factor,
             taken=before + 1,
             runs=state.runs + (before + 1 == self.steps),
-            scale=state.scale,
         )
         return state, FitInfo(self._residual(given, state), state.inner_iterations)
 

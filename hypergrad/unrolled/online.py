@@ -84,13 +84,12 @@ class OnlineUnrolled(SteppedEstimator):
         x, rest, tangents = advance_tangents(run, state.tangents, self.steps)
         params, step_state = run.unpack(x, rest)
         taken = jnp.asarray(self.steps, jnp.int32)
-        state = OnlineState(
+        state = replace(
+            state,
             params=params,
             step_state=step_state,
             tangents=tangents,
-            hparams=state.hparams,
             drifted=state.drifted | _differ(state.hparams, run.h),
-            scale=state.scale,
             steps=state.steps + taken,
             inner_iterations=taken,
         )

@@ -57,7 +57,23 @@ class InnerStep(eqx.Module):
         return []
 
 
-class OptaxStep(InnerStep):
+class LossStep(InnerStep):
+    """A step on the problem's inner loss; subclasses write `settings`."""
+
+    def step(
+        self,
+        problem: BilevelProblem,
+        params: PyTree,
+        state: PyTree,
+        hparams: PyTree,
+        batch: PyTree,
+        key: Array | None,
+    ) -> tuple[PyTree, PyTree]:
+        """See `InnerStep.step`."""
+        return self.settings(problem, params, state, hparams, hparams, batch, key)
+
+
+class OptaxStep(LossStep):
     """A step of an optax optimizer on the problem's inner loss.
 
     **Arguments:**
@@ -79,18 +95,6 @@ class OptaxStep(InnerStep):
     def init(self, params: PyTree, hparams: PyTree) -> PyTree:
         """The optimizer's initial state."""
         return self._build(hparams).init(eqx.filter(params, eqx.is_inexact_array))
-
-    def step(
-        self,
-        problem: BilevelProblem,
-        params: PyTree,
-        state: PyTree,
-        hparams: PyTree,
-        batch: PyTree,
-        key: Array | None,
-    ) -> tuple[PyTree, PyTree]:
-        """See `InnerStep.step`."""
-        return self.settings(problem, params, state, hparams, hparams, batch, key)
 
     def settings(
         self,
