@@ -98,8 +98,7 @@ def minimize(
     result. Otherwise a trial that kills its worker is tried again, alone, and has failed then.
     What an objective raises while it is traced for a `population` is an error of all its trials.
     """
-    if not isinstance(space, SearchSpace):
-        space = SearchSpace(space)
+    space = SearchSpace.of(space)
     if stop is not None and not isinstance(stop, Stop):
         raise ValueError(f"'stop': expected a Stop, received {stop!r:.80}")
     if trials is None and stop is None:

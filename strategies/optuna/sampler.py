@@ -87,8 +87,6 @@ class HypergradSampler(BaseSampler):
                     "'space': expected nothing beside a searcher that is built already"
                 )
             space = searcher.space
-        if space is not None and not isinstance(space, SearchSpace):
-            space = SearchSpace(space)
         if constraints_func is not None and not callable(constraints_func):
             raise ValueError(
                 f"'constraints_func': expected a function, received {constraints_func!r:.80}"
@@ -102,7 +100,7 @@ class HypergradSampler(BaseSampler):
         self._make = searcher
         self._seed = integer("seed", seed, 0)
         self._lock = threading.RLock()
-        self._names = None if space is None else Names(space)
+        self._names = None if space is None else Names(SearchSpace.of(space))
         self._searcher: Searcher | None = None
         self._trials = TrialCache()
         self._shared = SharedParameters()

@@ -8,9 +8,10 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from strategies.optuna.branches import Branches, Condition
-from strategies.optuna.names import Names, arrays, nested
+from strategies.optuna.names import Names, arrays
 from strategies.optuna.parameters import to_domain
 from strategies.space import Domain, SearchSpace
+from strategies.space.tree import nested
 
 
 def space_to_optuna(space: SearchSpace) -> dict[str, BaseDistribution]:

@@ -106,7 +106,7 @@ class Population:
                 raise ValueError(f"{name!r}: expected a function, received {function!r:.80}")
         self._functions = Functions(init, step, evaluate, batch)
         self.size = integer("size", size, 2)
-        self.space = space if isinstance(space, SearchSpace) else SearchSpace(space)
+        self.space = SearchSpace.of(space)
         self.buckets = checked(self.space, buckets)
         self.seed = integer("seed", seed, 0)
         self._memory = None if memory is None else integer("memory", memory, 1)
