@@ -10,6 +10,7 @@ import numpy as np
 from optuna.distributions import BaseDistribution, FloatDistribution
 
 from strategies.observation import Report
+from strategies.optuna.branches import Asked
 from strategies.optuna.parameters import (
     Coordinate,
     Numbered,
@@ -17,7 +18,6 @@ from strategies.optuna.parameters import (
     from_distribution,
     from_domain,
 )
-from strategies.optuna.shared import Asked
 from strategies.space import Constant, SearchSpace
 from strategies.space.tree import nested
 

@@ -24,10 +24,11 @@ from optuna.trial import FrozenTrial, TrialState
 from strategies.arguments import integer
 from strategies.intake import Intake
 from strategies.observation import Observation, Suggestion
+from strategies.optuna.branches import Asked
 from strategies.optuna.names import Names, names_found
 from strategies.optuna.parameters import Coordinate, from_distribution
 from strategies.optuna.processes import OtherProcesses, holder
-from strategies.optuna.shared import Asked, SharedParameters
+from strategies.optuna.shared import SharedParameters
 from strategies.optuna.study_view import StudyView, context_of, point_of
 from strategies.optuna.trial_cache import TrialCache
 from strategies.searchers.base import Searcher

@@ -8,4 +8,4 @@ from strategies.population.explore import Round as Round
 from strategies.population.pbt import PBT as PBT
 from strategies.population.population import Population as Population
 from strategies.population.progress import Progress as Progress
-from strategies.population.search import PopulationResult as PopulationResult
+from strategies.population.run import PopulationResult as PopulationResult

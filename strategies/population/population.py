@@ -17,7 +17,8 @@ from strategies.population.memory import available, refuse
 from strategies.population.pbt import PBT
 from strategies.population.program import Program
 from strategies.population.progress import Progress
-from strategies.population.search import Keeping, PopulationResult, Search
+from strategies.population.run import Keeping, PopulationResult
+from strategies.population.search import Search
 from strategies.population.training import Functions, Training
 from strategies.population.work import Rungs, Trials, Work
 from strategies.schedulers.base import Scheduler
