@@ -26,8 +26,26 @@ def _share(name: str, value: float) -> None:
         raise ValueError(f"{name}: expected desirabilities in [0, 1], received {value}")
 
 
+class _Ramp:
+    """0 at `worst` and beyond, 1 at `best` and beyond, and a power of the way in between."""
+
+    worst: float
+    best: float
+    shape: float
+
+    def __call__(self, response: float) -> float:
+        """Desirability of a response."""
+        share = (response - self.worst) / (self.best - self.worst)
+        return min(max(share, 0.0), 1.0) ** self.shape
+
+    @property
+    def uninformative(self) -> float:
+        """The mean over the range between `worst` and `best`."""
+        return 1.0 / (self.shape + 1.0)
+
+
 @dataclass(frozen=True)
-class Larger:
+class Larger(_Ramp):
     """Desirable when large: 0 at `worst` and below, 1 at `best` and above.
 
     - `shape`: exponent in between; above 1 it insists on values close to `best`.
@@ -40,19 +58,9 @@ class Larger:
     def __post_init__(self) -> None:
         _check("Larger", self.worst, self.best, self.shape)
 
-    def __call__(self, response: float) -> float:
-        """Desirability of a response."""
-        share = (response - self.worst) / (self.best - self.worst)
-        return min(max(share, 0.0), 1.0) ** self.shape
-
-    @property
-    def uninformative(self) -> float:
-        """The mean over the range from `worst` to `best`."""
-        return 1.0 / (self.shape + 1.0)
-
 
 @dataclass(frozen=True)
-class Smaller:
+class Smaller(_Ramp):
     """Desirable when small: 1 at `best` and below, 0 at `worst` and above."""
 
     best: float
@@ -61,16 +69,6 @@ class Smaller:
 
     def __post_init__(self) -> None:
         _check("Smaller", self.best, self.worst, self.shape)
-
-    def __call__(self, response: float) -> float:
-        """Desirability of a response."""
-        share = (self.worst - response) / (self.worst - self.best)
-        return min(max(share, 0.0), 1.0) ** self.shape
-
-    @property
-    def uninformative(self) -> float:
-        """The mean over the range from `best` to `worst`."""
-        return 1.0 / (self.shape + 1.0)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from hypergrad.paths import trace_paths
 from strategies.arguments import integer
 from strategies.observation import Report, report
 from strategies.space import Config, Domain, Float, Logit, Ordered, SearchSpace, Simplex
+from strategies.space.tree import nested
 
 
 class Training(NamedTuple):
@@ -283,14 +284,9 @@ class _InUnits(eqx.Module):
     fixed: dict[str, Array]
 
     def __call__(self, params: PyTree, units: dict[str, Array], *rest: Any) -> Any:
-        hparams: dict[str, Any] = {}
-        for leaf in self.leaves:
-            *groups, name = leaf.path.split("/")
-            at = hparams
-            for group in groups:
-                at = at.setdefault(group, {})
-            at[name] = _natural(leaf, {**self.fixed, **units}[leaf.path])
-        return self.loss(params, hparams, *rest)
+        known = {**self.fixed, **units}
+        natural = {leaf.path: _natural(leaf, known[leaf.path]) for leaf in self.leaves}
+        return self.loss(params, nested(natural), *rest)
 
 
 def _in_units(

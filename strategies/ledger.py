@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from strategies.arguments import instance, integer
 from strategies.intake import Intake
-from strategies.observation import Observation, Report, Suggestion
+from strategies.observation import Observation, Suggestion
 from strategies.space import SearchSpace
 from strategies.state import (
     OtherSearchError,
@@ -114,17 +114,7 @@ class Ledger:
         return self.record(
             self.intake(
                 observation.point or observation.config,
-                Report(
-                    observation.value,
-                    observation.gradient,
-                    observation.gradient_error,
-                    cost=observation.cost,
-                    resource=observation.resource,
-                    values=observation.values,
-                    gradients=observation.gradients,
-                    constraints=observation.constraints,
-                    constraint_gradients=observation.constraint_gradients,
-                ),
+                observation.as_report(),
                 number=observation.number,
                 note=observation.note or self.note(observation.number),
                 status=observation.status,

@@ -152,6 +152,20 @@ class Observation(_Located):
             max((float(_largest(np.abs(slope))) for slope in slopes), default=0.0),
         )
 
+    def as_report(self) -> Report:
+        """What a trial with this result would have reported, of a search that minimises."""
+        return Report(
+            self.value,
+            self.gradient,
+            self.gradient_error,
+            cost=self.cost,
+            resource=self.resource,
+            values=self.values or None,
+            gradients=self.gradients or None,
+            constraints=self.constraints or None,
+            constraint_gradients=self.constraint_gradients or None,
+        )
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "value", number_of(self.value, "value"))
         if not isinstance(self.values, list | tuple):

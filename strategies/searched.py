@@ -132,8 +132,7 @@ def searched(source: Any, space: SearchSpace | Mapping[str, Any] | None = None) 
             raise ValueError("'source': expected a study with a complete trial, received none")
         space, history = names.space, seen_in(source, names)
     elif hasattr(source, "candidates") and hasattr(source, "searcher"):
-        space = source.searcher.space
-        history = [o for n in sorted(source.candidates) for o in _results(source.candidates[n])]
+        space, history = source.searcher.space, source.everything()
     else:
         ledger = getattr(source, "ledger", getattr(source, "ledger_", source))
         space = getattr(ledger, "space", space)
@@ -149,10 +148,6 @@ def searched(source: Any, space: SearchSpace | Mapping[str, Any] | None = None) 
     if not isinstance(space, SearchSpace):
         raise ValueError(f"'space': expected the space of the observations, received {space!r:.80}")
     return Searched(space, tuple(_located(item, space) for item in history))
-
-
-def _results(candidate: Any) -> list[Observation]:
-    return [candidate.results[level] for level in sorted(candidate.results)]
 
 
 def _located(item: Observation, space: SearchSpace) -> Observation:

@@ -13,6 +13,9 @@ from strategies.space import SearchSpace
 #: So many estimates in a row must be below `gain`: one may be the luck of a model.
 _AGREED = 3
 
+#: Why a search ended before it was through, where no `Stop` has ended it.
+INTERRUPTED, ASKED = "it was interrupted", "a callback asked for it"
+
 
 @dataclass(frozen=True)
 class Stop:
@@ -139,4 +142,4 @@ def _at_least(one: Observation, other: Observation) -> bool:
     return bool(np.all(np.array(mine, float) <= np.array(theirs, float)))
 
 
-__all__ = ["Stop", "Watch"]
+__all__ = ["ASKED", "INTERRUPTED", "Stop", "Watch"]

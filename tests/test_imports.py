@@ -15,6 +15,8 @@ FORBIDDEN = {
     "strategies": {"experiments", "benchmarks", "jaxopt"},
 }
 SOURCES = [path for package in FORBIDDEN for path in sorted((ROOT / package).rglob("*.py"))]
+#: Of the packages whose names are imported on first use.
+STUBS = sorted((ROOT / "strategies").rglob("*.pyi"))
 
 
 def imported_packages(source: str) -> set[str]:
@@ -71,6 +73,22 @@ def test_the_core_loads_no_engine():
 def test_the_space_and_the_observations_load_neither_jax_nor_an_engine():
     loaded = loaded_by("strategies.space", "strategies.observation")
     assert not loaded & {"jax", *ENGINES}
+
+
+@pytest.mark.parametrize("stub", STUBS, ids=lambda stub: stub.parent.name)
+def test_a_package_offers_the_names_of_its_stub(stub):
+    name = ".".join(stub.parent.relative_to(ROOT).parts)
+    package = pytest.importorskip(name)
+    offered = {alias.name for node in ast.parse(stub.read_text()).body for alias in node.names}
+    assert set(package.__all__) == offered <= set(dir(package))
+    assert all(getattr(package, each) is not None for each in offered)
+    with pytest.raises(AttributeError, match=f"{name!r} has no attribute 'nonsense'"):
+        _ = package.nonsense
+
+
+def test_a_package_with_a_stub_loads_none_of_its_names():
+    loaded = loaded_by("strategies", "strategies.searchers", "strategies.population")
+    assert not loaded & {"numpy", "jax", "scipy", *ENGINES}
 
 
 def test_only_the_faces_load_their_engine():

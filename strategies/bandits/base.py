@@ -83,8 +83,6 @@ class Bandit(Searcher):
         lowest: float = 1.0,
         failed: float | None = None,
     ):
-        if not isinstance(space, SearchSpace):
-            space = SearchSpace(space)
         super().__init__(space, seed=seed, first=first)
         domains = self.space.domains
         endless = [path for path, domain in domains.items() if domain.count == math.inf]

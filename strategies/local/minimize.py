@@ -1,27 +1,25 @@
 """The embedded engine: run a search in this process, with no server and no cluster."""
 
 import os
-import pickle
-import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from strategies.arguments import asks_to_stop, functions, integer, positive, switch
 from strategies.ledger import Ledger, ledger_of
 from strategies.local.executors import work, work_together
+from strategies.local.outcome import Outcome, evaluate
 from strategies.local.progress import shown
 from strategies.local.results import Result, Trial
 from strategies.local.running import Lost
-from strategies.observation import Observation, Report, Suggestion, report
-from strategies.plain import NoNumberError
+from strategies.observation import Observation, Suggestion
 from strategies.searchers.base import Item, Searcher
 from strategies.space import Config, SearchSpace
 from strategies.space.point import copied
 from strategies.state import exclusive_lock, save_if_there_is_space, state_exists
-from strategies.stopping import Stop, Watch
+from strategies.stopping import ASKED, INTERRUPTED, Stop, Watch
 
 if TYPE_CHECKING:
     from strategies.population.together import Together
@@ -98,8 +96,7 @@ def minimize(
     result. Otherwise a trial that kills its worker is tried again, alone, and has failed then.
     What an objective raises while it is traced for a `population` is an error of all its trials.
     """
-    if not isinstance(space, SearchSpace):
-        space = SearchSpace(space)
+    space = SearchSpace.of(space)
     if stop is not None and not isinstance(stop, Stop):
         raise ValueError(f"'stop': expected a Stop, received {stop!r:.80}")
     if trials is None and stop is None:
@@ -127,11 +124,11 @@ def minimize(
         raise ValueError(f"'searcher': expected one on {space}, received one on {ledger.space}")
     if context is not None:
         ledger.searcher.expect_context(context)
-    evaluate: _Alone | _Batches = _Alone(objective, workers, timeout)
+    runner: _Alone | _Batches = _Alone(objective, workers, timeout)
     if population is not None:
         from strategies.population.together import Together
 
-        evaluate = _Batches(Together(objective, space, population), population)
+        runner = _Batches(Together(objective, space, population), population)
     callbacks = functions("callbacks", callbacks)
     raise_errors = switch("raise_errors", raise_errors)
     progress = None if progress is None else switch("progress", progress)
@@ -142,7 +139,7 @@ def minimize(
         task = _Task(ledger, context)
         with shown(progress, task, trials, watch) as show:
             told = (*show, *callbacks)
-            return _search(evaluate, task, trials, watch, state_path, told, raise_errors)
+            return _search(runner, task, trials, watch, state_path, told, raise_errors)
 
 
 @dataclass(frozen=True)
@@ -186,7 +183,7 @@ class _Alone:
 
     def __call__(self, more: "_More", record: "_Record") -> None:
         def call(task: Suggestion) -> tuple[Any, ...]:
-            return _evaluate, self.objective, copied(task.config)
+            return evaluate, self.objective, copied(task.config)
 
         work(more, call, record, self.workers, self.timeout)
 
@@ -199,14 +196,14 @@ class _Batches:
     size: int
 
     def __call__(self, more: "_More", record: "_Record") -> None:
-        def call(tasks: list[Suggestion]) -> list[_Outcome]:
-            return [_Outcome(made, seconds) for made, seconds in self.together(tasks)]
+        def call(tasks: list[Suggestion]) -> list[Outcome]:
+            return [Outcome(made, seconds) for made, seconds in self.together(tasks)]
 
         work_together(more, call, record, self.size)
 
 
 def _search(
-    evaluate: _Alone | _Batches,
+    runner: _Alone | _Batches,
     task: _Task,
     trials: int | None,
     watch: Watch | None,
@@ -218,23 +215,18 @@ def _search(
     finished: list[Trial] = []
     stops: list[Any] = []
 
-    def record(suggestion: Suggestion, found: "_Outcome | Lost") -> None:
-        outcome = (
-            _Outcome(Report(None), found.seconds, found.error) if isinstance(found, Lost) else found
-        )
-        made = outcome.report
+    def record(suggestion: Suggestion, found: Outcome | Lost) -> None:
+        outcome = Outcome.of(found)
         if outcome.error is not None and not raise_errors:
             warnings.warn(
                 f"trial {suggestion.number} failed: {outcome.error!r} "
                 f"at {suggestion.config!r:.200}",
                 stacklevel=3,
             )
-        if made.cost is None:
-            made = replace(made, cost=outcome.seconds)
         told = ledger.record(
             ledger.intake(
                 suggestion.point or suggestion.config,
-                made,
+                outcome.report,
                 number=suggestion.number,
                 note=suggestion.note,
             )
@@ -250,7 +242,7 @@ def _search(
             status=told.status,
             seconds=outcome.seconds,
             note=suggestion.note,
-            info=made.info,
+            info=outcome.made.info,
             error=outcome.error,
             values=told.values,
             constraints=told.constraints,
@@ -270,10 +262,10 @@ def _search(
 
     interrupted = False
     try:
-        evaluate(more, record)
+        runner(more, record)
     except KeyboardInterrupt:
         interrupted = True
-    stopped = "it was interrupted" if interrupted else "a callback asked for it" if stops else None
+    stopped = INTERRUPTED if interrupted else ASKED if stops else None
     if stopped is None and watch is not None and (trials is None or task.trials < trials):
         stopped = watch.reason
     best = task.best
@@ -288,49 +280,7 @@ def _search(
 
 
 _More: TypeAlias = Callable[[int], Suggestion | None]
-_Record: TypeAlias = Callable[[Suggestion, "_Outcome | Lost"], None]
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    report: Report
-    seconds: float
-    error: BaseException | None = None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """What a process pool sends back, where a result or an exception might not arrive."""
-        error = self.error
-        try:
-            made = pickle.dumps(self.report)
-        except Exception as failure:
-            made, error = pickle.dumps(Report(None)), failure
-        return _arrived, (made, self.seconds, error and _portable(error))
-
-
-def _arrived(made: bytes, seconds: float, error: BaseException | None) -> _Outcome:
-    return _Outcome(pickle.loads(made), seconds, error)
-
-
-def _portable(error: BaseException) -> BaseException:
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(f"{error!r} (which cannot be pickled)")
-    return error
-
-
-def _evaluate(objective: Objective, config: Config) -> _Outcome:
-    """Run one trial; module-level, so that a process pool can run it too."""
-    start = time.perf_counter()
-    try:
-        returned = objective(config)
-    except (Exception, SystemExit) as error:
-        return _Outcome(Report(None), time.perf_counter() - start, error)
-    seconds = time.perf_counter() - start
-    try:
-        return _Outcome(report(returned), seconds)
-    except NoNumberError as error:
-        return _Outcome(Report(None), seconds, error)
+_Record: TypeAlias = Callable[[Suggestion, Outcome | Lost], None]
 
 
 __all__ = ["Objective", "minimize"]

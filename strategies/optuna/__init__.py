@@ -30,8 +30,6 @@ the trials. So a study that is loaded again, from whatever storage and by whatev
 continues as if it had not been interrupted.
 """
 
-from typing import TYPE_CHECKING, Any
-
 try:
     import optuna  # noqa: F401
 except ImportError as error:  # pragma: no cover -- the extra is installed where this is tested
@@ -39,41 +37,7 @@ except ImportError as error:  # pragma: no cover -- the extra is installed where
         'strategies.optuna needs Optuna: pip install "hypergrad-engine[optuna]"'
     ) from error
 
-from strategies.optuna.history import observations_of
-from strategies.optuna.journal import JournalFile
-from strategies.optuna.sampler import HypergradSampler
-from strategies.optuna.schedule import RungPruner, run_schedule
-from strategies.optuna.spaces import space_from_optuna, space_from_trials, space_to_optuna
-from strategies.optuna.stopping import StopStudy
-from strategies.optuna.study import study_of
-from strategies.optuna.trials import objective, report, report_of, suggest
+from strategies.lazy import attach_stub
 
-if TYPE_CHECKING:
-    from strategies.optuna.population import run_population
-
-__all__ = [
-    "HypergradSampler",
-    "JournalFile",
-    "RungPruner",
-    "StopStudy",
-    "objective",
-    "observations_of",
-    "report",
-    "report_of",
-    "run_population",
-    "run_schedule",
-    "space_from_optuna",
-    "space_from_trials",
-    "space_to_optuna",
-    "study_of",
-    "suggest",
-]
-
-
-def __getattr__(name: str) -> Any:
-    # Imported on first use: it needs JAX, and most studies do not.
-    if name == "run_population":
-        from strategies.optuna.population import run_population
-
-        return run_population
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# The population needs JAX, and most studies do not.
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

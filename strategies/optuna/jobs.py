@@ -73,37 +73,45 @@ class StudyJobs:
             trial_id = study._pop_waiting_trial_id()
             if trial_id is None:
                 continue  # another process took it
-            mine = Trial(study, trial_id)
-            try:
-                stored = _job(study._storage.get_trial(trial_id), self._names)
-            except ValueError as error:
-                study.tell(mine, state=TrialState.FAIL)
-                warnings.warn(f"{error}; it counts as failed", stacklevel=3)
-                continue
-            if stored is None:
-                study.tell(mine, state=TrialState.FAIL)
-                raise ValueError(
-                    "the study has an enqueued trial that is no job of a scheduler; enqueue points "
-                    "as the searcher's `first`"
-                )
-            if _superseded(study, self._names, mine.number, stored):
-                # SQLite may hand one trial to two processes; the other one has told it then.
-                with contextlib.suppress(UpdateFinishedTrialError):
-                    mine.set_user_attr(SUPERSEDED, True)
-                    study.tell(mine, state=TrialState.FAIL, skip_if_finished=True)
-                continue
-            if is_heartbeat_enabled(storage := study._storage):
-                assert isinstance(storage, BaseHeartbeat)
-                # The thread's first beat may come after a death; a trial without one is never
-                # stale.
-                storage.record_heartbeat(trial_id)
-            return mine, Job(
-                number=stored["number"],
-                config=suggest(mine, self._names.space),
-                resource=stored["resource"],
-                resume_from=stored["resume_from"],
-                level=stored["level"],
+            # SQLite may hand one trial to two processes; the other one may have told it by now.
+            with contextlib.suppress(UpdateFinishedTrialError):
+                found = self._begun(trial_id)
+                if found is not None:
+                    return found
+
+    def _begun(self, trial_id: int) -> tuple[Trial, Job] | None:
+        """A trial that was waiting, and its job; `None` if it is not worth to be worked on."""
+        study = self._study
+        mine, known = Trial(study, trial_id), study._storage.get_trial(trial_id)
+        if known.state.is_finished():
+            return None
+        try:
+            stored = _job(known, self._names)
+        except ValueError as error:
+            study.tell(mine, state=TrialState.FAIL)
+            warnings.warn(f"{error}; it counts as failed", stacklevel=4)
+            return None
+        if stored is None:
+            study.tell(mine, state=TrialState.FAIL)
+            raise ValueError(
+                "the study has an enqueued trial that is no job of a scheduler; enqueue points as "
+                "the searcher's `first`"
             )
+        if _superseded(study, self._names, mine.number, stored):
+            mine.set_user_attr(SUPERSEDED, True)
+            study.tell(mine, state=TrialState.FAIL, skip_if_finished=True)
+            return None
+        if is_heartbeat_enabled(storage := study._storage):
+            assert isinstance(storage, BaseHeartbeat)
+            # The thread's first beat may come after a death; a trial without one is never stale.
+            storage.record_heartbeat(trial_id)
+        return mine, Job(
+            number=stored["number"],
+            config=suggest(mine, self._names.space),
+            resource=stored["resource"],
+            resume_from=stored["resume_from"],
+            level=stored["level"],
+        )
 
     def tell(self, trial: Trial, job: Job, value: float | None, problem: str) -> None:
         """End the trial of a job; without a finite value it has failed, by `problem`."""

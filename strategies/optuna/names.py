@@ -10,6 +10,7 @@ import numpy as np
 from optuna.distributions import BaseDistribution, FloatDistribution
 
 from strategies.observation import Report
+from strategies.optuna.branches import Asked
 from strategies.optuna.parameters import (
     Coordinate,
     Numbered,
@@ -17,8 +18,8 @@ from strategies.optuna.parameters import (
     from_distribution,
     from_domain,
 )
-from strategies.optuna.shared import Asked
 from strategies.space import Constant, SearchSpace
+from strategies.space.tree import nested
 
 
 class Names:
@@ -158,20 +159,6 @@ def names_found(asked: Asked) -> Names:
     return Names(space, parameters)
 
 
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree of paths and domains."""
-    tree: dict[str, Any] = {}
-    for path, domain in flat.items():
-        *groups, last = path.split("/")
-        at = tree
-        for group_name in groups:
-            at = at.setdefault(group_name, {})
-            if not isinstance(at, dict):
-                raise ValueError(f"{path!r}: {group_name!r} is a hyperparameter and a group")
-        at[last] = domain
-    return tree
-
-
 def _paths(names: Iterable[str]) -> list[str]:
     """A path for each name: itself where that is one, beside all others."""
     taken = set(names)
@@ -235,4 +222,4 @@ def _index(name: str) -> tuple[str, tuple[int, ...]]:
     return name, ()
 
 
-__all__ = ["Names", "arrays", "names_found", "nested"]
+__all__ = ["Names", "arrays", "names_found"]

@@ -16,7 +16,8 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from strategies.space import Categorical, Constant, Domain, Float, Int, Ordinal
+from strategies.space import Categorical, Constant, Domain, Float, Int
+from strategies.space.choices import Listed
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,13 @@ class Labelled(Parameter):
 
     def stored(self, value: Any) -> list[Any]:
         """See the base class."""
-        assert isinstance(self.domain, Categorical | Ordinal)
+        assert isinstance(self.domain, Listed)
         return [self.labels[self.domain.index(value)]]
 
     def value(self, stored: Sequence[Any]) -> Any:
         """See the base class."""
-        assert isinstance(self.domain, Categorical | Ordinal)
-        return _choices(self.domain)[self._table.index(stored[0], self.names[0])]
+        assert isinstance(self.domain, Listed)
+        return self.domain.options[self._table.index(stored[0], self.names[0])]
 
 
 @dataclass(frozen=True)
@@ -153,8 +154,8 @@ def from_domain(path: str, domain: Domain) -> Parameter:
 
     **Raises:** `ValueError` naming the path for what Optuna cannot express.
     """
-    if isinstance(domain, Categorical | Ordinal):
-        labels = _labels(_choices(domain))
+    if isinstance(domain, Listed):
+        labels = _labels(domain.options)
         return Labelled(domain, (path,), CategoricalDistribution(labels), labels=labels)
     free = None if isinstance(domain, Float) else 1
     if isinstance(domain, Float | Int) and domain.log and domain.step != free:
@@ -223,10 +224,6 @@ def _fits(distribution: BaseDistribution) -> bool:
         return True
     low, high = distribution.low, distribution.high
     return math.isfinite(high / low if distribution.log else high - low)
-
-
-def _choices(domain: Categorical | Ordinal) -> Sequence[Any]:
-    return domain.choices if isinstance(domain, Categorical) else domain.values
 
 
 def _labels(choices: Sequence[Any]) -> list[Any]:

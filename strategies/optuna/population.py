@@ -20,7 +20,7 @@ from strategies.optuna.study import NUMBER, trial_of
 from strategies.optuna.study_view import point_of
 from strategies.optuna.trials import keep_report, report_of, suggest
 from strategies.population import PBT, Population, PopulationResult, Progress, checkpoint
-from strategies.population.work import Rungs
+from strategies.population.work import Rungs, Trials
 from strategies.schedulers import Job, Scheduler
 from strategies.searchers.random import RandomSearcher
 from strategies.state import exclusive_lock
@@ -106,15 +106,14 @@ def run_population(
         )
 
 
-class StudyTrials:
+class StudyTrials(Trials):
     """Trials of one length, that a study hands out and keeps: the `Work` of a population."""
 
     def __init__(self, study: Any, population: Population, trials: int, steps: int) -> None:
         space = population.space
-        self._study, self._trials, self._steps = study, trials, steps
-        self._space, self._intake = space, Intake(space)
-        self.ledger = Ledger(RandomSearcher(space))
-        self._open: dict[int, Trial] = {}
+        super().__init__(Ledger(RandomSearcher(space)), trials, steps)
+        self._study, self._space, self._intake = study, space, Intake(space)
+        self._given: dict[int, Trial] = {}
         self._interrupted: list[FrozenTrial] = []
         names = Names(space)
         for trial in study.get_trials(deepcopy=False):
@@ -136,13 +135,13 @@ class StudyTrials:
                 self.ledger.record(self._intake(point, made, number=trial.number))
         self.begun = bool(self._interrupted or self.ledger.trials)
 
-    def _job(self, trial: Trial) -> Job:
-        self._open[trial.number] = trial
-        return Job(trial.number, suggest(trial, self._space), self._steps, 0, 0)
+    def _job_of(self, trial: Trial) -> Job:
+        self._given[trial.number] = trial
+        return self._job(trial.number, suggest(trial, self._space))
 
     def again(self) -> list[Job]:
         """What a killed run was training."""
-        return [self._job(Trial(self._study, trial._trial_id)) for trial in self._interrupted]
+        return [self._job_of(Trial(self._study, trial._trial_id)) for trial in self._interrupted]
 
     def ask(self, running: int) -> Job | None:
         """The next trial of the study, whose sampler proposes."""
@@ -150,12 +149,13 @@ class StudyTrials:
             return None
         trial = self._study.ask()
         trial.set_user_attr(STEPS, self._steps)
-        return self._job(trial)
+        return self._job_of(trial)
 
     def tell(self, job: Job, report: Report) -> Observation:
         """End a trial; a value that is not finite is a failure."""
         told = self._intake(job.config, report, number=job.number)
-        trial = self._open.pop(job.number)
+        trial = self._given.pop(job.number)
+        self._open.discard(job.number)
         keep_report(trial, report)
         if told.status == "complete" and told.value is not None:
             trial.report(told.value, self._steps)
@@ -164,27 +164,6 @@ class StudyTrials:
             trial.set_user_attr(FAILED, "the value is not a finite number")
             self._study.tell(trial, state=TrialState.FAIL)
         return self.ledger.record(told)
-
-    def settled(self, number: int) -> bool:
-        """Whether a trial has ended."""
-        return number not in self._open
-
-    def left(self) -> int:
-        """Steps still to be done."""
-        return (self._trials - self.ledger.trials) * self._steps
-
-    def best(self) -> Observation | None:
-        """The best result so far."""
-        return self.ledger.best
-
-    def history(self) -> list[Observation]:
-        """All results."""
-        return self.ledger.history
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Nothing: the study has it."""
-
-    restore = save
 
 
 class StudyRungs(Rungs):

@@ -24,10 +24,11 @@ from optuna.trial import FrozenTrial, TrialState
 from strategies.arguments import integer
 from strategies.intake import Intake
 from strategies.observation import Observation, Suggestion
+from strategies.optuna.branches import Asked
 from strategies.optuna.names import Names, names_found
 from strategies.optuna.parameters import Coordinate, from_distribution
 from strategies.optuna.processes import OtherProcesses, holder
-from strategies.optuna.shared import Asked, SharedParameters
+from strategies.optuna.shared import SharedParameters
 from strategies.optuna.study_view import StudyView, context_of, point_of
 from strategies.optuna.trial_cache import TrialCache
 from strategies.searchers.base import Searcher
@@ -87,8 +88,6 @@ class HypergradSampler(BaseSampler):
                     "'space': expected nothing beside a searcher that is built already"
                 )
             space = searcher.space
-        if space is not None and not isinstance(space, SearchSpace):
-            space = SearchSpace(space)
         if constraints_func is not None and not callable(constraints_func):
             raise ValueError(
                 f"'constraints_func': expected a function, received {constraints_func!r:.80}"
@@ -102,7 +101,7 @@ class HypergradSampler(BaseSampler):
         self._make = searcher
         self._seed = integer("seed", seed, 0)
         self._lock = threading.RLock()
-        self._names = None if space is None else Names(space)
+        self._names = None if space is None else Names(SearchSpace.of(space))
         self._searcher: Searcher | None = None
         self._trials = TrialCache()
         self._shared = SharedParameters()

@@ -23,7 +23,7 @@ from strategies.optuna.jobs import StudyJobs
 from strategies.optuna.trials import keep_report
 from strategies.schedulers import Job, Scheduler
 from strategies.schedulers.job import rung_resources
-from strategies.stopping import Stop, Watch
+from strategies.stopping import INTERRUPTED, Stop, Watch
 
 
 def run_schedule(
@@ -84,7 +84,7 @@ def run_schedule(
                 work.tell(trial, job, *_evaluate(objective, trial, job))
             done += 1
     except KeyboardInterrupt:
-        stopped = "it was interrupted"
+        stopped = INTERRUPTED
     work.synchronise()
     schedule.stopped = stopped
     return schedule

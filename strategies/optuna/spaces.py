@@ -7,10 +7,11 @@ from typing import Any
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from strategies.optuna.branches import Branches, Condition
-from strategies.optuna.names import Names, arrays, nested
+from strategies.optuna.branches import Branches
+from strategies.optuna.names import Names, arrays
 from strategies.optuna.parameters import to_domain
 from strategies.space import Domain, SearchSpace
+from strategies.space.tree import nested
 
 
 def space_to_optuna(space: SearchSpace) -> dict[str, BaseDistribution]:
@@ -85,22 +86,18 @@ def space_from_trials(trials: Iterable[FrozenTrial]) -> SearchSpace:
                     f"{name!r}: expected one range in all trials, received "
                     f"{distributions[name]} and {distribution}"
                 )
-    branches, known = Branches(), dict[str, BaseDistribution]()
+    branches = Branches()
     for trial in complete:
         branches.add(trial)
-    conditions: dict[str, Condition] = {}
-    for name in branches.names:
-        having = sum(name in trial.params for trial in complete)
-        if having < len(complete):
-            condition = branches.condition(name, known)
-            if condition is None:
-                raise ValueError(
-                    f"{name!r}: expected a parameter that all trials have, or whose presence the "
-                    f"value of an earlier discrete parameter decides; {having} of {len(complete)} "
-                    "trials have it"
-                )
-            conditions[name] = condition
-        known[name] = distributions[name]
+
+    def refuse(name: str) -> bool:
+        raise ValueError(
+            f"{name!r}: expected a parameter that all trials have, or whose presence the value of "
+            f"an earlier discrete parameter decides; {branches.having[name]} of {len(complete)} "
+            "trials have it"
+        )
+
+    conditions = branches.asked(distributions, refuse).conditions
     always = {name: d for name, d in distributions.items() if name not in conditions}
     domains = dict(space_from_optuna(always).domains)
     for name, (parent, values) in conditions.items():

@@ -30,10 +30,8 @@ class StopStudy:
     def __init__(self, stop: Stop, space: SearchSpace | Mapping[str, Any] | None = None) -> None:
         if not isinstance(stop, Stop):
             raise ValueError(f"'stop': expected a Stop, received {stop!r:.80}")
-        if space is not None and not isinstance(space, SearchSpace):
-            space = SearchSpace(space)
-        self._space = space
-        self._watch = Watch(stop, space)
+        self._space = None if space is None else SearchSpace.of(space)
+        self._watch = Watch(stop, self._space)
 
     @property
     def reason(self) -> str | None:

@@ -8,8 +8,8 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from strategies.observation import Observation, Report
-from strategies.optuna.spaces import Names
+from strategies.observation import Observation
+from strategies.optuna.names import Names
 from strategies.optuna.trials import (
     REPORT,
     SUMMARY,
@@ -84,17 +84,7 @@ def trial_of(names: Names, items: list[Observation], least: float, now: datetime
     state = _STATES[last.status]
     if last.status == "complete" and (last.resource or 0.0) < least:
         state = TrialState.PRUNED
-    report = Report(
-        last.value,
-        last.gradient,
-        last.gradient_error,
-        cost=last.cost,
-        resource=last.resource,
-        values=list(last.values) or None,
-        gradients=list(last.gradients) or None,
-        constraints=dict(last.constraints) or None,
-        constraint_gradients=dict(last.constraint_gradients) or None,
-    )
+    report = last.as_report()
     system: dict[str, Any] = constraint_attributes(last.constraints)
     write_attribute(report.to_json(), REPORT, system.__setitem__)
     user: dict[str, Any] = {SUMMARY: _summary(report)}

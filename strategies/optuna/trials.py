@@ -51,8 +51,7 @@ def suggest(trial: BaseTrial, space: SearchSpace | Mapping[str, Any]) -> dict[st
     **Returns:** A nested dict of plain values, lists for arrays, constants included; the
     hyperparameters whose conditions do not hold are absent.
     """
-    if not isinstance(space, SearchSpace):
-        space = SearchSpace(space)
+    space = SearchSpace.of(space)
     names, given = Names(space), _given(trial)
     flat: dict[str, Any] = {}
     waiting = list(space.domains)

@@ -11,6 +11,7 @@ from scipy.special import expit
 from strategies.observation import Observation
 from strategies.plots.style import readable, shortened, whole, wrapped
 from strategies.space import Categorical, Domain, Float, Int, Logit, Ordinal, SearchSpace
+from strategies.space.choices import Listed
 
 #: Arrays with more entries are shown by the mean of their coordinates.
 _ENTRIES = 4
@@ -38,12 +39,9 @@ class Column:
     @property
     def labels(self) -> list[str] | None:
         """The choices in words, in order; `None` for numbers."""
-        if isinstance(self.domain, Categorical | Ordinal):
-            choices = (
-                self.domain.choices if isinstance(self.domain, Categorical) else self.domain.values
-            )
-            return [wrapped(str(choice)) for choice in choices]
-        return None
+        if not isinstance(self.domain, Listed):
+            return None
+        return [wrapped(str(choice)) for choice in self.domain.options]
 
     @property
     def smooth(self) -> bool:

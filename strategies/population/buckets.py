@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from strategies.arguments import several
-from strategies.space import Point, SearchSpace
+from strategies.space import Int, Point, SearchSpace
+from strategies.space.choices import Listed
 
 #: A program for each value is compiled: nobody means more than this many.
 _MOST = 64
@@ -43,14 +44,13 @@ def examples(space: SearchSpace, buckets: Sequence[str]) -> dict[tuple[Any, ...]
     partial: list[dict[str, Any]] = [{}]
     for path in buckets:
         domain = space.domains[path]
-        values = getattr(domain, "choices", getattr(domain, "values", None))
-        if values is None:
+        if not isinstance(domain, Listed | Int):
             raise ValueError(f"'buckets': expected values that can be listed, {path!r} is {domain}")
         partial = [
             extended
             for given in partial
             for extended in (
-                [{**given, path: value} for value in values]
+                [{**given, path: value} for value in domain.every()]
                 if path in space.point(space.complete(given)).flat
                 else [given]
             )

@@ -1,5 +1,6 @@
 """The loop of population-based training, and what it returns."""
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,18 +10,14 @@ import jax
 import numpy as np
 
 from strategies.ledger import Ledger
-from strategies.local.results import Trial
 from strategies.observation import Observation, Report
-from strategies.population import checkpoint
 from strategies.population.checkpoint import Stored
 from strategies.population.pbt import PBT
 from strategies.population.program import Program
-from strategies.population.progress import Progress
 from strategies.population.rows import to_host
-from strategies.population.search import ASKED, INTERRUPTED, Keeping, PopulationResult
+from strategies.population.run import Keeping, PopulationResult, Run
 from strategies.space import Config, Point
-from strategies.space.point import copied
-from strategies.state import save_if_there_is_space, state_exists
+from strategies.state import state_exists
 
 
 @dataclass(frozen=True)
@@ -47,58 +44,38 @@ class Evolution(PopulationResult):
 
 def evolve(search: PBT, program: Program, seed: int, keeping: Keeping, ledger: Ledger) -> Evolution:
     """Run population-based training; see `Population.run`."""
-    return _Run(search, program, seed, keeping, ledger).run()
+    return _Evolving(search, program, seed, keeping, ledger).run()
 
 
-class _Run:
+class _Evolving(Run):
     def __init__(
         self, search: PBT, program: Program, seed: int, keeping: Keeping, ledger: Ledger
     ) -> None:
-        self._search, self._program, self._seed, self._keeping = search, program, seed, keeping
-        self._ledger = ledger
+        super().__init__(seed, keeping)
+        self._search, self._program, self._ledger = search, program, ledger
         self._size = program.lanes
-        self._members = np.arange(self._size)
-        self._trials: list[Trial] = []
+        self._numbers = np.arange(self._size)
         self._states: Any = None
-        self._best: tuple[float, int] | None = None
-        self._best_state: Any = None
-        self._stopped = False
+        self._known: list[list[Observation]] = []
 
     def run(self) -> Evolution:
-        self._began = self._written = time.monotonic()
-        self._known: list[list[Observation]] = []
-        first = self._restore()
-        self._first = first
-        reason = None
-        try:
-            self._rounds(first)
-        except KeyboardInterrupt:
-            # States may be those of half a round: the file of before keeps what it has.
-            reason = INTERRUPTED
-            if self._keeping.state_path is not None:
-                save_if_there_is_space(self._ledger.save, self._keeping.state_path)
-        if reason is None and self._stopped:
-            reason = ASKED
+        reason = self._work()
         best = self._ledger.best
         return Evolution(
-            best_config=None if best is None else dict(best.config),
-            best_value=None if best is None else best.value,
-            history=self._ledger.history,
-            trials=self._trials,
-            ledger=self._ledger,
-            best_state=self._best_state,
+            **self._found(best, self._ledger.history, self._ledger),
             lineage=[] if best is None else self._lineage(best),
             interval=self._search.interval,
             stopped=reason,
         )
 
-    def _rounds(self, first: int) -> None:
-        for number in range(first, self._search.rounds):
+    def _loop(self, begun: int) -> None:
+        rounds = self._search.rounds
+        for number in range(begun, rounds):
             self._known.append(self._round(number))
-            self._save(number + 1, last=number + 1 == self._search.rounds)
-            self._announce(number)
+            self._save(last=number + 1 == rounds)
+            self._announce(number, done=number + 1 - begun)
             if self._stopped:
-                self._save(number + 1, last=True)
+                self._save(last=True)
                 return
 
     def _round(self, number: int) -> list[Observation]:
@@ -114,7 +91,7 @@ class _Run:
         self._inherit(parents, arrays, number)
         ages = np.full(self._size, number * self._search.interval)
         reached = program.advance(
-            self._states, arrays, self._keys(self._members), ages, ages + self._search.interval,
+            self._states, arrays, self._keys(self._numbers), ages, ages + self._search.interval,
             self._search.interval,
         )  # fmt: skip
         self._states = reached.states
@@ -163,12 +140,12 @@ class _Run:
         """States for a round: of the parents, or new ones."""
         source = np.array(parents)
         # A member that begins anew has other keys than in its first life.
-        keys = self._keys(self._members + number * self._size)
+        keys = self._keys(self._numbers + number * self._size)
         if self._states is None:
             self._states = self._program.begin(config, keys)
             return
-        if (source != self._members).any():
-            kept = np.where(source < 0, self._members, source)
+        if (source != self._numbers).any():
+            kept = np.where(source < 0, self._numbers, source)
             self._states = self._program.gather(self._states, kept)
         if (source < 0).any():
             others = self._program.begin(config, keys)
@@ -184,68 +161,43 @@ class _Run:
             found.append(by_number[(found[-1].note["round"] - 1) * self._size + parent])
         return found[::-1]
 
-    def _announce(self, number: int) -> None:
+    def _announce(self, number: int, done: int) -> None:
         for i, told in enumerate(self._known[number]):
-            trial = Trial(
-                number=told.number or 0,
-                config=copied(dict(told.config)),
-                value=told.value,
-                status=told.status,
-                seconds=self._seconds,
-                note=told.note,
-                info={"metrics": jax.tree.map(lambda leaf, i=i: leaf[i].tolist(), self._metrics)},
-            )
-            self._trials.append(trial)
-            self._stopped |= self._keeping.tell(trial)
-        if self._keeping.progress is None:
-            return
-        done, seconds = number + 1 - self._first, time.monotonic() - self._began
-        self._keeping.progress(
-            Progress(
-                alive=sum(o.status == "complete" for o in self._known[number]),
-                trials=len(self._trials),
-                steps=done * self._size * self._search.interval,
-                best=None if self._best is None else self._best[0],
-                seconds=seconds,
-                left=(self._search.rounds - number - 1) * seconds / done,
-            )
-        )
+            metrics = jax.tree.map(lambda leaf, i=i: leaf[i].tolist(), self._metrics)
+            self._tell(told, self._seconds, {"metrics": metrics})
+        steps = self._size * self._search.interval
+        alive = sum(o.status == "complete" for o in self._known[number])
+        best = None if self._best is None else self._best[0]
+        self._show(alive, done * steps, best, (self._search.rounds - number - 1) * steps)
 
     # State
 
-    def _save(self, rounds: int, *, last: bool) -> None:
-        path, members = self._keeping.state_path, self._keeping.members_path
-        if path is not None:
-            save_if_there_is_space(self._ledger.save, path)
-        if members is None:
-            return
-        now = time.monotonic()
-        if not last and now - self._written < self._keeping.checkpoint_seconds:
-            return
-        self._written = now
-        stored = {"all": Stored(rounds, to_host(self._states))}
+    def _keep(self, path: str | os.PathLike[str]) -> None:
+        self._ledger.save(path)
+
+    def _members(self) -> tuple[dict[str, Stored], dict[str, Any]]:
+        stored = {"all": Stored(len(self._known), to_host(self._states))}
         if self._best is not None:
             stored["best"] = Stored(self._best[1], to_host(self._best_state))
-        checkpoint.write(members, stored, {"seed": self._seed, "best": self._best})
+        return stored, {"best": self._best}
 
     def _restore(self) -> int:
         """Take over what an earlier run has left; the round to go on with.
 
         Rounds after the checkpoint are trained again, with the same results.
         """
-        path, members = self._keeping.state_path, self._keeping.members_path
+        path = self._keeping.state_path
         if path is not None and state_exists(path):
             self._ledger.restore(path)
-        if members is None or not self._ledger.history:
+        if self._keeping.members_path is None or not self._ledger.history:
             return 0
-        stored, note = checkpoint.read(members)
-        checkpoint.expect_seed(members, note, self._seed)
+        stored, note = self._stored_members()
         if "all" not in stored:
             return 0
         space = self._search.searcher.space
         someone = self._program.begin(
             self._program.arrays([space.point(space.default())] * self._size),
-            self._keys(self._members),
+            self._keys(self._numbers),
         )
         self._states = self._program.restore(stored["all"].leaves, someone)
         if note["best"] is not None:

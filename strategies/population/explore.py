@@ -17,6 +17,7 @@ from strategies.space import (
     Float,
     Int,
     Logit,
+    Ordinal,
     SearchSpace,
 )
 
@@ -216,9 +217,9 @@ def _moved(domain: Domain, value: Any, factors: np.ndarray, rng: np.random.Gener
         wanted = round(value * factor)
         far = wanted if (wanted - value) * least >= 1 else value + least
         return domain.decode(domain.encode(int(np.clip(far, domain.low, domain.high))))
-    values = list(domain.values)  # type: ignore[attr-defined]
-    place = domain.index(value) + (1 if factor > 1 else -1)  # type: ignore[attr-defined]
-    return values[int(np.clip(place, 0, len(values) - 1))]
+    assert isinstance(domain, Ordinal)
+    place = domain.index(value) + (1 if factor > 1 else -1)
+    return domain.values[int(np.clip(place, 0, len(domain.values) - 1))]
 
 
 def _with_changes(

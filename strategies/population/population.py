@@ -17,7 +17,8 @@ from strategies.population.memory import available, refuse
 from strategies.population.pbt import PBT
 from strategies.population.program import Program
 from strategies.population.progress import Progress
-from strategies.population.search import Keeping, PopulationResult, Search
+from strategies.population.run import Keeping, PopulationResult
+from strategies.population.search import Search
 from strategies.population.training import Functions, Training
 from strategies.population.work import Rungs, Trials, Work
 from strategies.schedulers.base import Scheduler
@@ -106,7 +107,7 @@ class Population:
                 raise ValueError(f"{name!r}: expected a function, received {function!r:.80}")
         self._functions = Functions(init, step, evaluate, batch)
         self.size = integer("size", size, 2)
-        self.space = space if isinstance(space, SearchSpace) else SearchSpace(space)
+        self.space = SearchSpace.of(space)
         self.buckets = checked(self.space, buckets)
         self.seed = integer("seed", seed, 0)
         self._memory = None if memory is None else integer("memory", memory, 1)

@@ -10,6 +10,7 @@ import numpy as np
 
 from strategies.plain import plain
 from strategies.space import Constant, Float, Logit, Point, SearchSpace
+from strategies.space.choices import Listed
 
 PyTree = Any
 #: Traced configurations, by path.
@@ -228,12 +229,11 @@ def _type_of(path: str, space: SearchSpace) -> Any:
     **Raises:** `ValueError` if it is no number.
     """
     domain = space.domains[path]
-    values = getattr(domain, "choices", getattr(domain, "values", None))
     if isinstance(domain, Float) or domain.differentiable:
         return jnp.result_type(float)
-    if values is None or isinstance(values, range):
+    if not isinstance(domain, Listed):
         return jnp.result_type(int)
-    kinds = {type(plain(value)) for value in values}
+    kinds = {type(plain(value)) for value in domain.options}
     for allowed, kind in (({bool}, bool), ({int}, int), ({int, float}, float)):
         if kinds <= allowed:
             return jnp.result_type(kind)

@@ -6,8 +6,9 @@ from typing import Protocol
 
 from strategies.arguments import integer
 from strategies.ledger import Ledger
-from strategies.observation import Observation, Report, Suggestion
+from strategies.observation import Observation, Report
 from strategies.schedulers.base import Job, Scheduler
+from strategies.space import Config
 from strategies.state import state_exists
 
 
@@ -59,19 +60,20 @@ class Trials:
         self.save = ledger.save
         self._open: set[int] = set()
 
-    def _job(self, suggestion: Suggestion) -> Job:
-        self._open.add(suggestion.number)
-        return Job(suggestion.number, suggestion.config, self._steps, 0, 0)
+    def _job(self, number: int, config: Config) -> Job:
+        self._open.add(number)
+        return Job(number, config, self._steps, 0, 0)
 
     def again(self) -> list[Job]:
         """See `Work`."""
-        return list(map(self._job, self.ledger.pending))
+        return [self._job(one.number, one.config) for one in self.ledger.pending]
 
     def ask(self, running: int) -> Job | None:
         """See `Work`."""
         if self.ledger.trials + running >= self._trials:
             return None
-        return self._job(self.ledger.ask())
+        suggestion = self.ledger.ask()
+        return self._job(suggestion.number, suggestion.config)
 
     def tell(self, job: Job, report: Report) -> Observation:
         """See `Work`."""
@@ -113,10 +115,7 @@ class Rungs:
     """
 
     def __init__(self, scheduler: Scheduler, trials: int | None, steps: int | None) -> None:
-        endless = getattr(scheduler, "iterations", 1) is None or (
-            getattr(scheduler, "configurations", 1) is None
-        )
-        if endless and trials is None:
+        if scheduler.endless and trials is None:
             raise ValueError("'trials': expected a number, as this scheduler has no end")
         self._scheduler = scheduler
         self._jobs = None if trials is None else integer("trials", trials, 1)
@@ -135,8 +134,7 @@ class Rungs:
 
     def ask(self, running: int) -> Job | None:
         """See `Work`."""
-        done = sum(len(c.results) for c in self._scheduler.candidates.values())
-        if self._jobs is not None and done + running >= self._jobs:
+        if self._jobs is not None and self._scheduler.done + running >= self._jobs:
             return None
         job = self._scheduler.ask()
         return None if job is None else self._in_steps(job)
@@ -162,11 +160,7 @@ class Rungs:
 
     def history(self) -> list[Observation]:
         """See `Work`."""
-        return [
-            candidate.results[level]
-            for candidate in self._scheduler.candidates.values()
-            for level in sorted(candidate.results)
-        ]
+        return self._scheduler.everything()
 
     def restore(self, path: str | os.PathLike[str]) -> None:
         """See `Work`; a scheduler that has results is ahead of its file."""

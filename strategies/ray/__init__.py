@@ -26,8 +26,6 @@ there ends the experiment; so mistakes in the set-up are raised before the first
 goes wrong later is logged and tolerated.
 """
 
-from typing import TYPE_CHECKING, Any
-
 try:
     import ray.tune  # noqa: F401
 except ImportError as error:  # pragma: no cover -- the extra is installed where this is tested
@@ -35,39 +33,7 @@ except ImportError as error:  # pragma: no cover -- the extra is installed where
         'strategies.ray needs Ray Tune: pip install "hypergrad-engine[ray]"'
     ) from error
 
-from strategies.ray.recovery import can_restore, restore
-from strategies.ray.reports import MAX_NUMBERS, report, result, trainable, worker_environment
-from strategies.ray.scheduler import BracketProgress, HypergradScheduler, ScheduledSearch
-from strategies.ray.search import HypergradSearch
-from strategies.ray.spaces import space_from_ray, space_to_ray
-from strategies.ray.stopper import SearchStopper
+from strategies.lazy import attach_stub
 
-if TYPE_CHECKING:
-    from strategies.ray.population import population_trainable
-
-__all__ = [
-    "MAX_NUMBERS",
-    "BracketProgress",
-    "HypergradScheduler",
-    "HypergradSearch",
-    "ScheduledSearch",
-    "SearchStopper",
-    "can_restore",
-    "population_trainable",
-    "report",
-    "restore",
-    "result",
-    "space_from_ray",
-    "space_to_ray",
-    "trainable",
-    "worker_environment",
-]
-
-
-def __getattr__(name: str) -> Any:
-    # Imported on first use: it needs JAX, which the process of a trial may do without.
-    if name == "population_trainable":
-        from strategies.ray.population import population_trainable
-
-        return population_trainable
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# The population needs JAX, which the process of a trial may do without.
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

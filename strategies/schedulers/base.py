@@ -282,6 +282,24 @@ class Scheduler(abc.ABC):
                 best[resource] = self.candidates[ranked[0]].results[level]
         return best
 
+    @property
+    def endless(self) -> bool:
+        """Whether there is always something left to do."""
+        return bool(self._extent) and getattr(self, self._extent) is None
+
+    @property
+    def done(self) -> int:
+        """How many jobs have a result."""
+        return sum(len(numbers) for numbers in self._known.values())
+
+    def everything(self) -> list[Observation]:
+        """All results, by number, and of each number by rung."""
+        return [
+            candidate.results[level]
+            for _, candidate in sorted(self.candidates.items())
+            for level in sorted(candidate.results)
+        ]
+
     def results(self) -> list[Observation]:
         """Those at the highest rung that has any, by number."""
         levels = [level for level, numbers in self._known.items() if numbers]
@@ -290,8 +308,7 @@ class Scheduler(abc.ABC):
 
     def costs(self) -> float:
         """What all jobs have cost that reported it, in their own unit."""
-        results = [item for c in self.candidates.values() for item in c.results.values()]
-        return sum(item.cost or 0.0 for item in results)
+        return sum(item.cost or 0.0 for item in self.everything())
 
     @property
     def spent(self) -> int | float:
@@ -316,13 +333,7 @@ class Scheduler(abc.ABC):
         """
         if self.searcher.all_resources:
             promoted = any(len(candidate.results) > 1 for candidate in self.candidates.values())
-            if not promoted and not self._at(self.top):
-                return []
-            return [
-                candidate.results[level]
-                for _, candidate in sorted(self.candidates.items())
-                for level in sorted(candidate.results)
-            ]
+            return self.everything() if promoted or self._at(self.top) else []
         enough = self.searcher.space.dimension + 2
         most, level = 0, 0
         for i in reversed(range(self.top + 1)):

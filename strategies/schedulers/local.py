@@ -1,7 +1,6 @@
 """The embedded engine for schedulers: jobs in this process, with no server and no cluster."""
 
 import os
-import time
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -9,13 +8,13 @@ from typing import Any, TypeVar
 
 from strategies.arguments import asks_to_stop, functions, integer, positive
 from strategies.local.executors import work
+from strategies.local.outcome import Outcome, evaluate
 from strategies.local.running import Lost
-from strategies.observation import Report, report
-from strategies.plain import NoNumberError
+from strategies.observation import Report
 from strategies.schedulers.base import Job, Scheduler
 from strategies.space.point import copied
 from strategies.state import exclusive_lock, save_if_there_is_space, state_exists
-from strategies.stopping import Stop, Watch
+from strategies.stopping import ASKED, INTERRUPTED, Stop, Watch
 
 Objective = Callable[[Job], Any]
 Kind = TypeVar("Kind", bound=Scheduler)
@@ -68,12 +67,9 @@ def run(
     jobs = None if jobs is None else integer("jobs", jobs, 1)
     budget = None if budget is None else positive("budget", budget)
     timeout = None if timeout is None else positive("timeout", timeout)
-    endless = getattr(scheduler, "iterations", 1) is None or (
-        getattr(scheduler, "configurations", 1) is None
-    )
     if stop is not None and not isinstance(stop, Stop):
         raise ValueError(f"'stop': expected a Stop, received {stop!r:.80}")
-    if jobs is None and budget is None and stop is None and endless:
+    if jobs is None and budget is None and stop is None and scheduler.endless:
         raise ValueError("'jobs', 'budget': expected one of them, as this scheduler has no end")
     watch = None if stop is None else Watch(stop, scheduler.searcher.space)
     callbacks = functions("callbacks", callbacks)
@@ -101,8 +97,7 @@ def _run(
     again = scheduler.pending()
 
     def more(running: int) -> Job | None:
-        done = sum(len(c.results) for c in scheduler.candidates.values())
-        if stops or (jobs is not None and done + running >= jobs):
+        if stops or (jobs is not None and scheduler.done + running >= jobs):
             return None
         if watch is not None and watch.over(scheduler.results(), scheduler.costs()):
             return None
@@ -113,17 +108,18 @@ def _run(
             return None
         return scheduler.ask()
 
-    def record(job: Job, found: Report | Lost) -> None:
-        given = Report(None, cost=found.seconds) if isinstance(found, Lost) else found
-        if isinstance(found, Lost):
-            warnings.warn(f"configuration {job.number} failed: {found.error}", stacklevel=3)
-        scheduler.tell(job.number, given)
+    def record(job: Job, found: Outcome | Lost) -> None:
+        outcome = Outcome.of(found)
+        if outcome.error is not None:
+            warnings.warn(f"configuration {job.number} failed: {outcome.error!r}", stacklevel=3)
+        made = outcome.report
+        scheduler.tell(job.number, made)
         if state_path is not None:
             save_if_there_is_space(scheduler.save, state_path)
-        stops.extend(callback for callback in callbacks if asks_to_stop(callback(job, given)))
+        stops.extend(callback for callback in callbacks if asks_to_stop(callback(job, made)))
 
     def call(job: Job) -> tuple[Any, ...]:
-        return _evaluate, objective, replace(job, config=copied(job.config))
+        return evaluate, objective, replace(job, config=copied(job.config))
 
     interrupted = False
     try:
@@ -132,26 +128,5 @@ def _run(
         interrupted = True
     scheduler.stopped = None if watch is None else watch.reason
     if interrupted or stops:
-        scheduler.stopped = "it was interrupted" if interrupted else "a callback asked for it"
+        scheduler.stopped = INTERRUPTED if interrupted else ASKED
     return scheduler
-
-
-def _evaluate(objective: Objective, job: Job) -> Report:
-    start = time.perf_counter()
-    try:
-        returned = objective(job)
-    except (Exception, SystemExit) as error:
-        given = _failed(job, error)
-    else:
-        try:
-            given = report(returned)
-        except NoNumberError as error:
-            given = _failed(job, error)
-    if given.cost is None:
-        given = replace(given, cost=time.perf_counter() - start)
-    return given
-
-
-def _failed(job: Job, error: BaseException) -> Report:
-    warnings.warn(f"configuration {job.number} failed: {error!r}", stacklevel=3)
-    return Report(None)

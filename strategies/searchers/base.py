@@ -64,15 +64,17 @@ class Searcher(ABC):
     continues: tuple[str, ...] = ()
 
     def __init__(
-        self, space: SearchSpace, *, seed: int = 0, first: Iterable[Mapping[str, Any]] = ()
+        self,
+        space: SearchSpace | Mapping[str, Any],
+        *,
+        seed: int = 0,
+        first: Iterable[Mapping[str, Any]] = (),
     ):
-        if not isinstance(space, SearchSpace):
-            space = SearchSpace(space)
-        self.space = space
+        self.space = SearchSpace.of(space)
         self.seed = integer("seed", seed, 0)
         if isinstance(first, Mapping | str) or not isinstance(first, Iterable):
             raise ValueError(f"'first': expected a list of configurations, received {first!r:.80}")
-        self.first = tuple(space.complete(point) for point in first)
+        self.first = tuple(self.space.complete(point) for point in first)
 
     def check(self, observation: Observation) -> None:
         """What this searcher demands beyond the space of an observation that has not failed.

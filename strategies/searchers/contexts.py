@@ -38,7 +38,7 @@ class Contexts:
         """
         if not isinstance(space, SearchSpace | Mapping):
             raise ValueError(f"'context': expected a SearchSpace, received {space!r:.80}")
-        space = space if isinstance(space, SearchSpace) else SearchSpace(space)
+        space = SearchSpace.of(space)
         return cls(space, *geometry(space))
 
     def point(self, context: Any) -> Point:

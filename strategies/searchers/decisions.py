@@ -114,23 +114,21 @@ class Decisions:
         self, choose: Callable[[Sequence[Move]], Move | None], rng: np.random.Generator
     ) -> dict[str, Any]:
         """A configuration from answers; what `choose` leaves open (`None`) is drawn."""
-        flat: dict[str, Any] = {}
-        for path in self.space.order:
-            if not self.space.is_active(path, flat):
-                continue
+
+        def value(path: str) -> Any:
             domain = self.space.domains[path]
             asked = self.cells.get(path, [])
             ranges = [self._narrowed(path, i, choose) for i in range(len(asked))]
             pairs = list(zip(ranges, asked, strict=True))
             if all(last - first == len(cells) for (first, last), cells in pairs):
-                flat[path] = domain.draw(rng.random(domain.uniforms))
-            elif isinstance(domain, Categorical):
-                flat[path] = domain.choices[int(asked[0].low[ranges[0][0]])]
-            else:
-                ends = [(cells.low[first], cells.high[last - 1]) for (first, last), cells in pairs]
-                low, high = np.array(ends).T
-                flat[path] = domain.decode(low + (high - low) * rng.random(len(ends)))
-        return self.space.unflatten({p: flat[p] for p in self.space.domains if p in flat})
+                return domain.draw(rng.random(domain.uniforms))
+            if isinstance(domain, Categorical):
+                return domain.choices[int(asked[0].low[ranges[0][0]])]
+            ends = [(cells.low[first], cells.high[last - 1]) for (first, last), cells in pairs]
+            low, high = np.array(ends).T
+            return domain.decode(low + (high - low) * rng.random(len(ends)))
+
+        return self.space.unflatten(self.space.active(value))
 
     def _narrowed(
         self, path: str, coordinate: int, choose: Callable[[Sequence[Move]], Move | None]

@@ -52,21 +52,17 @@ class EvolutionSearcher(Searcher):
             tunable = [path for path in flat if self.space.domains[path].tunable]
             path = tunable[int(rng.integers(len(tunable)))]
             domain = self.space.domains[path]
-            changed = {
-                **flat,
-                path: domain.decode(perturbed(rng, domain, domain.encode(flat[path]))),
-            }
-            config = self._grown(changed, rng)
+            moved = domain.decode(perturbed(rng, domain, domain.encode(flat[path])))
+            config = self._grown({**flat, path: moved}, rng)
             if self.space.feasible(config):
                 break
         return Suggestion(number, config, {"parent": parent.number, "changed": path})
 
     def _grown(self, flat: Mapping[str, Any], rng: Any) -> dict[str, Any]:
         """What is no longer active is dropped, and what has become active is drawn."""
-        grown: dict[str, Any] = {}
-        for path in self.space.order:
-            if self.space.is_active(path, grown):
-                domain = self.space.domains[path]
-                known = path in flat
-                grown[path] = flat[path] if known else domain.draw(rng.random(domain.uniforms))
-        return self.space.unflatten({p: grown[p] for p in self.space.domains if p in grown})
+
+        def value(path: str) -> Any:
+            domain = self.space.domains[path]
+            return flat[path] if path in flat else domain.draw(rng.random(domain.uniforms))
+
+        return self.space.unflatten(self.space.active(value))

@@ -8,7 +8,7 @@ import numpy as np
 
 from strategies.observation import Observation, Suggestion
 from strategies.searchers.base import Searcher
-from strategies.space import SearchSpace
+from strategies.space import Categorical, Int, Ordinal, SearchSpace
 from strategies.space.combinations import combinations
 
 _LIMIT = 1_000_000
@@ -71,9 +71,9 @@ class GridSearcher(Searcher):
                 f"'points': expected an integer from 1 to {_LIMIT} or a list for {path!r}, "
                 f"received {points!r:.80}"
             )
-        choices = getattr(domain, "choices", getattr(domain, "values", None))
-        if choices is not None and (len(choices) <= points or hasattr(domain, "choices")):
-            return list(choices)
+        few = isinstance(domain, Ordinal | Int) and domain.count <= points
+        if few or isinstance(domain, Categorical):
+            return list(domain.every())
         if domain.size > 1:
             raise ValueError(
                 f"'points': expected a list of values for the array {path!r}, received {points!r}"

@@ -18,6 +18,7 @@ from strategies.arguments import integer
 from strategies.observation import Observation, Suggestion
 from strategies.searchers.base import Searcher
 from strategies.space import Categorical, Domain, Float, Int, Ordinal, SearchSpace
+from strategies.space.choices import Listed
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -71,14 +72,13 @@ class TPESearcher(Searcher):
         seed = int(self.rng(number).integers(2**32))
         study = self._study(history, pending, seed)
         trial = study.ask()
-        flat: dict[str, Any] = {}
-        for path in self.space.order:
-            if not self.space.is_active(path, flat):
-                continue
-            parameters = self._parameters.get(path)
-            domain = self.space.domains[path]
-            flat[path] = domain.middle() if parameters is None else parameters.asked_of(trial)
-        return Suggestion(number, self.space.validate(flat), {"origin": "model"})
+
+        def asked(path: str) -> Any:
+            known = self._parameters.get(path)
+            return self.space.domains[path].middle() if known is None else known.asked_of(trial)
+
+        config = self.space.validate(self.space.active(asked))
+        return Suggestion(number, config, {"origin": "model"})
 
     def _study(
         self, history: Sequence[Observation], pending: Sequence[Suggestion], seed: int
@@ -154,7 +154,7 @@ class _Parameters:
         """The parameters' values for a value of the hyperparameter."""
         if self.by_unit:
             return self.domain.encode(value).tolist()
-        if isinstance(self.domain, Categorical | Ordinal):
+        if isinstance(self.domain, Listed):
             return [self.domain.index(value)]
         return np.ravel(value).tolist()
 
@@ -171,10 +171,8 @@ class _Parameters:
                 given.append(trial.suggest_float(name, d.low, d.high, log=d.log, step=d.step))
         if self.by_unit:
             return domain.decode(np.array(given))
-        if isinstance(domain, Categorical):
-            return domain.choices[given[0]]
-        if isinstance(domain, Ordinal):
-            return domain.values[given[0]]
+        if isinstance(domain, Listed):
+            return domain.options[given[0]]
         if isinstance(domain, Float):
             return np.reshape(given, domain.shape).tolist()
         return given[0]

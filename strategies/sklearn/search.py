@@ -19,9 +19,8 @@ from strategies.sklearn.penalties import with_feature_penalties
 from strategies.sklearn.reports import Reports
 from strategies.sklearn.run import Run
 from strategies.sklearn.splits import FrozenSplits
-from strategies.sklearn.stages import INTERRUPTED
 from strategies.space import SearchSpace
-from strategies.stopping import Stop
+from strategies.stopping import INTERRUPTED, Stop
 
 
 class HypergradSearchCV(Reports, BaseSearchCV):

@@ -15,7 +15,7 @@ from strategies.sklearn.prior import RatioPrior
 from strategies.sklearn.spaces import Objects, name_of, params_of
 from strategies.sklearn.trials import Journal, Stage, Trial
 from strategies.space import SearchSpace
-from strategies.stopping import Stop, Watch
+from strategies.stopping import INTERRUPTED, Stop, Watch
 from strategies.tangents import tangent_gap
 
 # An improvement below this part of the criterion's standard error counts for nothing.
@@ -24,8 +24,6 @@ _WORTH = 0.01
 _BOUND = 0.05
 # Share of the trials for each of the first two of three parts of a search.
 _PART = 1.0 / 3.0
-#: Why a search ended that Ctrl-C has ended.
-INTERRUPTED = "it was interrupted"
 
 
 @dataclass
@@ -208,4 +206,4 @@ def part_of(trials: int) -> int:
     return max(1, math.ceil(_PART * trials))
 
 
-__all__ = ["INTERRUPTED", "Budget", "follow_gradients", "follow_scores", "part_of"]
+__all__ = ["Budget", "follow_gradients", "follow_scores", "part_of"]

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import math
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -65,8 +66,41 @@ def _check_choices(choices: Any, name: str) -> tuple[Any, ...]:
     return listed
 
 
+class Listed(Domain):
+    """What has a list of values: with an order, or without."""
+
+    @property
+    @abstractmethod
+    def options(self) -> Sequence[Any]:
+        """All values, in the order that the user has given them."""
+
+    @functools.cached_property
+    def _places(self) -> _Places:
+        return _Places(self.options)
+
+    @property
+    def count(self) -> float:
+        """See the base class."""
+        return len(self.options)
+
+    def every(self) -> Sequence[Any]:
+        """See the base class."""
+        return self.options
+
+    def index(self, value: Any, path: str = "value") -> int:
+        """Position of a value."""
+        found = self._places.find(value)
+        if found is not None:
+            return found
+        raise _fail(path, f"one of {list(self.options)!r}", value)
+
+    def check(self, value: Any, path: str) -> Any:
+        """See the base class."""
+        return self.options[self.index(value, path)]
+
+
 @dataclass(frozen=True)
-class Categorical(Domain):
+class Categorical(Listed):
     """One of several values without an order.
 
     **Arguments:**
@@ -81,9 +115,10 @@ class Categorical(Domain):
 
     kind: ClassVar[str] = "categorical"
 
-    @functools.cached_property
-    def _places(self) -> _Places:
-        return _Places(self.choices)
+    @property
+    def options(self) -> Sequence[Any]:
+        """See the base class."""
+        return self.choices
 
     def __post_init__(self) -> None:
         put = object.__setattr__
@@ -106,26 +141,6 @@ class Categorical(Domain):
     def uniforms(self) -> int:
         """One."""
         return min(self.size, 1)
-
-    @property
-    def count(self) -> float:
-        """See the base class."""
-        return len(self.choices)
-
-    def every(self) -> Iterable[Any]:
-        """See the base class."""
-        return self.choices
-
-    def index(self, value: Any, path: str = "value") -> int:
-        """Position of a choice."""
-        found = self._places.find(value)
-        if found is not None:
-            return found
-        raise _fail(path, f"one of {list(self.choices)!r}", value)
-
-    def check(self, value: Any, path: str) -> Any:
-        """See the base class."""
-        return self.choices[self.index(value, path)]
 
     def encode(self, value: Any) -> np.ndarray:
         """See the base class."""
@@ -174,7 +189,7 @@ class Categorical(Domain):
 
 
 @dataclass(frozen=True)
-class Ordinal(Normal):
+class Ordinal(Listed, Normal):
     """One of several values in a meaningful order, such as batch sizes or model sizes.
 
     **Arguments:**
@@ -188,9 +203,10 @@ class Ordinal(Normal):
 
     kind: ClassVar[str] = "ordinal"
 
-    @functools.cached_property
-    def _places(self) -> _Places:
-        return _Places(self.values)
+    @property
+    def options(self) -> Sequence[Any]:
+        """See the base class."""
+        return self.values
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", _check_choices(self.values, "values"))
@@ -201,26 +217,6 @@ class Ordinal(Normal):
     def size(self) -> int:
         """One coordinate; none for a single value."""
         return 1 if len(self.values) > 1 else 0
-
-    @property
-    def count(self) -> float:
-        """See the base class."""
-        return len(self.values)
-
-    def every(self) -> Iterable[Any]:
-        """See the base class."""
-        return self.values
-
-    def index(self, value: Any, path: str = "value") -> int:
-        """Position of a value."""
-        found = self._places.find(value)
-        if found is not None:
-            return found
-        raise _fail(path, f"one of {list(self.values)!r}", value)
-
-    def check(self, value: Any, path: str) -> Any:
-        """See the base class."""
-        return self.values[self.index(value, path)]
 
     def encode(self, value: Any) -> np.ndarray:
         """Centre of the value's interval."""

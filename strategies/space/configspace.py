@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from strategies.space.choices import Categorical, Constant, Ordinal
+from strategies.space.choices import Categorical, Constant, Listed, Ordinal
 from strategies.space.domains import Domain, _fail, same
 from strategies.space.numeric import Float, Int
 from strategies.space.search_space import Config, SearchSpace
+from strategies.space.tree import nested
 
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt,
@@ -87,13 +88,7 @@ def space_from_configspace(space: Any) -> SearchSpace:
     when: dict[str, dict[str, tuple[Any, ...]]] = {}
     for condition in space.conditions:
         _add(when.setdefault(condition.child.name, {}), condition, domains)
-    tree: dict[str, Any] = {}
-    for name, domain in domains.items():
-        *groups, last = name.split("/")
-        at = tree
-        for group in groups:
-            at = at.setdefault(group, {})
-        at[last] = replace(domain, when=when.get(name, {}))
+    tree = nested({name: replace(d, when=when.get(name, {})) for name, d in domains.items()})
     clauses = [_forbidden(clause, domains) for clause in space.forbidden_clauses]
     names = [str(clause) for clause in space.forbidden_clauses]
     return SearchSpace(tree, constraints=dict(zip(names, clauses, strict=True)))
@@ -178,8 +173,8 @@ def _allowed(kind: str, condition: Any, parent: Domain) -> tuple[Any, ...]:
     value = _plain(condition.value)
     if kind == "EqualsCondition":
         return (value,)
-    if isinstance(parent, Categorical | Ordinal):
-        listed = parent.choices if isinstance(parent, Categorical) else parent.values
+    if isinstance(parent, Listed):
+        listed = parent.options
         if kind == "NotEqualsCondition":
             return tuple(v for v in listed if not same(v, value))
         at = parent.index(value)

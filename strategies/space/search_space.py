@@ -12,7 +12,7 @@ from strategies.space.identity import content
 from strategies.space.numeric import Int
 from strategies.space.point import Point
 from strategies.space.stored import config_to_json, flat_from_json, space_to_dict, tree_from_dict
-from strategies.space.tree import domains_of
+from strategies.space.tree import domains_of, nested
 
 Config = dict[str, Any]
 
@@ -104,6 +104,11 @@ class SearchSpace:
         self.rest = np.concatenate(
             [d.encode(self._middle[p]) for p, d in self.domains.items()] or [np.empty(0)]
         )
+
+    @classmethod
+    def of(cls, space: "SearchSpace | Mapping[str, Any]") -> "SearchSpace":
+        """A space itself, or that of the mapping that makes one."""
+        return space if isinstance(space, SearchSpace) else cls(space)
 
     # Conditions
 
@@ -210,23 +215,27 @@ class SearchSpace:
             if config.space is self:
                 return dict(config.flat)
             config = config.config
-        flat = self._raw_flat(config)
-        checked: dict[str, Any] = {}
-        for path in self.order:
+        given = self._raw_flat(config)
+
+        def canonical(path: str) -> Any:
             domain = self.domains[path]
-            if self.is_active(path, checked):
-                if path not in flat:
-                    if isinstance(domain, Constant):
-                        checked[path] = domain.value
-                        continue
-                    raise ValueError(f"{path!r}: expected {domain}, received nothing (missing key)")
-                checked[path] = domain.check(flat[path], path)
-            elif path in flat:
-                parents = {parent: checked.get(parent) for parent in domain.when}
+            if path in given:
+                return domain.check(given[path], path)
+            if isinstance(domain, Constant):
+                return domain.value
+            raise ValueError(f"{path!r}: expected {domain}, received nothing (missing key)")
+
+        return self._all_active(given, self.active(canonical))
+
+    def _all_active(self, given: Mapping[str, Any], flat: dict[str, Any]) -> dict[str, Any]:
+        """The paths and values of what is active, if nothing else was given."""
+        for path in given:
+            if path not in flat:
+                parents = {parent: flat.get(parent) for parent in self.domains[path].when}
                 raise _fail(
-                    path, f"no value, as its conditions do not hold ({parents})", flat[path]
+                    path, f"no value, as its conditions do not hold ({parents})", given[path]
                 )
-        return {path: checked[path] for path in self.domains if path in checked}
+        return flat
 
     def _broken(self, config: Config) -> str | None:
         """The first constraint that a configuration does not meet."""
@@ -240,14 +249,7 @@ class SearchSpace:
         """The nested dict of a mapping from paths to values; nothing is checked."""
         if not isinstance(flat, Mapping) or not all(isinstance(path, str) for path in flat):
             raise ValueError(f"'flat': expected values by their paths, received {flat!r:.80}")
-        nested: Config = {}
-        for path, value in flat.items():
-            *groups, name = path.split("/")
-            at = nested
-            for group in groups:
-                at = at.setdefault(group, {})
-            at[name] = value
-        return nested
+        return nested(flat)
 
     def validate(self, config: Mapping[str, Any]) -> Config:
         """The canonical, nested form of a configuration; raises as `flatten` does."""
@@ -301,15 +303,15 @@ class SearchSpace:
                 return domain.check(given[path], path)
             return self._middle[path] if rng is None else domain.draw(rng.random(domain.uniforms))
 
-        flat = self._active(value)
-        for path in given:
-            if path not in flat:
-                when = dict(self.domains[path].when)
-                raise _fail(path, f"no value, as {when} is not met", given[path])
-        return self.unflatten(flat)
+        return self.unflatten(self._all_active(given, self.active(value)))
 
-    def _active(self, value: Callable[[str], Any]) -> dict[str, Any]:
-        """Paths to the values of those that these values make active, in the order of the space."""
+    def active(self, value: Callable[[str], Any]) -> dict[str, Any]:
+        """Paths to values, in the order of the space, of all that these values make active.
+
+        **Arguments:**
+
+        - `value`: of a path. It is asked for what is active only, parents first.
+        """
         flat: dict[str, Any] = {}
         for path in self.order:
             if self.is_active(path, flat):
@@ -349,7 +351,7 @@ class SearchSpace:
         for path, domain in self.domains.items():
             parts[path] = np.asarray(point[start : start + domain.uniforms], float)
             start += domain.uniforms
-        return self.unflatten(self._active(lambda path: self.domains[path].draw(parts[path])))
+        return self.unflatten(self.active(lambda path: self.domains[path].draw(parts[path])))
 
     @property
     def informed(self) -> bool:
@@ -376,7 +378,7 @@ class SearchSpace:
 
     def likeliest(self) -> np.ndarray:
         """Unit coordinates of the place where the prior's density is largest, `(dimension,)`."""
-        return self.encode(self._active(lambda path: self.domains[path].likeliest()))
+        return self.encode(self.active(lambda path: self.domains[path].likeliest()))
 
     def log_prior_slope(self, unit: np.ndarray) -> np.ndarray:
         """Its derivative at one place, shape `(dimension,)`; zero for what has none."""
@@ -414,7 +416,7 @@ class SearchSpace:
         """
         shape = (self.dimension,)
         vector = numbers(vector, "vector", f"shape {shape}", shape, finite=False)
-        decoded = self._active(lambda path: self.domains[path].decode(vector[self.slices[path]]))
+        decoded = self.active(lambda path: self.domains[path].decode(vector[self.slices[path]]))
         return self.unflatten(decoded)
 
     def snap(self, units: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ import numpy as np
 from scipy import stats
 
 from strategies.space.choices import Categorical, Constant, Ordinal
+from strategies.space.combinations import assignments
 from strategies.space.domains import Domain, _fail, same
 from strategies.space.numeric import Float, Int
 from strategies.space.search_space import Config, SearchSpace
@@ -154,7 +155,8 @@ def space_to_sklearn(space: SearchSpace) -> dict[str, Any] | list[dict[str, Any]
     if not parents:
         return {_name(path): _values(path, domain) for path, domain in space.domains.items()}
     found: list[dict[str, Any]] = []
-    for fixed in _combinations(space, [path for path in space.order if path in parents]):
+    deciding = [path for path in space.order if path in parents]
+    for fixed in assignments(space, deciding, lambda path: space.domains[path].every()):
         active = [path for path in space.domains if space.is_active(path, fixed)]
         found.append(
             {_name(p): [fixed[p]] if p in fixed else _values(p, space.domains[p]) for p in active}
@@ -162,28 +164,6 @@ def space_to_sklearn(space: SearchSpace) -> dict[str, Any] | list[dict[str, Any]
         if len(found) > _LIMIT:
             raise _fail("conditions", f"at most {_LIMIT} combinations of values", "more")
     return found
-
-
-def _combinations(space: SearchSpace, parents: list[str]) -> Any:
-    """Every assignment of the hyperparameters on which others depend, inactive ones left out."""
-
-    def extend(flat: dict[str, Any], depth: int) -> Any:
-        if depth == len(parents):
-            yield flat
-            return
-        path = parents[depth]
-        if not space.is_active(path, flat):
-            yield from extend(flat, depth + 1)
-            return
-        domain: Any = space.domains[path]
-        if isinstance(domain, Constant):
-            values: Sequence[Any] = [domain.value]
-        else:
-            values = domain.choices if isinstance(domain, Categorical) else domain.values
-        for value in values:
-            yield from extend({**flat, path: value}, depth + 1)
-
-    return extend({}, 0)
 
 
 def _name(path: str) -> str:

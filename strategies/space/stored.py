@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields
 from typing import TYPE_CHECKING, Any
 
-from strategies.space.choices import Categorical, Constant, Ordinal
+from strategies.space.choices import Categorical, Constant, Listed, Ordinal
 from strategies.space.domains import Domain, _fail, same
 from strategies.space.logit import Logit
 from strategies.space.numeric import Float, Int
 from strategies.space.structured import Ordered, Simplex
+from strategies.space.tree import nested
 
 if TYPE_CHECKING:
     from strategies.space.point import Point
@@ -33,7 +34,7 @@ def config_to_json(space: "SearchSpace", config: "Mapping[str, Any] | Point") ->
         domain = space.domains[path]
         if isinstance(domain, Constant):
             continue
-        if isinstance(domain, Categorical | Ordinal) and not _plain(value):
+        if isinstance(domain, Listed) and not _plain(value):
             value = {"choice": domain.index(value)}
         stored[path] = value
     return stored
@@ -46,12 +47,11 @@ def flat_from_json(space: "SearchSpace", stored: Mapping[str, Any]) -> dict[str,
     flat: dict[str, Any] = {}
     for path, value in stored.items():
         domain = space.domains.get(path)
-        if isinstance(domain, Categorical | Ordinal) and isinstance(value, Mapping):
-            choices = domain.choices if isinstance(domain, Categorical) else domain.values
+        if isinstance(domain, Listed) and isinstance(value, Mapping):
             place = value.get("choice")
-            if type(place) is not int or not 0 <= place < len(choices):
-                raise _fail(path, f"the position of one of {len(choices)} choices", value)
-            value = choices[place]
+            if type(place) is not int or not 0 <= place < len(domain.options):
+                raise _fail(path, f"the position of one of {len(domain.options)} choices", value)
+            value = domain.options[place]
         flat[path] = value
     return flat
 
@@ -81,7 +81,7 @@ def space_to_dict(space: "SearchSpace") -> dict[str, Any]:
 def tree_from_dict(stored: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The tree of the space that `space_to_dict` stored."""
     kinds = {kind.kind: kind for kind in _KINDS}
-    tree: dict[str, Any] = {}
+    flat: dict[str, Domain] = {}
     for path, entry in stored.items() if isinstance(stored, Mapping) else [("space", stored)]:
         if not isinstance(path, str) or not isinstance(entry, Mapping):
             raise _fail(str(path), "a mapping with a kind", entry)
@@ -92,15 +92,11 @@ def tree_from_dict(stored: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         known = {item.name for item in fields(kinds[kind])}
         if not arguments.keys() <= known:
             raise _fail(path, f"options of {sorted(known)}", sorted(map(str, arguments)))
-        *groups, name = path.split("/")
-        at = tree
-        for group in groups:
-            at = at.setdefault(group, {})
         needed = {item.name for item in fields(kinds[kind]) if _is_needed(item)}
         if not needed <= arguments.keys():
             raise _fail(path, f"the options {sorted(needed)}", sorted(arguments))
-        at[name] = kinds[kind](**arguments)
-    return tree
+        flat[path] = kinds[kind](**arguments)
+    return nested(flat)
 
 
 def _is_needed(item: Field[Any]) -> bool:

@@ -6,6 +6,7 @@ equal parts, and the coordinates stay comparable however many parts there are.
 """
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -45,8 +46,33 @@ def _pull_back(unit: np.ndarray, later: np.ndarray, gradient: np.ndarray) -> np.
     return result * later / (unit + (1.0 - unit) * later) ** 2
 
 
+class Stick(Domain):
+    """What is made of the parts of a stick: one coordinate for each fraction that is broken off."""
+
+    @property
+    def differentiable(self) -> bool:
+        """Yes."""
+        return True
+
+    @property
+    def _later(self) -> np.ndarray:
+        return np.arange(self.size, 0, -1.0)
+
+    @abstractmethod
+    def _at(self, fractions: np.ndarray) -> Any:
+        """The canonical value that is made of fractions of what is left."""
+
+    def decode(self, unit: np.ndarray) -> Any:
+        """See the base class."""
+        return self._at(_fractions(np.clip(unit, 0.0, 1.0), self._later))
+
+    def draw(self, uniform: np.ndarray) -> Any:
+        """Uniform over all that can be made: each fraction is a Beta(1, later parts) variate."""
+        return self._at(-np.expm1(np.log1p(-np.minimum(uniform, 1 - 1e-16)) / self._later))
+
+
 @dataclass(frozen=True)
-class Simplex(Domain):
+class Simplex(Stick):
     """Non-negative shares with a given sum, such as mixture weights or a split of a budget.
 
     **Arguments:**
@@ -79,18 +105,9 @@ class Simplex(Domain):
         self._settle_default()
 
     @property
-    def differentiable(self) -> bool:
-        """Yes."""
-        return True
-
-    @property
     def size(self) -> int:
         """One coordinate per degree of freedom."""
         return self.parts - (not self.at_most)
-
-    @property
-    def _later(self) -> np.ndarray:
-        return np.arange(self.size, 0, -1.0)
 
     def _canonical(self, shares: np.ndarray) -> Any:
         digits = _DIGITS - math.ceil(math.log10(self.total))
@@ -117,17 +134,9 @@ class Simplex(Domain):
         """See the base class."""
         return np.clip(_encode(np.asarray(value)[: self.size] / self.total, self._later), 0.0, 1.0)
 
-    def _shares(self, fractions: np.ndarray) -> Any:
+    def _at(self, fractions: np.ndarray) -> Any:
         parts, left = _parts(fractions)
         return self._canonical(self.total * np.append(parts, [] if self.at_most else left[-1]))
-
-    def decode(self, unit: np.ndarray) -> Any:
-        """See the base class."""
-        return self._shares(_fractions(np.clip(unit, 0.0, 1.0), self._later))
-
-    def draw(self, uniform: np.ndarray) -> Any:
-        """Uniform over the simplex: each fraction is a Beta(1, later parts) variate."""
-        return self._shares(-np.expm1(np.log1p(-np.minimum(uniform, 1 - 1e-16)) / self._later))
 
     def pull_back(self, value: Any, gradient: np.ndarray) -> np.ndarray:
         """See the base class."""
@@ -135,7 +144,7 @@ class Simplex(Domain):
 
 
 @dataclass(frozen=True)
-class Ordered(Domain):
+class Ordered(Stick):
     """An array of numbers in order, such as thresholds, knots of a schedule or layer-wise rates.
 
     **Arguments:**
@@ -170,18 +179,9 @@ class Ordered(Domain):
         self._settle_default()
 
     @property
-    def differentiable(self) -> bool:
-        """Yes."""
-        return True
-
-    @property
     def size(self) -> int:
         """One coordinate per entry."""
         return self.entries
-
-    @property
-    def _later(self) -> np.ndarray:
-        return np.arange(self.entries, 0, -1.0)
 
     def _canonical(self, values: np.ndarray) -> Any:
         values = np.clip(values, self.low, self.high).tolist()
@@ -227,14 +227,6 @@ class Ordered(Domain):
         """See the base class."""
         place = np.clip(self._position(value), 0.0, 1.0)
         return np.clip(_encode(np.diff(place, prepend=0.0), self._later), 0.0, 1.0)
-
-    def decode(self, unit: np.ndarray) -> Any:
-        """See the base class."""
-        return self._at(_fractions(np.clip(unit, 0.0, 1.0), self._later))
-
-    def draw(self, uniform: np.ndarray) -> Any:
-        """Order statistics of uniform draws."""
-        return self._at(-np.expm1(np.log1p(-np.minimum(uniform, 1 - 1e-16)) / self._later))
 
     def pull_back(self, value: Any, gradient: np.ndarray) -> np.ndarray:
         """See the base class."""

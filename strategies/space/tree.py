@@ -71,6 +71,23 @@ def domains_of(
             yield path, _with_conditions(Constant(value), when)
 
 
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree of a mapping from paths; nothing else is checked.
+
+    **Raises:** `ValueError` naming the path that is both a leaf and a group.
+    """
+    tree: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        *groups, name = path.split("/")
+        at = tree
+        for group in groups:
+            at = at.setdefault(group, {})
+            if not isinstance(at, dict):
+                raise _fail(path, f"{group!r} to be a hyperparameter or a group", "both")
+        at[name] = leaf
+    return tree
+
+
 def _with_conditions(domain: Domain, when: Mapping[str, Any]) -> Domain:
     if not isinstance(domain.when, Mapping):
         raise _fail("when", "a mapping from paths to values", domain.when)

@@ -183,7 +183,7 @@ def test_job_that_hangs_is_given_up():
             release.wait(30)
         return job_value(job)
 
-    with pytest.warns(UserWarning, match=f"configuration {hanging} failed: no result after 0.3"):
+    with pytest.warns(UserWarning, match=f"configuration {hanging} failed: TimeoutError"):
         scheduler = run(sometimes, hyperband(), workers=2, timeout=0.3)
     release.set()
     assert scheduler.finished

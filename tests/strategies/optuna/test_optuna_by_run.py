@@ -10,8 +10,9 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 
 from strategies.optuna import HypergradSampler, report, space_to_optuna, suggest
+from strategies.optuna.branches import Asked
 from strategies.optuna.names import names_found
-from strategies.optuna.shared import Asked, SharedParameters
+from strategies.optuna.shared import SharedParameters
 from strategies.searchers import RandomSearcher
 from strategies.space import Categorical, Float, SearchSpace
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import optuna
 import pytest
@@ -16,7 +17,8 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import TrialState
 
 from strategies.observation import Report
-from strategies.optuna import JournalFile, RungPruner, report, run_schedule
+from strategies.optuna import JournalFile, RungPruner, report, run_schedule, suggest
+from strategies.optuna.jobs import StudyJobs
 from strategies.schedulers import ASHA, Hyperband, IterativeDeepeningHyperband, run
 from strategies.searchers import HypergradientSearcher, RandomSearcher
 from strategies.space import Categorical, Float, SearchSpace
@@ -127,6 +129,36 @@ def test_interrupted_jobs_are_done_again_and_failures_are_not():
 
 def fail():
     raise RuntimeError("on purpose")
+
+
+def test_a_trial_that_was_handed_out_twice_is_left_to_who_was_faster(monkeypatch):
+    """As SQLite may do: another process has the same trial, and has told it by now."""
+    make = makers(RandomSearcher)["deepening"]
+    expected = table(run(value, make()))
+    begun, raced = StudyJobs._begun, []
+
+    def after_the_other(self, trial_id):
+        if not raced:
+            trial, job = begun(self, trial_id)
+            objective(trial, job)
+            self.tell(trial, job, value(job), "no number")
+        return begun(self, trial_id)
+
+    def beside_the_other(trial, space):
+        raced.append(trial.number)
+        if len(raced) == 3:
+            trial.study.tell(trial.number, state=TrialState.FAIL)
+        return suggest(trial, space)
+
+    monkeypatch.setattr(StudyJobs, "_begun", after_the_other)
+    monkeypatch.setattr("strategies.optuna.jobs.suggest", beside_the_other)
+    study, schedule = optuna.create_study(), make()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        run_schedule(study, objective, schedule)
+    assert len(raced) > 3
+    assert table(schedule) == pytest.approx(expected, nan_ok=True)
 
 
 def test_foreign_enqueued_trials_are_refused():

@@ -1,0 +1,15 @@
+from strategies.optuna.history import observations_of as observations_of
+from strategies.optuna.journal import JournalFile as JournalFile
+from strategies.optuna.population import run_population as run_population
+from strategies.optuna.sampler import HypergradSampler as HypergradSampler
+from strategies.optuna.schedule import RungPruner as RungPruner
+from strategies.optuna.schedule import run_schedule as run_schedule
+from strategies.optuna.spaces import space_from_optuna as space_from_optuna
+from strategies.optuna.spaces import space_from_trials as space_from_trials
+from strategies.optuna.spaces import space_to_optuna as space_to_optuna
+from strategies.optuna.stopping import StopStudy as StopStudy
+from strategies.optuna.study import study_of as study_of
+from strategies.optuna.trials import objective as objective
+from strategies.optuna.trials import report as report
+from strategies.optuna.trials import report_of as report_of
+from strategies.optuna.trials import suggest as suggest

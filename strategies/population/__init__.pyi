@@ -1,0 +1,11 @@
+from strategies.population.bandit import PB2 as PB2
+from strategies.population.evolution import Evolution as Evolution
+from strategies.population.explore import Explore as Explore
+from strategies.population.explore import FollowGradient as FollowGradient
+from strategies.population.explore import Perturb as Perturb
+from strategies.population.explore import Resample as Resample
+from strategies.population.explore import Round as Round
+from strategies.population.pbt import PBT as PBT
+from strategies.population.population import Population as Population
+from strategies.population.progress import Progress as Progress
+from strategies.population.run import PopulationResult as PopulationResult

@@ -1,0 +1,15 @@
+from strategies.ray.population import population_trainable as population_trainable
+from strategies.ray.recovery import can_restore as can_restore
+from strategies.ray.recovery import restore as restore
+from strategies.ray.reports import MAX_NUMBERS as MAX_NUMBERS
+from strategies.ray.reports import report as report
+from strategies.ray.reports import result as result
+from strategies.ray.reports import trainable as trainable
+from strategies.ray.reports import worker_environment as worker_environment
+from strategies.ray.scheduler import BracketProgress as BracketProgress
+from strategies.ray.scheduler import HypergradScheduler as HypergradScheduler
+from strategies.ray.scheduler import ScheduledSearch as ScheduledSearch
+from strategies.ray.search import HypergradSearch as HypergradSearch
+from strategies.ray.spaces import space_from_ray as space_from_ray
+from strategies.ray.spaces import space_to_ray as space_to_ray
+from strategies.ray.stopper import SearchStopper as SearchStopper

@@ -1,0 +1,17 @@
+from strategies.searchers.auto import AutoSearcher as AutoSearcher
+from strategies.searchers.base import Searcher as Searcher
+from strategies.searchers.bayes import BayesSearcher as BayesSearcher
+from strategies.searchers.carbs import CARBSSearcher as CARBSSearcher
+from strategies.searchers.cmaes import CMAESSearcher as CMAESSearcher
+from strategies.searchers.evolution import EvolutionSearcher as EvolutionSearcher
+from strategies.searchers.grid import GridSearcher as GridSearcher
+from strategies.searchers.hypergradient import HypergradientSearcher as HypergradientSearcher
+from strategies.searchers.multi_objective import MultiObjectiveSearcher as MultiObjectiveSearcher
+from strategies.searchers.ngrams import NGramSearcher as NGramSearcher
+from strategies.searchers.offline import OfflineSearcher as OfflineSearcher
+from strategies.searchers.parametric import ParametricSearcher as ParametricSearcher
+from strategies.searchers.pareto import ParetoSearcher as ParetoSearcher
+from strategies.searchers.random import RandomSearcher as RandomSearcher
+from strategies.searchers.sobol import SobolSearcher as SobolSearcher
+from strategies.searchers.tpe import TPESearcher as TPESearcher
+from strategies.searchers.tree_search import TreeSearcher as TreeSearcher
