@@ -94,6 +94,12 @@ def test_every_picture_is_there(page):
         assert (page.parent / picture).exists(), picture
 
 
+def test_every_experiment_is_in_the_gallery():
+    told = re.findall(r"^## (\w+): ", (DOCS / "experiments.md").read_text(), re.MULTILINE)
+    shown = re.findall(r"^## \[(\w+)\]", (DOCS / "gallery.md").read_text(), re.MULTILINE)
+    assert sorted(shown) == sorted(told)
+
+
 def test_no_name_is_documented_twice():
     assert not [path for path, count in Counter(documented()).items() if count > 1]
 
