@@ -94,8 +94,9 @@ def minimize(
     **Raises:** `ValueError` if a returned value or gradient does not fit the space, naming the
     key, what was expected and what was received. That is a bug in the objective, not a failed
     trial; everything told before it is in `state_path`. Also if another run works on `state_path`.
-    `BrokenExecutor` if an executor dies that is no `ProcessPoolExecutor`, or one that never gives a
-    result. Otherwise a trial that kills its worker is tried again, alone, and has failed then.
+    `BrokenExecutor` if an executor dies that is no `ProcessPoolExecutor`, or one that dies of
+    itself, in its initializer for instance. Otherwise a trial that kills its worker is tried again,
+    alone, and has failed then.
     What an objective raises while it is traced for a `population` is an error of all its trials.
     """
     if not isinstance(space, SearchSpace):
@@ -324,7 +325,9 @@ def _evaluate(objective: Objective, config: Config) -> _Outcome:
     start = time.perf_counter()
     try:
         returned = objective(config)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # an exit, a cancellation, a panic of a library in Rust
         return _Outcome(Report(None), time.perf_counter() - start, error)
     seconds = time.perf_counter() - start
     try:

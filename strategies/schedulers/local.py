@@ -140,7 +140,9 @@ def _evaluate(objective: Objective, job: Job) -> Report:
     start = time.perf_counter()
     try:
         returned = objective(job)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # an exit, a cancellation, a panic of a library in Rust
         given = _failed(job, error)
     else:
         try:
