@@ -3,10 +3,9 @@
 import math
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
-from numbers import Real
 from typing import Any, TypeVar
 
-import numpy as np
+from strategies.plain import python_number
 
 T = TypeVar("T")
 
@@ -16,9 +15,10 @@ def integer(name: str, value: Any, low: int) -> int:
 
     **Raises:** `ValueError` naming the option.
     """
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
+    number = python_number(value)
+    if type(number) is not int or number < low:
         raise ValueError(f"{name!r}: expected an integer >= {low}, received {value!r:.80}")
-    return int(value)
+    return number
 
 
 def positive(name: str, value: Any, high: float = math.inf) -> Any:
@@ -26,16 +26,11 @@ def positive(name: str, value: Any, high: float = math.inf) -> Any:
 
     **Raises:** `ValueError` naming the option.
     """
-    plain = value.item() if isinstance(value, np.generic) else value
-    if (
-        isinstance(plain, bool)
-        or not isinstance(plain, int | float | Fraction)
-        or not 0 < plain < math.inf
-        or plain > high
-    ):
+    number = value if isinstance(value, Fraction) else python_number(value)
+    if number is None or isinstance(number, bool) or not 0 < number < math.inf or number > high:
         expected = "a positive finite number" if high == math.inf else f"a number in (0, {high:g}]"
         raise ValueError(f"{name!r}: expected {expected}, received {value!r:.80}")
-    return plain
+    return number
 
 
 def finite(name: str, value: Any, what: str = "a finite number") -> float:
@@ -43,10 +38,10 @@ def finite(name: str, value: Any, what: str = "a finite number") -> float:
 
     **Raises:** `ValueError` naming the option.
     """
-    plain = value.item() if isinstance(value, np.generic) else value
+    number = python_number(value)
     try:
-        if isinstance(plain, Real) and not isinstance(plain, bool) and math.isfinite(plain):
-            return float(plain)
+        if number is not None and not isinstance(number, bool) and math.isfinite(number):
+            return float(number)
     except OverflowError:
         pass
     raise ValueError(f"{name!r}: expected {what}, received {value!r:.80}")
@@ -123,12 +118,13 @@ def asks_to_stop(answer: Any) -> bool:
 
     **Raises:** `ValueError` for an answer that is neither.
     """
-    if answer is not None and not isinstance(answer, bool | np.bool_):
+    found = python_number(answer)
+    if answer is not None and not isinstance(found, bool):
         raise ValueError(
             "'callbacks': expected True to stop the search, None or False to go on, received "
             f"{answer!r:.80}"
         )
-    return bool(answer)
+    return bool(found)
 
 
 def switch(name: str, value: Any) -> bool:
@@ -136,9 +132,10 @@ def switch(name: str, value: Any) -> bool:
 
     **Raises:** `ValueError` naming the option.
     """
-    if not isinstance(value, bool | np.bool_):
+    found = python_number(value)
+    if not isinstance(found, bool):
         raise ValueError(f"{name!r}: expected True or False, received {value!r:.80}")
-    return bool(value)
+    return found
 
 
 __all__ = [

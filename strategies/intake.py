@@ -10,6 +10,7 @@ r"""From a trial's report to a checked observation: the one way in, for all engi
 | `ValueError` |
 | reports a tuned configuration outside the space | an observation of the suggested one, \
 without gradient, and a warning | `ValueError` |
+| reports a cost or a resource that is NaN or infinite | an observation without it | the same |
 | reports a constraint that is NaN, or no number | an observation that violates it | the same, \
 `ValueError` for what is no number |
 | reports another number of objectives than the trials before | a failed observation, and a \
@@ -27,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from strategies.observation import Observation, Report, Status
-from strategies.plain import number_of
+from strategies.plain import finite_number_of, known_error, number_of
 from strategies.space import Point, SearchSpace
 
 logger = logging.getLogger(__name__)
@@ -103,9 +104,9 @@ class Intake:
             config=point.config,
             value=None if value is None else signs[0] * float(value),
             gradient=None if gradient is None else self._fitting(trial, point, gradient, signs[0]),
-            gradient_error=number_of(report.gradient_error, "gradient_error"),
-            cost=number_of(report.cost, "cost"),
-            resource=number_of(report.resource, "resource"),
+            gradient_error=known_error(number_of(report.gradient_error, "gradient_error")),
+            cost=finite_number_of(report.cost, "cost"),
+            resource=finite_number_of(report.resource, "resource"),
             number=None if number is None else int(number),
             note=note or {},
             status=status,

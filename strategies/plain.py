@@ -3,6 +3,8 @@
 import math
 import sys
 from collections.abc import Mapping
+from decimal import Decimal
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,42 @@ class NoNumberError(ValueError):
     """A number was expected, and something was received that is not even an array of them."""
 
 
+def numbers_of(value: Any) -> np.ndarray | None:
+    """NumPy's own integers, floats or booleans out of what any library has; `None` for all else.
+
+    Half precision of machine learning, long doubles, decimals and fractions become floats.
+    """
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError):
+        # PyTorch gives no array of what has a gradient, nor of bfloat16, but lists of both.
+        try:
+            array = np.asarray(value.tolist())
+        except (AttributeError, TypeError, ValueError, RuntimeError):
+            return None
+    kind = array.dtype.kind
+    if kind in "iub" or (kind == "f" and array.dtype.itemsize <= np.dtype(float).itemsize):
+        return array
+    # JAX's float0, no derivative, has names.
+    registered = kind == "V" and array.dtype.names is None and array.dtype.type is not np.void
+    exact = kind == "O" and all(isinstance(entry, Real | Decimal) for entry in array.flat)
+    if kind != "f" and not registered and not exact:
+        return None
+    try:
+        return array.astype(float)
+    except (OverflowError, TypeError, ValueError):
+        return None
+
+
+def python_number(value: Any) -> bool | int | float | None:
+    """A number of Python out of one of any library; `None` for all else, arrays with axes too."""
+    for kind in (bool, int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    array = numbers_of(value)
+    return None if array is None or array.shape else array.item()
+
+
 def number_of(value: Any, name: str) -> Any:
     """A plain Python number, or `None`, from a scalar of any library.
 
@@ -19,17 +57,18 @@ def number_of(value: Any, name: str) -> Any:
     """
     if value is None or type(value) is float:
         return value
-    numeric = False
-    try:
-        array = np.asarray(value)
-        numeric = array.dtype.kind in "iufb"
-        if array.size == 1 and numeric:
-            found = array.reshape(()).item()
-            return float(found) if isinstance(found, bool) else found
-    except (TypeError, ValueError):
-        pass
-    error = ValueError if numeric else NoNumberError
+    array = numbers_of(value)
+    if array is not None and array.size == 1:
+        found = array.reshape(()).item()
+        return float(found) if isinstance(found, bool) else found
+    error = NoNumberError if array is None else ValueError
     raise error(f"{name!r}: expected a number, received {value!r:.80}")
+
+
+def finite_number_of(value: Any, name: str) -> Any:
+    """`number_of`, with `None` for NaN and infinity too: what is not known."""
+    number = number_of(value, name)
+    return number if number is None or math.isfinite(number) else None
 
 
 def known_error(error: Any) -> Any:
@@ -64,13 +103,24 @@ def plain(tree: Any) -> Any:
         return tree
     if is_traced(tree):
         return tree
-    if hasattr(tree, "__array__"):
-        array = np.asarray(tree)
-        if array.dtype.kind in "iufb":
+    if hasattr(tree, "__array__") or isinstance(tree, Real | Decimal):
+        array = numbers_of(tree)
+        if array is not None:
             return array.tolist()
-        if array.dtype.kind == "V" or array.dtype.names:  # JAX's float0: no derivative
+        if getattr(tree, "dtype", np.dtype(object)).names:  # JAX's float0: no derivative
             return None
     return tree if not isinstance(tree, np.generic) else tree.item()
+
+
+def shown(tree: Any) -> Any:
+    """Nested values with a text in place of what JSON cannot hold: remarks, for people."""
+    if isinstance(tree, Mapping):
+        return {str(key): shown(leaf) for key, leaf in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [shown(leaf) for leaf in tree]
+    if tree is None or isinstance(tree, bool | int | float | str):
+        return tree
+    return f"{tree!r:.200}"
 
 
 def to_json_values(tree: Any) -> Any:

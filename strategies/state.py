@@ -125,7 +125,7 @@ def as_json(state: Any) -> str:
     """
     try:
         return json.dumps(state, allow_nan=False)
-    except (TypeError, RecursionError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"state: expected what JSON can hold, received more ({error})") from None
 
 

@@ -47,10 +47,8 @@ class Stop:
         if not given:
             raise ValueError("Stop: expected one of 'seconds', 'cost', 'patience', 'gain'")
         for name, each in given.items():
-            if name == "patience":
-                integer(name, each, 1)
-            else:
-                positive(name, each)
+            number = integer(name, each, 1) if name == "patience" else float(positive(name, each))
+            object.__setattr__(self, name, number)
 
 
 class Watch:

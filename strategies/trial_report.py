@@ -15,6 +15,7 @@ from strategies.plain import (
     known_error,
     plain,
     scalar,
+    shown,
     to_json_values,
 )
 
@@ -62,6 +63,8 @@ class Report:
             if value is not None
         }
         stored["value"] = to_json_values(self.value)
+        if self.info:
+            stored["info"] = to_json_values(shown(self.info))
         if self.gradient_error is not None:
             # Infinity, a gradient known to be unreliable, has no JSON number.
             stored["gradient_error"] = repr(self.gradient_error)
@@ -208,13 +211,18 @@ def _with_gradients(
 def _named(name: str, entries: Any) -> dict[str, Any]:
     if isinstance(entries, Mapping):
         named = {str(key): entry for key, entry in entries.items()}
-    elif isinstance(entries, str) or not hasattr(entries, "__len__") or np.ndim(entries) == 0:
+    elif isinstance(entries, str) or not hasattr(entries, "__len__") or _has_no_axis(entries):
         raise ValueError(f"{name!r}: expected a list or a mapping, received {entries!r:.80}")
     else:
         named = {str(i): entry for i, entry in enumerate(entries)}
     if not named and name == "values":
         raise ValueError("'values': expected at least one objective, received none")
     return named
+
+
+def _has_no_axis(entries: Any) -> bool:
+    # NumPy makes no array of a list of JAX's numbers in half precision.
+    return not isinstance(entries, list | tuple) and np.ndim(entries) == 0
 
 
 def _gradients_from_json(stored: Any) -> Any:

@@ -26,7 +26,7 @@ class _Fits(Learner):
         self.contexts, self.terms = contexts, terms
         self.grams = np.zeros((arms, terms, terms))
         self.products = np.zeros((arms, terms))
-        self.squares = np.zeros(arms)
+        self.of_arm: list[list[float]] = [[] for _ in range(arms)]
         self.coefficients = np.zeros((arms, terms))
         self.left = np.zeros(arms)
         self.low, self.high, self.scale = np.inf, 0.0, 0.0
@@ -39,7 +39,7 @@ class _Fits(Learner):
         self.losses.append(loss)
         self.grams[arm] += np.outer(features, features)
         self.products[arm] += loss * features
-        self.squares[arm] += loss**2
+        self.of_arm[arm].append(loss)
         self.low, self.high = min(self.low, loss), max(self.high, loss)
         before, self.scale = self.scale, self._largest * self._spread
         # The scale enters every fit, by its bounds.
@@ -63,7 +63,7 @@ class _Fits(Learner):
 
     def _fit(self, arm: int) -> None:
         """Least squares of the scaled losses, within the bounds of a Lipschitz function."""
-        if not self.squares[arm] and not self.grams[arm].any():
+        if not self.of_arm[arm]:
             return
         values, vectors = np.linalg.eigh(self.grams[arm])
         kept = values > _RANK * values[-1]
@@ -79,7 +79,9 @@ class _Fits(Learner):
             bounds = np.maximum(bounds, 1e-12)
             free = lsq_linear(rows, target, (-bounds, bounds), method="bvls").x
         self.coefficients[arm] = free
-        rest = self.squares[arm] / self.scale**2 - target @ target
+        # Squared when they are scaled: losses may be of any size.
+        losses = np.asarray(self.of_arm[arm]) / self.scale
+        rest = losses @ losses - target @ target
         self.left[arm] = max(rest, 0.0) + float(np.sum((rows @ free - target) ** 2))
 
     def probabilities(self, context: float | None) -> np.ndarray:
@@ -99,7 +101,8 @@ class _Fits(Learner):
         alpha /= 2 * self.scale * (self.terms + 1)
         wrong = np.asarray(self.predicted) - np.asarray(self.losses) / self.scale
         regret = max(float(wrong @ wrong) - float(self.left.sum()), 0.0) + 2 * alpha**2 * rounds
-        return 2 * rounds * np.sqrt(arms * rounds / max(regret, np.finfo(float).tiny))
+        # Without regret as large as it can be, and finite: it meets gaps of zero.
+        return 2 * rounds * np.sqrt(arms * rounds) / np.sqrt(max(regret, np.finfo(float).tiny))
 
     def _features(self, context: float | None) -> np.ndarray:
         low, high = self.contexts

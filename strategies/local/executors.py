@@ -8,8 +8,6 @@ from strategies.local.running import Lost, Raised, Running, T, Threads
 
 #: A call that has killed its worker so often while it was alone is lost.
 _TRIES = 2
-#: A pool that has died so often and never given a result dies of itself, not of a trial.
-_DEATHS = 4
 
 
 def work(
@@ -34,8 +32,8 @@ def work(
     - `timeout`: seconds after which a task is given up. Default: never.
 
     **Raises:** `KeyboardInterrupt`, after what had ended was recorded. What a call raises, after
-    what came with it was recorded. `BrokenExecutor` if the
-    executor cannot be replaced, or never gives a result.
+    what came with it was recorded. `BrokenExecutor` if the executor cannot be replaced, or dies of
+    itself.
     """
     if workers == 1 and timeout is None:
         while (task := more(0)) is not None:
@@ -47,7 +45,6 @@ def work(
     slots = getattr(executor, "_max_workers", 1)
     suspects: list[T] = []
     blamed: dict[int, int] = {}
-    deaths = results = 0
     try:
         while True:
             if suspects:
@@ -68,7 +65,6 @@ def work(
                 elif isinstance(found, Raised):
                     raised.append(found)
                 else:
-                    results += not isinstance(found, Lost)
                     record(task, found)
             for task, lost in dead:
                 blamed[task.number] = blamed.get(task.number, 0) + (len(dead) == 1)
@@ -79,9 +75,6 @@ def work(
             if raised:
                 raise raised[0].error
             if dead:
-                deaths += 1
-                if deaths >= _DEATHS and not results:
-                    raise dead[0][1].error
                 running.renew(dead[0][1].error)
     except KeyboardInterrupt:
         # What has ended by now is paid for; what runs is not waited for.

@@ -92,8 +92,9 @@ def minimize(
     **Raises:** `ValueError` if a returned value or gradient does not fit the space, naming the
     key, what was expected and what was received. That is a bug in the objective, not a failed
     trial; everything told before it is in `state_path`. Also if another run works on `state_path`.
-    `BrokenExecutor` if an executor dies that is no `ProcessPoolExecutor`, or one that never gives a
-    result. Otherwise a trial that kills its worker is tried again, alone, and has failed then.
+    `BrokenExecutor` if an executor dies that is no `ProcessPoolExecutor`, or one that dies of
+    itself, in its initializer for instance. Otherwise a trial that kills its worker is tried again,
+    alone, and has failed then.
     What an objective raises while it is traced for a `population` is an error of all its trials.
     """
     space = SearchSpace.of(space)

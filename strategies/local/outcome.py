@@ -61,7 +61,9 @@ def evaluate(objective: Callable[[Any], Any], given: Any) -> Outcome:
     start = time.perf_counter()
     try:
         returned = objective(given)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # an exit, a cancellation, a panic of a library in Rust
         return Outcome(Report(None), time.perf_counter() - start, error)
     seconds = time.perf_counter() - start
     try:

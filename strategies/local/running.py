@@ -13,6 +13,7 @@ from concurrent.futures import (
     Executor,
     Future,
     ProcessPoolExecutor,
+    ThreadPoolExecutor,
     wait,
 )
 from dataclasses import dataclass
@@ -102,9 +103,16 @@ class Running(Generic[T]):
         self._own = False
         self._calls: dict[Future[Any], _Call[T]] = {}
         self._warned = False
-        # A process pool calls running what is only in its queue, so its workers leave a stamp.
-        stamps = timeout is not None and isinstance(executor, ProcessPoolExecutor)
+        # Pools of processes call running what is only in their queue, so workers leave a stamp.
+        stamps = timeout is not None and not isinstance(executor, Threads | ThreadPoolExecutor)
         self._stamps = tempfile.TemporaryDirectory() if stamps else None
+        self._trace: str | None = None
+        self._first: Future[Any] | None = None
+        if self._stamps is not None:
+            # Workers on other machines may not see our folder: one call finds that out.
+            self._trace = os.path.join(self._stamps.name, "first")
+            with contextlib.suppress(BrokenExecutor):
+                self._first = executor.submit(_stamped, self._trace, int)
 
     def __len__(self) -> int:
         return sum(call.task is not None for call in self._calls.values())
@@ -137,7 +145,7 @@ class Running(Generic[T]):
             now = time.monotonic()
             ended: list[tuple[T, Any]] = []
             for future, call in list(self._calls.items()):
-                if call.since is None and _has_begun(future, call):
+                if call.since is None and self._has_begun(future, call):
                     call.since = now
                 seconds = 0.0 if call.since is None else now - call.since
                 if future.done():
@@ -156,6 +164,17 @@ class Running(Generic[T]):
             if ended:
                 return ended
             wait(self._calls, timeout=self._patience(now), return_when=FIRST_COMPLETED)
+
+    def _has_begun(self, future: Future[Any], call: _Call[T]) -> bool:
+        if call.stamp is None or self._leaves_no_trace():
+            return future.running()
+        return os.path.exists(call.stamp)
+
+    def _leaves_no_trace(self) -> bool:
+        first, trace = self._first, self._trace
+        if first is None or trace is None or not first.done() or os.path.exists(trace):
+            return False
+        return not first.cancelled() and first.exception() is None
 
     def _patience(self, now: float) -> float | None:
         """Seconds until something may have to be given up."""
@@ -185,7 +204,8 @@ class Running(Generic[T]):
     def renew(self, error: BaseException) -> None:
         """Replace a process pool that has died by one like it.
 
-        **Raises:** The error, if it is another executor.
+        **Raises:** The error, if it is another executor; `BrokenExecutor` if the new pool dies of
+        itself, in its initializer for instance.
         """
         if type(self._executor) is not ProcessPoolExecutor:
             raise error
@@ -198,6 +218,7 @@ class Running(Generic[T]):
             max_tasks_per_child=old._max_tasks_per_child,
         )
         self._own = True
+        self._executor.submit(int).result()
 
     def stop(self, *, wait_for: bool = True) -> None:
         """Start nothing more; wait for what has started, unless it may hang."""
@@ -223,10 +244,6 @@ def _stamped(stamp: str, function: Callable[..., Any], *args: Any) -> Any:
     with contextlib.suppress(OSError):
         open(stamp, "w").close()
     return function(*args)
-
-
-def _has_begun(future: Future[Any], call: _Call[Any]) -> bool:
-    return future.running() if call.stamp is None else os.path.exists(call.stamp)
 
 
 def _outcome(future: Future[Any], seconds: float) -> Any:

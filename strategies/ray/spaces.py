@@ -1,6 +1,8 @@
 """Ray's `param_space` and our space, in both directions."""
 
+import enum
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -8,6 +10,7 @@ import numpy as np
 from ray import tune
 from ray.tune.search import sample as ray_domains
 
+from strategies.plain import python_number
 from strategies.ray.layout import Fixed, Group, Layout, Leaf, Node, Options, Row, is_plain
 from strategies.space import (
     Categorical,
@@ -323,8 +326,17 @@ def encode(tree: Any) -> Any:
         return {kind: [*limits, log, encode(step)]}
     if isinstance(tree, np.generic | np.ndarray):
         return encode(tree.tolist())
+    if isinstance(tree, enum.Enum):
+        name = [type(tree).__module__, type(tree).__qualname__, tree.name]
+        if _member(*name) is not tree:
+            raise ValueError(f"expected enumerations at the top of a module, received {tree!r}")
+        return {"enum": name}
+    if isinstance(tree, float) and not math.isfinite(tree):
+        return {"number": repr(tree)}
     if tree is None or isinstance(tree, bool | int | float | str):
         return tree
+    if (number := python_number(tree)) is not None:
+        return number
     raise ValueError(f"expected plain values after Ray's placeholders, received {tree!r}")
 
 
@@ -339,7 +351,24 @@ def decode(tree: Any) -> Any:
         return (list if kind == "list" else tuple)(decode(item) for item in content)
     if kind == "choice":
         return tune.choice([decode(item) for item in content])
-    low, high, log, step = content
+    if kind == "number":
+        return float(content)
+    if kind == "enum":
+        member = _member(*content)
+        if member is None:
+            raise ValueError(
+                f"expected an enumeration {'.'.join(content)}, in a module that is loaded already"
+            )
+        return member
+    low, high, log, step = map(decode, content)
     domain = (ray_domains.Float if kind == "float" else ray_domains.Integer)(low, high)
     domain = domain.loguniform() if log else domain.uniform()
     return domain if step is None else domain.quantized(step)
+
+
+def _member(module: str, kind: str, name: str) -> Any:
+    """A member of an enumeration. Nothing is imported: a state must not run code."""
+    found: Any = sys.modules.get(module)
+    for part in kind.split("."):
+        found = getattr(found, part, None)
+    return found.__members__.get(name) if isinstance(found, enum.EnumMeta) else None

@@ -18,6 +18,8 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy.special import ndtr, ndtri
 
+from strategies.plain import numbers_of, python_number
+
 # Significant digits of a value that is decoded.
 _DIGITS = 12
 # A trial may report a tuned value that went through float32; it may stand this far outside.
@@ -38,28 +40,25 @@ def numbers(
 
     **Raises:** `ValueError` naming `path` for another shape, and for what is no (finite) number.
     """
-    try:
-        array = np.asarray(value)
-    except (TypeError, ValueError):  # ragged lists
-        raise _fail(path, expected, value) from None
+    array = numbers_of(value)
+    if array is None:
+        raise _fail(path, expected, value)
     if array.shape != shape:
         raise _fail(path, expected, f"shape {array.shape}")
-    if array.dtype.kind not in "iuf" or (finite and not np.all(np.isfinite(array))):
+    if array.dtype.kind == "b" or (finite and not np.all(np.isfinite(array))):
         raise _fail(path, expected, value)
     return array.astype(float)
 
 
 def _number(value: Any, path: str, expected: str) -> float:
-    """A finite number from a Python, NumPy or JAX scalar."""
-    if isinstance(value, bool | np.bool_ | str | bytes) or value is None:
-        raise _fail(path, expected, value)
+    """A finite number from a scalar of any library."""
+    number = python_number(value)
     try:
-        array = np.asarray(value)
-        if array.shape != () or array.dtype.kind not in "iuf" or not np.isfinite(array):
-            raise _fail(path, expected, value)
-    except (TypeError, ValueError, OverflowError):
-        raise _fail(path, expected, value) from None
-    return value if type(value) in (int, float) else array.item()
+        if number is not None and not isinstance(number, bool) and math.isfinite(number):
+            return number
+    except OverflowError:  # an integer beyond all floats
+        pass
+    raise _fail(path, expected, value)
 
 
 def _check_spread(domain: Any) -> None:

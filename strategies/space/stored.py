@@ -1,5 +1,6 @@
 """Configurations and spaces as JSON values, and back."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ def config_to_json(space: "SearchSpace", config: "Mapping[str, Any] | Point") ->
         domain = space.domains[path]
         if isinstance(domain, Constant):
             continue
-        if isinstance(domain, Listed) and not _plain(value):
+        if isinstance(domain, Listed) and not _returns(value):
             value = {"choice": domain.index(value)}
         stored[path] = value
     return stored
@@ -109,6 +110,13 @@ def _jsonable(value: Any) -> bool:
     if isinstance(value, list):
         return all(_jsonable(item) for item in value)
     return _plain(value) and value == value
+
+
+def _returns(value: Any) -> bool:
+    """Whether JSON brings a choice back as it was: no NaN or infinity, and no enumeration."""
+    if type(value) is float:
+        return math.isfinite(value)
+    return value is None or type(value) in (bool, int, str)
 
 
 def _plain(value: Any) -> bool:

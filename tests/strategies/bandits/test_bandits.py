@@ -221,3 +221,16 @@ def test_bad_input_is_named(contexts):
         Ledger(RandomSearcher(ARMS)).ask(0.5)
     with pytest.raises(ValueError, match="'contexts': expected"):
         ChebCB(ARMS, (1, 1))
+
+
+@pytest.mark.parametrize("size", [1e-300, 1e-3, 1.0, 1e9, 1e300])
+@pytest.mark.parametrize("bandit", [TsallisINF, BinnedTsallisINF, ChebCB])
+def test_losses_of_any_size_and_all_alike_are_drawn_from(bandit, size):
+    contextual = () if bandit is TsallisINF else ((0.0, 1.0),)
+    rng = np.random.default_rng(0)
+    for losses in (np.zeros(8), np.ones(8), np.eye(8)[3], rng.random(8)):
+        ledger = bandit(ARMS, *contextual, lowest=0.0).ledger
+        for loss in losses * size:
+            suggestion = ledger.ask(*([rng.random()] if contextual else []))
+            ledger.tell(Observation(suggestion.config, loss, number=suggestion.number))
+            assert 0 < suggestion.note["probability"] <= 1 + 1e-9

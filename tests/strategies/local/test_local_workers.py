@@ -10,6 +10,7 @@ import time
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 
 import pytest
+from joblib.externals.loky import ProcessPoolExecutor as LokyExecutor
 
 from strategies import report
 from strategies.local import minimize
@@ -77,13 +78,59 @@ def test_a_result_that_cannot_be_sent_is_a_failure():
     assert found.best_value == 0
 
 
-def test_pool_that_never_gives_a_result_is_an_error(tmp_path):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_trials_that_kill_their_workers_from_the_first_on_have_failed(workers):
+    with ProcessPoolExecutor(workers, FORK) as pool, pytest.warns(UserWarning, match="failed"):
+        found = search(always_deadly, pool)
+    assert [o.status for o in found.history] == ["failed"] * 8
+
+
+def test_pool_that_dies_of_itself_is_an_error(tmp_path):
+    path = tmp_path / "state.json"
     with (
-        ProcessPoolExecutor(1, FORK) as pool,
-        pytest.warns(UserWarning, match="failed"),
+        ProcessPoolExecutor(1, FORK, initializer=always_deadly, initargs=({},)) as pool,
         pytest.raises(BrokenExecutor),
     ):
-        search(always_deadly, pool, state_path=tmp_path / "state.json")
+        search(quick, pool, state_path=path)
+    assert not path.exists()  # no trial has failed
+
+
+class Panic(BaseException):
+    """As a library in Rust raises it."""
+
+
+def panics(config):
+    if config["n"] == 3:
+        raise Panic("no memory")
+    return float(config["n"])
+
+
+@pytest.mark.parametrize("processes", [False, True])
+def test_whatever_a_trial_raises_is_its_failure(processes):
+    pool = ProcessPoolExecutor(2, FORK) if processes else ThreadPoolExecutor(2)
+    with pool, pytest.warns(UserWarning, match="Panic"):
+        found = search(panics, pool)
+    assert [o.config["n"] for o in found.history if o.status == "failed"] == [3]
+
+
+def half_a_second(config):
+    time.sleep(0.5)
+    return config["x"]
+
+
+def test_time_in_the_queue_of_another_pool_of_processes_is_not_the_trials_time():
+    with LokyExecutor(1) as pool:
+        pool.submit(int).result()
+        pool.submit(time.sleep, 1.0)
+        found = minimize(
+            half_a_second,
+            SPACE,
+            trials=2,
+            searcher=RandomSearcher(SPACE),
+            workers=pool,
+            timeout=0.9,
+        )
+    assert [o.status for o in found.history] == ["complete"] * 2
 
 
 def test_time_begins_when_a_trial_begins():

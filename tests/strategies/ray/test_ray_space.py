@@ -1,6 +1,9 @@
 """Ray's domains and ours: every row of what a `param_space` may hold."""
 
 import copy
+import enum
+import math
+from decimal import Decimal
 
 import numpy as np
 import pytest
@@ -220,3 +223,45 @@ def test_single_valued_domains_are_constants():
     assert space.domains["z"] == Constant(2.0)
     _, configs = suggestions({"x": tune.randint(3, 4), "y": tune.uniform(0, 1)}, 2)
     assert configs[0]["x"] == 3
+
+
+class Size(enum.IntEnum):
+    SMALL = 1
+    LARGE = 2
+
+
+ODD = {
+    "x": tune.uniform(Decimal(0), np.float32(1)),
+    "size": tune.choice(list(Size)),
+    "norm": tune.choice([1, 2, math.inf]),
+    "none": tune.choice([math.nan, 0.5]),
+    "fixed": {"size": Size.LARGE, "cap": math.inf, "number": 3},
+    "layers": tune.choice([[1, 2], {"number": 3}]),
+}
+
+
+def test_a_space_of_odd_numbers_and_choices_is_found_again_by_its_state(tmp_path):
+    search = HypergradSearch(RandomSearcher, metric="loss", mode="min")
+    search.set_search_properties("loss", "min", ODD)
+    configs = [search.suggest(name) for name in "abcdef"]
+    for name in "abc":
+        search.on_trial_complete(name, {"loss": 1.0})
+    search.save(tmp_path / "state")
+    again = HypergradSearch(RandomSearcher)
+    again.restore(tmp_path / "state")
+    assert again.searcher_.space.identity() == search.searcher_.space.identity()
+    assert repr(again.ledger.history) == repr(search.ledger.history)
+    assert repr(again.suggest("g")) == repr(search.suggest("g"))
+    assert {type(config["size"]) for config in configs} == {Size}
+    assert math.inf in {config["norm"] for config in configs}
+
+
+def test_an_enumeration_that_a_state_could_not_name_is_refused_before_the_first_trial():
+    class Local(enum.IntEnum):
+        A = 1
+        B = 2
+
+    with pytest.raises(ValueError, match="expected enumerations at the top of a module"):
+        HypergradSearch(RandomSearcher).set_search_properties(
+            "loss", "min", {"c": tune.choice(list(Local))}
+        )
