@@ -139,18 +139,3 @@ def switch(name: str, value: Any) -> bool:
     if not isinstance(value, bool | np.bool_):
         raise ValueError(f"{name!r}: expected True or False, received {value!r:.80}")
     return bool(value)
-
-
-__all__ = [
-    "asks_to_stop",
-    "finite",
-    "functions",
-    "instance",
-    "instances",
-    "integer",
-    "mapping",
-    "nonnegative",
-    "positive",
-    "several",
-    "switch",
-]
