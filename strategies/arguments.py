@@ -138,7 +138,6 @@ def switch(name: str, value: Any) -> bool:
     return found
 
 
-__all__ = [
     "asks_to_stop",
     "finite",
     "functions",

@@ -39,6 +39,3 @@ def feasible_first(history: Sequence[Observation]) -> list[Observation]:
         )
 
     return [ranked(item) for item in history]
-
-
-__all__ = ["feasible_first"]

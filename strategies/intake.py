@@ -194,18 +194,11 @@ class Intake:
             self._warned.add(key)
             logger.warning("Trial %s: %s: %s", trial, what, why)
 
-    def _paths(self, tree: Any, name: str, prefix: str = "") -> dict[str, Any]:
+    def _paths(self, tree: Any, name: str) -> dict[str, Any]:
         """Paths to values; what is no path of the space keeps its own name, for the message."""
         if not isinstance(tree, Mapping):
             raise ValueError(f"{name!r}: expected a mapping, received {tree!r:.80}")
-        flat: dict[str, Any] = {}
-        for key, value in tree.items():
-            path = f"{prefix}{key}"
-            if isinstance(value, Mapping) and path not in self.space.domains:
-                flat.update(self._paths(value, name, path + "/"))
-            else:
-                flat[path] = value
-        return flat
+        return dict(self.space.paths(tree))
 
     def _fitting(
         self, trial: Any, point: Point, gradient: Any, sign: float
@@ -233,6 +226,3 @@ class Intake:
 
 def _objectives(count: int) -> str:
     return f"{count} objectives" if count > 1 else "one objective"
-
-
-__all__ = ["Intake"]

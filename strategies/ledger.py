@@ -5,11 +5,12 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from strategies.arguments import instance, integer
 from strategies.intake import Intake
 from strategies.observation import Observation, Suggestion
+from strategies.searchers.base import Searcher, require_searcher
 from strategies.space import SearchSpace
 from strategies.state import (
     OtherSearchError,
@@ -22,9 +23,6 @@ from strategies.state import (
     search_identity,
     write_state,
 )
-
-if TYPE_CHECKING:
-    from strategies.searchers.base import Searcher
 
 _FORMAT = "hypergrad searcher state"
 _VERSION = 2
@@ -62,9 +60,7 @@ class Ledger:
     - `searcher`: proposes. Two ledgers of one searcher know nothing of each other.
     """
 
-    def __init__(self, searcher: "Searcher") -> None:
-        from strategies.searchers.base import require_searcher
-
+    def __init__(self, searcher: Searcher) -> None:
         require_searcher(searcher)
         self.searcher = searcher
         #: What checks the reports of trials; strict, see `Intake`.
@@ -282,14 +278,9 @@ def _count(number: Any) -> int:
     return number
 
 
-def ledger_of(searcher: "Searcher | Ledger") -> Ledger:
+def ledger_of(searcher: Searcher | Ledger) -> Ledger:
     """The ledger itself, or the one that belongs to a searcher."""
     if isinstance(searcher, Ledger):
         return searcher
-    from strategies.searchers.base import require_searcher
-
     require_searcher(searcher)
     return searcher.ledger
-
-
-__all__ = ["Ledger", "ledger_of"]

@@ -138,6 +138,3 @@ def _at_least(one: Observation, other: Observation) -> bool:
         return one.violation <= other.violation
     mine, theirs = one.values or (one.value,), other.values or (other.value,)
     return bool(np.all(np.array(mine, float) <= np.array(theirs, float)))
-
-
-__all__ = ["ASKED", "INTERRUPTED", "Stop", "Watch"]

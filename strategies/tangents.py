@@ -38,6 +38,3 @@ def tangent_gap(ledger: Ledger) -> float:
     meet = (value[best] - value[other] + back * away) / (fall + back)
     # Below the other tangent already: not convex.
     return float(fall * min(meet, away)) if meet >= 0 else math.inf
-
-
-__all__ = ["tangent_gap"]

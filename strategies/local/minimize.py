@@ -282,6 +282,3 @@ def _search(
 
 _More: TypeAlias = Callable[[int], Suggestion | None]
 _Record: TypeAlias = Callable[[Suggestion, Outcome | Lost], None]
-
-
-__all__ = ["Objective", "minimize"]

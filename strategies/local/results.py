@@ -119,6 +119,3 @@ class Result:
         from strategies.optuna import study_of
 
         return study_of(self, **options)
-
-
-__all__ = ["Result", "Trial"]

@@ -125,6 +125,3 @@ class Branches:
 def _is_discrete(distribution: BaseDistribution) -> bool:
     """Whether our domain of it is, too: integers by the billion are none."""
     return not isinstance(from_distribution(distribution, ("",), ()), Coordinate)
-
-
-__all__ = ["Asked", "Branches", "Condition"]

@@ -96,22 +96,16 @@ class Names:
                     config[path] = self.parameters[path].value([config[path]])
         return replace(report.mapped(sloped), config=config)
 
-    def _by_path(self, tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    def _by_path(self, tree: Mapping[str, Any]) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        for key, value in tree.items():
-            name = f"{prefix}{key}"
-            if name in self._entries:
-                path, i = self._entries[name]
-                shape = getattr(self.space.domains[path], "shape", ())
-                if shape:
-                    array = found.setdefault(path, np.full(shape, np.nan).tolist())
-                    _put(array, shape, i, value)
-                else:
-                    found[path] = value
-            elif isinstance(value, Mapping) and name not in self.space.domains:
-                found |= self._by_path(value, name + "/")
+        for name, value in self.space.paths(tree):
+            path, i = self._entries.get(name, (name, None))
+            shape = getattr(self.space.domains.get(path), "shape", ())
+            if i is None or not shape:
+                found[path] = value
             else:
-                found[name] = value
+                array = found.setdefault(path, np.full(shape, np.nan).tolist())
+                _put(array, shape, i, value)
         return found
 
 
@@ -220,6 +214,3 @@ def _index(name: str) -> tuple[str, tuple[int, ...]]:
         if base and parts and len(inner) == len(parts) and all(map(str.isdecimal, inner)):
             return base, tuple(map(int, inner))
     return name, ()
-
-
-__all__ = ["Names", "arrays", "names_found"]

@@ -227,6 +227,3 @@ class StudyLedger(Ledger):
             trial.user_attrs[NOTE] = dict(told.note)
             self._study.add_trial(trial)
         return told
-
-
-__all__ = ["run_population"]

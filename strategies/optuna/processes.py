@@ -65,6 +65,3 @@ def holder(
     same = {one.number for one in others if names.to_params(one.config) == params}
     numbers = [number for number in same if number is not None and number != suggestion.number]
     return min(numbers, default=None)
-
-
-__all__ = ["OtherProcesses", "holder"]

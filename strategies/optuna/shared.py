@@ -54,6 +54,3 @@ class SharedParameters:
     def _is_settled(self, name: str) -> bool:
         before, having = self._branches.before[name], self._branches.having[name]
         return before + having == self._branches.count and having >= max(_SETTLED, before)
-
-
-__all__ = ["SharedParameters"]

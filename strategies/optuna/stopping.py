@@ -45,6 +45,3 @@ class StopStudy:
         if self._watch.over(history, space=None if names is None else names.space):
             logger.info("The study ends: %s.", self._watch.reason)
             study.stop()
-
-
-__all__ = ["StopStudy"]

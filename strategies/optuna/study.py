@@ -112,6 +112,3 @@ def trial_of(names: Names, items: list[Observation], least: float, now: datetime
         trial.datetime_start = now - timedelta(seconds=last.cost)
         trial.datetime_complete = now
     return trial
-
-
-__all__ = ["study_of"]

@@ -85,6 +85,3 @@ def _rows(scheduler: Scheduler) -> list[tuple[str, dict[int, list[int]]]]:
             },
         )
     ]
-
-
-__all__ = ["brackets"]

@@ -161,6 +161,3 @@ def present(column: Column, items: Sequence[Observation]) -> np.ndarray:
     """Which configurations have the hyperparameter, a mask of shape `(n,)`."""
     found = [item.point is not None and column.path in item.point.flat for item in items]
     return np.array(found, bool)
-
-
-__all__ = ["Column", "columns", "present"]

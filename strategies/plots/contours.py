@@ -100,6 +100,3 @@ def _cells(column: Column) -> np.ndarray:
     if column.labels is not None:
         return np.eye(len(places))
     return np.repeat(places[:, None], len(column.coordinates), 1)
-
-
-__all__ = ["contours"]

@@ -44,6 +44,3 @@ def _drawn(cost: np.ndarray, value: np.ndarray, xlabel: str, ylabel: str) -> Fig
     readable(axes.yaxis)
     axes.legend(frameon=False)
     return figure
-
-
-__all__ = ["front"]

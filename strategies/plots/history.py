@@ -100,6 +100,3 @@ def _by_resource(items: tuple[Observation, ...]) -> list[tuple[str, str, list[in
     ]
     rest = [i for i, item in enumerate(items) if item.resource is None]
     return found + ([("without resource", COLOURS[-1], rest)] if rest else [])
-
-
-__all__ = ["history"]

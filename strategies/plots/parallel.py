@@ -98,6 +98,3 @@ def _axis(axes: Any, k: int, column: Column) -> None:
             bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.8},
             zorder=5,
         )
-
-
-__all__ = ["parallel"]

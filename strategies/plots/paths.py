@@ -100,6 +100,3 @@ def _numbers(values: Sequence[Any], labels: list[str]) -> np.ndarray:
             rows.append(np.array([float(labels.index(text))]))
     width = max(len(row) for row in rows) if rows else 1
     return np.array([row if len(row) == width else np.full(width, np.nan) for row in rows])
-
-
-__all__ = ["paths"]

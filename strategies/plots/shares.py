@@ -30,6 +30,3 @@ def shares(found: Mapping[str, Share]) -> Figure:
     axes.set_xlabel("share of the variance, with 90 % interval")
     axes.grid(visible=False, axis="y")
     return figure
-
-
-__all__ = ["shares"]

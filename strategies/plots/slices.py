@@ -98,6 +98,3 @@ def _segments(
         y = np.array([-half, half]) * rate[i]
         lines.append(np.c_[x, values[i] * np.exp(y) if log else values[i] + y])
     return LineCollection(lines, colors="#444444", linewidths=1.0, zorder=2)
-
-
-__all__ = ["slices"]

@@ -237,6 +237,3 @@ def _with_changes(
 def _probability(name: str, value: float) -> None:
     if not 0 <= finite(name, value, "a probability") <= 1:
         raise ValueError(f"{name!r}: expected a probability, received {value!r:.80}")
-
-
-__all__ = ["Explore", "FollowGradient", "Perturb", "Resample", "Round"]

@@ -187,6 +187,3 @@ def _merged(states: PyTree, others: PyTree, where: Any) -> PyTree:
         return jax.tree.map(functools.partial(jnp.where, where), a, b)
 
     return jax.vmap(pick)(where, others, states)
-
-
-__all__ = ["Program", "Reached"]

@@ -146,6 +146,3 @@ class Search(Run):
             self._best = (best.value or 0.0, best.number)
             self._best_state = program.row(kept.leaves, someone)
         return again
-
-
-__all__ = ["Search"]

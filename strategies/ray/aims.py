@@ -50,6 +50,3 @@ def expected_bounds(constraints: Any) -> dict[str, float]:
                 f"'constraints': expected names and numbers, received {name!r:.40}: {bound!r:.40}"
             )
     return {name: float(bound) for name, bound in bounds.items()}
-
-
-__all__ = ["expected_aim", "expected_bounds"]

@@ -53,6 +53,3 @@ def seen_by(
         found = flatten_dict(dict(result.metrics or {}) | {"config": result.config or {}})
         search.on_trial_complete(f"grid-{number}", found)
     return Searched(search.ledger.space, tuple(search.ledger.history))
-
-
-__all__ = ["seen_by"]

@@ -127,6 +127,3 @@ class Holder:
     def _advance(lanes: Lanes) -> list[Arrival]:
         lanes.fill()
         return lanes.advance()
-
-
-__all__ = ["Holder"]

@@ -222,7 +222,7 @@ class Layout:
         flat: dict[str, Any] = dict(kinds)
         nested = _nested(config)
         if self.root is None:
-            _flatten(nested, "", self.space, flat)
+            flat |= {p: v for p, v in self.space.paths(nested) if p in self.space.domains}
         else:
             self.root.read(nested, flat)
         return {path: value for path, value in flat.items() if path not in kinds}
@@ -262,17 +262,6 @@ def _nested(config: Mapping[str, Any]) -> dict[str, Any]:
         else:
             at[name] = value
     return nested
-
-
-def _flatten(
-    tree: Mapping[str, Any], prefix: str, space: SearchSpace, flat: dict[str, Any]
-) -> None:
-    for key, value in tree.items():
-        path = prefix + key
-        if path in space.domains:
-            flat[path] = value
-        elif isinstance(value, Mapping):
-            _flatten(value, path + "/", space, flat)
 
 
 def is_plain(value: Any) -> bool:

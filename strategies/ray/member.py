@@ -90,6 +90,3 @@ class MemberTrainable(tune.Trainable):
     def cleanup(self) -> None:
         """Called by Ray at the end of the trial."""
         self.holder.forget.remote(self._label)
-
-
-__all__ = ["MemberTrainable"]

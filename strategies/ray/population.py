@@ -105,6 +105,3 @@ def population_trainable(
     }
     # A class of its own, which Ray sends to the trials as it is.
     return tune.with_resources(type("population", (MemberTrainable,), own), {"cpu": _SHARE})
-
-
-__all__ = ["population_trainable"]

@@ -117,12 +117,6 @@ class ScheduledSearch(HypergradSearch):
         """The configuration of a trial, or `None` if the trial is not ours."""
         return self._numbers.get(trial_id)
 
-    def has_room(self) -> bool:
-        """Whether one more trial may run."""
-        return not self.max_concurrent or (
-            len(self._live.keys() - self._paused) < self.max_concurrent
-        )
-
     def reached(self, trial_id: str, result: Mapping[str, Any]) -> str:
         """What to do with a trial that has just reported."""
         number = self.number_of(trial_id)
@@ -223,13 +217,8 @@ class ScheduledSearch(HypergradSearch):
     def _complete(self, trial_id: str, result: Mapping[str, Any] | None, failed: bool) -> None:
         if trial_id not in self._live:
             return
-        last = self._live.pop(trial_id)
-        self._paused.discard(trial_id)
-        number = self._numbers[trial_id]
-        if result is not None and self._has_metric(result):
-            last = self._read_result(result)
-        elif failed or (result and last is None):
-            last = Report(None)
+        number, last = self._numbers[trial_id], self._last_report(trial_id, result, failed)
+        self._leave(trial_id)
         job = self.schedule.job(number)
         if job is None:
             return
@@ -250,8 +239,7 @@ class ScheduledSearch(HypergradSearch):
         self.schedule.tell(number, report, maximise=self._maximised()[0], strict=False)
 
     def _end(self, trial_id: str) -> None:
-        self._live.pop(trial_id, None)
-        self._paused.discard(trial_id)
+        self._leave(trial_id)
         if self._schedule is not None and trial_id in self._numbers:
             self._schedule.forget(self._numbers[trial_id])
 
@@ -446,6 +434,3 @@ class BracketProgress(Callback):
     def on_experiment_end(self, trials: list[Trial], **_: Any) -> None:
         """Called by Ray at the end."""
         print(self._search.trial_scheduler.debug_string())
-
-
-__all__ = ["BracketProgress", "HypergradScheduler", "ScheduledSearch"]

@@ -239,10 +239,12 @@ class HypergradSearch(RaySearcher):
                     cls=type(self).__name__, metric=self._metric, mode=self._mode
                 )
             )
+        return self._suggest(trial_id) if self.has_room() else None
+
+    def has_room(self) -> bool:
+        """Whether one more trial may run."""
         running = len(self._live.keys() - self._paused)
-        if self.max_concurrent and running >= self.max_concurrent:
-            return None
-        return self._suggest(trial_id)
+        return not self.max_concurrent or running < self.max_concurrent
 
     def _suggest(self, trial_id: str) -> Any:
         taken = {self._numbers[other] for other in self._live}
@@ -313,18 +315,27 @@ class HypergradSearch(RaySearcher):
         if trial_id not in self._live:
             self._adopt(trial_id, result, failed)
             return
-        last = self._live[trial_id]
-        if result is not None and self._has_metric(result):
-            last = self._read_result(result)
-        elif failed or (result and last is None):
-            # It raised, or it reported, but never the metric.
-            last = Report(None)
+        last = self._last_report(trial_id, result, failed)
         number = self._numbers[trial_id]
         suggestion = next((s for s in self._ledger.pending if s.number == number), None)
         if suggestion is None or last is None:
             self._end(trial_id)
             return
         self._tell(trial_id, number, suggestion.config, last)
+        self._leave(trial_id)
+
+    def _last_report(
+        self, trial_id: str, result: Mapping[str, Any] | None, failed: bool
+    ) -> Report | None:
+        """What a trial that has ended comes to; `None` if it has never reported."""
+        last = self._live[trial_id]
+        if result is not None and self._has_metric(result):
+            return self._read_result(result)
+        # It raised, or it reported, but never the metric.
+        return Report(None) if failed or (result and last is None) else last
+
+    def _leave(self, trial_id: str) -> None:
+        """A trial neither runs nor waits any more."""
         self._live.pop(trial_id, None)
         self._paused.discard(trial_id)
 
@@ -398,8 +409,7 @@ class HypergradSearch(RaySearcher):
 
     def _end(self, trial_id: str) -> None:
         """A trial is over without a result: its suggestion is not pending any more."""
-        self._live.pop(trial_id, None)
-        self._paused.discard(trial_id)
+        self._leave(trial_id)
         if self._ledger is not None and trial_id in self._numbers:
             self._ledger.forget(self._numbers[trial_id])
 
@@ -612,9 +622,8 @@ class HypergradSearch(RaySearcher):
 
     def _lose(self, trial_id: str) -> None:
         """Ray does not know a trial of ours: what was suggested for it goes to the next one."""
-        self._live.pop(trial_id)
+        self._leave(trial_id)
         self._numbers.pop(trial_id)
-        self._paused.discard(trial_id)
 
     def _recognise(self, trial: Trial) -> None:
         """Suggest again what a trial has; the same history gives the same suggestion."""
@@ -624,7 +633,7 @@ class HypergradSearch(RaySearcher):
         config = flatten_dict(trial.evaluated_params)
         if not given or any(config.get(key) != value for key, value in given.items()):
             # Not ours as it seems: its result will be adopted by its configuration.
-            self._live.pop(trial.trial_id, None)
+            self._leave(trial.trial_id)
             self._numbers.pop(trial.trial_id, None)
             self.ledger.load_state_dict(before)
 

@@ -151,10 +151,8 @@ def _float(domain: Any, path: str, shape: tuple[int, ...]) -> Domain:
         )
     low, high = float(domain.lower), float(domain.upper)
     if step is not None:
-        low, high = (
-            round(_grid(low, step, math.ceil), 12),
-            round(_grid(high, step, math.floor), 12),
-        )
+        low = round(_grid(low, step, math.ceil), 12)
+        high = round(_grid(high, step, math.floor), 12)
     if low == high:
         return Constant(np.full(shape, low).tolist())
     return Float(low, high, log=isinstance(sampler, ray_domains.LogUniform), shape=shape, step=step)
@@ -256,12 +254,7 @@ def space_to_ray(space: SearchSpace) -> dict[str, Any]:
     choices, and grids whose bounds are not multiples of their step. Such a space is given to
     `HypergradSearch(space=...)` itself, with no `param_space`.
     """
-    return {
-        path: value
-        for path, value in space.unflatten(
-            {path: _to_ray(path, domain) for path, domain in space.domains.items()}
-        ).items()
-    }
+    return space.unflatten({path: _to_ray(path, domain) for path, domain in space.domains.items()})
 
 
 def _to_ray(path: str, domain: Domain) -> Any:

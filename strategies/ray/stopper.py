@@ -56,6 +56,3 @@ class SearchStopper(tune.Stopper):
         if over and known is None:
             logger.info("The search ends: %s.", self._watch.reason)
         return over
-
-
-__all__ = ["SearchStopper"]

@@ -83,6 +83,3 @@ class AutoSearcher(Searcher):
 def _usable(item: Observation) -> bool:
     error = item.gradient_error
     return item.slope is not None and (error is None or error < 1)
-
-
-__all__ = ["AutoSearcher"]

@@ -302,6 +302,3 @@ class _Mixed:
                 code[row, np.argmin(np.abs(options - unit[where]).sum(1))] = True
             changes["c"] = code
         return replace(solution, **changes)
-
-
-__all__ = ["CMAESSearcher"]

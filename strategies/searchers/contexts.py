@@ -97,6 +97,3 @@ def task_levels(values: NDArray[np.float64], task: NDArray[np.intp]) -> NDArray[
     within = float(np.sum((values - mean[task]) ** 2)) / freedom
     between = max(float(mean.var()) - within * float(np.mean(1.0 / count)), 1e-12)
     return np.asarray((mean * count * between / (count * between + within + 1e-300))[task])
-
-
-__all__ = ["Contexts", "task_levels"]

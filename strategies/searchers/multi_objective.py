@@ -245,6 +245,3 @@ def _reference(points: Matrix, best: NDArray[np.bool_]) -> Vector:
     worst = points[best].max(axis=0)
     extent = np.quantile(points, _MOST_OF_ALL, axis=0) - points.min(axis=0)
     return worst + _BEYOND * np.maximum(extent, 1e-12 + 1e-9 * np.abs(worst))
-
-
-__all__ = ["MultiObjectiveSearcher"]

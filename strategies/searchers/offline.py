@@ -203,6 +203,3 @@ def _usable(log: Sequence[Observation]) -> int:
 def _key(unit: Vector) -> bytes:
     # Adding zero turns -0.0 into 0.0, whose bytes differ.
     return (np.round(unit, 9) + 0.0).tobytes()
-
-
-__all__ = ["OfflineSearcher"]

@@ -173,6 +173,3 @@ class ParametricSearcher(Searcher):
         moved = point.copy()
         moved[free] = found.x
         return moved
-
-
-__all__ = ["ParametricSearcher"]

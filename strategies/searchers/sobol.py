@@ -8,6 +8,7 @@ from scipy.stats import qmc
 from strategies.observation import Observation, Suggestion
 from strategies.searchers.base import Searcher
 from strategies.space import SearchSpace
+from strategies.surrogates.startup import sobol_point
 
 
 class SobolSearcher(Searcher):
@@ -35,10 +36,7 @@ class SobolSearcher(Searcher):
     def _propose(
         self, number: int, history: Sequence[Observation], pending: Sequence[Suggestion]
     ) -> Suggestion:
-        sequence = qmc.Sobol(self.space.uniforms, scramble=True, rng=self.seed)
-        if number:
-            sequence.fast_forward(number)
-        config = self.space.from_uniform(sequence.random(1)[0])
+        config = self.space.from_uniform(sobol_point(self.space.uniforms, self.seed, number))
         if not self.space.feasible(config):
             config = self.space.sample(self.rng(number))
         return Suggestion(number, config)

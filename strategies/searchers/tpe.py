@@ -188,6 +188,3 @@ def _without_log() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-__all__ = ["TPESearcher"]

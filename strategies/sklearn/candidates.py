@@ -141,6 +141,3 @@ def columns_of(trial: Trial) -> dict[str, Any]:
         "hypergrad_inner_residual": math.nan if trial.residual is None else trial.residual,
         "hypergrad_seconds": trial.seconds,
     }
-
-
-__all__ = ["Candidates", "Evaluation", "columns_of"]

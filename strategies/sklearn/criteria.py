@@ -135,6 +135,3 @@ def criterion_for(scorer: Any, estimator: Any, *, margins: bool, deviance: bool)
         f"criterion={'|'.join(CRITERIA)} or a function, or search without gradients with "
         "criterion=None"
     )
-
-
-__all__ = ["CRITERIA", "Criterion", "criterion_for"]

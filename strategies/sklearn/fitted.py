@@ -42,6 +42,3 @@ def _penalties(run: Run, worker: Any) -> dict[str, float]:
         names = feature_names(run.search.estimator, run.X, run.y)
         return dict(zip(names, np.ravel(value).tolist(), strict=True))
     return {} if value is None else {"all": float(value)}
-
-
-__all__ = ["attributes"]

@@ -232,6 +232,3 @@ def _on_device(features: list[Any]) -> Any:
     if not any(sparse.issparse(x) for x in features):
         return jnp.asarray(np.stack(features))
     return SparseMatrix.stacked(features)
-
-
-__all__ = ["Splits", "Stacked", "Table", "columns", "transformed"]

@@ -121,6 +121,3 @@ def _warn(search: Any, score: float, count: int) -> None:
             OvertunedWarning,
             stacklevel=3,
         )
-
-
-__all__ = ["OvertunedWarning", "generalization", "wanted"]

@@ -317,14 +317,3 @@ def feature_names(estimator: Any, X: Any, y: Any) -> list[str]:
 def prefix_of(estimator: Any) -> str:
     """Of the final step's parameters in the estimator's own."""
     return f"{estimator.steps[-1][0]}__" if isinstance(estimator, Pipeline) else ""
-
-
-__all__ = [
-    "CrossValidation",
-    "Evaluation",
-    "NotDifferentiableError",
-    "feature_names",
-    "final_step",
-    "head_of",
-    "prefix_of",
-]

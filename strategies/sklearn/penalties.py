@@ -153,14 +153,3 @@ def _column(group: str, member: Any, position: Mapping[str, int], names: Sequenc
         f"'penalty': {group!r}: expected names of features ({names[:5]}...) or positions "
         f"below {size}, received {member!r}"
     )
-
-
-__all__ = [
-    "REMAINDER",
-    "STEP",
-    "FeaturePenalties",
-    "PenalizedPipeline",
-    "groups_of",
-    "step_name",
-    "with_feature_penalties",
-]

@@ -42,6 +42,3 @@ class RatioPrior:
         share = 1.0 + float(away @ away) / scale
         # The mean's own part vanishes, as deviations sum to zero.
         return value * share, gradient * share + value * 2.0 * away / scale / penalties
-
-
-__all__ = ["RatioPrior"]

@@ -91,6 +91,3 @@ def _program(model: Model, measure: Measure, axes: Fold, quickly: bool) -> Calla
     # Few numbers: compiling takes longer than what optimised loops save in all trials.
     options = {"xla_backend_optimization_level": 0} if quickly else {}
     return jax.jit(mean, compiler_options=options)
-
-
-__all__ = ["program_of"]

@@ -116,6 +116,3 @@ def _axes(ax: Any) -> Any:
     import matplotlib.pyplot as plt
 
     return plt.subplots()[1]
-
-
-__all__ = ["Reports"]

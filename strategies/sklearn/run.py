@@ -274,7 +274,7 @@ class Run:
 def _widened(config: Mapping[str, Any], space: SearchSpace) -> dict[str, Any]:
     """A configuration of the narrow space in the wide one."""
     wide: dict[str, Any] = {}
-    for path, value in space._raw_flat(config).items():
+    for path, value in space.paths(config):
         shape = getattr(space.domains[path], "shape", ())
         wide[path] = np.full(shape, value).tolist() if shape and np.ndim(value) == 0 else value
     return wide
@@ -305,6 +305,3 @@ def _fit_weight(estimator: Any, params: Mapping[str, Any]) -> Any:
 
 def _shown(value: Any) -> str:
     return value.__name__ if callable(value) and hasattr(value, "__name__") else repr(value)
-
-
-__all__ = ["Run"]

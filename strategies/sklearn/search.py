@@ -218,6 +218,3 @@ class HypergradSearchCV(Reports, BaseSearchCV):
         return self._run.results(
             super()._format_results, candidate_params, n_splits, out, more_results
         )
-
-
-__all__ = ["HypergradSearchCV"]

@@ -135,15 +135,3 @@ def params_of(config: Mapping[str, Any], objects: Objects) -> dict[str, Any]:
         name: objects[name].get(value, value) if name in objects else value
         for name, value in sklearn_params(dict(config)).items()
     }
-
-
-__all__ = [
-    "Objects",
-    "is_single",
-    "name_of",
-    "names_of",
-    "params_of",
-    "space_of",
-    "tuned",
-    "without_objects",
-]

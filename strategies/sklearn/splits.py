@@ -33,6 +33,3 @@ class FrozenSplits:
 
     def __repr__(self) -> str:
         return repr(self.cv)
-
-
-__all__ = ["FrozenSplits"]

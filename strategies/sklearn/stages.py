@@ -204,6 +204,3 @@ def _by_path(
 def part_of(trials: int) -> int:
     """Trials for the first part of a search, and for the second."""
     return max(1, math.ceil(_PART * trials))
-
-
-__all__ = ["Budget", "follow_gradients", "follow_scores", "part_of"]

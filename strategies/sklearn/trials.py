@@ -199,6 +199,3 @@ class Stage:
         """The complete trial with the smallest value."""
         complete = [trial for trial in self.trials if trial.value is not None]
         return min(complete, key=lambda trial: trial.value or 0.0, default=None)
-
-
-__all__ = ["Journal", "Stage", "Trial", "journal"]

@@ -88,6 +88,3 @@ def _code(code: CodeType) -> list[Any]:
 
 def _digest(raw: bytes) -> str:
     return hashlib.sha256(raw).hexdigest()[:16]
-
-
-__all__ = ["content"]

@@ -45,6 +45,3 @@ class Point:
     def __reduce__(self) -> Any:
         # The space may hold functions that cannot be pickled, and decides whether this is valid.
         raise TypeError("a Point belongs to its process; pickle its config")
-
-
-__all__ = ["Point", "copied"]

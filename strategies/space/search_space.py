@@ -1,6 +1,6 @@
 """The search space: named domains, their configurations, and the vectors of searchers."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -156,29 +156,30 @@ class SearchSpace:
 
     # Configurations
 
+    def paths(self, tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+        """Paths and values of a tree, nested or flat, below a prefix; nothing is checked.
+
+        It stops at declared paths, so that constants may be dicts.
+        """
+        for key, value in tree.items():
+            path = f"{prefix}{key}"
+            if isinstance(value, Mapping) and path not in self.domains:
+                yield from self.paths(value, path + "/")
+            else:
+                yield path, value
+
     def _raw_flat(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Paths to values; stops at declared paths, so that constants may be dicts."""
-        flat: dict[str, Any] = {}
-
-        def descend(tree: Mapping[str, Any], prefix: str) -> None:
-            for key, value in tree.items():
-                path = prefix + str(key)
-                if path in self.domains:
-                    if path in flat:
-                        raise _fail(path, "one value", "two")
-                    flat[path] = value
-                elif isinstance(value, Mapping) and self._is_group(path):
-                    descend(value, path + "/")
-                elif not (isinstance(value, Mapping) and not value):
-                    raise _fail(path, f"one of the keys {list(self.domains)}", value)
-
+        """Paths to values; only declared paths, each once."""
         if not isinstance(config, Mapping):
             raise _fail("config", "a mapping", config)
-        descend(config, "")
+        flat: dict[str, Any] = {}
+        for path, value in self.paths(config):
+            if path not in self.domains:
+                raise _fail(path, f"one of the keys {list(self.domains)}", value)
+            if path in flat:
+                raise _fail(path, "one value", "two")
+            flat[path] = value
         return flat
-
-    def _is_group(self, path: str) -> bool:
-        return any(known.startswith(path + "/") for known in self.domains)
 
     def point(self, config: Mapping[str, Any] | Point) -> Point:
         """A configuration checked once and for all, with its forms; raises as `flatten` does.

@@ -173,16 +173,3 @@ def implicit_response(
 def geometric_mean(value: Any, numpy: Any = jnp) -> Any:
     """The reference of relative penalties."""
     return numpy.exp(numpy.mean(numpy.log(value)))
-
-
-__all__ = [
-    "Fold",
-    "Hyperparameters",
-    "Measure",
-    "Model",
-    "NotDifferentiableError",
-    "Response",
-    "Task",
-    "geometric_mean",
-    "implicit_response",
-]

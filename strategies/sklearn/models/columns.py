@@ -101,6 +101,3 @@ def squared_norm(x: Any, share: np.ndarray, centre: np.ndarray, scale: np.ndarra
         operator, k=1, tol=_NORM_TOLERANCE, v0=np.ones(min(n, p)), return_singular_vectors=False
     )
     return float(values[0] * (1 + 5 * _NORM_TOLERANCE)) ** 2
-
-
-__all__ = ["Columns", "squared_norm"]

@@ -52,6 +52,3 @@ def conjugate_gradients(
     found = jax.lax.while_loop(unfinished, body, begin)
     lost = ~(found[3] <= jnp.maximum(goal, _FAR**2 * rho))
     return found[0], found[4] | lost
-
-
-__all__ = ["conjugate_gradients"]

@@ -123,6 +123,3 @@ def _distances(x: Float[Array, "n p"]) -> Float[Array, "n n"]:
     squares = _squares(x)
     apart = squares > 0
     return jnp.where(apart, jnp.sqrt(jnp.where(apart, squares, 1.0)), 0.0)
-
-
-__all__ = ["covariance", "leaves", "length_scale", "parameters"]

@@ -130,6 +130,3 @@ def run_epochs(
     first = (start, rule.start(start), rule.rate, jnp.full_like(rule.rate, jnp.inf), 0, 0)
     begin = (*first, jnp.zeros((), bool))
     return jax.lax.while_loop(lambda c: (c[5] < stopping.epochs) & ~c[6], epoch, begin)[0]
-
-
-__all__ = ["Rule", "Stopping", "adam", "run_epochs", "sgd"]

@@ -44,6 +44,3 @@ def kernel_split(value: np.ndarray, *, inverse: bool) -> tuple[float, np.ndarray
     reference = float(np.exp(np.mean(np.log(value))))
     relative = reference / value if inverse else value / reference
     return reference, np.sqrt(relative)
-
-
-__all__ = ["KERNELS", "kernel_matrix", "kernel_split", "per_feature"]

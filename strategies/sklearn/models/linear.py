@@ -330,6 +330,3 @@ class LinearModel(Model):
         """See `Model.output`."""
         w = params["coef"] / fold.extra["scale"][:, None]
         return self.mean(fold.x @ w + (params["intercept"] - fold.extra["centre"] @ w))
-
-
-__all__ = ["LinearModel"]

@@ -22,6 +22,3 @@ def multinomial(output: Array, y: Array) -> Array:
 def squared_hinge(output: Array, y: Array) -> Array:
     """Squared hinge loss of a margin, for `y` in {0, 1}."""
     return jax.nn.relu(1.0 - (2.0 * y - 1.0) * output) ** 2
-
-
-__all__ = ["half_squared_error", "logistic", "multinomial", "squared_hinge"]

@@ -182,6 +182,3 @@ def newton(
     begin = (start, start, value, jnp.full_like(value, jnp.inf), ~false, false, false, 0, value)
     found = jax.lax.while_loop(lambda carry: ~carry[6], body, begin)
     return Trained(found[0], found[1], found[8], found[3] / whole, found[5])
-
-
-__all__ = ["Hessians", "Penalty", "Trained", "newton"]

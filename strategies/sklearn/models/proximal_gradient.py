@@ -50,6 +50,3 @@ def proximal_gradient(
     first = (start, start, jnp.ones_like(step), jnp.full_like(step, jnp.inf), 0)
     found = jax.lax.while_loop(lambda c: (c[3] > goal) & (c[4] < max_steps), body, first)
     return found[0], found[3]
-
-
-__all__ = ["proximal_gradient", "soft_threshold"]

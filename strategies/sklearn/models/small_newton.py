@@ -60,6 +60,3 @@ def small_newton(
 
     begin = (first, value(first), slope, jnp.zeros((), bool), 0)
     return unravel(jax.lax.while_loop(unfinished, body, begin)[0])
-
-
-__all__ = ["small_newton"]

@@ -129,6 +129,3 @@ def _padded(*parts: np.ndarray) -> Array:
         more = np.zeros((most - len(part), *part.shape[1:]), part.dtype)
         filled.append(np.concatenate([part, more + part[-1:] if part.ndim == 1 else more]))
     return jnp.asarray(np.stack(filled))
-
-
-__all__ = ["SparseMatrix"]
