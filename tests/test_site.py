@@ -1,6 +1,7 @@
 """What the builder of the site does not look at: pages in the menu, pictures, public names."""
 
 import importlib
+import inspect
 import re
 import types
 from collections import Counter
@@ -115,3 +116,14 @@ def test_every_public_name_is_documented(name):
         if home.split(".")[0] == name.split(".")[0]
     }
     assert not [each for each in public(module) if id(getattr(module, each)) not in objects]
+
+
+def test_constructors_taken_over_from_a_base_are_shown_with_their_arguments():
+    griffe = pytest.importorskip("griffe")
+    extensions = griffe.load_extensions("docs.extensions.modules")
+    core = griffe.load("hypergrad", extensions=extensions, search_paths=[str(ROOT)])
+    for path in ("unrolled.forward.ForwardUnrolled", "unrolled.online.OnlineUnrolled"):
+        module, _, name = path.rpartition(".")
+        kind = getattr(importlib.import_module(f"hypergrad.{module}"), name)
+        shown = [parameter.name for parameter in core[path].parameters]
+        assert shown == list(inspect.signature(kind.__init__).parameters)

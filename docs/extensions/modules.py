@@ -26,6 +26,11 @@ def _is_module(cls: griffe.Class) -> bool:
     return False
 
 
+def _repeats_a_constructor(cls: griffe.Class) -> bool:
+    """Whether it has the line `__init__ = Base.__init__`: a page shows the inherited one."""
+    return "__init__" in cls.members and cls.members["__init__"].is_attribute
+
+
 def _plain_defaults(cls: griffe.Class) -> None:
     """`equinox.field(default=x)` is shown as `x`."""
     for member in cls.members.values():
@@ -49,6 +54,8 @@ class Modules(griffe.Extension):
                     continue
                 if member.is_module:
                     rooms.append(member)
+                elif member.is_class and _repeats_a_constructor(member):
+                    del member.members["__init__"]
                 elif member.is_class and "__init__" not in member.members and _is_module(member):
                     _plain_defaults(member)
                     value = griffe.ExprName("dataclasses.dataclass")

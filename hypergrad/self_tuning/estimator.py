@@ -75,6 +75,16 @@ class SelfTuningState(eqx.Module):
     scale: Scalar
 
 
+class _Trained(eqx.Module):
+    """What training steps move: both kinds of weights, their optimizers' states, the scale."""
+
+    base: PyTree
+    response: PyTree
+    optimizer: Any
+    response_optimizer: Any
+    perturbation: PerturbationState
+
+
 class SelfTuning(RestrictedEstimator):
     """Self-tuning networks: the response is trained along with the weights.
 
@@ -199,7 +209,7 @@ class SelfTuning(RestrictedEstimator):
         flat, _ = ravel(given.hparams)
         weights = Weights.of(given.params)
         key, next_key = jax.random.split(state.key if given.key is None else given.key)
-        state = eqx.tree_at(lambda s: s.centre, state, flat)
+        state = replace(state, centre=flat)
 
         def loss(trained: tuple[PyTree, PyTree], sigma: Array, key: Array) -> Any:
             base, response = trained
@@ -214,32 +224,31 @@ class SelfTuning(RestrictedEstimator):
             # Disjoint weights: the sum has the gradient of each by its own.
             return at_centre + nearby, at_centre
 
-        def step(carry: tuple, key: Array) -> tuple[tuple, tuple]:
-            base, response, optimizer, response_optimizer, perturbation = carry
-            sigma = self.perturbation.value(perturbation)
+        def step(now: _Trained, key: Array) -> tuple[_Trained, tuple]:
+            sigma = self.perturbation.value(now.perturbation)
             (total, value), (by_base, by_response) = jax.value_and_grad(loss, has_aux=True)(
-                (base, response), sigma, key
+                (now.base, now.response), sigma, key
             )
-            updates, new_optimizer = self.optimizer.update(by_base, optimizer, base)
-            response_updates, new_response_optimizer = (
+            updates, optimizer = self.optimizer.update(by_base, now.optimizer, now.base)
+            response_updates, response_optimizer = (
                 self.response_optimizer or self.optimizer
-            ).update(by_response, response_optimizer, response)
+            ).update(by_response, now.response_optimizer, now.response)
             # A step costs as much memory traffic as arithmetic: one pass over the gradient of the
             # base weights, and none over that of the response. `W'` acts through its gates alone,
             # so that its gradient fails with that of the gates, which are few.
             square = vector.vdot(by_base, by_base)
             finite = jnp.isfinite(total) & jnp.isfinite(square) & gates_finite(by_response)
-            new = (
-                optax.apply_updates(base, updates),
-                optax.apply_updates(response, response_updates),
-                new_optimizer,
-                new_response_optimizer,
-                perturbation,
+            new = _Trained(
+                optax.apply_updates(now.base, updates),
+                optax.apply_updates(now.response, response_updates),
+                optimizer,
+                response_optimizer,
+                now.perturbation,
             )
-            old = (*carry[:-1], self.perturbation.halve(perturbation))
+            old = replace(now, perturbation=self.perturbation.halve(now.perturbation))
             return vector.where(finite, new, old), (finite, value, jnp.sqrt(square))
 
-        carry = (
+        end = _Trained(
             weights.base,
             weights.response,
             state.optimizer,
@@ -247,29 +256,27 @@ class SelfTuning(RestrictedEstimator):
             state.perturbation,
         )
         if self.steps == 1:
-            carry, (finite, value, gradient) = step(carry, key)
+            end, (finite, value, gradient) = step(end, key)
             accepted = finite.astype(jnp.int32)
         else:
-            carry, (finite, values, gradients) = jax.lax.scan(
-                step, carry, jax.random.split(key, self.steps)
+            end, (finite, values, gradients) = jax.lax.scan(
+                step, end, jax.random.split(key, self.steps)
             )
             accepted = jnp.sum(finite, dtype=jnp.int32)
             value, gradient = values[-1], gradients[-1]
-        base, response, optimizer, response_optimizer, perturbation = carry
-        state = SelfTuningState(
-            params=self._place(weights.params(base, response), state.effective * flat),
-            optimizer=optimizer,
-            response_optimizer=response_optimizer,
-            perturbation=perturbation,
-            centre=flat,
-            effective=state.effective,
+        params = weights.params(end.base, end.response)
+        state = replace(
+            state,
+            params=self._place(params, state.effective * flat),
+            optimizer=end.optimizer,
+            response_optimizer=end.response_optimizer,
+            perturbation=end.perturbation,
             key=next_key,
             loss=value.astype(state.loss.dtype),
             steps=state.steps + accepted,
             last_steps=accepted,
             rejected=accepted < self.steps,
             gradient=gradient,
-            scale=state.scale,
         )
         return state, FitInfo(residual=state.gradient / state.scale, iterations=accepted)
 
