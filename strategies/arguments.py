@@ -136,17 +136,3 @@ def switch(name: str, value: Any) -> bool:
     if not isinstance(found, bool):
         raise ValueError(f"{name!r}: expected True or False, received {value!r:.80}")
     return found
-
-
-    "asks_to_stop",
-    "finite",
-    "functions",
-    "instance",
-    "instances",
-    "integer",
-    "mapping",
-    "nonnegative",
-    "positive",
-    "several",
-    "switch",
-]
