@@ -63,11 +63,9 @@ def menu(entry):
 
 
 def documented() -> list[str]:
-    """The import paths that the API pages render."""
+    """The import paths that the pages render."""
     return [
-        path
-        for page in (DOCS / "api").rglob("*.md")
-        for path in re.findall(r"^::: (\S+)", page.read_text(), re.MULTILINE)
+        path for page in PAGES for path in re.findall(r"^::: (\S+)", page.read_text(), re.MULTILINE)
     ]
 
 
@@ -99,6 +97,11 @@ def test_every_experiment_is_in_the_gallery():
     told = re.findall(r"^## (\w+): ", (DOCS / "experiments.md").read_text(), re.MULTILINE)
     shown = re.findall(r"^## \[(\w+)\]", (DOCS / "gallery.md").read_text(), re.MULTILINE)
     assert sorted(shown) == sorted(told)
+
+
+def test_a_reference_stands_under_api_alone():
+    rendering = [page for page in PAGES if re.search(r"^::: ", page.read_text(), re.MULTILINE)]
+    assert not [page for page in rendering if DOCS / "api" not in page.parents]
 
 
 def test_no_name_is_documented_twice():

@@ -93,11 +93,11 @@ def picture(run: Mapping[str, Any], name: str) -> str:
 
 
 def table(run: Mapping[str, Any], name: str, *columns: str) -> str:
-    """A table of the record."""
+    """A table of the record under its name."""
     rows = found(run["tables"], name)
     chosen = columns or tuple(dict.fromkeys(column for row in rows for column in row))
     body = [[row[column] if columns else row.get(column) for column in chosen] for row in rows]
-    return markdown_table(chosen, body)
+    return f"*{name}*\n\n{markdown_table(chosen, body)}"
 
 
 def claims(run: Mapping[str, Any]) -> str:

@@ -10,6 +10,12 @@ from matplotlib.ticker import FormatStrFormatter
 from strategies.plots.style import COLOURS
 
 MARKERS = "os^Dv<>p"
+#: One style for each round of the colours.
+STYLES = ("-", "--", ":")
+#: A legend of more curves stands beside the axes: within them it would hide some.
+WITHIN = 5
+#: Inches, with such a legend.
+WIDE = 8.4
 
 
 def draw(figure: Figure, plot: Mapping[str, Any]) -> None:
@@ -26,7 +32,8 @@ def draw(figure: Figure, plot: Mapping[str, Any]) -> None:
         series = {key: np.asarray(values, dtype=float) for key, values in curve.items()}
         colour = COLOURS[index % len(COLOURS)]
         marker = MARKERS[index % len(MARKERS)] if len(series["x"]) <= 12 else None
-        axes.plot(series["x"], series["y"], color=colour, label=label, marker=marker, markersize=4)
+        style = STYLES[index // len(COLOURS) % len(STYLES)]
+        axes.plot(series["x"], series["y"], style, color=colour, label=label, marker=marker, ms=4)
         if "low" in series and "high" in series:
             axes.fill_between(
                 series["x"],
@@ -51,4 +58,8 @@ def draw(figure: Figure, plot: Mapping[str, Any]) -> None:
             axis.set_minor_formatter(FormatStrFormatter("%g"))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
+    if len(plot["curves"]) > WITHIN:
+        figure.set_figwidth(WIDE)
+        figure.legend(loc="outside right upper", frameon=False, fontsize="small")
+    else:
+        axes.legend(frameon=False)

@@ -128,7 +128,7 @@ def test_a_page_shows_what_the_record_holds(shelf, tmp_path):
         return site.render(f"So: {{{{ record ridge {marker} }}}}!")
 
     assert shown("table losses method loss") == (
-        "So: | method | loss |\n| --- | ---: |\n| a\\|b | 0.1235 |!"
+        "So: *losses*\n\n| method | loss |\n| --- | ---: |\n| a\\|b | 0.1235 |!"
     )
     assert shown("measured gap") == shown("value losses 'a\\|b' loss").replace("0.1235", "0.5")
     assert "| small | 0.5 | `<= 1` | holds |" in shown("claims")
