@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree, Scalar
 
 from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
-from hypergrad.expected import require, require_choice, require_flag
+from hypergrad.expected import require, require_choice, require_flag, require_scalar
 from hypergrad.implicit.curvature import Curvature, Hessian
 from hypergrad.implicit.estimate import ErrorEstimate, Result
 from hypergrad.implicit.linearisation import linearised
@@ -107,9 +107,11 @@ class ImplicitDifferentiation(Estimator):
         error_estimate: bool | ErrorEstimate = True,
         unseen: Literal["raise", "none"] = "raise",
     ) -> None:
+        name = type(self).__name__
+        require_scalar(name, "damping", damping)
         if isinstance(damping, float | int) and damping < 0:
             raise ValueError(f"damping: expected >= 0, received {damping}.")
-        name = type(self).__name__
+        require_flag(name, "warm_start", warm_start)
         require(name, "linear_solver", linear_solver, LinearSolver, "CG()")
         require(name, "curvature", curvature, Curvature, "Hessian()")
         if not isinstance(error_estimate, ErrorEstimate):
@@ -138,8 +140,10 @@ class ImplicitDifferentiation(Estimator):
         """The state at `params`; costs one inner gradient and one product, for the scale."""
         given = RestrictedProblem(problem, params, hparams, inner_batch, key=key)
         dynamic = given.w
-        if not jax.tree.leaves(dynamic):
-            raise ValueError("params: expected at least one floating-point array, received none.")
+        if not vector.size(dynamic):
+            raise ValueError(
+                "params: expected at least one floating-point array with entries, received none."
+            )
         _, scale = residual_scale(given.residual, dynamic)
         adjoint = vector.zeros_like(vector.widen(dynamic))
         return ImplicitState(
