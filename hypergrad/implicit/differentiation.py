@@ -79,8 +79,8 @@ class ImplicitDifferentiation(Estimator):
     - `warm_start`: begin each solve at the last adjoint, and let a linear solver that learns from
       solve to solve (`RecyclingCG`) do so.
     - `error_estimate`: `True`, `False` (`info.error` is then NaN and costs nothing), or an
-      `ErrorEstimate` with its own options. It costs three loose solves and a few gradients of
-      the losses.
+      `ErrorEstimate` with its own options. It costs six loose solves, or the matrix of up to 256
+      parameters, and a few gradients of the losses.
     - `unseen`: `"raise"`, or `"none"`: hyperparameters that reach neither loss, or whose gradient
       would be biased (`BilevelProblem.biased`), get the gradient `None`, for another estimator to
       fill in (`Routed`) or a searcher to choose.
