@@ -127,6 +127,19 @@ def require_number(owner: str, name: str, value: Any) -> None:
         raise ValueError(f"{owner}: {name}: expected a number, received {_number(value)}.")
 
 
+def require_scalar(owner: str, name: str, value: Any) -> None:
+    """Refuse what is no real number of Python or NumPy, and no array of one; that may be traced.
+
+    **Raises:** `ValueError` that names the argument.
+    """
+    if not isinstance(value, jax.Array | np.ndarray):
+        require_number(owner, name, value)
+    elif value.shape != ():
+        raise ValueError(
+            f"{owner}: {name}: expected one number, received an array of shape {value.shape}."
+        )
+
+
 def require_positive(owner: str, name: str, value: Any) -> None:
     """Refuse a number of Python that is not above zero; an array, which may be traced, passes.
 

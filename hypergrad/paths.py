@@ -168,7 +168,7 @@ def require_differentiable(leaves: Sized) -> None:
     if not leaves:
         raise ValueError(
             "There is nothing to differentiate: hparams: expected at least one floating-point "
-            "array, received none."
+            "array, received none. A number to differentiate is written 1.0 in place of 1."
         )
 
 

@@ -4,6 +4,7 @@ minimise over hparams   outer(w*, hparams; outer batch)
 subject to              w* in argmin over w of inner(w, hparams; inner batch)
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree, Scalar
 
-from hypergrad.expected import require_choice, require_function
+from hypergrad.expected import received, require_choice, require_function
 
 
 class BilevelProblem(eqx.Module):
@@ -115,7 +116,8 @@ class BilevelProblem(eqx.Module):
         """What vanishes at the inner solution, like `params` (`None` where not differentiable)."""
         _require_real(params=params, hparams=hparams)
         if self.optimality is not None:
-            value = self.optimality(params, hparams, batch, *self._key(key))
+            arguments = (params, hparams, batch, *self._key(key))
+            value = _called("optimality map", self.optimality, arguments)
             expected = eqx.filter(params, eqx.is_inexact_array)
             if not same_form(value, expected):
                 raise ValueError(
@@ -181,7 +183,7 @@ class BilevelProblem(eqx.Module):
         key: Array | None,
     ) -> tuple[Scalar, PyTree]:
         _require_real(params=params, hparams=hparams)
-        out = function(params, hparams, batch, *self._key(key))
+        out = _called(f"{name} loss", function, (params, hparams, batch, *self._key(key)))
         if self.has_aux:
             if not (isinstance(out, tuple) and len(out) == 2):
                 raise ValueError(
@@ -196,6 +198,8 @@ class BilevelProblem(eqx.Module):
                 f"The {name} loss returned a tuple; expected a scalar. "
                 "Set has_aux=True if its second element is auxiliary output."
             )
+        if not eqx.is_array_like(loss):
+            raise ValueError(f"The {name} loss: expected a real scalar, received {received(loss)}.")
         loss = jnp.asarray(loss)
         if loss.shape != () or not jnp.issubdtype(loss.dtype, jnp.floating):
             raise ValueError(
@@ -203,6 +207,23 @@ class BilevelProblem(eqx.Module):
                 f"received shape {loss.shape}, dtype {loss.dtype}."
             )
         return loss, aux
+
+
+def _called(name: str, function: Callable, arguments: tuple) -> Any:
+    """The function's value; refuses one that does not take so many arguments."""
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError:
+        taken = ", ".join(("params", "hparams", "batch", "key")[: len(arguments)])
+        stochastic = "with" if len(arguments) == 4 else "without"
+        raise ValueError(
+            f"The {name}: expected a function of ({taken}), {stochastic} stochastic=True; received "
+            f"one of {inspect.signature(function)}."
+        ) from None
+    except ValueError:
+        # Without a signature to be read, as some functions of other languages.
+        pass
+    return function(*arguments)
 
 
 def same_form(one: PyTree, other: PyTree) -> bool:

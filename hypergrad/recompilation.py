@@ -2,7 +2,7 @@
 
 import warnings
 from collections import Counter
-from types import FunctionType
+from types import CellType, FunctionType
 from typing import Any
 
 import equinox as eqx
@@ -12,6 +12,8 @@ from jaxtyping import PyTree
 
 # As often may one have two problems, or two estimators, that differ in closures only.
 _ALLOWED = 3
+# All optimizers of optax are chains of functions, which differ in the functions of the chain.
+_DEPTH = 3
 
 _compilations: Counter = Counter()
 
@@ -58,7 +60,20 @@ def note_compilation(name: str, static: PyTree, arguments: PyTree) -> None:
         )
 
 
-def _code(function: Any) -> Any:
+def _code(function: Any, depth: int = _DEPTH) -> Any:
+    """Equal for functions of the same code, and of the same code in what they close over."""
     while hasattr(function, "__wrapped__"):
         function = function.__wrapped__
-    return function.__code__ if isinstance(function, FunctionType) else type(function)
+    if not isinstance(function, FunctionType):
+        return type(function)
+    if not depth or not function.__closure__:
+        return function.__code__
+    inside = jax.tree.leaves([_contents(cell) for cell in function.__closure__])
+    return function.__code__, *(_code(leaf, depth - 1) for leaf in inside if callable(leaf))
+
+
+def _contents(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # of a variable that has no value yet
+        return None

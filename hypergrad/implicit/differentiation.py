@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree, Scalar
 
 from hypergrad.estimator import FitInfo, Hypergradient, HypergradientInfo
-from hypergrad.expected import require, require_choice, require_flag
+from hypergrad.expected import require, require_choice, require_flag, require_scalar
 from hypergrad.implicit.curvature import Curvature, Hessian
 from hypergrad.implicit.estimate import ErrorEstimate, Result
 from hypergrad.implicit.linearisation import linearised
@@ -84,8 +84,8 @@ class ImplicitDifferentiation(RestrictedEstimator):
     - `warm_start`: begin each solve at the last adjoint, and let a linear solver that learns from
       solve to solve (`RecyclingCG`) do so.
     - `error_estimate`: `True`, `False` (`info.error` is then NaN and costs nothing), or an
-      `ErrorEstimate` with its own options. It costs three loose solves and a few gradients of
-      the losses.
+      `ErrorEstimate` with its own options. It costs six loose solves, or the matrix of up to 256
+      parameters, and a few gradients of the losses.
     - `unseen`: `"raise"`, or `"none"`: hyperparameters that reach neither loss, or whose gradient
       would be biased (`BilevelProblem.biased`), get the gradient `None`, for another estimator to
       fill in (`Routed`) or a searcher to choose.
@@ -112,9 +112,11 @@ class ImplicitDifferentiation(RestrictedEstimator):
         error_estimate: bool | ErrorEstimate = True,
         unseen: Literal["raise", "none"] = "raise",
     ) -> None:
+        name = type(self).__name__
+        require_scalar(name, "damping", damping)
         if isinstance(damping, float | int) and damping < 0:
             raise ValueError(f"damping: expected >= 0, received {damping}.")
-        name = type(self).__name__
+        require_flag(name, "warm_start", warm_start)
         require(name, "linear_solver", linear_solver, LinearSolver, "CG()")
         require(name, "curvature", curvature, Curvature, "Hessian()")
         if not isinstance(error_estimate, ErrorEstimate):
@@ -133,8 +135,10 @@ class ImplicitDifferentiation(RestrictedEstimator):
 
     def _init(self, given: RestrictedProblem) -> ImplicitState:
         dynamic = given.w
-        if not jax.tree.leaves(dynamic):
-            raise ValueError("params: expected at least one floating-point array, received none.")
+        if not vector.size(dynamic):
+            raise ValueError(
+                "params: expected at least one floating-point array with entries, received none."
+            )
         _, scale = residual_scale(given.residual, dynamic)
         adjoint = vector.zeros_like(vector.widen(dynamic))
         return ImplicitState(

@@ -45,7 +45,7 @@ _STUCK = 0.5
 _SMALL = 1e-2
 _CLOSE_CONTRACTION, _SMALL_CONTRACTION = 0.5, 0.9
 # Of each of the three steps beside its solves: the gradients of both losses and of `⟨r, q⟩` that
-# make up those of the Lagrangian, and one product.
+# make up those of the Lagrangian, and one product. As much is one derivative of them.
 _CALLS = 4
 
 
@@ -94,6 +94,7 @@ def estimate_error(
     safety: float | Scalar,
     at: Callable[[PyTree, PyTree], Sensitivity],
     probe: PyTree,
+    bent: Callable[[PyTree, PyTree, PyTree], PyTree],
     inverse: Inverse,
     measured: Measured,
 ) -> Estimated:
@@ -104,6 +105,7 @@ def estimate_error(
     - `safety`: see `ErrorEstimate`.
     - `at`: `(w, q) -> Sensitivity`.
     - `probe`: `C s` for a random direction `s` of independent signs.
+    - `bent`: `(w, q, z) -> ∂²L/∂w∂λ s − ∂²L/∂w² z`.
     - `inverse`: of the linearisation `J`.
     - `measured`: what is judged.
 
@@ -124,8 +126,13 @@ def estimate_error(
         # What a product makes of what is left, and beside it of a vector of no special direction.
         tried = vector.where(last, pieces.linear, signs)
         forward = inverse.solve(vector.where(last, probe, blurred))
-        zero = vector.zeros_like(pieces.linear)
-        adjoint_step = inverse.solve_adjoint(vector.where(last, zero, pieces.linear))
+
+        def turned() -> PyTree:
+            # Nothing is left by an inverse that reaches everything.
+            zero = vector.zeros_like(pieces.linear)
+            return bent(point, adjoint, forward.value) if inverse.partial else zero
+
+        adjoint_step = inverse.solve_adjoint(jax.lax.cond(last, turned, lambda: pieces.linear))
         seen = {
             "inner": vector.norm(pieces.inner),
             "linear": vector.norm(pieces.linear),
@@ -135,6 +142,7 @@ def estimate_error(
             "adjoint": vector.norm(adjoint_step.value),
             "adjoint left": adjoint_step.left,
             "paired": jnp.abs(vector.vdot(forward.value, pieces.linear)),
+            "paired inner": jnp.abs(vector.vdot(adjoint_step.value, pieces.inner)),
             "stretch": _ratio(vector.norm(inverse.multiply(tried)), vector.norm(tried)),
             "products": forward.products + adjoint_step.products,
         }
@@ -168,6 +176,9 @@ def estimate_error(
     gain = inverse.gain(jnp.max(factors))
     # A rest without a direction meets the probe by chance only.
     crossing = seen["paired"][2] + missed * reach / count**0.5
+    # And of the inner residual, what neither step in `w` reached, along the same direction.
+    chance = seen["inner"][2] * seen["adjoint"][2] / count**0.5
+    crossing = crossing + seen["paired inner"][2] + chance
     unseen = missed * gain * seen["left"][2] * width
     unreached = _ratio(missed, measured.cotangent)
 
@@ -177,7 +188,7 @@ def estimate_error(
     # Neither small, nor in the kernel, nor does more work reach it: its share is anyone's guess.
     stuck = alive & (seen["adjoint left"][1] > _STUCK) & (unreached > _SMALL)
     known = (unreached <= _UNREACHED) & ~stuck & ~jnp.isnan(error)
-    calls = inverse.products + jnp.sum(seen["products"]) + 3 * _CALLS
+    calls = inverse.products + jnp.sum(seen["products"]) + (3 + inverse.partial) * _CALLS
     return Estimated(jnp.where(known, error, jnp.inf), calls.astype(jnp.int32))
 
 

@@ -113,11 +113,23 @@ class ErrorEstimate(eqx.Module):
             gradient, linear, inner = (vector.widen(piece) for piece in pieces)
             return Sensitivity(gradient, linear, vector.scale(-1, inner))
 
+        along = random_signs(h)
+
+        def bent(point: PyTree, adjoint: PyTree, z: PyTree) -> PyTree:
+            point, adjoint, z = (vector.cast_like(t, w) for t in (point, adjoint, z))
+
+            def slope(p: PyTree) -> Scalar:
+                by_w, by_h = jax.grad(lagrangian, argnums=(0, 1))(p, h, adjoint)
+                return vector.vdot(by_h, along) - vector.vdot(by_w, z)
+
+            return vector.widen(jax.grad(slope)(point))
+
         direct = vector.scale(inverse_size, result.direct)
         return estimate_error(
             self.safety,
             at,
-            vector.widen(here.moved(random_signs(h))),
+            vector.widen(here.moved(along)),
+            bent,
             self._inverse(here.system, result, unit),
             Measured(
                 point=vector.widen(w),

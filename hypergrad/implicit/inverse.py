@@ -6,6 +6,7 @@ says what it left.
 """
 
 from abc import abstractmethod
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -38,7 +39,12 @@ class Answer(eqx.Module):
 
 
 class Inverse(eqx.Module):
-    """Solves `J x = b` and `Jᵀ x = b`."""
+    """Solves `J x = b` and `Jᵀ x = b`.
+
+    `partial`: it may leave a part of `b`, which is then to be judged as well.
+    """
+
+    partial: ClassVar[bool]
 
     @property
     @abstractmethod
@@ -70,6 +76,7 @@ class Inverse(eqx.Module):
 class KrylovInverse(Inverse):
     """By a Krylov method, within its tolerance and number of steps."""
 
+    partial: ClassVar[bool] = True
     system: LinearSystem
     solver: LinearSolver
 
@@ -106,6 +113,7 @@ class DenseInverse(Inverse):
     **Fields:** `J = left · diag(values) · rightᵀ`; the values are signed for a symmetric `J`.
     """
 
+    partial: ClassVar[bool] = False
     left: Float[Array, "n n"]
     values: Float[Array, " n"]
     right: Float[Array, "n n"]

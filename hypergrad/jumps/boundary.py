@@ -28,6 +28,8 @@ def jumps(site: Equation, around: Neighbourhood) -> bool:
     rng = np.random.default_rng(0)
 
     def draw(key: Any) -> np.ndarray:
+        if around.truth(key):
+            return rng.integers(0, 2, _SAMPLES).astype(bool)
         # Rates, weights and thresholds are positive; data, activations and parameters are anything.
         positive = rng.uniform(0.05, 0.95, _SAMPLES)
         return positive if around.positive(key) else rng.normal(size=_SAMPLES)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hypergrad.jumps.boundary import jumps
-from hypergrad.jumps.crossing import seen_to_jump
+from hypergrad.jumps.crossing import seen_to_jump, stop_seen_to_hide
 from hypergrad.jumps.neighbourhood import Neighbourhood
 from hypergrad.jumps.program import CONTROL, Equation, Program, flat, inner_program
 
@@ -87,22 +87,36 @@ def _flow(program: Program, taints: list[Taint]) -> list[Taint]:
         seen = seen_to_jump(program, followed, equation)
         return otherwise if seen is None else seen
 
+    def stops(equation: Equation) -> bool:
+        """Whether a `stop_gradient` changes the derivative of the outputs."""
+        return stop_seen_to_hide(program, followed, equation)
+
     for equation in program.equations:
         entering = [of(atom) for atom in equation.inputs]
-        taints = _through(equation, entering, around, hides)
+        taints = _through(equation, entering, around, hides, stops)
         known |= dict(zip(equation.outputs, taints, strict=True))
     return [of(atom) for atom in program.outputs]
 
 
 def _through(
-    equation: Equation, entering: list[Taint], around: Neighbourhood, hides: Callable
+    equation: Equation,
+    entering: list[Taint],
+    around: Neighbourhood,
+    hides: Callable,
+    stops: Callable,
 ) -> list[Taint]:
     taint = _union(entering)
     name = equation.name
     if not (taint.reads or taint.blind):
         return [taint] * len(equation.outputs)
     if name in CONTROL:
-        return _control(equation, entering)
+        leaving = _control(equation, entering)
+        both = zip(equation.avals, leaving, strict=True)
+        found = [aval for aval, t in both if not t.blind <= taint.blind]
+        # A search by bisection: what its place hides is seen in what is done with it.
+        if not found or any(map(_continuous, found)) or hides(equation, taint.reads):
+            return leaving
+        return [Taint(t.reads, t.blind & taint.blind) for t in leaving]
     if name == "custom_linear_solve":
         # The derivative is that of the product and of the right-hand side, whatever solves it.
         lengths = equation.params["const_lengths"]
@@ -121,8 +135,8 @@ def _through(
         seen = bool(taint.reads) and hides(equation, taint.reads, otherwise=False)
         return [taint.hidden("a comparison") if seen else Taint(blind=taint.blind)]
     if name == "stop_gradient":
-        harmless = around.shift_by_maximum(equation)
-        return [Taint(blind=taint.blind) if harmless else taint.hidden("a stop_gradient")]
+        seen = bool(taint.reads) and not around.shift_by_maximum(equation) and stops(equation)
+        return [taint.hidden("a stop_gradient") if seen else Taint(blind=taint.blind)]
     if name == "rem":
         # Between its steps it is continuous, and so is all of it where the outputs have its period.
         seen = bool(taint.reads) and hides(equation, taint.reads)

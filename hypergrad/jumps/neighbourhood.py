@@ -42,6 +42,7 @@ class Neighbourhood:
                 placements.setdefault(eqn.inputs[0], set()).add(dims)
         # Of `x[:, None] - x[None, :]` the two sides are not the same number.
         self._crossed = {name for name, dims in placements.items() if len(dims) > 1}
+        self._moving = program.depending(followed)
 
     def elementwise(self, eqn: Equation) -> bool:
         """Whether each entry of the output needs the same entry of the inputs only."""
@@ -72,7 +73,7 @@ class Neighbourhood:
         if atom in given:
             return given[atom]
         eqn = self.defined.get(atom)
-        if eqn is None or not depth or not self.elementwise(eqn):
+        if eqn is None or not depth or self._entering(eqn):
             key = self._key(atom, eqn)
             if key not in given:
                 given[key] = draw(key)
@@ -130,8 +131,20 @@ class Neighbourhood:
 
     def entering(self, key: Any) -> bool:
         """Whether a value comes from outside of all neighbourhoods."""
-        eqn = self.defined.get(key) if isinstance(key, int) else None
-        return eqn is None or not self.elementwise(eqn)
+        return self._entering(self.defined.get(key) if isinstance(key, int) else None)
+
+    def _entering(self, eqn: Equation | None) -> bool:
+        if eqn is None or not self.elementwise(eqn):
+            return True
+        # What is asked of data may be true or not, whatever numbers stand for the data.
+        (output,) = eqn.outputs
+        return self.truth(output) and output not in self._moving
+
+    def truth(self, key: Any) -> bool:
+        """Whether a value is true or false."""
+        atom = key if isinstance(key, int | Constant) else key[1]
+        dtype = atom.dtype if isinstance(atom, Constant) else self.program.dtypes[atom]
+        return dtype == np.bool_
 
     def positive(self, key: Any) -> bool:
         """Whether a value that enters is like a hyperparameter."""

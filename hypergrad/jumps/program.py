@@ -1,5 +1,6 @@
 """A traced program with every call written out in its place."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -35,6 +36,18 @@ class Program(NamedTuple):
     shapes: dict[int, tuple[int, ...]]
     dtypes: dict[int, Any]
 
+    def entries(self) -> int:
+        """Of all values together."""
+        return sum(int(np.prod(shape)) for shape in self.shapes.values())
+
+    def depending(self, on: Iterable[Any]) -> frozenset[Any]:
+        """The values that depend on some of the inputs, with those."""
+        reached = set(on)
+        for eqn in self.equations:
+            if not reached.isdisjoint(eqn.inputs):
+                reached.update(eqn.outputs)
+        return frozenset(reached)
+
 
 class Constant:
     """What was `given`; its `value` is a number of shape `()`, `None` for any other constant."""
@@ -42,8 +55,8 @@ class Constant:
     def __init__(self, value: Any) -> None:
         self.given = value
         known = not isinstance(value, jax.core.Tracer) and np.ndim(value) == 0
-        dtype = getattr(value, "dtype", np.dtype(type(value)))
-        known = known and not jax.dtypes.issubdtype(dtype, jax.dtypes.extended)
+        self.dtype = getattr(value, "dtype", np.dtype(type(value)))
+        known = known and not jax.dtypes.issubdtype(self.dtype, jax.dtypes.extended)
         self.value = np.asarray(value) if known else None
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree, Scalar
 
+from hypergrad.expected import require_count, require_scalar
 from hypergrad.linear.operator import LinearOperator
 from hypergrad.linear.solution import LinearSolution
 from hypergrad.linear.system import System
@@ -89,10 +90,11 @@ class IterativeSolver(LinearSolver):
 
     def __check_init__(self) -> None:
         name = type(self).__name__
+        require_scalar(name, "tol", self.tol)
         if isinstance(self.tol, float | int) and not self.tol >= 0:
             raise ValueError(f"{name}: tol: expected >= 0, received {self.tol}.")
-        if isinstance(self.max_steps, int) and self.max_steps < 0:
-            raise ValueError(f"{name}: max_steps: expected >= 0, received {self.max_steps}.")
+        if not isinstance(self.max_steps, jax.Array):
+            require_count(name, "max_steps", self.max_steps, 0)
 
     def with_tol(self, tol: float | Scalar) -> Self:
         """See `hypergrad.tolerance.HasTolerance`."""

@@ -12,6 +12,7 @@ import abc
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Scalar
 
 from hypergrad.expected import require_count
@@ -63,7 +64,7 @@ def require_inner_loss(algorithm: OuterAlgorithm, problem: BilevelProblem) -> No
 class ValueGapAlgorithm(MovingAlgorithm):
     """Params and hyperparameters move together along `∇F + multiplier ∇q`.
 
-    Subclasses say by `weigh` what the multiplier is.
+    Subclasses say by `weigh` what the multiplier is. `stationarity` is that of both together.
     """
 
     inner_steps: eqx.AbstractVar[int]
@@ -86,7 +87,7 @@ class ValueGapAlgorithm(MovingAlgorithm):
         multiplier, rate = self.weigh(found)
         along = found.penalised(multiplier)
         update = vector.scale(-rate, along.params)
-        return self._moved(
+        state, info = self._moved(
             state,
             along.hparams,
             found.value,
@@ -95,4 +96,9 @@ class ValueGapAlgorithm(MovingAlgorithm):
             calls=self.inner_steps + 3,
             inner_residual=vector.norm(found.gap.params),
             inner_iterations=self.inner_steps,
+        )
+        # Params that still move are no end: at an inner solution the hyperparameters stand still.
+        both = jnp.hypot(info.stationarity, vector.norm(along.params))
+        return state, eqx.tree_at(
+            lambda i: i.stationarity, info, both.astype(info.stationarity.dtype)
         )

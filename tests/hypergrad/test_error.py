@@ -9,6 +9,8 @@ import pytest
 
 from hypergrad import (
     CG,
+    BilevelProblem,
+    Dense,
     ErrorEstimate,
     ForwardUnrolled,
     ImplicitDifferentiation,
@@ -141,3 +143,32 @@ def test_what_an_estimate_costs_is_counted():
     size = jax.flatten_util.ravel_pytree(params)[0].size
     assert spent["dense"] == 12 + size
     assert 12 < spent["cg"] <= 12 + 5 * size
+
+
+def test_an_inner_residual_along_weak_directions_is_counted():
+    # 300 parameters, condition 1e7, evenly on a log scale: what two Newton steps by MINRES leave of
+    # the way to the solution moves the hypergradient more than what they took.
+    rng, size = np.random.default_rng(1), 300
+    values = jnp.asarray(np.geomspace(10.0 ** -rng.uniform(2, 12), 1, size))
+    q = jnp.asarray(np.linalg.qr(rng.normal(size=(size, size)))[0])
+    star, c, tilt = q @ rng.normal(size=size), rng.normal(size=size), np.cos(np.arange(size))
+    problem = BilevelProblem(
+        lambda w, lam, target: (
+            0.5 * jnp.sum(values * jnp.exp(lam * tilt) * (q.T @ w) ** 2) - target @ w
+        ),
+        lambda w, lam, b: c @ w,
+    )
+    drift = jax.random.normal(jax.random.key(1), (size,))
+    drift = q @ (q.T @ drift / (values + 1e-3))
+    point = star + 1e-4 * drift * jnp.linalg.norm(star) / jnp.linalg.norm(drift)
+    truth = -jnp.sum((q.T @ c) * tilt * (q.T @ star))
+    out = hypergradient(
+        problem,
+        point,
+        0.0,
+        q @ (values * (q.T @ star)),
+        estimator=ImplicitDifferentiation(None, Dense()),
+    )
+    error = abs(out.grad / truth - 1)
+    assert error > 1e-5
+    assert error / 3 < out.info.error < 30 * error

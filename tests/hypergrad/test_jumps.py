@@ -97,10 +97,10 @@ GUILTY = {
         lambda h: jnp.sum(h * V / jax.lax.stop_gradient(jnp.max(h * V))),
         "a stop_gradient",
     ),
-    "argmax": (lambda h: h * jnp.argmax(h * V), "an argmax"),
+    "argmax": (lambda h: h * jnp.argmax(h * V + V[::-1]), "an argmax"),
     "categorical": (lambda h: h * V[jax.random.categorical(KEY, h * V)], "an argmax"),
-    "argsort": (lambda h: h * V[jnp.argsort(h * V)][0], "a sorting order"),
-    "top_k": (lambda h: h * V[jax.lax.top_k(h * V, 2)[1]].sum(), "a sorting order"),
+    "argsort": (lambda h: h * V[jnp.argsort(h * V + V[::-1])][2], "a sorting order"),
+    "top_k": (lambda h: h * V[jax.lax.top_k(h * V + V[::-1], 1)[1]].sum(), "a sorting order"),
     "cond": (lambda h: jax.lax.cond(h > 0.5, lambda: h, lambda: 2 * h), "a comparison"),
     "while": (
         lambda h: h * jax.lax.while_loop(lambda c: c < h, lambda c: c + 1.0, 0.0),
@@ -159,6 +159,84 @@ def test_what_no_derivative_sees_is_found(name):
     assert reason in hidden_reads(jax.make_jaxpr(function)(jnp.asarray(0.3)), range(1))[0]
 
 
+PADDED = jnp.array([True, False, False])
+U = jnp.array([0.2, 0.6, 0.9])
+
+
+def of_neighbours(h, y, ends_meet):
+    place = jnp.clip(jnp.searchsorted(jnp.array([1.0, 2.0]), 4 * h), 0, 1)
+    share = 4 * h - place
+    return (1 - share) * y[place] + share * y[place + 1] if ends_meet else share * y[place]
+
+
+def each_branch(h, x, other):
+    return jax.vmap(lambda v: jax.lax.cond(v > h, lambda: v * h, lambda: other(h)))(x).sum()
+
+
+# What is asked of data may be true or false, whatever numbers stand for it.
+OF_DATA = {
+    "kept and not padded": (
+        lambda h, x, pad: jnp.where((h < U) & ~pad, x / (1 - h), 0).sum(),
+        (V, PADDED),
+        "a comparison",
+    ),
+    "among the old": (
+        lambda h, x, age: h + jnp.sum((jax.nn.sigmoid(h * x) > 0.5) & (age > 30)),
+        (V, 50 * V),
+        "a comparison",
+    ),
+    "of one label": (
+        lambda h, x, y: h + jnp.mean((jax.nn.sigmoid(x - h) > 0.5) & (y == 7)),
+        (V, jnp.array([7, 3, 7])),
+        "a comparison",
+    ),
+    "soft, of one label": (
+        lambda h, x, y: jnp.mean(jnp.where(y == 7, jax.nn.relu(x - h), 0)),
+        (V, jnp.array([7, 3, 7])),
+        None,
+    ),
+    "one branch each": (
+        lambda h, x: each_branch(h, x, lambda h: h),
+        (V,),
+        "a comparison",
+    ),
+    "branches that meet, each": (
+        lambda h, x: each_branch(h, x, lambda h: h * h),
+        (V,),
+        None,
+    ),
+    "neighbours by bisection": (lambda h, y: of_neighbours(h, y, True), (V,), None),
+    "steps by bisection": (lambda h, y: of_neighbours(h, y, False), (V,), "a comparison"),
+    "stopped for some": (
+        lambda h, x: (jnp.where(x > 0, jax.lax.stop_gradient(h * x), h * x) ** 2).sum(),
+        (V,),
+        "a stop_gradient",
+    ),
+    "stopped and not missed": (
+        lambda h, x: ((h * x - jax.lax.stop_gradient(jnp.mean(h * x))) ** 2).sum(),
+        (V,),
+        None,
+    ),
+    "below zero": (
+        lambda h, x: x @ x * jax.lax.cond(h < -1, lambda: h, lambda: 2 * h),
+        (V,),
+        "a comparison",
+    ),
+    "below zero, branches that meet": (
+        lambda h, x: x @ x * jax.lax.cond(h < -1, lambda: h, lambda: 2 * h + 1),
+        (V,),
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OF_DATA)
+def test_whatever_the_data(name):
+    function, data, reason = OF_DATA[name]
+    program = jax.make_jaxpr(function)(jnp.asarray(0.3), *data)
+    assert hidden_reads(program, range(1)) == [() if reason is None else (reason,)]
+
+
 def sparsemax(z):
     descending = jnp.sort(z)[::-1]
     support = 1 + jnp.arange(1, z.size + 1) * descending > jnp.cumsum(descending)
@@ -175,6 +253,7 @@ TREE = {"a": V, "b": X}
 INNOCENT = {
     "turn": lambda h: jnp.cos(2 * jnp.pi * ((h * V) % 1.0)) @ V,
     "triangle wave of a remainder": lambda h: jnp.abs(h % 1.0 - 0.5),
+    "parabolas in a row": lambda h: jnp.fmod(4 * h, 1.0) * (1 - jnp.fmod(4 * h, 1.0)),
     "relu": lambda h: jax.nn.relu(h * X).sum(),
     "leaky relu": lambda h: jax.nn.leaky_relu(h * X, h).sum(),
     "elu": lambda h: jax.nn.elu(h * X).sum(),
@@ -243,6 +322,7 @@ INNOCENT = {
     "gamma sample": lambda h: jax.random.gamma(KEY, h),
     "gumbel softmax": lambda h: jax.nn.softmax((V + jax.random.gumbel(KEY, (3,))) / h)[0],
     "truncated normal": lambda h: jax.random.truncated_normal(KEY, -h, h),
+    "a constant times the size": lambda h: h * jnp.argmax(h * V),
     "noise": lambda h: (X + h * jax.random.normal(KEY, X.shape)).sum(),
     "fixed mask": lambda h: h * jnp.where(jax.random.uniform(KEY, X.shape) > 0.5, X, 0).sum(),
     "normal cdf": lambda h: jax.scipy.stats.norm.logcdf(h * X).sum(),

@@ -18,6 +18,7 @@ from hypergrad import (
     implicit_solver,
     recommend,
 )
+from hypergrad.expected import require_scalar
 from hypergrad.hypernetwork import Hypernetwork
 from hypergrad.implicit import Hessian
 from hypergrad.linear import MINRES, PCG, Fallback, Jacobi
@@ -77,6 +78,7 @@ MADE = ImplicitDifferentiation()
         (lambda: ImplicitDifferentiation(curvature=Hessian), "'curvature': .*the class Hessian"),
         (lambda: ImplicitDifferentiation(error_estimate=None), "error_estimate .*received None"),
         (lambda: ErrorEstimate(solver=MINRES), "'solver': .*the class MINRES"),
+        (lambda: ImplicitDifferentiation(warm_start="yes"), "warm_start: .*True or False"),
         (lambda: Fallback(CG), "'first': .*the class CG"),
         (lambda: PCG(Jacobi), "'preconditioner': .*the class Jacobi"),
         (lambda: BilevelProblem(Newton, RIDGE.outer), "'inner': .*a function.*the class Newton"),
@@ -95,12 +97,55 @@ def test_a_class_or_a_function_where_an_object_is_expected(make, match):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("value", "given"),
+    [("1e-3", "the text '1e-3'"), (None, "None"), (True, "True"), (jnp.ones(2), r"shape \(2,\)")],
+)
+def test_an_option_that_is_one_number(value, given):
+    with pytest.raises(ValueError, match=f"CG: tol: expected .*number, received .*{given}"):
+        require_scalar("CG", "tol", value)
+    for number in (0, 0.1, np.float32(1), np.ones(()), jnp.asarray(0.1)):
+        require_scalar("CG", "tol", number)
+
+
 def test_the_state_of_another_estimator_and_a_result_in_place_of_its_state():
     out = hypergradient(RIDGE, W, -1.0, TRAIN, VALID, estimator=Unrolled(optax.sgd(0.1), 3))
     refused("received an UnrolledState", state=out.state)
     for other in (Hypernetwork(), SelfTuning()):
         refused(f"expected the state of {type(other).__name__}", state=out.state, estimator=other)
     refused("pass its `.state`", state=out, estimator=Unrolled(optax.sgd(0.1), 3))
+
+
+def square(w, h, b, *key):
+    return jnp.sum((w - h) ** 2)
+
+
+@pytest.mark.parametrize(
+    ("problem", "match"),
+    [
+        (BilevelProblem(lambda w, h: jnp.sum(w**2), square), r"The inner loss: .*\(params, hp"),
+        (BilevelProblem(square, lambda w: jnp.sum(w**2)), r"The outer loss: .*one of \(w\)"),
+        (BilevelProblem(lambda w, h, b, k: w, square), "inner loss.*without stochastic=True"),
+        (
+            BilevelProblem(lambda w, h, b: w, square, stochastic=True),
+            "The inner loss: .*key.*with stochastic=True",
+        ),
+        (BilevelProblem(None, square, lambda w, h: w - h), "The optimality map: .*batch"),
+        (BilevelProblem(lambda w, h, b: None, square), "The inner loss: .*scalar, received None"),
+        (BilevelProblem(square, lambda w, h, b: [w]), "The outer loss: .*scalar, received a list"),
+    ],
+)
+def test_a_loss_of_other_arguments_or_without_a_value(problem, match):
+    with pytest.raises(ValueError, match=match) as caught:
+        hypergradient(problem, W, 1.0, key=jax.random.key(0))
+    assert "\n" not in str(caught.value)
+
+
+def test_params_without_entries_and_hyperparameters_that_are_integers():
+    with pytest.raises(ValueError, match=r"params: .*with entries, received none"):
+        hypergradient(BilevelProblem(square, square), jnp.zeros(0), 1.0)
+    with pytest.raises(ValueError, match=r"hparams: .*1\.0 in place of 1"):
+        hypergradient(BilevelProblem(square, square), W, 1)
 
 
 def test_a_seed_is_no_key():

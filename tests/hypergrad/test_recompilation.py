@@ -4,11 +4,12 @@ import warnings
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
 from hypergrad import CG, BilevelProblem, ImplicitDifferentiation, Newton, hypergradient
 from hypergrad.outer import BOME, F2SA, MRBO, PBGD, SABA, SOBA, SRBA, SUSTAIN, VRBO, StocBiO, run
-from hypergrad.recompilation import RecompilationWarning
+from hypergrad.recompilation import RecompilationWarning, note_compilation
 from tests.hypergrad.problems import RIDGE, XV, YV, X, Y, half_mse
 
 COMPILED = [0]
@@ -87,3 +88,15 @@ def test_a_problem_made_for_each_outer_run_is_named_once():
     found = [w for w in caught if issubclass(w.category, RecompilationWarning)]
     assert len(found) == 1
     assert "outer.run has been compiled" in str(found[0].message)
+
+
+def test_other_optimizers_are_other_programs_and_the_same_one_made_anew_is_not():
+    def noted(optimizers):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for optimizer in optimizers:
+                note_compilation("a test", optimizer, jnp.zeros(2))
+        return len(caught)
+
+    assert noted([optax.adam(0.1), optax.rmsprop(0.1), optax.lion(0.1), optax.adabelief(0.1)]) == 0
+    assert noted([optax.yogi(0.1 * factor) for factor in range(1, 6)]) == 1

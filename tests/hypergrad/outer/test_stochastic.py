@@ -361,3 +361,15 @@ def test_runs_descend_and_resume_bit_for_bit(ridge, name, tmp_path):
     resumed = drive(40, checkpoint=path)
     np.testing.assert_array_equal(resumed.hparams, whole.hparams)
     np.testing.assert_array_equal(resumed.params, whole.params)
+
+
+@pytest.mark.parametrize("algorithm", [BOME(), PBGD()])
+def test_an_inner_solution_is_no_stationary_point(algorithm):
+    # Hyperparameters that reach the outer loss through params only stand still there at first.
+    problem = BilevelProblem(
+        lambda w, h, b: 0.5 * jnp.sum((w - h) ** 2), lambda w, h, b: jnp.sum((w - 1) ** 2)
+    )
+    result = run(problem, algorithm, jnp.full(2, 0.5), 0.5, None, None, steps=40, tol=1e-6)
+    assert result.status == "steps"
+    assert result.hparams > 0.55
+    assert abs(result.history[0]["stationarity"] - 2**0.5) < 1e-6
