@@ -89,6 +89,10 @@ class HypergradSampler(BaseSampler):
             space = searcher.space
         if space is not None and not isinstance(space, SearchSpace):
             space = SearchSpace(space)
+        if not (searcher is None or isinstance(searcher, Searcher) or callable(searcher)):
+            raise ValueError(
+                f"'searcher': expected a searcher, or its class, received {searcher!r:.80}"
+            )
         if constraints_func is not None and not callable(constraints_func):
             raise ValueError(
                 f"'constraints_func': expected a function, received {constraints_func!r:.80}"

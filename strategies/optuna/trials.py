@@ -16,6 +16,7 @@ from optuna.distributions import (
 )
 from optuna.trial import BaseTrial, FrozenTrial, Trial, TrialState
 
+from strategies.arguments import instance
 from strategies.observation import Report
 from strategies.observation import report as _report
 from strategies.optuna.names import Names
@@ -51,6 +52,7 @@ def suggest(trial: BaseTrial, space: SearchSpace | Mapping[str, Any]) -> dict[st
     **Returns:** A nested dict of plain values, lists for arrays, constants included; the
     hyperparameters whose conditions do not hold are absent.
     """
+    instance("trial", trial, BaseTrial)
     if not isinstance(space, SearchSpace):
         space = SearchSpace(space)
     names, given = Names(space), _given(trial)
@@ -115,6 +117,7 @@ def report(trial: BaseTrial, value: Any = None, gradient: Any = None, **details:
 
     **Raises:** `ValueError` if the value is an array, or the gradient not a mapping.
     """
+    instance("trial", trial, BaseTrial)
     try:
         given = _report(value, gradient, **details)
     except NoNumberError as error:
@@ -239,7 +242,7 @@ def report_of(trial: FrozenTrial) -> Report:
 
     **Raises:** `ValueError` if what is stored is damaged.
     """
-    plain = result_of(trial)
+    plain = result_of(instance("trial", trial, FrozenTrial))
     try:
         with reading():
             stored = read_attribute(REPORT, trial.system_attrs)
