@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from strategies.arguments import text
 from strategies.plain import python_number
 
 
@@ -43,9 +42,9 @@ def expected_bounds(constraints: Any) -> dict[str, float]:
     if isinstance(constraints, Mapping):
         bounds = dict(constraints)
     elif isinstance(constraints, list | tuple):
-        bounds = {}
-        for name in constraints:
-            bounds[text("constraints", name)] = 0.0
+        if not all(isinstance(name, str) for name in constraints):
+            raise ValueError(f"'constraints': expected names, received {constraints!r:.80}")
+        bounds = dict.fromkeys(constraints, 0.0)
     else:
         raise ValueError(f"'constraints': expected names, received {constraints!r:.80}")
     for name, bound in bounds.items():
