@@ -304,7 +304,8 @@ class HypergradSampler(BaseSampler):
     ) -> None:
         """Take note that it has ended, and of its constraints."""
         if state == TrialState.COMPLETE:
-            for name in trial.system_attrs.get("fixed_params", {}).keys() - trial.params.keys():
+            fixed = trial.system_attrs.get("fixed_params")
+            for name in set(fixed if isinstance(fixed, Mapping) else ()) - trial.params.keys():
                 warnings.warn(
                     f"enqueue_trial: the objective did not ask for {name!r}, whose value was "
                     "ignored",

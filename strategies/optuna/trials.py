@@ -20,7 +20,7 @@ from strategies.arguments import instance
 from strategies.observation import Report
 from strategies.observation import report as _report
 from strategies.optuna.names import Names
-from strategies.plain import NoNumberError
+from strategies.plain import NoNumberError, python_number
 from strategies.space import Constant, SearchSpace
 from strategies.state import reading
 
@@ -150,11 +150,18 @@ def keep_report(trial: BaseTrial, given: Report) -> None:
 
 
 def constraints_of(trial: FrozenTrial) -> dict[str, float]:
-    """What `trial.set_constraint`, or a `constraints_func`, has said of a trial."""
-    found = getattr(trial, "constraints", None)
-    if found is None:  # before version 5 there was a list of them
-        found = dict(enumerate(trial.system_attrs.get(_CONSTRAINTS) or ()))
-    return {str(name): float(each) for name, each in found.items()}
+    """What `trial.set_constraint`, or a `constraints_func`, has said of a trial.
+
+    What is damaged is NaN: violated, nobody knows by how much.
+    """
+    try:
+        found = getattr(trial, "constraints", None)
+        if found is None:  # before version 5 there was a list of them
+            found = dict(enumerate(trial.system_attrs.get(_CONSTRAINTS) or ()))
+    except TypeError:
+        return {_CONSTRAINTS: math.nan}
+    known = {str(name): python_number(each) for name, each in found.items()}
+    return {name: math.nan if each is None else float(each) for name, each in known.items()}
 
 
 def constraint_attributes(
