@@ -1,8 +1,11 @@
 """Numbers that users pass as options: checked by name, and made plain."""
 
 import math
+import os
+import sys
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, TypeVar
 
 from strategies.plain import python_number
@@ -27,7 +30,9 @@ def positive(name: str, value: Any, high: float = math.inf) -> Any:
     **Raises:** `ValueError` naming the option.
     """
     number = value if isinstance(value, Fraction) else python_number(value)
-    if number is None or isinstance(number, bool) or not 0 < number < math.inf or number > high:
+    # An integer may be beyond all floats.
+    most = min(high, sys.float_info.max)
+    if number is None or isinstance(number, bool) or not 0 < number <= most:
         expected = "a positive finite number" if high == math.inf else f"a number in (0, {high:g}]"
         raise ValueError(f"{name!r}: expected {expected}, received {value!r:.80}")
     return number
@@ -72,6 +77,37 @@ def several(name: str, value: Any, what: str) -> tuple[Any, ...]:
         raise ValueError(f"{name!r}: expected {what}, received {value!r:.80}") from None
 
 
+def one_of(name: str, value: Any, options: Iterable[str]) -> str:
+    """One of several words.
+
+    **Raises:** `ValueError` naming the option.
+    """
+    known = sorted(options)
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{name!r}: expected one of {known}, received {value!r:.80}")
+    return value
+
+
+def text(name: str, value: Any) -> str:
+    """A text.
+
+    **Raises:** `ValueError` naming the option.
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"{name!r}: expected a text, received {value!r:.80}")
+    return value
+
+
+def file_path(name: str, value: Any) -> Path:
+    """The path of a file.
+
+    **Raises:** `ValueError` naming the option.
+    """
+    if not isinstance(value, str | os.PathLike) or not Path(value).name:
+        raise ValueError(f"{name!r}: expected the path of a file, received {value!r:.80}")
+    return Path(value)
+
+
 def functions(name: str, value: Any) -> tuple[Any, ...]:
     """The items of a list, all of which can be called.
 
@@ -84,7 +120,7 @@ def functions(name: str, value: Any) -> tuple[Any, ...]:
     return items
 
 
-def instance(name: str, value: T, kind: type[T]) -> T:
+def instance(name: str, value: T, kind: type[Any]) -> T:
     """What is of a class.
 
     **Raises:** `ValueError` naming the option.

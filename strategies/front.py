@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from strategies.arguments import instances
 from strategies.observation import Observation
 
 
@@ -16,7 +17,8 @@ def front(history: Iterable[Observation]) -> list[Observation]:
     """
     from strategies.surrogates.hypervolume import dominated
 
-    known = [item for item in history if item.status == "complete" and item.feasible]
+    told = instances("history", history, Observation)
+    known = [item for item in told if item.status == "complete" and item.feasible]
     if not known:
         return []
     values = np.array([item.values or (item.value,) for item in known], float)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from strategies.arguments import integer
+from strategies.arguments import integer, one_of, switch
 from strategies.searched import Searched, searched
 from strategies.space import Categorical, Domain, Float, SearchSpace
 from strategies.surrogates.gaussian_process import GaussianProcess, Rows, fit
@@ -78,8 +78,8 @@ def importance(
     """
     methods: dict[str, Callable[[Searched, Mapping[str, np.ndarray], int], np.ndarray]]
     methods = {"anova": _anova, "gradients": _gradients, "process": _process}
-    if method not in methods:
-        raise ValueError(f"'method': expected one of {sorted(methods)}, received {method!r:.80}")
+    method = one_of("method", method, methods)
+    entries = switch("entries", entries)
     seed = integer("seed", seed, 0)
     seen = searched(source, space)
     if len(seen.complete) < _FEWEST:

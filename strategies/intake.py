@@ -11,6 +11,8 @@ r"""From a trial's report to a checked observation: the one way in, for all engi
 | reports a tuned configuration outside the space | an observation of the suggested one, \
 without gradient, and a warning | `ValueError` |
 | reports a cost or a resource that is NaN or infinite | an observation without it | the same |
+| reports a cost, a resource or an error of its gradient that is no number \
+| an observation without it, and a warning | `ValueError` |
 | reports a constraint that is NaN, or no number | an observation that violates it | the same, \
 `ValueError` for what is no number |
 | reports another number of objectives than the trials before | a failed observation, and a \
@@ -76,7 +78,7 @@ class Intake:
         - `trial`: how warnings name the trial; its number if not given.
 
         **Raises:** `ValueError` naming the key, what was expected and what was received: always for
-        `config` and for numbers that are none, and in the cases above if `strict`.
+        `config` and for a value that is no number, and in the cases above if `strict`.
         """
         trial = number if trial is None else trial
         point = self.space.point(config)
@@ -104,9 +106,11 @@ class Intake:
             config=point.config,
             value=None if value is None else signs[0] * float(value),
             gradient=None if gradient is None else self._fitting(trial, point, gradient, signs[0]),
-            gradient_error=known_error(number_of(report.gradient_error, "gradient_error")),
-            cost=finite_number_of(report.cost, "cost"),
-            resource=finite_number_of(report.resource, "resource"),
+            gradient_error=known_error(
+                self._read(trial, "gradient_error", report.gradient_error, number_of)
+            ),
+            cost=self._read(trial, "cost", report.cost, finite_number_of),
+            resource=self._read(trial, "resource", report.resource, finite_number_of),
             number=None if number is None else int(number),
             note=note or {},
             status=status,
@@ -134,6 +138,14 @@ class Intake:
                     observation, value=None, gradient=None, values=(), gradients=(), status="failed"
                 )
         return observation
+
+    def _read(self, trial: Any, name: str, value: Any, read: Callable[[Any, str], Any]) -> Any:
+        """A number beside the value; what is none is left out."""
+        try:
+            return read(value, name)
+        except ValueError as error:
+            self.complain(trial, name, f"its {name} is ignored", error)
+            return None
 
     @staticmethod
     def _signs(maximise: bool | Sequence[bool], count: int) -> list[float]:

@@ -26,7 +26,7 @@ from jaxtyping import Array, PyTree
 from hypergrad import BilevelProblem, Estimator, as_arrays
 from hypergrad.outer import Box, FullBatch, OuterAlgorithm, Sampler, StepReport, run
 from hypergrad.paths import trace_paths
-from strategies.arguments import integer
+from strategies.arguments import functions, instance, integer, several
 from strategies.observation import Report, report
 from strategies.space import Config, Domain, Float, Logit, Ordered, SearchSpace, Simplex
 from strategies.space.tree import nested
@@ -86,13 +86,15 @@ class LamarckianTrial:
         sampler: Sampler | None = None,
         seed: int = 0,
     ):
-        if algorithm.constraint is not None:
+        instance("space", space, SearchSpace)
+        functions("build", [build])
+        if instance("algorithm", algorithm, OuterAlgorithm).constraint is not None:
             raise ValueError(
                 "'algorithm': expected one without a constraint, as the bounds are those of the "
                 f"space, received {algorithm.constraint!r}"
             )
         continuous = [path for path, d in space.domains.items() if d.differentiable and d.tunable]
-        for path in continuous if tune is None else tune:
+        for path in continuous if tune is None else several("tune", tune, "a list of paths"):
             if path not in continuous:
                 raise ValueError(f"'tune': expected paths of {continuous}, received {path!r}")
         self.space = space

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from strategies.arguments import file_path, text
 from strategies.front import front, knee
 from strategies.importance import Share, importance
 from strategies.searched import Searched, searched
@@ -65,13 +66,13 @@ def report_page(
 
     **Raises:** `ImportError` with the line that installs matplotlib, if it is missing.
     """
+    page, title = file_path("path", path), text("title", title)
     seen = searched(source, space)
     try:
         found = importance(seen)
     except ValueError:  # fewer trials than a process needs
         found = {}
     parts = [*_summary(seen), *_pictures(source, seen, found), *_trials(seen), *_space(seen)]
-    page = Path(path)
     write_atomically(page, document(title, [f"<h1>{html.escape(title)}</h1>", *parts]))
     return page
 

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from strategies.arguments import instance
 from strategies.ledger import Ledger
 
 
@@ -14,7 +15,7 @@ def tangent_gap(ledger: Ledger) -> float:
     which it falls. Infinite where nothing can be told: several numbers, no derivatives, or trials
     that no convex function has.
     """
-    space = ledger.space
+    space = instance("ledger", ledger, Ledger).space
     known = [(item, item.slope) for item in ledger.history if item.slope is not None]
     if sum(domain.size for domain in space.domains.values()) != 1 or not known:
         return math.inf

@@ -63,8 +63,9 @@ class Report:
             if value is not None
         }
         stored["value"] = to_json_values(self.value)
-        if self.info:
-            stored["info"] = to_json_values(shown(self.info))
+        for name, tree in (("info", self.info), ("config", self.config)):
+            if tree:
+                stored[name] = to_json_values(shown(tree))
         if self.gradient_error is not None:
             # Infinity, a gradient known to be unreliable, has no JSON number.
             stored["gradient_error"] = repr(self.gradient_error)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from optuna.study import Study
 
+from strategies.arguments import instance
 from strategies.intake import Intake
 from strategies.observation import Observation
 from strategies.optuna.names import Names, names_found
@@ -24,6 +25,9 @@ def observations_of(study: Study, space: SearchSpace) -> list[Observation]:
     **Returns:** Observations whose values are minimised, with gradients where trials reported them,
     with the constraints that were set, and with the context that a trial was suggested for.
     """
+    instance("study", study, Study)
+    if not isinstance(space, SearchSpace):
+        space = SearchSpace(space)
     return [
         replace(item, number=None, note={k: v for k, v in item.note.items() if k == "context"})
         for item in seen_in(study, Names(space))

@@ -8,6 +8,7 @@ from typing import Any
 from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import get_lock_file
 
+from strategies import arguments
 from strategies.state import checksum, seal
 
 
@@ -21,6 +22,10 @@ class JournalFile(JournalFileBackend):
     Used like `JournalFileBackend`: `JournalStorage(JournalFile("study.journal"))`. Both may work on
     the same file.
     """
+
+    def __init__(self, file_path: str | os.PathLike[str], lock_obj: Any = None) -> None:
+        path = arguments.file_path("file_path", file_path)
+        super().__init__(os.fspath(path), lock_obj)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Write lines that will be read whole or not at all, each with a checksum."""

@@ -13,6 +13,7 @@ from strategies.observation import Report
 from strategies.optuna.branches import Asked
 from strategies.optuna.parameters import (
     Coordinate,
+    Labelled,
     Numbered,
     Parameter,
     from_distribution,
@@ -79,7 +80,8 @@ class Names:
 
         - `flat`: the configuration that was evaluated, by path.
         """
-        if not (self._entries or self.inexact):
+        labelled = [p for p, each in self.parameters.items() if isinstance(each, Labelled)]
+        if not (self._entries or self.inexact or (labelled and report.config)):
             return report
         config = report.config
 
@@ -92,8 +94,11 @@ class Names:
         if isinstance(config, Mapping):
             config = self._by_path(config)
             for path in config.keys() & self.parameters.keys():
-                if isinstance(self.parameters[path], Coordinate):
-                    config[path] = self.parameters[path].value([config[path]])
+                parameter = self.parameters[path]
+                if isinstance(parameter, Coordinate):
+                    config[path] = parameter.value([config[path]])
+                elif isinstance(parameter, Labelled):
+                    config[path] = parameter.reported(config[path])
         return replace(report.mapped(sloped), config=config)
 
     def _by_path(self, tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
+from strategies.plain import plain, shown, to_json_values
 from strategies.space import Categorical, Constant, Domain, Float, Int
 from strategies.space.choices import Listed
 
@@ -60,6 +61,12 @@ class Labelled(Parameter):
     @functools.cached_property
     def _table(self) -> Categorical:
         return Categorical(self.labels)
+
+    def reported(self, stored: Any) -> Any:
+        """The choice of which a report's JSON holds what it could."""
+        assert isinstance(self.domain, Listed)
+        texts = [to_json_values(shown(plain(choice))) for choice in self.domain.options]
+        return self.domain.options[texts.index(stored)] if texts.count(stored) == 1 else stored
 
     def stored(self, value: Any) -> list[Any]:
         """See the base class."""
@@ -228,12 +235,20 @@ def _fits(distribution: BaseDistribution) -> bool:
 
 def _labels(choices: Sequence[Any]) -> list[Any]:
     """What stands for each choice in Optuna: itself if every storage brings it back unchanged."""
-    labels = [
-        c if c is None or isinstance(c, bool | int | float | str) else repr(c) for c in choices
-    ]
+    labels = [_label(choice) for choice in choices]
     if len({repr(label) for label in labels}) < len(labels):
         labels = [f"{i}: {label}" for i, label in enumerate(labels)]
     return labels
+
+
+def _label(choice: Any) -> Any:
+    # A member of an enumeration comes back as its number or its text.
+    for kind in (bool, int, float):
+        if isinstance(choice, kind):
+            return kind(choice)
+    if isinstance(choice, str):
+        return str.__str__(choice)
+    return None if choice is None else repr(choice)
 
 
 def _exact(number: Any) -> Fraction:

@@ -88,6 +88,10 @@ class HypergradSampler(BaseSampler):
                     "'space': expected nothing beside a searcher that is built already"
                 )
             space = searcher.space
+        if not (searcher is None or isinstance(searcher, Searcher) or callable(searcher)):
+            raise ValueError(
+                f"'searcher': expected a searcher, or its class, received {searcher!r:.80}"
+            )
         if constraints_func is not None and not callable(constraints_func):
             raise ValueError(
                 f"'constraints_func': expected a function, received {constraints_func!r:.80}"
@@ -299,7 +303,8 @@ class HypergradSampler(BaseSampler):
     ) -> None:
         """Take note that it has ended, and of its constraints."""
         if state == TrialState.COMPLETE:
-            for name in trial.system_attrs.get("fixed_params", {}).keys() - trial.params.keys():
+            fixed = trial.system_attrs.get("fixed_params")
+            for name in set(fixed if isinstance(fixed, Mapping) else ()) - trial.params.keys():
                 warnings.warn(
                     f"enqueue_trial: the objective did not ask for {name!r}, whose value was "
                     "ignored",

@@ -17,7 +17,7 @@ from optuna.storages._heartbeat import get_heartbeat_thread
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial
 
-from strategies.arguments import integer
+from strategies.arguments import functions, instance, integer, switch
 from strategies.observation import Report
 from strategies.optuna.jobs import StudyJobs
 from strategies.optuna.trials import keep_report
@@ -62,6 +62,10 @@ def run_schedule(
     **Returns:** The scheduler. Its `incumbent` counts results at the maximum resource only;
     after `deepen` that is not the study's best trial.
     """
+    instance("study", study, Study)
+    instance("schedule", schedule, Scheduler)
+    functions("objective", [objective])
+    alone = switch("alone", alone)
     jobs = None if jobs is None else integer("jobs", jobs, 0)
     if stop is not None and not isinstance(stop, Stop):
         raise ValueError(f"'stop': expected a Stop, received {stop!r:.80}")
@@ -100,7 +104,9 @@ def _evaluate(
             keep_report(trial, returned)
             returned = returned.value
         value = None if returned is None else float(returned)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # an exit, a cancellation, a panic of a library in Rust
         warnings.warn(f"configuration {job.number} failed: {error!r}", stacklevel=3)
         return None, repr(error)
     return value, "the value is not a finite number"

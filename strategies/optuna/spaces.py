@@ -7,6 +7,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from strategies.arguments import instances
 from strategies.optuna.branches import Branches
 from strategies.optuna.names import Names, arrays
 from strategies.optuna.parameters import to_domain
@@ -75,7 +76,8 @@ def space_from_trials(trials: Iterable[FrozenTrial]) -> SearchSpace:
     **Raises:** `ValueError` naming the parameter whose range has changed, or whose presence no
     other parameter explains, and if there is no complete trial.
     """
-    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    given = instances("trials", trials, FrozenTrial)
+    complete = [trial for trial in given if trial.state == TrialState.COMPLETE]
     if not complete:
         raise ValueError("trials: expected at least one complete trial, received none")
     distributions: dict[str, BaseDistribution] = {}

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import optuna
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from strategies.observation import Observation
@@ -55,6 +56,11 @@ def study_of(
 
     **Raises:** `ValueError` naming the hyperparameter that Optuna cannot express.
     """
+    if not isinstance(study_name, str | None):
+        raise ValueError(f"'study_name': expected a text, received {study_name!r:.80}")
+    url = isinstance(storage, str) and "://" in storage
+    if not (url or isinstance(storage, BaseStorage | None)):
+        raise ValueError(f"'storage': expected a storage or its URL, received {storage!r:.80}")
     seen = searched(source, space)
     names = Names(seen.space)
     objectives = max((len(item.values) for item in seen.history), default=1)

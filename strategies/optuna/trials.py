@@ -16,10 +16,11 @@ from optuna.distributions import (
 )
 from optuna.trial import BaseTrial, FrozenTrial, Trial, TrialState
 
+from strategies.arguments import instance
 from strategies.observation import Report
 from strategies.observation import report as _report
 from strategies.optuna.names import Names
-from strategies.plain import NoNumberError
+from strategies.plain import NoNumberError, python_number
 from strategies.space import Constant, SearchSpace
 from strategies.state import reading
 
@@ -51,6 +52,7 @@ def suggest(trial: BaseTrial, space: SearchSpace | Mapping[str, Any]) -> dict[st
     **Returns:** A nested dict of plain values, lists for arrays, constants included; the
     hyperparameters whose conditions do not hold are absent.
     """
+    instance("trial", trial, BaseTrial)
     space = SearchSpace.of(space)
     names, given = Names(space), _given(trial)
     flat: dict[str, Any] = {}
@@ -114,6 +116,7 @@ def report(trial: BaseTrial, value: Any = None, gradient: Any = None, **details:
 
     **Raises:** `ValueError` if the value is an array, or the gradient not a mapping.
     """
+    instance("trial", trial, BaseTrial)
     try:
         given = _report(value, gradient, **details)
     except NoNumberError as error:
@@ -146,11 +149,18 @@ def keep_report(trial: BaseTrial, given: Report) -> None:
 
 
 def constraints_of(trial: FrozenTrial) -> dict[str, float]:
-    """What `trial.set_constraint`, or a `constraints_func`, has said of a trial."""
-    found = getattr(trial, "constraints", None)
-    if found is None:  # before version 5 there was a list of them
-        found = dict(enumerate(trial.system_attrs.get(_CONSTRAINTS) or ()))
-    return {str(name): float(each) for name, each in found.items()}
+    """What `trial.set_constraint`, or a `constraints_func`, has said of a trial.
+
+    What is damaged is NaN: violated, nobody knows by how much.
+    """
+    try:
+        found = getattr(trial, "constraints", None)
+        if found is None:  # before version 5 there was a list of them
+            found = dict(enumerate(trial.system_attrs.get(_CONSTRAINTS) or ()))
+    except TypeError:
+        return {_CONSTRAINTS: math.nan}
+    known = {str(name): python_number(each) for name, each in found.items()}
+    return {name: math.nan if each is None else float(each) for name, each in known.items()}
 
 
 def constraint_attributes(
@@ -238,7 +248,7 @@ def report_of(trial: FrozenTrial) -> Report:
 
     **Raises:** `ValueError` if what is stored is damaged.
     """
-    plain = result_of(trial)
+    plain = result_of(instance("trial", trial, FrozenTrial))
     try:
         with reading():
             stored = read_attribute(REPORT, trial.system_attrs)

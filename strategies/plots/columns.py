@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from scipy.special import expit
 
+from strategies.arguments import several
 from strategies.observation import Observation
 from strategies.plots.style import readable, shortened, whole, wrapped
 from strategies.space import Categorical, Domain, Float, Int, Logit, Ordinal, SearchSpace
@@ -122,6 +123,10 @@ def columns(space: SearchSpace, names: Iterable[str] | None = None) -> list[Colu
 
     **Raises:** `ValueError` for a name that is not there.
     """
+    if names is not None:
+        names = several("names", names, "names of hyperparameters")
+        if not names or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"'names': expected names of hyperparameters, received {names!r:.80}")
     found: list[Column] = []
     for path, where in space.slices.items():
         domain = space.domains[path]
@@ -145,7 +150,6 @@ def columns(space: SearchSpace, names: Iterable[str] | None = None) -> list[Colu
             found += entries
     if names is None:
         return found
-    names = list(names)
     chosen = []
     for name in names:
         fitting = [column for column in found if name in (column.name, column.path)]

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from strategies.arguments import finite, several
 from strategies.plots.style import COLOURS, panels, readable, scale_of, shortened, whole
 
 #: Members of a population with a name in the legend.
@@ -36,7 +37,12 @@ def paths(
     """
     if not isinstance(members, Mapping):
         members = {"": members}
-    flat = {label: [_flat(row) for row in rows] for label, rows in members.items()}
+    flat = {
+        str(label): [_flat(row) for row in several("members", rows, "steps of each member")]
+        for label, rows in members.items()
+    }
+    if names is not None:
+        names = several("names", names, "names of hyperparameters")
     known = list(dict.fromkeys(path for rows in flat.values() for row in rows for path in row))
     for name in names or ():
         if name not in known:
@@ -44,6 +50,11 @@ def paths(
     shown = known if names is None else list(names)
     if not shown:
         raise ValueError("'members': expected steps with hyperparameters, received none")
+    longest = max(len(rows) for rows in flat.values())
+    if steps is not None:
+        steps = [finite("steps", step) for step in several("steps", steps, "numbers")]
+        if len(steps) < longest:
+            raise ValueError(f"'steps': expected {longest} numbers, received {len(steps)}")
     figure, found = panels(len(shown))
     for axes, name in zip(found, shown, strict=True):
         labels: list[str] = []
@@ -78,6 +89,8 @@ def paths(
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, Mapping):
+        raise ValueError(f"'members': expected a mapping for each step, received {tree!r:.80}")
     found: dict[str, Any] = {}
     for key, leaf in tree.items():
         if isinstance(leaf, Mapping):

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.figure import Figure
 
+from strategies.arguments import instances, mapping
 from strategies.importance import Share
 from strategies.plots.style import COLOURS, shortened, single
 
@@ -14,7 +15,11 @@ _MOST = 25
 
 def shares(found: Mapping[str, Share]) -> Figure:
     """What `strategies.importance.importance` found, with its intervals; at most 25 bars."""
-    shown = list(found.items())[:_MOST]
+    named = mapping("found", found, "shares by name")
+    instances("found", named.values(), Share)
+    if not named:
+        raise ValueError("'found': expected at least one share, received none")
+    shown = list(named.items())[:_MOST]
     figure, axes = single(6.4, max(0.32 * len(shown) + 1.1, 1.8))
     size = np.array([share.share for _, share in shown])
     low = size - [share.low for _, share in shown]

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from strategies.plain import python_number
+
 
 def expected_aim(metric: Any, mode: Any) -> tuple[Any, Any]:
     """Metric and mode as strings, or as lists of equal length for several objectives.
@@ -40,13 +42,16 @@ def expected_bounds(constraints: Any) -> dict[str, float]:
     if isinstance(constraints, Mapping):
         bounds = dict(constraints)
     elif isinstance(constraints, list | tuple):
+        if not all(isinstance(name, str) for name in constraints):
+            raise ValueError(f"'constraints': expected names, received {constraints!r:.80}")
         bounds = dict.fromkeys(constraints, 0.0)
     else:
         raise ValueError(f"'constraints': expected names, received {constraints!r:.80}")
     for name, bound in bounds.items():
-        number = isinstance(bound, int | float) and not isinstance(bound, bool) and bound == bound
-        if not isinstance(name, str) or not number:
+        number = python_number(bound)
+        known = number is not None and not isinstance(number, bool) and number == number
+        if not isinstance(name, str) or not known:
             raise ValueError(
                 f"'constraints': expected names and numbers, received {name!r:.40}: {bound!r:.40}"
             )
-    return {name: float(bound) for name, bound in bounds.items()}
+    return {name: float(python_number(bound) or 0.0) for name, bound in bounds.items()}

@@ -14,7 +14,7 @@ import re
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from ray import cloudpickle, tune
 from ray.tune.experiment import Trial
@@ -22,6 +22,9 @@ from ray.tune.experiment import Trial
 from strategies.state import unseal
 
 logger = logging.getLogger(__name__)
+
+#: Names of files, with a place for a time, and what raises an error for one that is damaged.
+_Checks: TypeAlias = Mapping[str, Callable[[bytes], Any]]
 
 #: The copy, in the folder of the experiment.
 SNAPSHOT = "hypergrad-snapshot.zip"
@@ -57,12 +60,13 @@ def restore(path: str | os.PathLike[str], trainable: Any, **options: Any) -> tun
     **Raises:** `ValueError` if nothing can be restored: the driver was killed before its first
     save, or the state is damaged and so is its copy. Ray itself would begin again with one sample.
     """
+    path = _place(path)
     if os.path.isdir(path):
         problem = _repaired(Path(path))
         if problem:
             raise ValueError(f"'path': expected an experiment that was saved, but {problem}")
         _reopen(Path(path))
-    return tune.Tuner.restore(os.fspath(path), trainable, **options)
+    return tune.Tuner.restore(path, trainable, **options)
 
 
 def can_restore(path: str | os.PathLike[str]) -> bool:
@@ -71,9 +75,18 @@ def can_restore(path: str | os.PathLike[str]) -> bool:
     Unlike `Tuner.can_restore`, which is content with the description of the experiment. A question
     only: nothing is written, and no pickle is loaded.
     """
+    path = _place(path)
     if not tune.Tuner.can_restore(path):
         return False
     return not os.path.isdir(path) or _restorable(Path(path))
+
+
+def _place(path: str | os.PathLike[str]) -> str:
+    """A URI as it is; Ray takes no other path that does not begin at the root."""
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(f"'path': expected that of an experiment, received {path!r:.80}")
+    given = os.fspath(path)
+    return given if "://" in given else os.path.abspath(os.path.expanduser(given))
 
 
 def experiment_folder(state: Any) -> Path | None:
@@ -119,11 +132,11 @@ def take_snapshot(folder: Path, staging: Path, searcher: str, session: str) -> N
 
 def _repaired(folder: Path) -> str | None:
     """Put back what is damaged; returns what is wrong if that is not possible."""
-    damaged, vital = _problems(folder)
+    damaged, vital = _problems(folder, LOADED)
     if not damaged:
         return None
     try:
-        files = _copy(folder, damaged)
+        files = _copy(folder, damaged, LOADED)
     except ValueError as error:
         return str(error) if vital else None
     for name, content in files.items():
@@ -171,60 +184,62 @@ def is_repeated(folder: Path) -> bool:
 
 def _put(path: Path, content: bytes) -> None:
     temporary = path.with_name(f"{path.name}.tmp")
+    temporary.unlink(missing_ok=True)  # whatever it may be a link to
     temporary.write_bytes(content)
     os.replace(temporary, path)
 
 
 def _restorable(folder: Path) -> bool:
     """Whether `_repaired` will succeed; writes nothing and loads no pickle."""
-    damaged, vital = _problems(folder)
+    damaged, vital = _problems(folder, RAYS)
     if not vital:
         return True
     try:
-        _copy(folder, damaged, counted=False)
+        _copy(folder, damaged, RAYS)
     except ValueError:
         return False
     return True
 
 
-def _problems(folder: Path) -> tuple[list[str], bool]:
+def _problems(folder: Path, checks: _Checks) -> tuple[list[str], bool]:
     """What is damaged, and whether Ray cannot do without it."""
-    damaged = _damaged(folder, RAYS)
+    damaged = _damaged(folder, checks)
     # A searcher has its backup, which may be older than Ray's trials; the copy fits together.
     begun = any(folder.glob(SEARCHER.format("*")))
     searcher = _damaged(folder, {SEARCHER: json.loads}) if begun else []
     return [*damaged, *searcher], bool(damaged)
 
 
-def _copy(folder: Path, damaged: list[str], *, counted: bool = True) -> dict[str, bytes]:
-    """The files of the copy; with `counted`, the generator's count is that of the trials.
+def _copy(folder: Path, damaged: list[str], checks: _Checks) -> dict[str, bytes]:
+    """The files of the copy; if pickles may be loaded, with the generator's count of the trials.
 
     **Raises:** `ValueError` saying what is wrong with it.
     """
     files: dict[str, bytes] = {}
-    checks = RAYS | {SEARCHER: json.loads}
-    kinds = set()
+    known = {**checks, SEARCHER: json.loads}
+    kinds: dict[str, str] = {}
     try:
         with zipfile.ZipFile(folder / SNAPSHOT) as archive:
             for member in archive.infolist():
-                kind = next((t for t in checks if _is_named(member.filename, t)), None)
+                kind = next((t for t in known if _is_named(member.filename, t)), None)
                 if kind is None or member.file_size > _LARGEST:
                     raise ValueError(
                         f"{damaged[0]}, and its copy holds a file that does not belong there: "
                         f"{member.filename!r}"
                     )
-                kinds.add(kind)
-                files[member.filename] = archive.read(member)
-                checks[kind](files[member.filename])
+                kinds[member.filename] = kind
+            for name, kind in kinds.items():
+                files[name] = archive.read(name)
+                known[kind](files[name])
     except (OSError, zipfile.BadZipFile):
         raise ValueError(f"{damaged[0]}, and there is no copy of it") from None
     except Exception as error:  # whatever an archive with a flipped bit leads its reader to
         if isinstance(error, ValueError) and str(error).startswith(damaged[0]):
             raise
         raise ValueError(f"{damaged[0]}, and so is its copy ({error})") from None
-    if not RAYS.keys() <= kinds:
+    if not RAYS.keys() <= set(kinds.values()):
         raise ValueError(f"{damaged[0]}, and its copy was made before the first trial")
-    if counted:
+    if checks is LOADED:
         trials = next(
             len(json.loads(content)["trial_data"])
             for name, content in files.items()
@@ -242,7 +257,7 @@ def _is_named(name: str, template: str) -> bool:
     return re.fullmatch(rf"{re.escape(before)}[\w.-]*{re.escape(after)}", name) is not None
 
 
-def _damaged(folder: Path, checks: Mapping[str, Callable[[bytes], Any]]) -> list[str]:
+def _damaged(folder: Path, checks: _Checks) -> list[str]:
     """What cannot be read of the newest files of each kind."""
     problems = []
     for template, check in checks.items():
@@ -265,9 +280,22 @@ def _walk(pickled: bytes) -> None:
         pass
 
 
-#: What Ray would stumble over, and how it is read.
-RAYS: dict[str, Callable[[bytes], Any]] = {
-    TUNER: _walk,
-    EXPERIMENT: json.loads,
-    GENERATOR: _walk,
-}
+def _read_experiment(content: bytes) -> None:
+    """Raise an error unless this is what Ray reads of its trials."""
+    state = json.loads(content)
+    if not isinstance(state["runner_data"], dict) or not isinstance(state["stats"], dict):
+        raise TypeError("expected mappings of what the run was")
+    for trial, metadata in state["trial_data"]:
+        Trial.from_json_state(trial, stub=True).restore_run_metadata(metadata)
+
+
+def _load_mapping(content: bytes) -> None:
+    """Raise an error unless this is the pickle of a mapping, which is loaded."""
+    if not isinstance(cloudpickle.loads(content), dict):
+        raise TypeError("expected a mapping")
+
+
+#: What Ray would stumble over, and how it is read without running anything.
+RAYS: _Checks = {TUNER: _walk, EXPERIMENT: json.loads, GENERATOR: _walk}
+#: The same where the folder is trusted: a flipped bit may leave a pickle whole and make it another.
+LOADED: _Checks = {TUNER: _load_mapping, EXPERIMENT: _read_experiment, GENERATOR: _load_mapping}

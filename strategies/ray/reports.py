@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from ray import tune
 
-from strategies.arguments import integer
+from strategies.arguments import integer, mapping, several
 from strategies.observation import report as _report
 
 #: The key under which `report` puts everything that is not a metric.
@@ -45,8 +45,10 @@ def result(
             f"expected at most {MAX_NUMBERS} numbers in a report, received {size}; "
             "write large arrays into a checkpoint"
         )
-    row = dict(metrics or {})
-    names = [metric] if isinstance(metric, str) else list(metric)
+    row = mapping("metrics", metrics, "metrics by name")
+    names = [metric] if isinstance(metric, str) else several("metric", metric, "names of metrics")
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"'metric': expected names of metrics, received {metric!r:.80}")
     values = [given.value] if given.values is None else list(given.values)
     if len(names) != len(values):
         raise ValueError(f"'metric': expected {len(values)} names, received {metric!r:.80}")

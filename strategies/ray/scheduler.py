@@ -34,6 +34,7 @@ from ray.tune.search import Repeater
 from ray.tune.trainable import FunctionTrainable
 from ray.tune.utils.util import flatten_dict
 
+from strategies.arguments import instance
 from strategies.ledger import Ledger
 from strategies.observation import Observation, Report
 from strategies.ray.layout import Layout
@@ -101,7 +102,7 @@ class ScheduledSearch(HypergradSearch):
 
     def _begin(self, layout: Layout, ledger: Ledger) -> None:
         super()._begin(layout, ledger)
-        self._schedule = self._make_schedule(ledger.searcher)
+        self._schedule = instance("schedule", self._make_schedule(ledger.searcher), Scheduler)
 
     def results(self) -> list[Observation]:
         """Those at the highest rung that has any, by number: the schedule has them, no ledger."""

@@ -10,6 +10,7 @@ import numpy as np
 from ray import tune
 from ray.tune.search import sample as ray_domains
 
+from strategies.arguments import instance
 from strategies.plain import python_number
 from strategies.ray.layout import Fixed, Group, Layout, Leaf, Node, Options, Row, is_plain
 from strategies.space import (
@@ -254,6 +255,7 @@ def space_to_ray(space: SearchSpace) -> dict[str, Any]:
     choices, and grids whose bounds are not multiples of their step. Such a space is given to
     `HypergradSearch(space=...)` itself, with no `param_space`.
     """
+    instance("space", space, SearchSpace)
     return space.unflatten({path: _to_ray(path, domain) for path, domain in space.domains.items()})
 
 

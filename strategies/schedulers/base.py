@@ -80,6 +80,7 @@ class Scheduler(abc.ABC):
             raise ValueError(
                 f"'max_resource': expected at least min_resource={low}, received {high}"
             )
+        integer = switch("integer", integer)
         if integer and low < 1:
             raise ValueError(
                 f"'min_resource': expected a whole unit, or integer=False, received {low}"

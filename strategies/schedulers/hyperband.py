@@ -29,6 +29,7 @@ def bracket_size(top: int, s: int, eta: int) -> int:
 
 def hyperband_cost(scheduler: "Hyperband") -> int | float:
     """The budget of one whole Hyperband, if every evaluation trains from scratch."""
+    arguments.instance("scheduler", scheduler, Hyperband)
     top, eta, resources = scheduler.top, scheduler.eta, scheduler.resources
     return sum(
         bracket_size(top, s, eta) // eta**i * resources[top - s + i]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from strategies.arguments import asks_to_stop, functions, integer, positive
+from strategies.arguments import asks_to_stop, functions, instance, integer, positive
 from strategies.local.executors import work
 from strategies.local.outcome import Outcome, evaluate
 from strategies.local.running import Lost
@@ -63,6 +63,8 @@ def run(
     as in `strategies.local.minimize`; if there is neither `jobs` nor `budget` for a scheduler
     without end; or if another run works on `state_path`.
     """
+    instance("scheduler", scheduler, Scheduler)
+    functions("objective", [objective])
     workers = integer("workers", workers, 1)
     jobs = None if jobs is None else integer("jobs", jobs, 1)
     budget = None if budget is None else positive("budget", budget)

@@ -35,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from strategies.arguments import integer, nonnegative, switch
+from strategies.arguments import instance, integer, nonnegative, switch
 from strategies.feasibility import feasible_first
 from strategies.observation import Observation, Suggestion
 from strategies.searchers.base import Item, Searcher
@@ -174,7 +174,7 @@ class BayesSearcher(Searcher):
         self.gradients = switch("gradients", gradients)
         if prior is not None and not isinstance(prior, Prior):
             raise ValueError(f"'prior': expected a Prior, received {prior!r:.80}")
-        self.prior = prior or Prior()
+        self.prior = Prior() if prior is None else instance("prior", prior, Prior)
         self.decay = nonnegative("decay", decay)
         self._groups, self._stretch = geometry(self.space)
         self.context = None if context is None else Contexts.of(context)

@@ -128,7 +128,7 @@ class CARBSSearcher(ParetoSearcher):
         max_cost: float | None = None,
         prior: Prior | None = None,
     ):
-        prior = prior or Prior(lengthscale=_LENGTH)
+        prior = Prior(lengthscale=_LENGTH) if prior is None else prior
         super().__init__(space, seed=seed, first=first, startup=startup, prior=prior)
         self.radius = positive("radius", radius)
         self.resample = integer("resample", resample, 0)

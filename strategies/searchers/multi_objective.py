@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from strategies.arguments import finite, integer, several, switch
+from strategies.arguments import finite, instance, integer, several, switch
 from strategies.observation import Observation, Suggestion
 from strategies.searchers.base import Searcher
 from strategies.space import SearchSpace
@@ -95,7 +95,7 @@ class MultiObjectiveSearcher(Searcher):
             self.reference = np.array([finite("reference", one, "a number each") for one in each])
         if prior is not None and not isinstance(prior, Prior):
             raise ValueError(f"'prior': expected a Prior, received {prior!r:.80}")
-        self.prior = prior or _PRIOR
+        self.prior = _PRIOR if prior is None else instance("prior", prior, Prior)
         self._groups, self._stretch = geometry(self.space)
 
     def check(self, observation: Observation) -> None:

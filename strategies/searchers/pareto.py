@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from strategies.arguments import integer
+from strategies.arguments import instance, integer
 from strategies.observation import Observation, Suggestion
 from strategies.searchers.base import Searcher
 from strategies.space import Float, Int, SearchSpace
@@ -70,7 +70,7 @@ class ParetoSearcher(Searcher):
     ):
         super().__init__(space, seed=seed, first=first)
         self.startup = integer("startup", startup, 2)
-        self.prior = prior or Prior()
+        self.prior = Prior() if prior is None else instance("prior", prior, Prior)
         self._groups, self._stretch = geometry(self.space)
 
     def check(self, observation: Observation) -> None:

@@ -41,4 +41,4 @@ def _penalties(run: Run, worker: Any) -> dict[str, float]:
         # A kernel of a Gaussian process has a length scale per feature itself.
         names = feature_names(run.search.estimator, run.X, run.y)
         return dict(zip(names, np.ravel(value).tolist(), strict=True))
-    return {} if value is None else {"all": float(value)}
+    return {} if value is None or isinstance(value, str) else {"all": float(value)}

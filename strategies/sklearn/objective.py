@@ -231,7 +231,9 @@ class CrossValidation:
         **Raises:** `NotDifferentiableError` where there is no derivative at these parameters.
         """
         began = time.perf_counter()
-        names = {n: n[len(self.prefix) :] for n in params if n in self.differentiable}
+        # A word among the values, as gamma="scale", is part of the model.
+        smooth = [n for n in params if n in self.differentiable and not isinstance(params[n], str)]
+        names = {n: n[len(self.prefix) :] for n in smooth}
         structure = {name: value for name, value in params.items() if name not in names}
         with jax.enable_x64(True):
             stacked, program = self._program(structure, names.values())

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.stats.distributions import rv_frozen
 
 from strategies.space import Categorical, Choice, Constant, Domain, Float, Ordinal, SearchSpace
 from strategies.space.sklearn import sklearn_params, space_from_sklearn
@@ -19,7 +20,9 @@ def space_of(params: Any) -> SearchSpace:
     if isinstance(params, Mapping) and any(
         isinstance(v, Domain | Choice | Mapping) for v in params.values()
     ):
-        return SearchSpace(params)
+        # Beside domains a list is what it is in a grid: values to choose from.
+        grids = {n: v for n, v in params.items() if isinstance(v, list | np.ndarray | rv_frozen)}
+        return SearchSpace({**params, **(space_from_sklearn(grids).domains if grids else {})})
     return space_from_sklearn(params)
 
 
@@ -59,7 +62,8 @@ def is_single(params: Any) -> bool:
 def _is_plain(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(_is_plain(item) for item in value)
-    return value is None or isinstance(value, bool | int | float | str | np.generic)
+    # An enumeration is none, though its members may be numbers: JSON makes others of them.
+    return value is None or type(value) in (bool, int, float, str) or isinstance(value, np.generic)
 
 
 def names_of(space: SearchSpace) -> frozenset[str]:

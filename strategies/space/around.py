@@ -6,7 +6,7 @@ from typing import Literal
 
 from scipy.special import expit, logit
 
-from strategies.arguments import finite, positive
+from strategies.arguments import finite, one_of, positive, switch
 from strategies.space.domains import Domain
 from strategies.space.logit import Logit
 from strategies.space.numeric import Float, Int
@@ -42,8 +42,8 @@ def around(
     **Raises:** `ValueError` naming the argument that is out of range.
     """
     scale = positive("scale", scale)
-    if kind not in ("log", "linear", "logit"):
-        raise ValueError(f"'kind': expected 'log', 'linear' or 'logit', received {kind!r}")
+    one_of("kind", kind, ("log", "linear", "logit"))
+    integer = switch("integer", integer)
     if kind == "logit":
         return _odds(centre, scale, integer)
     if kind == "log":

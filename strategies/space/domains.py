@@ -24,6 +24,8 @@ from strategies.plain import numbers_of, python_number
 _DIGITS = 12
 # A trial may report a tuned value that went through float32; it may stand this far outside.
 _SLACK = 1e-6
+# Integers have so many bits in NumPy.
+_BITS = 64
 
 
 def _fail(path: str, expected: str, received: Any) -> ValueError:
@@ -53,12 +55,11 @@ def numbers(
 def _number(value: Any, path: str, expected: str) -> float:
     """A finite number from a scalar of any library."""
     number = python_number(value)
-    try:
-        if number is not None and not isinstance(number, bool) and math.isfinite(number):
-            return number
-    except OverflowError:  # an integer beyond all floats
-        pass
-    raise _fail(path, expected, value)
+    if number is None or isinstance(number, bool) or not -math.inf < number < math.inf:
+        raise _fail(path, expected, value)
+    if isinstance(number, int) and number.bit_length() > _BITS:
+        raise _fail(path, expected, value)
+    return number
 
 
 def _check_spread(domain: Any) -> None:

@@ -31,11 +31,19 @@ from strategies import (
     Simplex,
     SobolSearcher,
     bandits,
+    front,
+    importance,
+    lamarckian,
     laws,
+    page,
+    plots,
     policies,
     population,
     report,
+    schedulers,
+    searchers,
     stopping,
+    tangents,
 )
 from strategies import optuna as on_optuna
 from strategies import ray as on_ray
@@ -291,22 +299,53 @@ def public(module):
             yield f"{module.__name__}.{name}", entry
 
 
-PUBLIC = (bandits, laws, policies, population, strategies, stopping, moving)
-WHOLE = {name: entry for module in PUBLIC for name, entry in public(module)}
+PUBLIC = (
+    bandits, laws, policies, population, strategies, stopping, moving, front, importance,
+    lamarckian, on_optuna, on_ray, plots, schedulers, searchers, tangents,
+)  # fmt: skip
+#: Those that need a cluster.
+ELSEWHERE = {"strategies.ray.report", "strategies.ray.restore"}
+WHOLE = {
+    name: entry
+    for module in PUBLIC
+    for name, entry in public(module)
+    if name not in ELSEWHERE
+} | {"report_page": page.report_page}  # fmt: skip
+
+FOUND = minimize(lambda config: config["x"], SPACE, trials=5, searcher=RandomSearcher(SPACE))
+#: Parameters for which most calls are given what they expect, so that the others are looked at.
+FITTING = {
+    "space": SPACE,
+    "source": FOUND,
+    "history": FOUND.history,
+    "searcher": RandomSearcher(SPACE),
+}
 
 #: Those that have their own engine.
 RARE = {"minimize": 60, "run": 60, "ask bayes": 20, "ask hypergradient": 20}
 
 
+#: Those that draw, or fit a process.
+DRAWN = {
+    "report_page": 10,
+    "strategies.plots.contours": 15,
+    "strategies.plots.slices": 15,
+    "strategies.importance.importance": 20,
+}
+
+
 @pytest.mark.parametrize("name", sorted(WHOLE))
-def test_every_argument_by_name(name):
+def test_every_argument_by_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where texts are names of files
     function, rng = WHOLE[name], random.Random(name)
     parameters = [
         p for p in inspect.signature(function).parameters.values() if p.kind not in (2, 4)
     ]
-    for _ in range(60):
+    for _ in range(DRAWN.get(name, 60)):
         given = {
-            p.name: SPACE if p.name == "space" and rng.random() < 0.7 else rng.choice(VALUES)
+            p.name: FITTING[p.name]
+            if p.name in FITTING and rng.random() < 0.7
+            else rng.choice(VALUES)
             for p in parameters
             if p.default is p.empty or rng.random() < 0.4
         }

@@ -3,12 +3,14 @@
 import enum
 import json
 import math
+import pathlib
 import warnings
 from decimal import Decimal
 from fractions import Fraction
 
 import jax.numpy as jnp
 import numpy as np
+import optuna
 import pandas as pd
 import pytest
 
@@ -23,9 +25,11 @@ from strategies import (
     Stop,
     report,
 )
+from strategies import optuna as on_optuna
 from strategies.local import minimize
 from strategies.schedulers import ASHA, run
 
+optuna.logging.set_verbosity(optuna.logging.ERROR)
 SPACE = SearchSpace({"x": Float(0.0, 1.0)})
 
 
@@ -157,6 +161,39 @@ def test_a_cost_that_is_no_number_is_not_known_and_can_be_saved(unknown, tmp_pat
     assert again.state_dict() == schedule.state_dict()
     ledger = RandomSearcher(SPACE).ledger
     assert ledger.tell(Observation({"x": 0.5}, 1.0, gradient_error=math.nan)).gradient_error is None
+
+
+OBJECTS = [
+    [pathlib.Path("a"), pathlib.Path("b")],
+    [np.arange(2), np.arange(3)],
+    [(1, 2), (3,)],
+    [len, max],
+    *CHOICES,
+]
+
+
+@pytest.mark.parametrize("choices", OBJECTS, ids=str)
+def test_a_study_knows_its_trials_and_what_they_tuned_themselves_into(choices, tmp_path):
+    space = SearchSpace({"c": Categorical(choices), "x": Float(0.25, 1.0)})
+    url = f"sqlite:///{tmp_path}/study.db"
+    for _ in range(2):
+        study = optuna.create_study(
+            storage=url,
+            study_name="s",
+            load_if_exists=True,
+            sampler=on_optuna.HypergradSampler(searcher=RandomSearcher(space)),
+        )
+
+        def objective(trial):
+            config = on_optuna.suggest(trial, space)
+            assert any(config["c"] is choice for choice in space.domains["c"].choices)
+            return on_optuna.report(trial, 1.0, {"x": 1.0}, config={**config, "x": 0.5})
+
+        study.optimize(objective, n_trials=2)
+    study.ask().suggest_float("x", 0.25, 1.0)
+    history, _ = study.sampler._view.look(study, study.get_trials(deepcopy=False))
+    assert [o.config["x"] for o in history] == [0.5] * 4
+    assert [o.gradient for o in history] == [{"x": 1.0}] * 4
 
 
 def test_remarks_are_stored_as_text_where_json_cannot_hold_them():

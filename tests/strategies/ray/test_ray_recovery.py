@@ -3,9 +3,11 @@
 import json
 import os
 import pickle
+import random
 import zipfile
 
 import pytest
+from ray.tune import Tuner
 
 from strategies.ray import can_restore, restore
 from strategies.ray.recovery import SNAPSHOT
@@ -55,3 +57,65 @@ def test_an_absolute_path_is_not_written(tmp_path):
     folder = experiment(tmp_path / "run", {}, **{str(tmp_path / "absolute"): "x"})
     assert not can_restore(folder)
     assert sorted(os.listdir(tmp_path)) == ["run"]
+
+
+STATE = {"trial_data": [], "runner_data": {}, "stats": {}}
+
+
+def whole(folder):
+    """An experiment whose files are all there, and their copy."""
+    experiment(folder, {"counter": 0, "searcher": print}, **{"searcher-state-1.pkl": "{}"})
+    with zipfile.ZipFile(folder / SNAPSHOT, "a") as archive:
+        archive.extractall(folder)
+    (folder / "experiment_state-1.json").write_text(json.dumps(STATE))
+    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != SNAPSHOT}
+    with zipfile.ZipFile(folder / SNAPSHOT, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return files
+
+
+@pytest.mark.parametrize(
+    "name", ["tuner.pkl", "experiment_state-1.json", "search_gen_state-1.json"]
+)
+def test_a_bit_that_flipped_where_ray_has_no_checksum_is_put_back(name, tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr(Tuner, "restore", lambda path, *_, **__: begun.append(path))
+    folder = tmp_path / "run"
+    good, rng = whole(folder)[name], random.Random(0)
+    for times in range(1, 60):
+        damaged = bytearray(good)
+        damaged[rng.randrange(len(good))] ^= 1 << rng.randrange(8)
+        (folder / name).write_bytes(damaged)
+        restore(folder, print)
+        assert len(begun) == times
+        found = (folder / name).read_bytes()
+        state = json.loads(found) if name.startswith("experiment") else pickle.loads(found)
+        assert isinstance(state, dict)
+        if name.startswith("experiment"):
+            assert state.keys() == STATE.keys()
+
+
+def test_what_is_put_back_is_not_written_through_a_link(tmp_path, monkeypatch):
+    monkeypatch.setattr(Tuner, "restore", lambda *_, **__: None)
+    folder, outside = tmp_path / "run", tmp_path / "outside"
+    whole(folder)
+    outside.write_text("mine")
+    (folder / "tuner.pkl").write_bytes(b"")
+    (folder / "tuner.pkl.tmp").symlink_to(outside)
+    restore(folder, print)
+    assert outside.read_text() == "mine"
+    assert pickle.loads((folder / "tuner.pkl").read_bytes()) == {}
+
+
+def test_a_path_may_be_relative(tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr(Tuner, "restore", lambda path, *_, **__: begun.append(path))
+    whole(tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    assert can_restore("run")
+    restore("run", print)
+    assert begun == [str(tmp_path / "run")]
+    assert not can_restore("elsewhere")
+    with pytest.raises(ValueError, match="'path': expected"):
+        can_restore(3)

@@ -182,7 +182,7 @@ def test_the_ceiling_on_the_cost_holds(seed):
         (lambda: CARBSSearcher(SPACE, max_cost=0), "'max_cost': expected a positive"),
         (lambda: around(0.0), "'centre': expected a positive"),
         (lambda: around(1.0, -1), "'scale': expected a positive"),
-        (lambda: around(1.0, kind="cubic"), "'kind': expected 'log', 'linear' or 'logit'"),
+        (lambda: around(1.0, kind="cubic"), "'kind': expected one of"),
         (lambda: around(1.0, kind="logit"), "'centre': expected a number between 0 and 1"),
         (lambda: around(0.9, kind="logit", integer=True), "'integer': expected False"),
         (lambda: around(1e-20, kind="logit"), "'centre': expected a number further than 1e-14"),
