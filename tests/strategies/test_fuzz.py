@@ -292,7 +292,8 @@ ENTRIES |= {
 
 def public(module):
     """The classes and functions of a module that users call, by their name."""
-    for name in module.__all__:
+    own = [n for n, e in vars(module).items() if getattr(e, "__module__", "") == module.__name__]
+    for name in getattr(module, "__all__", [n for n in own if not n.startswith("_")]):
         entry = getattr(module, name)
         error = inspect.isclass(entry) and issubclass(entry, Exception)
         if callable(entry) and not inspect.isabstract(entry) and not error:

@@ -1,12 +1,10 @@
 """What each array of a model is multiplied by, against the published tables."""
 
 import equinox as eqx
-import flax.linen
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from hypergrad.transfer import Exponents, Factors, infer
 
@@ -142,17 +140,18 @@ def test_orientation_of_equinox():
 
 
 def test_orientation_of_flax():
-    def linen(width):
-        net = flax.linen.Sequential(
-            [flax.linen.Conv(width, (3, 3)), flax.linen.Dense(width), flax.linen.Dense(2)]
-        )
+    linen = pytest.importorskip("flax.linen")
+    nnx = pytest.importorskip("flax.nnx")
+
+    def layers(width):
+        net = linen.Sequential([linen.Conv(width, (3, 3)), linen.Dense(width), linen.Dense(2)])
         return jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
 
-    found = list(roles(infer(linen(4), linen(8))).values())
+    found = list(roles(infer(layers(4), layers(8))).values())
     assert found == ["vector", "input", "vector", "hidden", "fixed", "output"]
 
     def heads(width):
-        net = flax.linen.MultiHeadDotProductAttention(num_heads=width // 4, qkv_features=width)
+        net = linen.MultiHeadDotProductAttention(num_heads=width // 4, qkv_features=width)
         return jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 4, width)))
 
     kernels = {r for path, r in roles(infer(heads(8), heads(16))).items() if "kernel" in path}
