@@ -3,6 +3,10 @@
 Random points of the whole space and steps around the best points known compete; from the few with
 the largest scores a local search goes on, over every other value of each discrete hyperparameter
 and steps of all sizes in the continuous ones. Nothing that was tried before is offered again.
+
+The largest score of a coordinate on which the score hardly depends is at a bound, where the least
+is known. Searches that always go there see few values of it, and learn late that it matters after
+all beside another value of the others. With `slack` such coordinates are drawn at random.
 """
 
 from collections.abc import Callable
@@ -25,6 +29,10 @@ _STEPS = 100
 # random points, and choices that a neighbourhood looks at.
 _ENTRIES = 600_000
 _CHOICES = 100
+# Coordinates that are drawn anew, of arrays with more a random choice: a score for each is what a
+# suggestion has time for. Draws of each, of which the first that is good enough is taken.
+_REDRAWN = 50
+_DRAWS = 8
 
 
 def maximise(
@@ -35,6 +43,7 @@ def maximise(
     rng: np.random.Generator,
     refine: Refine | None = None,
     region: tuple[Vector, Vector] | None = None,
+    slack: float = 0.0,
 ) -> Vector | None:
     """Unit coordinates with a large score, or `None` if nothing untried was found.
 
@@ -45,6 +54,8 @@ def maximise(
     - `tried`: `(n, dimension)`, points not to be offered again.
     - `refine`: moves a point to one with a larger score, e.g. along the score's slope.
     - `region`: lower and upper corner of a box to stay in, with `refine`; all by default.
+    - `slack`: how far below the largest found a score may be. Within it one hyperparameter after
+      the other, of arrays one entry, is replaced by a random value.
     """
     seen = set(_keys(tried))
     low, high = region or (np.zeros(space.dimension), np.ones(space.dimension))
@@ -77,7 +88,28 @@ def maximise(
                 point, value = refined, larger
         if value > best_score:
             best, best_score = point, value
+    if best is None or not slack:
+        return best
+    free = _free(space)
+    for part in rng.permutation(len(free))[:_REDRAWN]:
+        rows = np.repeat(best[None], _DRAWS, 0)
+        rows[:, free[part]] = low[free[part]] + (high - low)[free[part]] * rng.random(
+            (_DRAWS, len(free[part]))
+        )
+        rows, scores = untried(space.snap(rows))
+        enough = np.flatnonzero(scores >= best_score - slack)
+        if len(enough):
+            best = rows[enough[0]]
     return best
+
+
+def _free(space: SearchSpace) -> list[NDArray[np.intp]]:
+    """Coordinates that move by themselves: an entry of an array, a choice as a whole."""
+    parts: list[NDArray[np.intp]] = []
+    for path, where in space.slices.items():
+        indices = np.arange(where.start, where.stop)
+        parts += [*indices[:, None]] if space.domains[path].differentiable else [indices]
+    return [part for part in parts if len(part)]
 
 
 def neighbours(space: SearchSpace, point: Vector, rng: np.random.Generator) -> Matrix:
