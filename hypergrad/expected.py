@@ -75,6 +75,17 @@ def require_function(owner: str, name: str, value: Any) -> None:
         raise ValueError(f"{owner}: {name!r}: expected a function, received {received(value)}.")
 
 
+def require_function_fields(owner: Any, *names: str, optional: tuple[str, ...] = ()) -> None:
+    """Refuse fields of an object that are no functions; those in `optional` may be `None`.
+
+    **Raises:** `ValueError` that says what was given, and as which field.
+    """
+    for name in (*names, *optional):
+        value = getattr(owner, name)
+        if value is not None or name in names:
+            require_function(type(owner).__name__, name, value)
+
+
 def require_functions(owner: str, name: str, value: Any) -> None:
     """Refuse what is no list or tuple of functions.
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree, Scalar
 
+from hypergrad.expected import require_function_fields
 from hypergrad.linear import vector
 from hypergrad.residual import Oriented
 
@@ -38,6 +39,9 @@ class Stateful(Oriented):
     """
 
     loss: Callable
+
+    def __check_init__(self) -> None:
+        require_function_fields(self, "loss")
 
     def parts(self) -> list[Callable]:
         """The user's functions, each as `(params, hparams, batch[, key])`."""

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree, Scalar
 
+from hypergrad.expected import require_function_fields
+
 #: Nodes of Gauss-Hermite quadrature: expectations of log probit to 1e-8 for variances below 10.
 _NODES = 40
 
@@ -65,6 +67,9 @@ class Gaussian(Likelihood):
     """
 
     log_variance: Callable
+
+    def __check_init__(self) -> None:
+        require_function_fields(self, "log_variance")
 
     def log_density(self, f: Scalar, y: Scalar, hparams: PyTree) -> Scalar:
         """See `Likelihood.log_density`."""

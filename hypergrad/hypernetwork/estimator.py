@@ -20,7 +20,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
 from hypergrad.estimator import FitInfo, Hypergradient, direct_info
-from hypergrad.expected import require_count, require_optimizer
+from hypergrad.expected import require_count, require_function_fields, require_optimizer
 from hypergrad.hypernetwork.distribution import (
     REACH,
     Distribution,
@@ -131,6 +131,7 @@ class Hypernetwork(RestrictedEstimator):
 
     def __check_init__(self) -> None:
         require_optimizer("Hypernetwork", self.optimizer)
+        require_function_fields(self, "activation")
         for name, value in (("steps", self.steps), ("samples", self.samples)):
             require_count("Hypernetwork", name, value)
         if not isinstance(self.hidden, Sequence) or isinstance(self.hidden, str):

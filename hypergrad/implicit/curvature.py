@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree, Scalar
 
+from hypergrad.expected import require_function_fields
 from hypergrad.implicit.adjoint import JacobianSystem, LinearSystem, SupportSystem
 from hypergrad.implicit.optimality import ProximalStep
 from hypergrad.linear import vector
@@ -70,6 +71,9 @@ class GaussNewton(Curvature):
     outputs: Callable
     loss: Callable
     penalty: Callable | None = None
+
+    def __check_init__(self) -> None:
+        require_function_fields(self, "outputs", "loss", optional=("penalty",))
 
     def linearize(self, given: RestrictedProblem) -> tuple[PyTree, LinearSystem]:
         """See `Curvature.linearize`."""

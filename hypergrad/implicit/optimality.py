@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree, Scalar
 
-from hypergrad.expected import require_positive
+from hypergrad.expected import require_function_fields, require_positive
 from hypergrad.linear import vector
 from hypergrad.problem import same_form
 from hypergrad.residual import Oriented
@@ -49,6 +49,7 @@ class ProximalStep(Oriented):
     polyhedral: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self) -> None:
+        require_function_fields(self, "smooth", "prox")
         require_positive("ProximalStep", "step", self.step)
 
     def __call__(self, params: PyTree, hparams: PyTree, batch: PyTree, *key: Array) -> PyTree:
@@ -87,6 +88,9 @@ class FixedPoint(Oriented):
     """
 
     step: Callable
+
+    def __check_init__(self) -> None:
+        require_function_fields(self, "step")
 
     def __call__(self, params: PyTree, hparams: PyTree, batch: PyTree, *key: Array) -> PyTree:
         """The residual at `params`."""
@@ -129,6 +133,7 @@ class KKT(Oriented):
     def __check_init__(self) -> None:
         if self.constraint is None and self.inequality is None:
             raise ValueError("KKT: expected a constraint or an inequality; both are None.")
+        require_function_fields(self, "objective", optional=("constraint", "inequality"))
 
     def parts(self) -> list[Callable]:
         """The user's functions, each as `(params, hparams, batch[, key])`."""

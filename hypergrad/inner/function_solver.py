@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from hypergrad.expected import require_function_fields
 from hypergrad.inner.base import InnerSolution, InnerSolver
 from hypergrad.linear import vector
 from hypergrad.problem import BilevelProblem, same_form
@@ -19,6 +20,9 @@ class FunctionSolver(InnerSolver):
     """
 
     fn: Callable
+
+    def __check_init__(self) -> None:
+        require_function_fields(self, "fn")
 
     def run(
         self,

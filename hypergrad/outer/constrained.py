@@ -78,6 +78,8 @@ class ConstrainedProblem(ValueProblem):
         stochastic: bool = False,
     ) -> None:
         require_function("ConstrainedProblem", "constraints", constraints)
+        if objective is not None:
+            require_function("ConstrainedProblem", "objective", objective)
         require_number("ConstrainedProblem", "tolerance", tolerance)
         for path, leaf in jax.tree_util.tree_leaves_with_path(bounds):
             try:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree, Scalar
 
 from hypergrad.envelope import ValueProblem
+from hypergrad.expected import require_function_fields
 from hypergrad.implicit.optimality import ProximalStep
 from hypergrad.outer.constraints import (
     Box,
@@ -61,6 +62,7 @@ class MinimaxProblem(ValueProblem):
         self.f = f
         self.opponent = opponent
         self.worst = worst
+        require_function_fields(self, optional=("worst",))
         self.outer = f
         self.inner = _negated(f) if opponent is None else None
         self.optimality = None if opponent is None else _projected(f, opponent)

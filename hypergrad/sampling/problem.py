@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree, Scalar
 
+from hypergrad.expected import require_function_fields
 from hypergrad.problem import BilevelProblem
 
 
@@ -40,6 +41,7 @@ class SamplingProblem(BilevelProblem):
         self.potential = potential
         self.loss = loss
         self.statistic = statistic
+        require_function_fields(self, "potential", "loss", optional=("statistic",))
         self.inner = _mean_potential(potential)
         self.outer = _mean_loss(loss) if statistic is None else _loss_of_mean(loss, statistic)
         self.optimality = None

@@ -9,6 +9,7 @@ import jax
 import optax
 from jaxtyping import Array, PyTree
 
+from hypergrad.expected import require_function_fields
 from hypergrad.linear import vector
 from hypergrad.problem import BilevelProblem
 from hypergrad.restricted import RestrictedProblem
@@ -92,6 +93,15 @@ class OptaxStep(LossStep):
 
     optimizer: Callable[[PyTree], optax.GradientTransformation]
 
+    def __check_init__(self) -> None:
+        if isinstance(self.optimizer, optax.GradientTransformation):
+            raise ValueError(
+                "OptaxStep: 'optimizer': expected a function, such as lambda hparams: "
+                "optax.adam(hparams['rate']), received an optax optimizer. One that takes nothing "
+                "from the hyperparameters is given to the estimator as it is."
+            )
+        require_function_fields(self, "optimizer")
+
     def init(self, params: PyTree, hparams: PyTree) -> PyTree:
         """The optimizer's initial state."""
         return self._build(hparams).init(eqx.filter(params, eqx.is_inexact_array))
@@ -168,6 +178,7 @@ class StepFunction(InnerStep):
     stochastic: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self) -> None:
+        require_function_fields(self, "fn")
         if self.state is not None and not callable(self.state):
             raise ValueError(
                 "StepFunction: state expected a function state(params, hparams), received a "

@@ -19,12 +19,13 @@ from hypergrad import (
     recommend,
 )
 from hypergrad.expected import require_scalar
+from hypergrad.gaussian_process import Gaussian
 from hypergrad.hypernetwork import Hypernetwork
-from hypergrad.implicit import Hessian
+from hypergrad.implicit import KKT, FixedPoint, GaussNewton, Hessian, ProximalStep
 from hypergrad.linear import MINRES, PCG, Fallback, Jacobi
 from hypergrad.outer import HOAG, SOBA, Alternating, run
 from hypergrad.self_tuning import SelfTuning
-from hypergrad.unrolled import StepFunction
+from hypergrad.unrolled import OptaxStep, StepFunction
 from tests.hypergrad.problems import RIDGE, XV, YV, X, Y
 
 W, TRAIN, VALID = jnp.zeros(2), (X, Y), (XV, YV)
@@ -66,6 +67,26 @@ def test_a_solver_given_as_a_class_or_text(solver):
 
 
 MADE = ImplicitDifferentiation()
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: OptaxStep(optax.sgd(0.1)), "OptaxStep: .*lambda hparams: .*an optax optimizer"),
+        (lambda: OptaxStep(0.1), "OptaxStep: 'optimizer': expected a function, .*a float"),
+        (lambda: StepFunction(3), "StepFunction: 'fn': expected a function, received an int"),
+        (lambda: FixedPoint(None), "FixedPoint: 'step': .*received None"),
+        (lambda: ProximalStep(W, W), "ProximalStep: 'smooth': expected a function"),
+        (lambda: KKT(RIDGE.inner, inequality=0.0), "KKT: 'inequality': .*a float"),
+        (lambda: GaussNewton(RIDGE.inner, RIDGE.outer, 0.1), "GaussNewton: 'penalty': .*a float"),
+        (lambda: Gaussian(0.1), "Gaussian: 'log_variance': .*a float"),
+        (lambda: Hypernetwork(activation="relu"), "'activation': .*the text 'relu'"),
+    ],
+)
+def test_what_is_no_function(make, match):
+    with pytest.raises(ValueError, match=match) as caught:
+        make()
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
