@@ -50,7 +50,7 @@ def random_signs(tree: PyTree) -> PyTree:
     leaves, structure = jax.tree.flatten(tree)
     keys = jax.random.split(jax.random.key(0), max(len(leaves), 1))
     signs = [
-        jax.random.rademacher(k, leaf.shape).astype(leaf.dtype)
+        vector.placed(jax.random.rademacher(k, leaf.shape).astype(leaf.dtype), leaf)
         for k, leaf in zip(keys, leaves, strict=False)
     ]
     return jax.tree.unflatten(structure, signs)

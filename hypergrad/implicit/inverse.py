@@ -11,7 +11,6 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
 from hypergrad.implicit.adjoint import LinearSystem
@@ -134,7 +133,7 @@ class DenseInverse(Inverse):
 
     def multiply(self, v: PyTree) -> PyTree:
         """See `Inverse.multiply`."""
-        flat, unravel = ravel_pytree(v)
+        flat, unravel = vector.flattened(v)
         highest = jax.lax.Precision.HIGHEST
         coefficients = self.values * jnp.matmul(self.right.T, flat, precision=highest)
         return unravel(jnp.matmul(self.left, coefficients, precision=highest))
@@ -144,7 +143,7 @@ class DenseInverse(Inverse):
         return jnp.maximum(observed, 1 / self.smallest)
 
     def _through(self, outof: Array, into: Array, rhs: PyTree) -> Answer:
-        flat, unravel = ravel_pytree(rhs)
+        flat, unravel = vector.flattened(rhs)
         highest = jax.lax.Precision.HIGHEST
         size = vector.norm(flat)
         coefficients = jnp.matmul(outof.T, flat / jnp.where(size > 0, size, 1), precision=highest)

@@ -7,7 +7,6 @@ other, by singular values where it is singular.
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
 
 from hypergrad.expected import require_count
@@ -47,7 +46,7 @@ class Dense(LinearSolver):
         """
         n = vector.size(system.rhs)
         _check_size("Dense", n, self.max_size)
-        b, unravel = ravel_pytree(system.rhs)
+        b, unravel = vector.flattened(system.rhs)
         matrix = jnp.zeros((0, 0), b.dtype)
         if n > 0:
             matrix = materialise(system.operator, system.rhs, chunk=self.chunk).astype(b.dtype)
@@ -124,7 +123,7 @@ class Inverse(BuiltPreconditioner):
 
     def __call__(self, v: PyTree) -> PyTree:
         """`P⁻¹ v`."""
-        flat, unravel = ravel_pytree(v)
+        flat, unravel = vector.flattened(v)
         return unravel((self.matrix @ flat).astype(flat.dtype))
 
 
@@ -137,12 +136,12 @@ def materialise(operator: LinearOperator, like: PyTree, *, chunk: int = 128) -> 
     - `like`: a vector of its space; only shapes and dtypes matter.
     - `chunk`: products taken together in one batch. Default 128.
     """
-    flat, unravel = ravel_pytree(like)
+    flat, unravel = vector.flattened(like)
     n = flat.size
 
     def column(index: Array) -> Array:
         unit = jax.nn.one_hot(index, n, dtype=flat.dtype)
-        return ravel_pytree(operator.mv(unravel(unit)))[0]
+        return vector.flattened(operator.mv(unravel(unit)))[0]
 
     # The last batch is filled up with columns seen before, so that the product is compiled once.
     batches = -(-n // chunk)

@@ -96,7 +96,10 @@ class GMRES(IterativeSolver):
         def cycle(c: _Restart) -> _Restart:
             unit = vector.scale(1 / c.size, c.residual)
             basis = jax.tree.map(
-                lambda leaf: jnp.zeros((m + 1, *leaf.shape), leaf.dtype).at[0].set(leaf), unit
+                lambda leaf: (
+                    vector.placed(jnp.zeros((m + 1, *leaf.shape), leaf.dtype), leaf).at[0].set(leaf)
+                ),
+                unit,
             )
             inner = jax.lax.while_loop(
                 growing,

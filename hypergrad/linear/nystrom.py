@@ -11,7 +11,6 @@ from typing import ClassVar, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from hypergrad.expected import require_choice, require_count, require_positive
@@ -73,10 +72,10 @@ def low_rank(
     key = jax.random.key(0) if key is None else key
     size = vector.size(like)
     rank = min(rank, size)
-    flat, unravel = ravel_pytree(like)
+    flat, unravel = vector.flattened(like)
     dtype = flat.dtype
     stack = jax.vmap(unravel)
-    ravel = jax.vmap(lambda v: ravel_pytree(v)[0])
+    ravel = jax.vmap(lambda v: vector.flattened(v)[0])
 
     if sketch == "columns":
         chosen = jax.random.choice(key, size, (rank,), replace=False)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from hypergrad.linear import vector
 from hypergrad.linear.vector import Product
 
 _SMALL = 2**13
@@ -58,6 +59,6 @@ class Packing(eqx.Module):
     def _groups(self) -> list[list[int]]:
         groups: dict = {}
         for i, leaf in enumerate(jax.tree.leaves(self.like)):
-            joins = leaf.size <= _SMALL and not any(jax.typeof(leaf).sharding.spec)
+            joins = leaf.size <= _SMALL and not vector.split(leaf)
             groups.setdefault(leaf.dtype if joins else i, []).append(i)
         return list(groups.values())

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
 from hypergrad.expected import require_count
+from hypergrad.linear import vector
 from hypergrad.linear.operator import LinearOperator
 
 
@@ -127,6 +128,7 @@ def random_like(draw: Callable[..., Array], key: Array, like: PyTree, count: int
     leaves, structure = jax.tree.flatten(like)
     keys = jax.random.split(key, max(len(leaves), 1))
     drawn = [
-        draw(k, (count, *leaf.shape), leaf.dtype) for k, leaf in zip(keys, leaves, strict=False)
+        vector.placed(draw(k, (count, *leaf.shape), leaf.dtype), leaf)
+        for k, leaf in zip(keys, leaves, strict=False)
     ]
     return jax.tree.unflatten(structure, drawn)

@@ -115,7 +115,9 @@ class RecyclingCG(IterativeSolver):
 
     def _nothing_known(self, packed: PyTree) -> Memory:
         pairs, solutions = (
-            jax.tree.map(lambda a, rows=rows: jnp.zeros((*rows, *a.shape), a.dtype), packed)
+            jax.tree.map(
+                lambda a, rows=rows: vector.placed(jnp.zeros((*rows, *a.shape), a.dtype), a), packed
+            )
             for rows in ((2, self.memory), (_EARLIER,))
         )
         return Memory(pairs, jnp.zeros((), jnp.int32), solutions)
@@ -309,7 +311,10 @@ def _column(flags: Array, like: Array) -> Array:
 
 def _grams(x: PyTree, y: PyTree) -> Array:
     """Inner products of all rows with all rows, shape `(rows, rows)`."""
-    terms = jax.tree.map(
-        lambda a, b: _product(a.reshape(len(a), -1), b.reshape(len(b), -1).T), x, y
-    )
-    return reduce(jnp.add, jax.tree.leaves(terms))
+
+    def leaf(a: Array, b: Array) -> Array:
+        if vector.split(a):
+            return jax.vmap(lambda row: vector.dots(b, row))(a)
+        return _product(a.reshape(len(a), -1), b.reshape(len(b), -1).T)
+
+    return reduce(jnp.add, jax.tree.leaves(jax.tree.map(leaf, x, y)))

@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree, Scalar
 
 Product = Callable[[PyTree], PyTree]
@@ -44,10 +46,37 @@ def vdot(x: PyTree, y: PyTree) -> Scalar:
 
     def leaf(a: Array, b: Array) -> Scalar:
         dtype = _accumulator(a, b)
-        return jnp.vdot(a.astype(dtype), b.astype(dtype), precision=_HIGHEST)
+        a, b = a.astype(dtype), b.astype(dtype)
+        if split(a):
+            # A contraction of such axes would have to be told where it goes; a sum goes everywhere.
+            return jnp.sum(a * b)
+        return jnp.vdot(a, b, precision=_HIGHEST)
 
     products = jax.tree.leaves(jax.tree.map(leaf, x, y))
     return reduce(jnp.add, products) if products else jnp.zeros(())
+
+
+def split(leaf: Array) -> bool:
+    """Whether its type says that it is divided among devices: on a mesh with explicit axes."""
+    return any(jax.typeof(leaf).sharding.spec)
+
+
+def placed(made: Array, like: Array) -> Array:
+    """An array made anew, divided among devices along its last axes as `like` is."""
+    return made + jnp.zeros_like(like) if split(like) else made
+
+
+def flattened(x: PyTree) -> tuple[Array, Callable[[Array], PyTree]]:
+    """All entries in one vector, which every device has, and the way back."""
+    flat, unravel = ravel_pytree(jax.tree.map(_gathered, x))
+    return flat, lambda entries: jax.tree.map(placed, unravel(entries), x)
+
+
+def _gathered(leaf: Array) -> Array:
+    if not split(leaf):
+        return leaf
+    mesh = jax.typeof(leaf).sharding.mesh
+    return jax.sharding.reshard(leaf, NamedSharding(mesh, PartitionSpec()))
 
 
 def largest(x: PyTree) -> Scalar:
@@ -132,7 +161,13 @@ def size(x: PyTree) -> int:
 
 def dots(rows: PyTree, v: PyTree) -> Array:
     """`⟨row_i, v⟩` for vectors stacked along the first axis of each leaf."""
-    parts = jax.tree.map(lambda b, a: jnp.tensordot(b, a, a.ndim, precision=_HIGHEST), rows, v)
+
+    def leaf(b: Array, a: Array) -> Array:
+        if split(a):
+            return jnp.sum(b * a, axis=tuple(range(1, b.ndim)))
+        return jnp.tensordot(b, a, a.ndim, precision=_HIGHEST)
+
+    parts = jax.tree.map(leaf, rows, v)
     return reduce(jnp.add, jax.tree.leaves(parts))
 
 
