@@ -10,8 +10,11 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from hypergrad.programs import parts
 
 # Operations whose traced body is not looked into. Each is continuous, or discontinuous only where
-# a matrix loses rank, but computed by steps that are not.
-_WHOLE = frozenset({"interp", "pinv", "lstsq", "det", "slogdet", "expm", "truncated_normal"})
+# a matrix loses rank, but computed by steps that are not: the normal quantile from the bits of a
+# number, since JAX 0.12.
+_WHOLE = frozenset(
+    {"interp", "pinv", "lstsq", "det", "slogdet", "expm", "truncated_normal", "ndtri"}
+)
 CONTROL = frozenset({"scan", "while", "cond"})
 _CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 
