@@ -137,7 +137,7 @@ def _name(eqn: Any) -> str:
 def _called(eqn: Any) -> Any:
     """The program that an equation calls, if it is to be written out."""
     name = eqn.primitive.name
-    if name in CONTROL or str(eqn.params.get("name")).lstrip("_") in _WHOLE:
+    if name in CONTROL or _function(eqn) in _WHOLE:
         return None
     for field in _CALLS:
         body = eqn.params.get(field)
@@ -150,6 +150,13 @@ def _called(eqn: Any) -> Any:
         # A solver that iterates to a tolerance, and has its derivative from a rule.
         return None if name.startswith("custom_") and _loops(body.jaxpr) else body
     return None
+
+
+def _function(eqn: Any) -> str:
+    """The name of the function that a call was traced from, without its underscore."""
+    body = eqn.params.get("call_jaxpr")
+    traced = getattr(getattr(body, "jaxpr", body), "debug_info", None)
+    return str(eqn.params.get("name", getattr(traced, "func_name", ""))).lstrip("_")
 
 
 def _loops(jaxpr: Any) -> bool:

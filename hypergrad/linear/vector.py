@@ -63,7 +63,11 @@ def split(leaf: Array) -> bool:
 
 def placed(made: Array, like: Array) -> Array:
     """An array made anew, divided among devices along its last axes as `like` is."""
-    return made + jnp.zeros_like(like) if split(like) else made
+    if not split(like):
+        return made
+    sharding = jax.typeof(like).sharding
+    spec = PartitionSpec(*[None] * (made.ndim - like.ndim), *sharding.spec)
+    return jax.sharding.reshard(made, NamedSharding(sharding.mesh, spec))
 
 
 def flattened(x: PyTree) -> tuple[Array, Callable[[Array], PyTree]]:
@@ -145,7 +149,7 @@ def where(condition: Array | bool, x: PyTree, y: PyTree) -> PyTree:
 
 def zeros_like(x: PyTree) -> PyTree:
     """The zero vector of the space of `x`."""
-    return jax.tree.map(jnp.zeros_like, x)
+    return jax.tree.map(lambda leaf: placed(jnp.zeros_like(leaf), leaf), x)
 
 
 def all_finite(x: PyTree) -> Array:

@@ -135,7 +135,7 @@ def first_state(kind: type[State], params: PyTree, hparams: PyTree, **own: Any) 
         hparams=hparams,
         visited=hparams,
         params=params,
-        hypergradient=jax.tree.map(jnp.zeros_like, differentiable(hparams)),
+        hypergradient=vector.zeros_like(differentiable(hparams)),
         **own,
     )
 
