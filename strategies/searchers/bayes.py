@@ -84,8 +84,8 @@ _LEVELLINGS = 3
 # Of the suggestions of a process that predicts nothing, the share that are draws from the prior.
 _DOUBTED = 0.5
 
-# Expected improvements within a factor e are as good as each other: on twelve scripts for Optuna
-# (`experiments.switched`) 0.1 and 0.3 of it gain less, and twice of it no more.
+# On a plateau, expected improvements within a factor e are as good as each other: on twelve scripts
+# for Optuna (`experiments.switched`) 0.1 and 0.3 of it gain less, and twice of it no more.
 _INDIFFERENT = 1.0
 
 
@@ -293,7 +293,10 @@ class BayesSearcher(Searcher):
         anchors = belief.anchors / self._stretch
         if self._optimum is not None:
             anchors = np.r_[anchors, self._optimum.likeliest]
-        # Gradients tell which coordinates matter, and a new task is given what is best.
+        # A smallest value that repeats shows a plateau. Without, the optimum is worth its precision;
+        # gradients tell which coordinates matter, and a new task is given what is best.
+        values = [item.value for item in usable if item.value is not None]
+        plateau = values.count(min(values, default=np.inf)) > 1
         exact = belief.joint or belief.fresh or belief.process.rows.direction.any()
         return maximise(
             self.space,
@@ -305,7 +308,7 @@ class BayesSearcher(Searcher):
             if belief.joint
             else lambda point, score: self._climb(belief, point, score, region, power),
             region,
-            0.0 if exact else _INDIFFERENT,
+            _INDIFFERENT if plateau and not exact else 0.0,
         )
 
     def _drawn(self, number: int, space: SearchSpace | None = None) -> dict[str, Any]:
