@@ -293,8 +293,8 @@ class BayesSearcher(Searcher):
         anchors = belief.anchors / self._stretch
         if self._optimum is not None:
             anchors = np.r_[anchors, self._optimum.likeliest]
-        # A smallest value that repeats shows a plateau. Without, the optimum is worth its precision;
-        # gradients tell which coordinates matter, and a new task is given what is best.
+        # A smallest value that repeats shows a plateau. Without one, the optimum is worth its
+        # precision; gradients tell which coordinates matter; a new task is given what is best.
         values = [item.value for item in usable if item.value is not None]
         plateau = values.count(min(values, default=np.inf)) > 1
         exact = belief.joint or belief.fresh or belief.process.rows.direction.any()
