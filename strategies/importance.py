@@ -22,8 +22,9 @@ _FEWEST = 4
 _ROWS, _FIT_ROWS = 600, 200
 #: Points of the design over which variances are taken; the most numbers that it may have.
 _POINTS, _NUMBERS = 1024, 4_000_000
-#: Draws of all other hyperparameters over which a surface is averaged.
-_AVERAGED = 64
+#: Draws of all other hyperparameters over which a surface is averaged; fewer, down to the second
+#: number, where all its points would have more numbers than the third.
+_AVERAGED, _AVERAGED_LEAST, _SURFACE_NUMBERS = 64, 4, 100_000_000
 #: Draws of a hyperparameter from which the variance of its prior is taken.
 _PRIOR_DRAWS = 512
 
@@ -170,7 +171,8 @@ def surface(
     if len(seen.complete) < _FEWEST:
         return None
     process, stretch = _fitted(seen, seen.groups(), np.arange(len(seen.complete)))
-    others = _design(seen.space, 0)[0][:_AVERAGED]
+    room = _SURFACE_NUMBERS // (len(cells[0]) * len(cells[1]) * seen.space.dimension)
+    others = _design(seen.space, 0)[0][: min(max(room, _AVERAGED_LEAST), _AVERAGED)]
     others = np.tile(others, (len(cells[1]), 1))
     others[:, coordinates[1]] = np.repeat(cells[1], len(others) // len(cells[1]), 0)
     mean = np.empty((len(cells[0]), len(cells[1])))

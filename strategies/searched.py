@@ -74,6 +74,17 @@ class Searched:
                 row[~self.space.active_mask(item.point)] = 0.0
         return found
 
+    def narrowed(self) -> "Searched":
+        """The same without most of those choices that no trial had, of hundreds of them.
+
+        A process knows of each of them as much as of all others; see `surrogates.narrowed`.
+        """
+        # Of this method alone.
+        from strategies.surrogates.narrowed import narrowed
+
+        space = narrowed(self.space, self.history, np.random.default_rng(0))
+        return self if space is self.space else searched(self.history, space)
+
     def groups(self, *, entries: bool = False) -> dict[str, np.ndarray]:
         """The unit coordinates of each hyperparameter that has any, by its path.
 

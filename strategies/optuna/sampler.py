@@ -1,6 +1,7 @@
 """Any of our searchers as a sampler of Optuna."""
 
 import functools
+import json
 import math
 import threading
 import time
@@ -31,6 +32,7 @@ from strategies.optuna.processes import OtherProcesses, holder
 from strategies.optuna.shared import SharedParameters
 from strategies.optuna.study_view import StudyView, context_of, point_of
 from strategies.optuna.trial_cache import TrialCache
+from strategies.optuna.trials import constraints_found
 from strategies.searchers.base import Searcher
 from strategies.space import SearchSpace
 
@@ -58,7 +60,8 @@ class HypergradSampler(BaseSampler):
       parameter that is new counts after ten trials, and once half of all have it.
     - `seed`: an integer; with the number of a trial it decides all randomness.
     - `constraints_func`: from a finished trial to its constraints, feasible when none is above 0,
-      as Optuna's own samplers take it. What `trial.set_constraint` says counts as well.
+      as Optuna's own samplers take it; NaN is violated. What `trial.set_constraint` says counts as
+      well.
     - `context`: what is known of the task, for a `BayesSearcher` with a space of contexts: a
       mapping, or a function that finds it from a new trial (its `user_attrs`, as
       `study.enqueue_trial({}, user_attrs=...)` and `study.user_attrs` give them).
@@ -228,7 +231,11 @@ class HypergradSampler(BaseSampler):
             suggestion = again
             view.keep(study, trial, suggestion)
         params = names.to_params(suggestion.config)
-        return {name: value for name, value in params.items() if name in search_space}
+        return {
+            name: value
+            for name, value in params.items()
+            if name in search_space and not _is_changed_by_storages(search_space[name])
+        }
 
     def _proposer(self, searcher: Searcher, trial: FrozenTrial) -> Callable[..., Suggestion]:
         """`propose`, for the context of a trial if there is one."""
@@ -286,14 +293,19 @@ class HypergradSampler(BaseSampler):
     ) -> Any:
         """A random value, for a parameter that is not suggested together with others.
 
-        Optuna also asks for one whose suggested value it finds off the grid, by rounding errors.
+        Optuna also asks for one whose suggested value it finds off the grid, by rounding errors;
+        and here is the suggested choice where a storage has made lists of the script's tuples.
         """
         names = self._names or self._found
-        if names is not None and names.offered.get(param_name) == param_distribution:
+        offered = None if names is None else names.offered.get(param_name)
+        if names is not None and offered is not None and _is_the_same(offered, param_distribution):
             with self._lock:
                 params = self._set_up(names, len(study.directions))[1].suggested(trial)
             if param_name in params:
-                return params[param_name]
+                found = params[param_name]
+                if not isinstance(param_distribution, CategoricalDistribution):
+                    return found
+                return param_distribution.choices[int(offered.to_internal_repr(found))]
         name = zlib.crc32(param_name.encode())
         rng = np.random.default_rng([self._seed, trial.number, name])
         return _draw(param_distribution, rng)
@@ -311,7 +323,7 @@ class HypergradSampler(BaseSampler):
                     stacklevel=2,
                 )
         if self._constraints is not None and state in (TrialState.COMPLETE, TrialState.PRUNED):
-            found = [float(each) for each in self._constraints(trial)]
+            found = constraints_found(self._constraints(trial))
             study._storage.set_trial_system_attr(trial._trial_id, "constraints", found)
         if self._context is not None and state in (TrialState.COMPLETE, TrialState.PRUNED):
             self._keep_context(study, trial)
@@ -324,6 +336,30 @@ def _is_late(trial: FrozenTrial) -> bool:
     """Whether others may have given up waiting for its suggestion, or are about to."""
     begun = trial.datetime_start
     return begun is None or (datetime.now() - begun).total_seconds() > _PATIENCE / 2
+
+
+def _is_changed_by_storages(distribution: BaseDistribution) -> bool:
+    """Whether it may be another one in the script, where a list was a tuple.
+
+    Optuna refuses such a script if a value of it is suggested together with others.
+    """
+    return isinstance(distribution, CategoricalDistribution) and any(
+        isinstance(choice, list | tuple | dict) for choice in distribution.choices
+    )
+
+
+def _is_the_same(offered: BaseDistribution, asked: BaseDistribution) -> bool:
+    """Whether they are equal once both were stored."""
+    if offered == asked:
+        return True
+    if not (
+        isinstance(offered, CategoricalDistribution) and isinstance(asked, CategoricalDistribution)
+    ):
+        return False
+    try:
+        return json.dumps(offered.choices) == json.dumps(asked.choices)
+    except TypeError:  # objects, which no storage but the memory has
+        return False
 
 
 def _draw(distribution: BaseDistribution, rng: np.random.Generator) -> Any:

@@ -16,7 +16,7 @@ from optuna.distributions import (
 )
 from optuna.trial import BaseTrial, FrozenTrial, Trial, TrialState
 
-from strategies.arguments import instance
+from strategies.arguments import instance, several
 from strategies.observation import Report
 from strategies.observation import report as _report
 from strategies.optuna.names import Names
@@ -163,16 +163,30 @@ def constraints_of(trial: FrozenTrial) -> dict[str, float]:
     return {name: math.nan if each is None else float(each) for name, each in known.items()}
 
 
+def constraints_found(found: Any) -> list[float]:
+    """What a `constraints_func` has returned, as Optuna keeps it.
+
+    **Raises:** `ValueError` for what is no list of numbers.
+    """
+    entries = several("constraints_func", found, "a list of numbers from it")
+    numbers = [python_number(entry) for entry in entries]
+    if any(number is None for number in numbers):
+        raise ValueError(
+            f"'constraints_func': expected a list of numbers from it, received {found!r:.80}"
+        )
+    return [_without_nan(float(number or 0.0)) for number in numbers]
+
+
+def _without_nan(constraint: float) -> float:
+    # Optuna takes NaN for feasible, or refuses it; here it is violated.
+    return math.inf if math.isnan(constraint) else constraint
+
+
 def constraint_attributes(
     constraints: Mapping[str, float], known: Mapping[str, float] = MappingProxyType({})
 ) -> dict[str, Any]:
     """Constraints as the system attributes in which Optuna has them, without those it knows."""
-    # Optuna has no NaN there, which is violated.
-    new = {
-        name: math.inf if math.isnan(each) else each
-        for name, each in constraints.items()
-        if name not in known
-    }
+    new = {name: _without_nan(each) for name, each in constraints.items() if name not in known}
     if not new or hasattr(FrozenTrial, "constraints"):
         return {f"{_CONSTRAINTS}:{name}": each for name, each in new.items()}
     return {_CONSTRAINTS: [*known.values(), *new.values()]}

@@ -26,7 +26,8 @@ def contours(
     """What the Gaussian process expects over two hyperparameters, averaged over all others.
 
     The trials are dots at their place, the best one has a ring. With fewer than four complete
-    trials there is no process, and the dots are alone.
+    trials there is no process, and the dots are alone. Of hundreds of choices those are shown that
+    trials had, and some more.
 
     **Arguments:**
 
@@ -35,7 +36,7 @@ def contours(
 
     **Raises:** `ValueError` for a name that is not there, and for a space with one axis.
     """
-    seen = searched(source, space)
+    seen = searched(source, space).narrowed()
     across, up = _axes(seen, x, y)
     figure, axes = single(5.6, 4.4)
     axes.grid(visible=False)

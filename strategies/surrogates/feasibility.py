@@ -106,6 +106,7 @@ def feasibility(
     names = sorted({name for item in history for name in item.constraints})
     if not names:
         return None
+    found = any(item.status == "complete" and item.feasible for item in history)
     processes, bounds = [], []
     for name in names:
         where = [i for i, item in enumerate(history) if name in item.constraints]
@@ -118,9 +119,13 @@ def feasibility(
         size = np.abs(raw)
         scale = float(np.median(size[size > 0])) if (size > 0).any() else 1.0
         bent = np.sign(raw) * np.log1p(size / scale)
-        centre = float(bent.mean())
-        y, slope = standardised(bent)
-        spread = 1.0 / float(slope[0])
+        # Where trials that do not have this constraint are feasible and nothing is known to be
+        # within it, the bound counts as a value: the first violations would be believed everywhere.
+        judged = np.r_[bent, 0.0] if found and (bent > 0).all() else bent
+        centre = float(judged.mean())
+        scaled, slopes = standardised(judged)
+        y, slope = scaled[: len(bent)], slopes[: len(bent)]
+        spread = 1.0 / float(slopes[0])
         order = np.argsort(np.abs(bent), kind="stable")
         if len(order) > _ROWS:
             near, rest = order[: _ROWS // 2], order[_ROWS // 2 :]
@@ -146,5 +151,4 @@ def feasibility(
         processes.append(process)
         # The objective pulls to the bound; within its noise a point there is as often outside.
         bounds.append(-centre / spread - float(np.sqrt(process.noise)))
-    found = any(item.status == "complete" and item.feasible for item in history)
     return Feasibility(tuple(processes), tuple(bounds), found)

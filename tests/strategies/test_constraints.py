@@ -173,6 +173,29 @@ def test_the_probability_and_its_slope():
     assert feasibility([observation(1.0, {})], stretch, groups, Prior(), rng) is None
 
 
+def test_the_first_violation_of_a_constraint_that_few_trials_have_is_not_believed_everywhere():
+    """Each branch of a program may have limits of its own; each trial here has one of two."""
+
+    def two_limits(config):
+        x, y = config["x"], config["y"]
+        limits = {"above": x} if y > 0 else {"below": y}
+        return report((x - 1) ** 2 + (y + 2) ** 2, constraints=limits)
+
+    for kind in (BayesSearcher, AutoSearcher):
+        found = minimize(two_limits, SPACE, searcher=kind(SPACE, seed=0), trials=20)
+        assert found.best_value < 0.05
+    groups, stretch = geometry(SPACE)
+    intake = Intake(SPACE)
+    fine, bad = ({"x": x, "y": 0.0} for x in (-4.0, 4.0))
+    history = [
+        intake(fine, report(1.0, constraints={"below": -1.0})),
+        intake(bad, report(0.0, constraints={"above": 2.0})),
+    ]
+    limits = feasibility(history, stretch, groups, Prior(), np.random.default_rng(0))
+    near, far = limits.log_probability(np.stack([SPACE.point(c).unit for c in (bad, fine)]))
+    assert near < np.log(0.1) < far
+
+
 def test_the_lagrangian_is_stationary_at_the_constrained_minimum():
     intake = Intake(SPACE)
     points = [(0.5, 0.5), (0.5, 0.6), (0.4, 0.5), (2.0, 1.0), (-1.0, -1.0), (0.0, 3.0)]

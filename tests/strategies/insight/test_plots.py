@@ -22,6 +22,7 @@ from strategies import (
 from strategies.importance import importance
 from strategies.schedulers import ASHA, Hyperband, run
 from strategies.space import Logit
+from strategies.surrogates.gaussian_process import GaussianProcess
 
 pytest.importorskip("matplotlib")
 
@@ -153,6 +154,29 @@ def test_paths_of_a_population_and_of_one_run():
 def test_bars_for_shares():
     bars = plots.shares(importance(seen(12), SPACE)).axes[0].patches
     assert len(bars) == sum(domain.size > 0 for domain in SPACE.domains.values())
+
+
+@pytest.mark.parametrize("tried", [20, 900])
+def test_a_picture_of_a_thousand_choices_is_not_a_thousand_times_the_work(tried, monkeypatch):
+    """Not the time is counted, but the numbers that the process is asked about."""
+    space = SearchSpace({"c": Categorical([f"c{i}" for i in range(1000)]), "x": Float(0, 1)})
+    found = [
+        Observation({"c": f"c{i}", "x": (7 * i % tried) / tried}, float(i % 10))
+        for i in range(tried)
+    ]
+    asked = []
+
+    def predict(process, x):
+        asked.append(x.size)
+        return np.zeros(len(x)), np.ones(len(x))
+
+    monkeypatch.setattr(GaussianProcess, "predict", predict)
+    axes = plots.contours(found, space).axes[0]
+    assert sum(asked) <= 1.1e8
+    # All trials are there, and few choices beside theirs.
+    assert len(axes.collections[-2].get_offsets()) == tried
+    low, high = axes.get_xlim() if axes.get_xlabel() == "c" else axes.get_ylim()
+    assert high - low == (tried + 20 if tried < 400 else 1000)
 
 
 def test_a_probability_is_drawn_by_its_odds():

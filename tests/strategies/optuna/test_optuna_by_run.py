@@ -48,7 +48,7 @@ def test_everything_that_optuna_allows_is_searched(kind, tmp_path, caplog):
         asked.append(ODD[kind](trial))
         return sum((trial.suggest_float(f"p{i}", -5, 5) - 1) ** 2 for i in range(2))
 
-    storage = f"sqlite:///{tmp_path}/study.db" if "lists" not in kind else None
+    storage = f"sqlite:///{tmp_path}/study.db"
     study = optuna.create_study(sampler=HypergradSampler(seed=0), storage=storage)
     study.optimize(objective, n_trials=8)
     attributes = [t.system_attrs for t in study.get_trials(deepcopy=False)]
@@ -60,6 +60,30 @@ def test_everything_that_optuna_allows_is_searched(kind, tmp_path, caplog):
     for seen in history[1:]:
         assert seen.note == attributes[seen.number]["hypergrad:suggestion"]["note"]
     assert caplog.records == []
+
+
+@pytest.mark.filterwarnings("ignore:Choices for a categorical")
+def test_a_script_gets_its_own_tuples_whatever_the_storage_makes_of_them(tmp_path):
+    sizes, given = [(8, (4, 2)), {"wide": (64,)}, [3], None], []
+
+    def objective(trial):
+        size = trial.suggest_categorical("size", sizes)
+        assert any(size is one for one in sizes)
+        given.append(sizes.index(size))
+        return given[-1] + trial.suggest_float("x", 0, 1)
+
+    chosen = {}
+    for storage in (None, f"sqlite:///{tmp_path}/study.db"):
+        study = optuna.create_study(sampler=HypergradSampler(seed=0), storage=storage)
+        study.optimize(objective, n_trials=12)
+        chosen[storage], given = given, []
+        notes = [t.system_attrs.get("hypergrad:suggestion") for t in study.trials]
+        history, _ = study.sampler._view.look(study, study.trials)
+        assert [item.note for item in history[1:]] == [note["note"] for note in notes[1:]]
+    # What was searched is what was tried: the storage changes nothing.
+    first, second = chosen.values()
+    assert first == second
+    assert first.count(0) > len(first) / len(sizes)
 
 
 @pytest.mark.parametrize(

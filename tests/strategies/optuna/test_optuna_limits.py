@@ -71,6 +71,25 @@ def test_a_constraints_func():
         HypergradSampler(constraints_func=[1.0])
 
 
+def test_a_constraint_that_is_nan_is_violated_for_optuna_too():
+    sampler = HypergradSampler(
+        space=SPACE, constraints_func=lambda t: [math.nan if t.params["x"] < 0 else -1.0]
+    )
+    study = optuna.create_study(sampler=sampler)
+    for x in (-4.0, 2.0):
+        study.enqueue_trial({"x": x, "y": 0.0})
+    study.optimize(lambda trial: sum(asked(trial)), n_trials=2)
+    assert study.trials[0].constraints["0"] == math.inf
+    assert study.best_trial.number == 1
+
+
+@pytest.mark.parametrize("found", [None, 1.0, "ab", ["a"], [None], [-1.0, {}]])
+def test_a_constraints_func_that_finds_no_numbers_is_named(found):
+    study = optuna.create_study(sampler=HypergradSampler(constraints_func=lambda trial: found))
+    with pytest.raises(ValueError, match="'constraints_func': expected a list of numbers"):
+        study.optimize(lambda trial: sum(asked(trial)), n_trials=1)
+
+
 def test_several_directions():
     def objective(trial):
         x, y = asked(trial)
