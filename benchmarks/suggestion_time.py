@@ -4,8 +4,8 @@
 function behind every suggestion, on histories of observations spread over the space, half of them
 near the best one, of a smooth function with several valleys. Columns:
 
-- `seconds`: median of one suggestion;
-- `limit`: what it may take, where there is a limit;
+- `ms`: milliseconds of one suggestion, the median;
+- `limit, ms`: what it may take, where there is a limit;
 - `time`: their ratio, at most 1.
 
 Gradients are exact and complete. The rows without a limit show how the time grows to 1,000
@@ -35,13 +35,13 @@ from strategies import (
 )
 from strategies.space import Point
 
-# Searcher, its name, dimensions, observations, with gradients, limit in seconds.
+# Searcher, its name, dimensions, observations, with gradients, limit in milliseconds.
 CASES: list[tuple[Callable[..., Any], str, int, int, bool, float | None]] = [
-    (RandomSearcher, "random", 9, 100, False, 0.010),
-    (HypergradientSearcher, "hypergradient", 9, 100, True, 0.100),
-    (HypergradientSearcher, "hypergradient", 20, 100, True, 0.100),
-    (BayesSearcher, "Bayes", 9, 100, False, 0.060),
-    (BayesSearcher, "Bayes with gradients", 20, 100, True, 0.300),
+    (RandomSearcher, "random", 9, 100, False, 10.0),
+    (HypergradientSearcher, "hypergradient", 9, 100, True, 100.0),
+    (HypergradientSearcher, "hypergradient", 20, 100, True, 100.0),
+    (BayesSearcher, "Bayes", 9, 100, False, 60.0),
+    (BayesSearcher, "Bayes with gradients", 20, 100, True, 300.0),
     (SobolSearcher, "Sobol", 9, 100, False, None),
     (EvolutionSearcher, "evolution", 9, 100, False, None),
     (TPESearcher, "TPE", 9, 100, False, None),
@@ -94,11 +94,7 @@ def coordinates(quick: bool, clock: Callable[[], float]) -> list[dict[str, Any]]
     }
     seconds = interleaved(runs, repeats=3 if quick else 9, clock=clock)
     return [
-        {
-            "searcher": "none",
-            "case": f"coordinates of 1,000 floats, {name}",
-            "seconds": median(taken),
-        }
+        {"coordinates of 1,000 floats": name, "ms": 1e3 * median(taken)}
         for name, taken in seconds.items()
     ]
 
@@ -120,16 +116,21 @@ def main() -> None:
             repeats=3 if arguments.quick else 9,
             clock=arguments.clock,
         )["propose"]
+        milliseconds = 1e3 * median(seconds)
         row = {
             "searcher": name,
-            "case": f"{size} dimensions, {count} observations",
-            "seconds": median(seconds),
+            "dimensions": size,
+            "observations": count,
+            "ms": milliseconds,
         }
         if limit is not None:
-            row |= {"limit": limit, "time": median(seconds) / limit}
+            row |= {"limit, ms": limit, "time": milliseconds / limit}
         rows.append(row)
-    rows += coordinates(arguments.quick, arguments.clock)
-    report("suggestion_time", {"time": rows}, {"time": 1.0}, arguments)
+    tables = {
+        "suggestions": rows,
+        "coordinates": coordinates(arguments.quick, arguments.clock),
+    }
+    report("suggestion_time", tables, {"time": 1.0}, arguments)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ class ValueProblem(BilevelProblem):
     `MinimaxProblem` and `ConstrainedProblem` are the two. What they have in common: `Envelope`
     gives their hypergradient, and both players may move at once (`hypergrad.outer.Extragradient`).
 
-    `advice` is what the doctor says of such a problem: what to run.
+    `advice` is what `recommend` says of such a problem: what to run.
     """
 
     advice: ClassVar[str] = ""

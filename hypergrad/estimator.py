@@ -147,7 +147,18 @@ class Estimator(eqx.Module):
         *,
         key: Array | None = None,
     ) -> Any:
-        """The state at the inner point `params`."""
+        """The state at the inner point `params`.
+
+        **Arguments:**
+
+        - `problem`: the two losses.
+        - `params`: the inner point, any pytree.
+        - `hparams`: the hyperparameters, any pytree.
+        - `inner_batch`: data of the inner loss.
+        - `key`: for stochastic problems.
+
+        **Returns:** The state, for `fit` and `hypergradient`.
+        """
 
     @abstractmethod
     def fit(
@@ -159,7 +170,10 @@ class Estimator(eqx.Module):
         *,
         key: Array | None = None,
     ) -> tuple[Any, FitInfo]:
-        """Improve the response at `hparams`."""
+        """Improve the inner point (the response) at `hparams`.
+
+        **Returns:** The new state, and how many iterations it took to which residual.
+        """
 
     @abstractmethod
     def hypergradient(
@@ -172,7 +186,11 @@ class Estimator(eqx.Module):
         *,
         key: Array | None = None,
     ) -> Hypergradient:
-        """The hypergradient at the state's inner point."""
+        """The hypergradient at the state's inner point.
+
+        **Returns:** A `Hypergradient`: the outer loss, its derivative in `hparams`, the next state,
+        and how far the derivative can be trusted.
+        """
 
 
 def check_state(estimator: Estimator, state: Any) -> None:

@@ -77,8 +77,8 @@ class Observation(_Located):
     - `values`: of a search with several objectives, in their order, all minimised; `value` is the
       first. One that is not finite makes the observation `failed`.
     - `gradients`: of each of `values`, or nothing.
-    - `constraints`: name to value; the configuration is feasible if none is above 0. NaN is
-      violated, nobody knows by how much.
+    - `constraints`: name to value; the configuration is feasible if none is above 0. NaN
+      counts as violated by an unknown amount.
     - `constraint_gradients`: of some of `constraints`, by name, each like `gradient`.
     - `point`: the configuration as it was checked, with its unit coordinates; set by whoever checks
       the observation, and always there in what a searcher's `_propose` is given.

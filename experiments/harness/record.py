@@ -40,6 +40,12 @@ DISTRIBUTIONS = (
     "scikit-learn",
     "optuna",
     "ray",
+    # What benchmarks compare with.
+    "jaxopt",
+    "optimistix",
+    "torch",
+    "torchopt",
+    "betty-ml",
 )
 
 # A committed curve is a picture a few hundred pixels wide, and its numbers have that precision.

@@ -92,7 +92,7 @@ def mixture(
     - `batch`: examples of each domain in a mini-batch; a training step takes `D` times as many.
     - `target_batch`: target examples of an outer step. Default: all.
     - `start`: a weight for each domain, which sum to one. Default: equal weights.
-    - `floor`: `c` above, in [0, 1).
+    - `floor`: share of the weights that all domains have in equal parts, in [0, 1).
     - `seed`: of the mini-batches and of stochastic losses.
     - `callbacks`, `options`: of `hypergrad.outer.run`: `checkpoint`, `holdout_data`, `patience`.
 

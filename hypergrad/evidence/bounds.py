@@ -30,7 +30,7 @@ class Bound(eqx.Module):
 
     @abstractmethod
     def draws(self, examples: int, outputs: int, key: Array | None) -> PyTree:
-        """What each estimate looks at: arrays with a leading axis of draws."""
+        """The parts of the data that each estimate uses: arrays with a leading axis of draws."""
 
     @abstractmethod
     def log_det(self, network: Linearised, draw: PyTree) -> Scalar:

@@ -55,7 +55,7 @@ class GPProblem(BilevelProblem):
 
     @staticmethod
     def sites(batch: PyTree) -> Sites:
-        """Sites that say nothing: the posterior is the prior."""
+        """Sites of precision zero, with which the posterior is the prior."""
         _, y = batch
         nothing = jnp.zeros(jnp.shape(y), jnp.result_type(float))
         return Sites(nothing, nothing)

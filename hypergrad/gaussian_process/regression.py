@@ -95,7 +95,7 @@ class MarginalLikelihood(_Regression):
     """`−log N(y | 0, K + σ² I)`."""
 
     def log_score(self, covariance: Array, y: Array) -> Scalar:
-        """See the section of the book on marginal likelihoods, eq. 5.8."""
+        """`log N(y | 0, covariance)`; Rasmussen and Williams (2006), eq. 5.8."""
         factor = jnp.linalg.cholesky(covariance)
         white = jax.scipy.linalg.solve_triangular(factor, y, lower=True)
         log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(factor)))
@@ -106,7 +106,7 @@ class LeaveOneOut(_Regression):
     """`−Σ log p(yᵢ | all others)`, from one inverse instead of `n`."""
 
     def log_score(self, covariance: Array, y: Array) -> Scalar:
-        """Eqs. 5.10 to 5.12 of the book."""
+        """`Σ log p(yᵢ | all others)`; Rasmussen and Williams (2006), eqs. 5.10 to 5.12."""
         factor = jnp.linalg.cholesky(covariance)
         eye = jnp.eye(y.shape[0], dtype=y.dtype)
         inverse = jax.scipy.linalg.cho_solve((factor, True), eye)

@@ -39,7 +39,7 @@ class VariationalGP(SiteEstimator):
 
     @property
     def stationary(self) -> bool:  # type: ignore[override]
-        """Of the bound alone."""
+        """Whether the objective is stationary in the sites: the bound is."""
         return self.objective == "elbo"
 
     def update(self, problem: GPProblem, sites: Sites, hparams: PyTree, batch: PyTree) -> Sites:

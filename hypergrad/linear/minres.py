@@ -22,7 +22,7 @@ from hypergrad.outcome import RUNNING, Outcome
 class MINRES(IterativeSolver):
     """Minimal residual; one product a step, and one to measure the residual in the end.
 
-    The measurement is not a luxury: what the recurrence says strays from the truth by the square of
+    The measurement is needed: what the recurrence says strays from the truth by the square of
     the condition number times the rounding error, and a `residual` above `tol` tells of it.
 
     For a singular operator it converges to a least-squares solution and stops there: `residual`

@@ -97,7 +97,7 @@ class RecyclingCG(IterativeSolver):
     - `tol`: stop at `‖b − A x‖ <= tol ‖b‖`. May be traced. Default 1e-6.
     - `max_steps`: most products spent. May be traced. Default 1000.
     - `memory`: how many directions to remember, at least 4. Default 60.
-    - `state`: of earlier solves; the estimator's business.
+    - `state`: what earlier solves have left; the estimator sets it.
     """
 
     symmetric_only: ClassVar[bool] = True

@@ -57,7 +57,7 @@ class QuasiNewton(eqx.Module):
         require_count("QuasiNewton", "memory", self.memory, 0)
 
     def init(self, hparams: PyTree) -> LimitedMemory:
-        """Nothing known.
+        """The memory before the first step.
 
         **Arguments:**
 
@@ -70,7 +70,7 @@ class QuasiNewton(eqx.Module):
     def learn(
         self, known: LimitedMemory, step: PyTree, change: PyTree, gradient: PyTree
     ) -> LimitedMemory:
-        """With one more step.
+        """The memory after one more step.
 
         **Arguments:**
 

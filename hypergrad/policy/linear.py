@@ -12,7 +12,7 @@ from hypergrad.expected import require_number
 
 
 class Range(eqx.Module):
-    """Where a setting lives: `low + (high - low) / (1 + exp(-z))`, of the logarithms with `log`.
+    """The range of a setting: `low + (high - low) / (1 + exp(-z))`, of the logarithms with `log`.
 
     **Arguments:**
 

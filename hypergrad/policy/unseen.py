@@ -68,7 +68,7 @@ class Unseen:
         return self.patience is not None and self._since >= self.patience
 
     def judged(self, hparams: PyTree) -> Judgement:
-        """A policy on these instances."""
+        """What `judge` says of a policy on these instances."""
         return judge(
             self.problem, self.step, self.params, hparams, self.inner_batch, self.outer_batch,
             stacked=self.stacked, key=self.key,

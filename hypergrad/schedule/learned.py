@@ -51,7 +51,7 @@ class LearnedSchedules(eqx.Module):
 
     @property
     def steps(self) -> int:
-        """Of a training."""
+        """Number of steps of a training."""
         return len(next(iter(self.values.values())))
 
     def schedule(self, name: str, group: str | None = None) -> Schedule:

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array
 
 Scale = Literal["log", "logit", "linear"]
+"""In which units a setting is changed: by factors, by its odds, or by differences."""
 
 # Logarithms of a start that reaches zero (a warm-up, a cosine) stop at this share of its largest.
 _LEAST_SHARE = 1e-3

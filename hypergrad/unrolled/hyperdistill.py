@@ -70,6 +70,9 @@ class HyperDistill(SteppedEstimator):
     to `init`. With `Alternating` the hyperparameters move after every step, online. Time and memory
     depend neither on the length of a run nor on the number of hyperparameters.
 
+    The derivative through a run is taken to be that of a single step at `w*`, a mean of the points
+    gone through, on `D*`, one of their batches, times a sum of powers of `γ` and a factor `θ`.
+
     **Arguments:**
 
     - `update`: the inner step; see `UnrolledEstimator`.

@@ -102,7 +102,7 @@ class Bandit(Searcher):
 
     @abstractmethod
     def learner(self) -> Learner:
-        """What knows nothing yet."""
+        """A learner before the first round."""
 
     def check(self, observation: Observation) -> None:
         """A loss below the lowest one would be a gain, from which the rules do not recover.

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from strategies.population.together import Together
 
 Objective = Callable[[Config], Any]
+"""What a search minimises: takes a configuration, returns what `strategies.report` takes first."""
 
 
 def minimize(

@@ -17,7 +17,7 @@ class JournalFile(JournalFileBackend):
 
     A write that is interrupted leaves half of a line. Optuna's own backend then appends the next
     line to it, after which the study cannot be read any more. This one takes back what it could not
-    write to its end, and cuts off what another process has left; it was told to nobody.
+    write to its end, and cuts off what another process has left: nobody has read that.
 
     Used like `JournalFileBackend`: `JournalStorage(JournalFile("study.journal"))`. Both may work on
     the same file.

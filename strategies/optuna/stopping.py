@@ -24,7 +24,7 @@ class StopStudy:
     - `space`: of the study; trials that are not in it do not count. Default: what its
       trials have asked for, with the conditions that explain it.
 
-    **Raises:** `ValueError` if it is none.
+    **Raises:** `ValueError` for a `stop` that is no `Stop`.
     """
 
     def __init__(self, stop: Stop, space: SearchSpace | Mapping[str, Any] | None = None) -> None:

@@ -23,7 +23,7 @@ class Judged:
 
     @property
     def mean(self) -> float:
-        """Over all runs of all instances."""
+        """Mean cost over all runs of all instances."""
         return float(self.costs.mean())
 
     @property

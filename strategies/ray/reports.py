@@ -16,9 +16,11 @@ RESERVED = "hypergrad"
 #: Each would have less than a thousandth of the device's memory, which is the unit of XLA's option.
 _MOST_TRIALS = 900
 
-#: The most numbers that one report may carry. Ray keeps every report in memory and in several
-#: log files; larger arrays belong into a checkpoint.
 MAX_NUMBERS = 10_000
+"""The most numbers that one report may carry.
+
+Ray keeps every report in memory and in several log files; larger arrays belong into a checkpoint.
+"""
 
 
 def result(

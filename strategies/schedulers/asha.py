@@ -28,7 +28,10 @@ class ASHA(Scheduler):
     **Arguments:**
 
     - `searcher`, `max_resource`, `min_resource`, `eta`, `integer`: see `Scheduler`.
-    - `mode`: `"promotion"` (default) or `"stopping"`; see the top of this file.
+    - `mode`: `"promotion"` (default): a free worker continues the best configuration of the top
+      `1/eta` of a rung, highest rung first. `"stopping"`: a configuration that reaches a rung goes
+      on at once if it is in the top `1/eta` of those that were there before, and never otherwise;
+      nothing is paused.
     - `configurations`: how many configurations to start. Default `None`: as many as are asked for.
 
     In the stopping mode the first `eta - 1` configurations that reach a rung always go on: there is
@@ -65,7 +68,7 @@ class ASHA(Scheduler):
         return self._place() is None and not self._pending and not self._promotions()
 
     def settled(self, number: int) -> bool:
-        """See the base class."""
+        """See `Scheduler.settled`."""
         return super().settled(number) or number in self._stopped
 
     def _promotions(self) -> Sequence[tuple[int, int]]:

@@ -231,7 +231,7 @@ class Hyperband(Scheduler):
         return None
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """See the base class."""
+        """See `Scheduler.load_state_dict`."""
         self._ended, self._lacking = set(), {}
         super().load_state_dict(state)
 

@@ -105,7 +105,7 @@ class Searcher(ABC):
             )
 
     def within(self, items: Iterable[Item], context: Any) -> list[Item]:
-        """Those of some observations or suggestions that are of a context; of none, all."""
+        """The observations or suggestions of one context; without a context, all of them."""
         return [item for item in items if context is None or item.note.get("context") == context]
 
     def seen(self, history: Sequence[Observation]) -> Sequence[Observation]:

@@ -232,7 +232,7 @@ class BayesSearcher(Searcher):
             )
 
     def within(self, items: Iterable[Item], context: Mapping[str, Any] | None) -> list[Item]:
-        """Those of some observations or suggestions that are of a context; all without contexts."""
+        """The observations or suggestions of one context; without a context, all of them."""
         return [*items] if self.context is None else self.context.same(items, context)
 
     def _here(self, items: Sequence[Item]) -> list[Item]:

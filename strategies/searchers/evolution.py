@@ -19,6 +19,7 @@ class EvolutionSearcher(Searcher):
 
     **Arguments:**
 
+    - `space`, `seed`, `first`: as for every searcher.
     - `population`: its size, and the number of random draws at the beginning.
     - `contest`: number of candidates for parenthood, between 1 and `population`.
     """

@@ -22,6 +22,7 @@ class GridSearcher(Searcher):
 
     **Arguments:**
 
+    - `space`, `seed`, `first`: as for every searcher.
     - `points`: number of values, evenly spaced in the unit coordinate from bound to bound, for
       what has more than that; either for all, or a mapping from paths to a number or to a list of
       values. An array-valued hyperparameter needs a list of its values.

@@ -80,11 +80,11 @@ class Listed(Domain):
 
     @property
     def count(self) -> float:
-        """See the base class."""
+        """See `Domain.count`."""
         return len(self.options)
 
     def every(self) -> Sequence[Any]:
-        """See the base class."""
+        """See `Domain.every`."""
         return self.options
 
     def index(self, value: Any, path: str = "value") -> int:
@@ -95,7 +95,7 @@ class Listed(Domain):
         raise _fail(path, f"one of {list(self.options)!r}", value)
 
     def check(self, value: Any, path: str) -> Any:
-        """See the base class."""
+        """See `Domain.check`."""
         return self.options[self.index(value, path)]
 
 
@@ -117,7 +117,7 @@ class Categorical(Listed):
 
     @property
     def options(self) -> Sequence[Any]:
-        """See the base class."""
+        """See `Domain.options`."""
         return self.choices
 
     def __post_init__(self) -> None:
@@ -143,7 +143,7 @@ class Categorical(Listed):
         return min(self.size, 1)
 
     def encode(self, value: Any) -> np.ndarray:
-        """See the base class."""
+        """See `Domain.encode`."""
         unit = np.zeros(self.size)
         unit[self.index(value) : self.index(value) + 1] = 1.0
         return unit
@@ -153,7 +153,7 @@ class Categorical(Listed):
         return self.choices[int(np.argmax(unit)) if self.size else 0]
 
     def snap(self, units: np.ndarray) -> np.ndarray:
-        """See the base class."""
+        """See `Domain.snap`."""
         snapped = np.zeros((len(units), self.size))
         snapped[np.arange(len(units)), np.argmax(units, axis=1)] = 1.0
         return snapped
@@ -174,7 +174,7 @@ class Categorical(Listed):
         return np.asarray(np.log(np.maximum(share, _UNLIKELY))[np.argmax(units, axis=1)])
 
     def uninformed(self) -> "Categorical":
-        """See the base class."""
+        """See `Domain.uninformed`."""
         return self if self.weights is None else replace(self, weights=None)
 
     def middle(self) -> Any:
@@ -205,7 +205,7 @@ class Ordinal(Listed, Normal):
 
     @property
     def options(self) -> Sequence[Any]:
-        """See the base class."""
+        """See `Domain.options`."""
         return self.values
 
     def __post_init__(self) -> None:
@@ -223,7 +223,7 @@ class Ordinal(Listed, Normal):
         return np.array([(self.index(value) + 0.5) / len(self.values)])[: self.size]
 
     def decode(self, unit: np.ndarray) -> Any:
-        """See the base class."""
+        """See `Domain.decode`."""
         if not self.size:
             return self.values[0]
         position = float(np.clip(np.asarray(unit, float).reshape(()), 0.0, 1.0))
@@ -235,7 +235,7 @@ class Ordinal(Listed, Normal):
         return self.decode(_around(uniform, centre, self.spread))
 
     def snap(self, units: np.ndarray) -> np.ndarray:
-        """See the base class."""
+        """See `Domain.snap`."""
         index = np.floor(np.clip(units, 0.0, 1.0) * len(self.values))
         return (np.minimum(index, len(self.values) - 1) + 0.5) / len(self.values)
 
@@ -265,19 +265,19 @@ class Constant(Domain):
         return 1
 
     def every(self) -> Iterable[Any]:
-        """See the base class."""
+        """See `Domain.every`."""
         return (self.value,)
 
     def check(self, value: Any, path: str) -> Any:
-        """See the base class."""
+        """See `Domain.check`."""
         if not same(value, self.value):
             raise _fail(path, f"the constant {self.value!r}", value)
         return self.value
 
     def encode(self, value: Any) -> np.ndarray:
-        """See the base class."""
+        """See `Domain.encode`."""
         return np.empty(0)
 
     def decode(self, unit: np.ndarray) -> Any:
-        """See the base class."""
+        """See `Domain.decode`."""
         return self.value

@@ -234,19 +234,19 @@ class Normal(Domain):
     spread: float | None
 
     def log_prior(self, units: np.ndarray) -> np.ndarray:
-        """See the base class."""
+        """See `Domain.log_prior`."""
         if self.spread is None:
             return np.zeros(len(units))
         away = (units - self.encode(self.default)) / self.spread
         return np.asarray(-0.5 * np.sum(away**2, axis=1))
 
     def log_prior_slope(self, unit: np.ndarray) -> np.ndarray:
-        """See the base class."""
+        """See `Domain.log_prior_slope`."""
         if self.spread is None:
             return np.zeros(self.size)
         return (self.encode(self.default) - unit) / self.spread**2
 
     def uninformed(self) -> Domain:
-        """See the base class."""
+        """See `Domain.uninformed`."""
         changed = {"spread": None}
         return self if self.spread is None else replace(self, **changed)  # type: ignore[arg-type]

@@ -75,7 +75,7 @@ class Logit(Normal):
         return float(logit(self.low)), float(logit(self.high))
 
     def check(self, value: Any, path: str) -> Any:
-        """See the base class."""
+        """See `Domain.check`."""
         expected = f"a number in [{self.low!r}, {self.high!r}]"
         number = float(_number(value, path, expected))
         # The slack is relative to the distance to the nearer end of (0, 1).
@@ -85,12 +85,12 @@ class Logit(Normal):
         return min(max(number, self.low), self.high)
 
     def encode(self, value: Any) -> np.ndarray:
-        """See the base class."""
+        """See `Domain.encode`."""
         low, high = self.ends
         return np.clip([(logit(value) - low) / (high - low)], 0.0, 1.0)
 
     def decode(self, unit: np.ndarray) -> Any:
-        """See the base class."""
+        """See `Domain.decode`."""
         low, high = self.ends
         place = low + float(np.clip(np.ravel(unit)[0], 0.0, 1.0)) * (high - low)
         # Rounded to digits of the distance to the nearer end.

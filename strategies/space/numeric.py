@@ -89,11 +89,11 @@ class Float(Normal):
 
     @property
     def count(self) -> float:
-        """See the base class."""
+        """See `Domain.count`."""
         return math.inf if self.step is None else float(self._last + 1) ** self.size
 
     def every(self) -> Iterable[Any]:
-        """See the base class."""
+        """See `Domain.every`."""
         assert self.step is not None
         grid = self._canonical(self.low + self.step * np.arange(self._last + 1)).tolist()
         found = itertools.product(grid, repeat=self.size)
@@ -118,7 +118,7 @@ class Float(Normal):
         return np.clip(np.reshape(rounded, values.shape), self.low, self.high)
 
     def check(self, value: Any, path: str) -> Any:
-        """See the base class."""
+        """See `Domain.check`."""
         limits = f"in [{self.low!r}, {self.high!r}]"
         if self.shape:
             expected = f"an array of shape {self.shape} {limits}"
@@ -141,7 +141,7 @@ class Float(Normal):
         return canonical.tolist()
 
     def encode(self, value: Any) -> np.ndarray:
-        """See the base class."""
+        """See `Domain.encode`."""
         array = np.asarray(value, float).ravel()
         if self.log:
             low, high = math.log(self.low), math.log(self.high)
@@ -151,7 +151,7 @@ class Float(Normal):
         return np.clip(unit, 0.0, 1.0)
 
     def decode(self, unit: np.ndarray) -> Any:
-        """See the base class."""
+        """See `Domain.decode`."""
         unit = np.clip(np.asarray(unit, float), 0.0, 1.0).reshape(self.shape)
         return self._canonical(self._natural(unit)).tolist()
 
@@ -163,7 +163,7 @@ class Float(Normal):
         return self.low * (1.0 - unit) + self.high * unit
 
     def snap(self, units: np.ndarray) -> np.ndarray:
-        """See the base class."""
+        """See `Domain.snap`."""
         units = np.clip(units, 0.0, 1.0)
         if self.step is None:
             return units
@@ -231,7 +231,7 @@ class Int(Normal):
 
     @property
     def count(self) -> float:
-        """See the base class."""
+        """See `Domain.count`."""
         return self._last + 1
 
     @property
@@ -240,7 +240,7 @@ class Int(Normal):
         return range(self.low, self.high + 1, self.step)
 
     def every(self) -> Iterable[Any]:
-        """See the base class."""
+        """See `Domain.every`."""
         return self.values
 
     @property
@@ -254,7 +254,7 @@ class Int(Normal):
         )
 
     def check(self, value: Any, path: str) -> int:
-        """See the base class."""
+        """See `Domain.check`."""
         stepped = f", a multiple of {self.step} from {self.low}" if self.step > 1 else ""
         expected = f"an integer in [{self.low}, {self.high}]{stepped}"
         number = _number(value, path, expected)
@@ -267,14 +267,14 @@ class Int(Normal):
         return int(number)
 
     def encode(self, value: Any) -> np.ndarray:
-        """See the base class."""
+        """See `Domain.encode`."""
         if self.log:
             low, high = self._log_edges()
             return np.array([(math.log(value) - low) / (high - low)])
         return np.array([((value - self.low) // self.step + 0.5) / (self._last + 1)])
 
     def decode(self, unit: np.ndarray) -> int:
-        """See the base class."""
+        """See `Domain.decode`."""
         position = float(np.clip(np.asarray(unit, float).reshape(()), 0.0, 1.0))
         if self.log:
             low, high = self._log_edges()
@@ -289,7 +289,7 @@ class Int(Normal):
         return self.decode(_around(uniform, centre, self.spread))
 
     def snap(self, units: np.ndarray) -> np.ndarray:
-        """See the base class."""
+        """See `Domain.snap`."""
         units = np.clip(units, 0.0, 1.0)
         if not self.log:
             index = np.minimum(np.floor(units * (self._last + 1)), self._last)

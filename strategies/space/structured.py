@@ -63,7 +63,7 @@ class Stick(Domain):
         """The canonical value that is made of fractions of what is left."""
 
     def decode(self, unit: np.ndarray) -> Any:
-        """See the base class."""
+        """See `Domain.decode`."""
         return self._at(_fractions(np.clip(unit, 0.0, 1.0), self._later))
 
     def draw(self, uniform: np.ndarray) -> Any:
@@ -121,7 +121,7 @@ class Simplex(Stick):
         return [*free.tolist(), *([] if self.at_most else [rest])]
 
     def check(self, value: Any, path: str) -> Any:
-        """See the base class."""
+        """See `Domain.check`."""
         sums = f"{'at most ' if self.at_most else ''}{self.total!r}"
         expected = f"{self.parts} numbers >= 0 with sum {sums}"
         shares = numbers(value, path, expected, (self.parts,))
@@ -131,7 +131,7 @@ class Simplex(Stick):
         return self._canonical(np.maximum(shares, 0.0))
 
     def encode(self, value: Any) -> np.ndarray:
-        """See the base class."""
+        """See `Domain.encode`."""
         return np.clip(_encode(np.asarray(value)[: self.size] / self.total, self._later), 0.0, 1.0)
 
     def _at(self, fractions: np.ndarray) -> Any:
@@ -139,7 +139,7 @@ class Simplex(Stick):
         return self._canonical(self.total * np.append(parts, [] if self.at_most else left[-1]))
 
     def pull_back(self, value: Any, gradient: np.ndarray) -> np.ndarray:
-        """See the base class."""
+        """See `Domain.pull_back`."""
         return self.total * _pull_back(self.encode(value), self._later, np.asarray(gradient, float))
 
 
@@ -193,7 +193,7 @@ class Ordered(Stick):
         return np.clip(rounded, self.low, self.high).tolist()
 
     def check(self, value: Any, path: str) -> Any:
-        """See the base class."""
+        """See `Domain.check`."""
         order = "decreasing" if self.decreasing else "increasing"
         expected = f"{self.entries} {order} numbers in [{self.low!r}, {self.high!r}]"
         array = numbers(value, path, expected, (self.entries,))
@@ -224,12 +224,12 @@ class Ordered(Stick):
         return self._canonical(values[::-1] if self.decreasing else values)
 
     def encode(self, value: Any) -> np.ndarray:
-        """See the base class."""
+        """See `Domain.encode`."""
         place = np.clip(self._position(value), 0.0, 1.0)
         return np.clip(_encode(np.diff(place, prepend=0.0), self._later), 0.0, 1.0)
 
     def pull_back(self, value: Any, gradient: np.ndarray) -> np.ndarray:
-        """See the base class."""
+        """See `Domain.pull_back`."""
         slope = np.asarray(gradient, float)
         if self.log:
             slope = slope * np.asarray(value, float) * math.log(self.high / self.low)
