@@ -67,6 +67,8 @@ class Ledger:
         self.intake = Intake(searcher.space, searcher.check, strict=True)
         self._next = 0
         self._pending: dict[int, Suggestion] = {}
+        #: Numbers of pending suggestions whose evaluation may have killed a worker.
+        self.suspects: set[int] = set()
         self._told: dict[int, _Entry] = {}
         self._given: list[_Entry] = []
 
@@ -125,6 +127,7 @@ class Ledger:
             self._given.append(_Entry(self.space, observation))
             return observation
         asked = self._pending.pop(number, None)
+        self.suspects.discard(number)
         if not observation.note and asked is not None:
             observation = replace(observation, note=asked.note)
         self._told[number] = _Entry(self.space, observation)
@@ -175,7 +178,9 @@ class Ledger:
 
     def forget(self, number: int) -> None:
         """Drop a pending suggestion that will never be told; unknown numbers are ignored."""
-        self._pending.pop(integer("number", number, 0), None)
+        number = integer("number", number, 0)
+        self._pending.pop(number, None)
+        self.suspects.discard(number)
 
     @property
     def history(self) -> list[Observation]:
@@ -224,6 +229,7 @@ class Ledger:
                 }
                 for item in self.pending
             ],
+            **({"suspects": sorted(self.suspects)} if self.suspects else {}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -243,12 +249,14 @@ class Ledger:
             for item in state["pending"]:
                 number, point = _count(item["number"]), self.space.point_from_json(item["config"])
                 fresh._pending[number] = Suggestion(number, point.config, item["note"], point)
+            fresh.suspects = {_count(number) for number in state.get("suspects", ())}
             for item in state["history"]:
                 if item["number"] is not None:
                     _count(item["number"])
                 fresh.tell(observation_from_json(self.space, item))
         self.intake = fresh.intake
         self._next, self._pending = fresh._next, fresh._pending
+        self.suspects = fresh.suspects
         self._told, self._given = fresh._told, fresh._given
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -6,9 +6,6 @@ from typing import Any
 
 from strategies.local.running import Lost, Raised, Running, T, Threads
 
-#: A call that has killed its worker so often while it was alone is lost.
-_TRIES = 2
-
 
 def work(
     more: Callable[[int], T | None],
@@ -16,12 +13,12 @@ def work(
     record: Callable[[T, Any], None],
     workers: int | Executor,
     timeout: float | None,
+    suspects: set[int],
 ) -> None:
     """Evaluate tasks until there are none left.
 
-    A process pool whose worker dies is replaced by one like it. If several calls were running, the
-    one that has killed it is not known: they are evaluated again one by one. What kills its worker
-    twice when it is alone is lost; the others are not.
+    A pool of processes whose worker dies is replaced by one like it. What was running then is
+    suspect: it is evaluated again, alone. If that kills its worker too, it is lost.
 
     **Arguments:**
 
@@ -30,6 +27,8 @@ def work(
     - `record`: called in this thread with a task and its result, a `Lost` if there is none.
     - `workers`: a number of threads, or an executor; with 1 and no `timeout`, this thread.
     - `timeout`: seconds after which a task is given up. Default: never.
+    - `suspects`: numbers of the tasks that may kill their worker, for whoever continues after a
+      `BrokenExecutor`; what is new is added here.
 
     **Raises:** `KeyboardInterrupt`, after what had ended was recorded. What a call raises, after
     what came with it was recorded. `BrokenExecutor` if the executor cannot be replaced, or dies of
@@ -43,20 +42,21 @@ def work(
     executor = workers if isinstance(workers, Executor) else Threads(workers)
     running: Running[T] = Running(executor, timeout)
     slots = getattr(executor, "_max_workers", 1)
-    suspects: list[T] = []
-    blamed: dict[int, int] = {}
+    alone: list[T] = []
     try:
         while True:
-            if suspects:
-                task = suspects.pop(0)
+            while not alone and len(running) < slots and (new := more(len(running))) is not None:
+                if new.number in suspects or not running.start(new, *call(new)):
+                    alone.append(new)
+            guilty_if_dead = None
+            if alone and not running:
+                # The death of a pool that dies of itself is not put down to a task.
+                running.revive()
+                task = alone.pop(0)
+                guilty_if_dead = task.number if task.number in suspects else None
                 running.start(task, *call(task))
-            else:
-                while len(running) < slots and (new := more(len(running))) is not None:
-                    if not running.start(new, *call(new)):
-                        suspects.append(new)
-                        break
-                if not running:
-                    return
+            if not running:
+                return
             dead: list[tuple[T, Lost]] = []
             raised: list[Raised] = []
             for task, found in sorted(running.finished(), key=lambda pair: pair[0].number):
@@ -67,11 +67,11 @@ def work(
                 else:
                     record(task, found)
             for task, lost in dead:
-                blamed[task.number] = blamed.get(task.number, 0) + (len(dead) == 1)
-                if blamed[task.number] < _TRIES:
-                    suspects.append(task)
-                else:
+                if task.number == guilty_if_dead:
                     record(task, lost)
+                else:
+                    suspects.add(task.number)
+                    alone.append(task)
             if raised:
                 raise raised[0].error
             if dead:

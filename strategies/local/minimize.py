@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Executor
+from concurrent.futures import BrokenExecutor, Executor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -93,9 +93,10 @@ def minimize(
     **Raises:** `ValueError` if a returned value or gradient does not fit the space, naming the
     key, what was expected and what was received. That is a bug in the objective, not a failed
     trial; everything told before it is in `state_path`. Also if another run works on `state_path`.
-    `BrokenExecutor` if an executor dies that is no `ProcessPoolExecutor`, or one that dies of
-    itself, in its initializer for instance. Otherwise a trial that kills its worker is tried again,
-    alone, and has failed then.
+    A trial that kills its worker is tried again, alone, and has failed then: pools of processes,
+    of the standard library and of loky (joblib), are replaced. `BrokenExecutor` if an executor
+    dies that is no such pool (the same call continues), or one that dies of itself, in its
+    initializer for instance.
     What an objective raises while it is traced for a `population` is an error of all its trials.
     """
     space = SearchSpace.of(space)
@@ -126,7 +127,7 @@ def minimize(
         raise ValueError(f"'searcher': expected one on {space}, received one on {ledger.space}")
     if context is not None:
         ledger.searcher.expect_context(context)
-    runner: _Alone | _Batches = _Alone(objective, workers, timeout)
+    runner: _Alone | _Batches = _Alone(objective, workers, timeout, ledger)
     if population is not None:
         from strategies.population.together import Together
 
@@ -182,12 +183,13 @@ class _Alone:
     objective: Objective
     workers: int | Executor
     timeout: float | None
+    ledger: Ledger
 
     def __call__(self, more: "_More", record: "_Record") -> None:
         def call(task: Suggestion) -> tuple[Any, ...]:
             return evaluate, self.objective, copied(task.config)
 
-        work(more, call, record, self.workers, self.timeout)
+        work(more, call, record, self.workers, self.timeout, self.ledger.suspects)
 
 
 @dataclass(frozen=True)
@@ -267,6 +269,11 @@ def _search(
         runner(more, record)
     except KeyboardInterrupt:
         interrupted = True
+    except BrokenExecutor:
+        # Who continues needs to know which trials may have killed it.
+        if state_path is not None:
+            save_if_there_is_space(ledger.save, state_path)
+        raise
     stopped = INTERRUPTED if interrupted else ASKED if stops else None
     if stopped is None and watch is not None and (trials is None or task.trials < trials):
         stopped = watch.reason

@@ -12,12 +12,13 @@ from concurrent.futures import (
     BrokenExecutor,
     Executor,
     Future,
-    ProcessPoolExecutor,
     ThreadPoolExecutor,
     wait,
 )
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
+
+from strategies.local.pools import pool_like
 
 #: Seconds between two polls of a call that waits for a worker: its time has not begun.
 _POLL = 0.05
@@ -202,23 +203,29 @@ class Running(Generic[T]):
         return [(call.task, _outcome(f, 0.0)) for call, f in calls if call.task is not None]
 
     def renew(self, error: BaseException) -> None:
-        """Replace a process pool that has died by one like it.
+        """Replace a pool of processes that has died by one like it.
 
-        **Raises:** The error, if it is another executor; `BrokenExecutor` if the new pool dies of
+        **Raises:** The error, if it is no such pool; `BrokenExecutor` if the new one dies of
         itself, in its initializer for instance.
         """
-        if type(self._executor) is not ProcessPoolExecutor:
+        found = pool_like(self._executor)
+        if found is None:
             raise error
-        old: Any = self._executor
-        self._executor = ProcessPoolExecutor(
-            old._max_workers,
-            old._mp_context,
-            old._initializer,
-            old._initargs,
-            max_tasks_per_child=old._max_tasks_per_child,
-        )
-        self._own = True
-        self._executor.submit(int).result()
+        if self._own:
+            self._executor.shutdown(wait=False)
+        self._executor, self._own = found, True
+        found.submit(int).result()
+
+    def revive(self) -> None:
+        """See that workers live, but for those that are held by calls that were given up.
+
+        **Raises:** As `renew`, which replaces a pool that has died.
+        """
+        if not self._calls:
+            try:
+                self._executor.submit(int).result()
+            except BrokenExecutor as error:
+                self.renew(error)
 
     def stop(self, *, wait_for: bool = True) -> None:
         """Start nothing more; wait for what has started, unless it may hang."""
@@ -232,7 +239,7 @@ class Running(Generic[T]):
             # Left alone, a worker that hangs would keep this process alive.
             pool: Any = self._executor
             workers = list((pool._processes or {}).values()) if self._calls else []
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(wait=False)
             for worker in workers:
                 worker.terminate()
         if self._stamps is not None:

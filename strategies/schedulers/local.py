@@ -125,7 +125,7 @@ def _run(
 
     interrupted = False
     try:
-        work(more, call, record, workers, timeout)
+        work(more, call, record, workers, timeout, set())
     except KeyboardInterrupt:
         interrupted = True
     scheduler.stopped = None if watch is None else watch.reason

@@ -7,15 +7,19 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 
 import pytest
 from joblib.externals.loky import ProcessPoolExecutor as LokyExecutor
+from joblib.externals.loky import get_reusable_executor
 
 from strategies import report
 from strategies.local import minimize
+from strategies.local.pools import pool_like
 from strategies.searchers import GridSearcher, RandomSearcher
 from strategies.space import Float, Int, SearchSpace
+from strategies.state import read_state
 
 SPACE = SearchSpace({"x": Float(0, 1)})
 GRID = SearchSpace({"n": Int(0, 7)})
@@ -54,9 +58,16 @@ def search(objective, pool, **options):
     return minimize(objective, GRID, trials=8, searcher=grid, workers=pool, **options)
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_only_what_kills_its_worker_has_failed(workers):
-    with ProcessPoolExecutor(workers, FORK) as pool, pytest.warns(UserWarning, match="failed"):
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ProcessPoolExecutor(1, FORK),
+        lambda: ProcessPoolExecutor(3, FORK),
+        lambda: get_reusable_executor(2, timeout=60),
+    ],
+)
+def test_only_what_kills_its_worker_has_failed(make):
+    with make() as pool, pytest.warns(UserWarning, match="failed"):
         found = search(deadly, pool)
     assert {t.config["n"] for t in found.trials if t.status == "failed"} == {2, 3, 5}
     assert sorted(o.value for o in found.history if o.value is not None) == [0, 1, 4, 6, 7]
@@ -69,6 +80,40 @@ def test_only_what_kills_its_worker_has_failed(workers):
 def unsendable(config):
     info = {"why": lambda: None} if config["n"] == 3 else {}
     return report(float(config["n"]), info=info)
+
+
+def test_pool_like_another_has_its_arguments():
+    with (
+        LokyExecutor(
+            2, job_reducers={int: abs}, env={"A": "1"}, timeout=9, initializer=slow_start
+        ) as pool,
+        pool_like(pool) as other,
+    ):
+        assert (other._max_workers, other._env, other._timeout) == (2, {"A": "1"}, 9)
+        assert other._call_queue._reducers == other._result_queue._reducers == {int: abs}
+        assert other._initializer is slow_start
+
+
+class OfTwo(ProcessPoolExecutor):
+    """A pool that nobody else can make again: it does not keep its arguments."""
+
+    def __init__(self, context):
+        super().__init__(2, context)
+
+
+def test_what_kills_a_pool_that_cannot_be_replaced_is_found_by_later_calls(tmp_path):
+    path, deaths = tmp_path / "state.json", 0
+    while deaths < 9:
+        with OfTwo(FORK) as pool, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                found = search(deadly, pool, state_path=path)
+                break
+            except BrokenExecutor:
+                deaths += 1
+    # Each in company, and alone.
+    assert deaths == 4
+    assert {o.config["n"] for o in found.history if o.status == "failed"} == {2, 3, 5}
 
 
 def test_a_result_that_cannot_be_sent_is_a_failure():
@@ -92,7 +137,7 @@ def test_pool_that_dies_of_itself_is_an_error(tmp_path):
         pytest.raises(BrokenExecutor),
     ):
         search(quick, pool, state_path=path)
-    assert not path.exists()  # no trial has failed
+    assert read_state(path)["history"] == []  # no trial has failed
 
 
 class Panic(BaseException):
