@@ -41,7 +41,7 @@ class _Entry:
 
 
 class Ledger:
-    """Numbers suggestions, remembers what is pending and what was told, saves and restores it.
+    """The record of a search: suggestions, which of them are pending, and what was told of them.
 
     For programs that run trials themselves, and inside the engines that keep no record of their
     own:

@@ -95,8 +95,11 @@ def picture(run: Mapping[str, Any], name: str) -> str:
 def table(run: Mapping[str, Any], name: str, *columns: str) -> str:
     """A table of the record under its name."""
     rows = found(run["tables"], name)
-    chosen = columns or tuple(dict.fromkeys(column for row in rows for column in row))
-    body = [[row[column] if columns else row.get(column) for column in chosen] for row in rows]
+    present = dict.fromkeys(column for row in rows for column in row)
+    for column in columns:
+        found(present, column)
+    chosen = columns or tuple(present)
+    body = [[row.get(column) for column in chosen] for row in rows]
     return f"*{name}*\n\n{markdown_table(chosen, body)}"
 
 

@@ -40,7 +40,7 @@ def implicit_solver(
     - `problem`: its inner loss or optimality map defines the solution; the outer loss is not used.
     - `solver`: whatever `as_inner_solver` takes. It must solve the inner problem well: the
       derivative is that of the exact solution, evaluated where the solver stopped.
-    - `linear_solver`: for the tangent and the adjoint system; a `CG` stands for `GMRES` where the
+    - `linear_solver`: for the tangent and the adjoint system; `GMRES` replaces a `CG` where the
       system is not symmetric.
     - `strict`: a linear solve that breaks down, or ends with a relative residual above 0.1, is a
       runtime error. The pure form has no other way to tell.

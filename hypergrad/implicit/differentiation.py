@@ -77,7 +77,7 @@ class ImplicitDifferentiation(RestrictedEstimator):
       jaxopt solver, or a function `fn(params, hparams, batch) -> params`. `None` takes the params
       that it is given as already solved, and `fit` only measures.
     - `linear_solver`: for the adjoint system. With a general optimality map, whose system is not
-      symmetric, a `CG` stands for `GMRES` with the same tolerance and number of steps.
+      symmetric, `GMRES` replaces a `CG`, with the same tolerance and number of steps.
     - `damping`: solves with `H + damping I` instead. It makes an indefinite or singular Hessian
       tractable at the price of a bias, which the error estimate contains.
     - `curvature`: `Hessian()`, or `GaussNewton(...)` for networks far from a minimum.

@@ -20,8 +20,9 @@ class NormalCG(IterativeSolver):
     """CG on the normal equations; a product and a transposed product a step.
 
     Never breaks down, whatever the operator, and gives the least-squares solution of least norm
-    where there is no other; but it converges by the square of the condition number. `curvature_min` and
-    `curvature_max` bound `xᵀ A x / xᵀ x` on the directions used, as for every solver.
+    where there is no other; but how fast it converges depends on the square of the condition
+    number. `curvature_min` and `curvature_max` bound `xᵀ A x / xᵀ x` on the directions used, as for
+    every solver.
 
     **Arguments:**
 

@@ -49,7 +49,7 @@ def _reaches(mine: int | None, stored: int | None) -> bool:
 
 
 class Scheduler(abc.ABC):
-    """Hands out jobs, is told results, knows the incumbent and the spent budget.
+    """Decides which configuration is trained for how long, job by job.
 
     **Arguments:**
 

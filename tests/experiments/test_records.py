@@ -130,6 +130,9 @@ def test_a_page_shows_what_the_record_holds(shelf, tmp_path):
     assert shown("table losses method loss") == (
         "So: *losses*\n\n| method | loss |\n| --- | ---: |\n| a\\|b | 0.1235 |!"
     )
+    uneven = {"losses": [{"method": "a", "loss": 1.0}, {"method": "b", "steps": 2}]}
+    table = site.table({"tables": uneven}, "losses", "method", "steps")
+    assert table.endswith("| a |  |\n| b | 2 |")
     assert shown("measured gap") == shown("value losses 'a\\|b' loss").replace("0.1235", "0.5")
     assert "| small | 0.5 | `<= 1` | holds |" in shown("claims")
     assert "`python -m experiments.ridge`: 7 seconds on " in shown("run")
