@@ -25,6 +25,7 @@ from hypergrad.data.weighted import WeightedExamples
 from hypergrad.estimator import Estimator, HypergradientInfo
 from hypergrad.implicit import ImplicitDifferentiation
 from hypergrad.mistakes import check_estimator
+from hypergrad.over_keys import of_expectation
 from hypergrad.problem import BilevelProblem
 
 # Of the mean of the examples' losses from the loss of the whole batch, relative, in roundings.
@@ -154,7 +155,7 @@ def _attributed(
     def of(query: PyTree) -> tuple[Array, Array, HypergradientInfo]:
         one = eqx.combine(jax.tree.map(lambda a: a[None], query), rest)
         out = estimator.hypergradient(problem, state, weights, numbers, one, key=key)
-        return out.value, out.grad, out.info
+        return out.value, out.grad, of_expectation(problem, estimator, out.info)
 
     return jax.lax.map(of, arrays, batch_size=chunk)
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, PyTree
 
 from hypergrad.data.weighted import WeightedExamples
 from hypergrad.estimator import Estimator, Hypergradient
+from hypergrad.over_keys import of_expectation
 from hypergrad.problem import BilevelProblem
 
 
@@ -43,7 +44,8 @@ def train(
     problem = over_weights(weighted)
     state = estimator.init(problem, params, weights, numbers, key=key)
     state, _ = estimator.fit(problem, state, weights, numbers, key=key)
-    return estimator.hypergradient(problem, state, weights, numbers, queries, key=key)
+    out = estimator.hypergradient(problem, state, weights, numbers, queries, key=key)
+    return eqx.tree_at(lambda o: o.info, out, of_expectation(problem, estimator, out.info))
 
 
 def check_queries(

@@ -22,7 +22,7 @@ from hypergrad.implicit.differentiation import ImplicitDifferentiation, Implicit
 from hypergrad.linear import vector
 from hypergrad.linear.base import LinearSolver
 from hypergrad.linear.cg import CG
-from hypergrad.outcome import Outcome
+from hypergrad.outcome import Outcome, worse
 from hypergrad.paths import require_effect, trace_paths
 from hypergrad.problem import BilevelProblem
 from hypergrad.restricted import RestrictedProblem
@@ -106,8 +106,12 @@ class LaplaceEvidence(RestrictedEstimator):
         if self.indirect:
             found = self.response.hypergradient(judged, state, hparams, inner_batch, draws)
             _, each = self._terms(judged, whole, draws)
-            error = jnp.fmax(found.info.error, self._spread(each, found.grad))
-            return eqx.tree_at(lambda f: f.info.error, found, error)
+            if not self.bound.random:
+                return found
+            spread = self._spread(each, found.grad)
+            outcome = Outcome.where(jnp.isnan(spread), Outcome.one_draw, Outcome.solved)
+            judged_with = (found.info.error_with(spread), worse(found.info.outcome, outcome))
+            return eqx.tree_at(lambda f: (f.info.error, f.info.outcome), found, judged_with)
         paths = trace_paths(judged, params, hparams, inner_batch, draws)
         require_effect(paths, type(self).__name__)
         inner, first = jax.value_and_grad(lambda h: given.inner_loss(None, h) / whole.examples)(
