@@ -10,13 +10,20 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from hypergrad.arguments import as_arrays, check_call
-from hypergrad.estimator import Estimator, Hypergradient, HypergradientInfo, check_state
+from hypergrad.estimator import (
+    INNER_SOLVED,
+    LINEAR_SOLVED,
+    Estimator,
+    Hypergradient,
+    HypergradientInfo,
+    check_state,
+)
 from hypergrad.expected import require_flag
 from hypergrad.implicit import ImplicitDifferentiation
 from hypergrad.implicit.second_order import answered
 from hypergrad.mistakes import check_estimator
 from hypergrad.outcome import Outcome, text_of
-from hypergrad.over_keys import error_over_keys, of_one_key
+from hypergrad.over_keys import of_expectation
 from hypergrad.problem import BilevelProblem
 from hypergrad.recompilation import note_compilation, numbers_traced
 
@@ -63,9 +70,11 @@ def hypergradient(
       the inner point of that state.
     - `key`: for stochastic problems, one key for everything in this call. How far the gradient for
       one key is from the expectation is not known: `info.error` is NaN, unless it is large for
-      another reason. `OverKeys(estimator, keys)` takes several and estimates it.
-    - `strict`: raise instead of returning a gradient whose estimated error exceeds its norm;
-      without an estimate, one whose inner or linear residual is not small, or not known.
+      another reason, and `info.outcome` says so. `OverKeys(estimator, keys)` takes several and
+      estimates it.
+    - `strict`: raise instead of returning a gradient whose estimated error exceeds its norm, or
+      which is of one key, or biased; without an estimate, one whose inner or linear residual is not
+      small, or not known.
 
     **Returns:** a `Hypergradient` with `value`, `grad`, `state`, `info` and `aux`.
 
@@ -102,7 +111,7 @@ def hypergradient(
         )
     arguments = as_arrays((params, hparams, inner_batch, outer_batch))
     out = _compiled(problem, numbers_traced(estimator), state, arguments, key)
-    possible = doubts(out.info, one_key=of_one_key(problem, estimator))
+    possible = doubts(out.info)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(out)):
         return _refuse_traced(out, possible) if strict else out
     present = [doubt for doubt in possible if bool(np.any(doubt.holds))]
@@ -135,8 +144,7 @@ def _compiled(
     else:
         state, _ = estimator.fit(problem, state, hparams, inner_batch, key=key)
         out = estimator.hypergradient(problem, state, hparams, inner_batch, outer_batch, key=key)
-    error = error_over_keys(problem, estimator, out.info.error)
-    return eqx.tree_at(lambda o: o.info.error, out, error)
+    return eqx.tree_at(lambda o: o.info, out, of_expectation(problem, estimator, out.info))
 
 
 class Doubt(NamedTuple):
@@ -148,23 +156,20 @@ class Doubt(NamedTuple):
     warn: bool = True
 
 
-# Without an estimate, inner residuals below this are taken for solved.
-_INNER_SOLVED = 1e-2
 _BROKEN = (Outcome.breakdown, Outcome.diverged, Outcome.not_polyhedral, Outcome.not_finite)
 _CURVED = (Outcome.indefinite, Outcome.nonpositive_curvature)
 _CUT_SHORT = (Outcome.max_steps_reached, Outcome.stagnated)
+_UNSEEN = (Outcome.partial, Outcome.one_draw)
 _ERROR_ABOVE_NORM = (
     "the estimated error of the hypergradient exceeds its norm (info.error > 1). Solve the inner "
-    "problem (info.inner_residual) or the linear system (info.linear_residual) further."
+    "problem (info.inner_residual) or the linear system (info.linear_residual) further; of losses "
+    "with noise take more keys."
 )
 _INACCURATE = (
     "the inner problem or the linear system is not solved well enough: the hypergradient may be "
-    "more than 10 % off (see info.error, info.inner_residual, info.linear_residual; with "
-    "Metasmooth also how smooth the training is, state.metasmoothness)."
-)
-_ONE_KEY = (
-    "the gradient is of one draw of the noise, and nothing is known about how draws differ "
-    "(info.error is NaN). OverKeys(estimator, keys) takes several and estimates it."
+    "more than 10 % off (see info.error, info.inner_residual, info.linear_residual; with OverKeys "
+    "whether more keys are needed; with Metasmooth how smooth the training is, "
+    "state.metasmoothness)."
 )
 _UNKNOWN = (
     "nothing is known about the error of the hypergradient (info.error is NaN, and so is a "
@@ -172,15 +177,16 @@ _UNKNOWN = (
 )
 
 
-def doubts(info: HypergradientInfo, *, one_key: bool = False) -> list[Doubt]:
-    """What may be wrong with a result, of one key or not, worst first; traced or not."""
+def doubts(info: HypergradientInfo) -> list[Doubt]:
+    """What may be wrong with a result, worst first; traced or not."""
     # No numbers in the texts: so Python's own rule of one warning for each place and text applies.
     error, outcome = info.error, info.outcome
     known = ~jnp.isnan(error)
-    rough = info.linear_residual > _LARGE
-    # A residual that is not known does not count as small, nor as large.
-    solved = (info.inner_residual <= _INNER_SOLVED) & (info.linear_residual <= _LARGE)
-    unsolved = ~known & ((info.inner_residual > _INNER_SOLVED) | rough)
+    rough = info.linear_residual > LINEAR_SOLVED
+    # A residual that is not known does not count as small, nor as large. The error of one draw is
+    # known to be small but for how draws differ.
+    unsolved = ~known & ((info.inner_residual > INNER_SOLVED) | rough)
+    unsolved &= outcome != Outcome.one_draw
     curved = [(outcome == each, text_of(each)) for each in _CURVED]
     cut_short = [
         (rough & (outcome == each), f"{_INACCURATE} And {text_of(each)}") for each in _CUT_SHORT
@@ -191,11 +197,12 @@ def doubts(info: HypergradientInfo, *, one_key: bool = False) -> list[Doubt]:
         Doubt(outcome == Outcome.not_metasmooth, text_of(Outcome.not_metasmooth), True),
         Doubt(error > 1, _ERROR_ABOVE_NORM, True),
         *(Doubt(holds & unsolved, text, True) for holds, text in cut_short),
-        Doubt(unsolved, _ONE_KEY if one_key else _INACCURATE, True),
+        *(Doubt(outcome == each, text_of(each), True, warn=False) for each in _UNSEEN),
+        Doubt(unsolved, _INACCURATE, True),
         *(Doubt(holds, text, False) for holds, text in curved),
         *(Doubt(holds & (error > _LARGE), text, False) for holds, text in cut_short),
         Doubt(error > _LARGE, _INACCURATE, False),
-        Doubt(~known & ~solved, _ONE_KEY if one_key else _UNKNOWN, refuse=True, warn=False),
+        Doubt(~known & ~info.solved, _UNKNOWN, refuse=True, warn=False),
     ]
 
 

@@ -90,11 +90,7 @@ class HypergradientCheck:
             f"relative error allowed {self.tolerance:.1e}, step {self.step:.1e}; shifted inner "
             f"problems solved to a residual of {self.reference_residual:.1e}"
         )
-        lines.append(
-            f"the hypergradient's own account: estimated error {float(info.error):.1e}, inner "
-            f"residual {float(info.inner_residual):.1e}, linear residual "
-            f"{float(info.linear_residual):.1e} after {int(info.iterations)} products"
-        )
+        lines.append(f"the hypergradient's own account: {info}")
         if self.ok:
             lines.append("OK: the hypergradient agrees with finite differences.")
             return "\n".join(lines)

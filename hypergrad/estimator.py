@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -17,6 +18,10 @@ from hypergrad.linear import vector
 from hypergrad.outcome import Outcome, broke_down, met_nonpositive_curvature
 from hypergrad.problem import BilevelProblem
 
+# Without an estimate, residuals up to these are taken for solved.
+INNER_SOLVED = 1e-2
+LINEAR_SOLVED = 0.1
+
 
 class HypergradientInfo(eqx.Module):
     """How far a hypergradient can be trusted. Every field is a scalar array; NaN means "not known".
@@ -28,7 +33,7 @@ class HypergradientInfo(eqx.Module):
     - `iterations`: inverse-Hessian products spent on it (for unrolling: steps differentiated).
     - `outcome`: how it ended; `Outcome[info.outcome]` says it in words, with the remedy.
     - `error`: estimate of `‖estimate − truth‖ / ‖estimate‖`; infinite when it is known to be
-      unreliable.
+      unreliable. Where it is not known, `outcome` says why, unless no estimate was asked for.
     - `error_calls`: gradient-like evaluations (products, gradients) that this estimate took.
     """
 
@@ -50,6 +55,22 @@ class HypergradientInfo(eqx.Module):
         """Whether a non-finite number was met and contained, or the linear solver broke down."""
         return broke_down(self.outcome)
 
+    def error_with(self, part: Scalar, join: Callable = jnp.maximum) -> Scalar:
+        """`error`, joined with what is known of another part of it.
+
+        Without an estimate the part stands alone where it exceeds what small residuals leave open;
+        where they are not small, only beyond the norm.
+        """
+        alone = (part > 1) | (self.solved & (part > LINEAR_SOLVED))
+        unknown = jnp.where(alone, part, jnp.nan)
+        error = jnp.where(jnp.isnan(self.error), unknown, join(self.error, part))
+        return error.astype(self.error.dtype)
+
+    @property
+    def solved(self) -> Bool[Array, "..."]:
+        """Whether both residuals are known, and small; without an estimate there is no more."""
+        return (self.inner_residual <= INNER_SOLVED) & (self.linear_residual <= LINEAR_SOLVED)
+
     def __str__(self) -> str:
         leaves = jax.tree.leaves(self)
         if any(isinstance(leaf, jax.core.Tracer) or jnp.ndim(leaf) for leaf in leaves):
@@ -59,12 +80,15 @@ class HypergradientInfo(eqx.Module):
             for flag, text in (
                 (self.nonpositive_curvature, "non-positive curvature"),
                 (self.breakdown, "breakdown"),
+                (self.outcome == Outcome.partial, "a part of the gradient only"),
+                (self.outcome == Outcome.one_draw, "of one draw of the noise"),
             )
             if bool(flag)
         ]
+        error = float(self.error)
         return ", ".join(
             [
-                f"estimated error {float(self.error):.1e}",
+                "error not known" if math.isnan(error) else f"estimated error {error:.1e}",
                 f"inner residual {float(self.inner_residual):.1e} "
                 f"after {int(self.inner_iterations)} iterations",
                 f"linear residual {float(self.linear_residual):.1e} "
@@ -130,6 +154,13 @@ class Estimator(eqx.Module):
     """
 
     state_type: ClassVar[type] = object
+
+    def of_one_draw(self, problem: BilevelProblem) -> bool:
+        """Whether a gradient is of one draw of the noise, which does not show how draws differ.
+
+        What `hypergradient` returns, its `error` too, is then that of the given key.
+        """
+        return problem.stochastic
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

@@ -34,6 +34,17 @@ class Outcome(eqx.Enumeration):
         "conditioned than its numbers have digits. Add damping, compute in a wider type, or give "
         "GMRES a longer restart."
     )
+    partial = _item(
+        "a hyperparameter acts through an operation without derivative as well, and "
+        'BilevelProblem(..., biased="keep") asked for the part that is seen: how far that is from '
+        "the whole is not known (info.error is NaN). Relax the operation, use self-tuning layers, "
+        "or leave the hyperparameter to a searcher."
+    )
+    one_draw = _item(
+        "the gradient is of one draw of the noise, and nothing is known about how draws differ "
+        "(info.error is NaN, or a lower bound). OverKeys(estimator, keys) takes several and "
+        "estimates it. If this draw is the problem, let the losses close over the key."
+    )
     not_metasmooth = _item(
         "the training is not metasmooth: over steps of the size given to Metasmooth more of the "
         "move of its end is noise than not, so that the hypergradient says nothing of such a step. "
@@ -85,6 +96,11 @@ def met_nonpositive_curvature(outcome: Outcome) -> Bool[Array, "..."]:
 def worst(outcome: Outcome) -> Outcome:
     """The worst of a batch of outcomes."""
     return jax.tree.map(jnp.max, outcome)
+
+
+def worse(one: Outcome, other: Outcome) -> Outcome:
+    """The worse of two."""
+    return jax.tree.map(jnp.maximum, one, other)
 
 
 def text_of(outcome: Outcome) -> str:

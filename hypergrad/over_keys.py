@@ -12,7 +12,7 @@ from scipy.special import stdtrit
 from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
 from hypergrad.expected import require
 from hypergrad.linear import vector
-from hypergrad.outcome import worst
+from hypergrad.outcome import Outcome, worse, worst
 from hypergrad.problem import BilevelProblem
 from hypergrad.restricted import RestrictedProblem
 from hypergrad.restricted_estimator import RestrictedEstimator, begun, differentiated, fitted
@@ -23,22 +23,20 @@ _LARGE = 0.1
 _CONFIDENCE = 0.95
 
 
-def of_one_key(problem: BilevelProblem, estimator: Estimator) -> bool:
-    """Whether a gradient is of one draw of the noise, which does not show how draws differ.
+def of_expectation(
+    problem: BilevelProblem, estimator: Estimator, info: HypergradientInfo
+) -> HypergradientInfo:
+    """The account of a gradient as one of its expectation.
 
-    An estimator around another one, its `estimator`, is of as many as that.
+    Of one draw the error is NaN, unless it is large for another reason, and `outcome` says why.
     """
-    if not problem.stochastic or isinstance(estimator, OverKeys):
-        return False
-    inside = getattr(estimator, "estimator", None)
-    return inside is None or of_one_key(problem, inside)
-
-
-def error_over_keys(problem: BilevelProblem, estimator: Estimator, error: Array) -> Array:
-    """The relative error of a gradient as one of its expectation: NaN for one key, unless large."""
-    if not of_one_key(problem, estimator):
-        return error
-    return jnp.where(error <= _LARGE, jnp.nan, error)
+    if not estimator.of_one_draw(problem):
+        return info
+    error = jnp.where(info.error <= _LARGE, jnp.nan, info.error)
+    # Of an unsolved problem without an estimate there is worse to tell.
+    told = ~jnp.isnan(info.error) | info.solved
+    outcome = Outcome.where(told, worse(info.outcome, Outcome.one_draw), info.outcome)
+    return eqx.tree_at(lambda i: (i.error, i.outcome), info, (error, outcome))
 
 
 class OverKeysState(eqx.Module):
@@ -67,7 +65,8 @@ class OverKeys(RestrictedEstimator):
 
     `info.error` is the root of the sum of squares of the mean estimated error of one key, and of
     the standard error of the mean over keys times Student's 95 % quantile for `keys - 1`
-    degrees of freedom (12.7 for two keys, 3.2 for four, 2.4 for eight), relative to the mean.
+    degrees of freedom (12.7 for two keys, 3.2 for four, 2.4 for eight), relative to the mean. An
+    estimator with `error_estimate=False` leaves the spread, or NaN where that is small.
     `value` is a mean, too; `aux` and `state.params` are those of the first key. The
     info of `fit` is the worst residual, and all steps.
 
@@ -85,6 +84,10 @@ class OverKeys(RestrictedEstimator):
         require("OverKeys", "estimator", self.estimator, Estimator, "ImplicitDifferentiation()")
         if not isinstance(self.keys, int) or self.keys < 2:
             raise ValueError(f"OverKeys: keys expected at least 2, received {self.keys!r}.")
+
+    def of_one_draw(self, problem: BilevelProblem) -> bool:
+        """See `Estimator.of_one_draw`."""
+        return False
 
     def _init(self, given: RestrictedProblem) -> OverKeysState:
         first = replace(given, key=self._split(given.key)[0])
@@ -121,9 +124,11 @@ class OverKeys(RestrictedEstimator):
             linear_residual=jnp.max(infos.linear_residual),
             iterations=jnp.sum(infos.iterations),
             outcome=worst(infos.outcome),
-            error=jnp.hypot(jnp.mean(infos.error), jnp.where(spread > 0, relative, 0)),
+            error=jnp.mean(infos.error),
             error_calls=jnp.sum(infos.error_calls),
         )
+        total = info.error_with(jnp.where(spread > 0, relative, 0), jnp.hypot)
+        info = eqx.tree_at(lambda i: i.error, info, total)
         state = OverKeysState(_first(out.state), None)
         return Hypergradient(jnp.mean(out.value), mean, state, info, _first(out.aux))
 

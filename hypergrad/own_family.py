@@ -72,6 +72,11 @@ def own_family(
 def remarks(problem: BilevelProblem) -> list[str]:
     """What to know of a problem whose estimator is the usual one, but which is of another kind."""
     found = []
+    if problem.stochastic:
+        found.append(
+            "the losses have noise: a gradient of one key is of one draw, and its error is not "
+            "known; OverKeys(estimator, keys) estimates it from several"
+        )
     if isinstance(problem, SURE | GCV):
         found.append(
             "the outer loss estimates the risk: both batches are the data, and no validation data "

@@ -5,12 +5,14 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import PyTree, Scalar
 
 from hypergrad.estimator import Estimator, FitInfo, Hypergradient, HypergradientInfo
 from hypergrad.expected import require
 from hypergrad.implicit import ImplicitDifferentiation
-from hypergrad.outcome import Outcome
+from hypergrad.linear import vector
+from hypergrad.outcome import worse
+from hypergrad.problem import BilevelProblem
 from hypergrad.restricted import RestrictedProblem
 from hypergrad.restricted_estimator import RestrictedEstimator, begun, differentiated, fitted
 
@@ -35,7 +37,8 @@ class Routed(RestrictedEstimator):
     reach.
 
     Both are fitted. `value`, `state.params`, `aux` and the info of `fit` are those of the implicit
-    estimator. `info.error` is the larger of the two, the other diagnostics are the implicit ones.
+    estimator. `info.error` is that of both parts together, `info.outcome` the worse of the two, and
+    the other diagnostics are the implicit ones.
 
     **Arguments:**
 
@@ -57,6 +60,10 @@ class Routed(RestrictedEstimator):
                 'unseen="raise".'
             )
 
+    def of_one_draw(self, problem: BilevelProblem) -> bool:
+        """See `Estimator.of_one_draw`."""
+        return self.implicit.of_one_draw(problem) or self.unrolled.of_one_draw(problem)
+
     def _init(self, given: RestrictedProblem) -> RoutedState:
         return RoutedState(begun(self.implicit, given), begun(self.unrolled, given))
 
@@ -74,10 +81,21 @@ class Routed(RestrictedEstimator):
         info = HypergradientInfo(
             inner_residual=one.info.inner_residual,
             inner_iterations=one.info.inner_iterations + two.info.inner_iterations,
-            linear_residual=one.info.linear_residual,
+            # Of what the other one leaves unknown, a small residual says nothing.
+            linear_residual=jnp.where(
+                jnp.isnan(two.info.error), two.info.linear_residual, one.info.linear_residual
+            ),
             iterations=one.info.iterations,
-            outcome=Outcome.where(two.info.breakdown, two.info.outcome, one.info.outcome),
-            error=jnp.maximum(one.info.error, two.info.error),
+            outcome=worse(one.info.outcome, two.info.outcome),
+            error=_together((one, two), grad),
             error_calls=one.info.error_calls + two.info.error_calls,
         )
         return Hypergradient(one.value, grad, RoutedState(one.state, two.state), info, one.aux)
+
+
+def _together(parts: tuple[Hypergradient, Hypergradient], grad: PyTree) -> Scalar:
+    """The relative error of a gradient from two: each is relative to all that its estimator saw."""
+    one, two = (
+        jnp.where(p.info.error > 0, p.info.error * vector.norm(p.grad), p.info.error) for p in parts
+    )
+    return jnp.where(jnp.hypot(one, two) > 0, jnp.hypot(one, two) / vector.norm(grad), one + two)

@@ -27,7 +27,7 @@ from hypergrad.linear import vector
 from hypergrad.linear.base import LinearSolver
 from hypergrad.linear.cg import CG
 from hypergrad.linear.jacobian import solver_for
-from hypergrad.outcome import Outcome
+from hypergrad.outcome import Outcome, worse
 from hypergrad.paths import require_effect, trace_paths
 from hypergrad.problem import same_form
 from hypergrad.residual import oriented, residual_scale
@@ -212,8 +212,10 @@ class ImplicitDifferentiation(RestrictedEstimator):
             cast = jnp.where(lost > 0, lost / vector.norm(grad), 0)
             error = (estimate.error + cast).astype(solution.residual.dtype)
             error_calls = estimate.calls
+        outcome = solution.outcome
         if paths.partial:
             error = jnp.full_like(error, jnp.nan)
+            outcome = worse(outcome, Outcome.partial)
 
         finite = vector.all_finite(grad) & jnp.isfinite(value)
         info = HypergradientInfo(
@@ -221,7 +223,7 @@ class ImplicitDifferentiation(RestrictedEstimator):
             inner_iterations=state.inner_iterations,
             linear_residual=solution.residual,
             iterations=solution.products,
-            outcome=Outcome.where(finite, solution.outcome, Outcome.not_finite),
+            outcome=Outcome.where(finite, outcome, Outcome.not_finite),
             error=error,
             error_calls=error_calls,
         )

@@ -15,6 +15,7 @@ from hypergrad.implicit.trains import check_trains
 from hypergrad.metasmooth.moves import noise_of, smoothness_of
 from hypergrad.metasmooth.steps import check_step, flat, step_sizes
 from hypergrad.outcome import Outcome
+from hypergrad.problem import BilevelProblem
 from hypergrad.restricted import RestrictedProblem
 from hypergrad.restricted_estimator import RestrictedEstimator, begun, differentiated, fitted
 
@@ -75,6 +76,10 @@ class Metasmooth(RestrictedEstimator):
         require_seed("Metasmooth", self.seed)
         check_step(self.step)
 
+    def of_one_draw(self, problem: BilevelProblem) -> bool:
+        """See `Estimator.of_one_draw`."""
+        return self.estimator.of_one_draw(problem)
+
     def _init(self, given: RestrictedProblem) -> MetasmoothState:
         state = begun(self.estimator, given)
         unknown = jnp.full((), jnp.nan, flat(state.params).dtype)
@@ -108,9 +113,7 @@ class Metasmooth(RestrictedEstimator):
         once, twice = ends[1 : self.directions + 1], ends[self.directions + 1 :]
         smooth = jnp.mean(smoothness_of(once - ends[0], twice - once))
         noise = noise_of(smooth)
-        error = jnp.where(
-            noise > 0, jnp.fmax(out.info.error, noise.astype(out.info.error.dtype)), out.info.error
-        )
+        error = out.info.error_with(noise)
         usable = ~out.info.breakdown
         outcome = Outcome.where((noise > 1) & usable, Outcome.not_metasmooth, out.info.outcome)
         info = eqx.tree_at(lambda i: (i.error, i.outcome), out.info, (error, outcome))

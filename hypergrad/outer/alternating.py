@@ -36,7 +36,7 @@ from hypergrad.outer.base import (
     step_on,
 )
 from hypergrad.outer.batches import Batches
-from hypergrad.over_keys import error_over_keys
+from hypergrad.over_keys import of_expectation
 from hypergrad.problem import BilevelProblem
 
 
@@ -167,7 +167,7 @@ class Alternating(OuterAlgorithm):
             hparams,
             self.constraint,
             calls=iterations + estimate.info.iterations + estimate.info.error_calls + 2,
-            error=error_over_keys(problem, self.estimator, known_error(estimate.info)),
+            error=known_error(of_expectation(problem, self.estimator, estimate.info)),
             inner_residual=estimate.info.inner_residual,
             linear_residual=estimate.info.linear_residual,
             inner_iterations=iterations,

@@ -100,6 +100,10 @@ class OverInstances(RestrictedEstimator):
     def __check_init__(self) -> None:
         require_positive("OverInstances", "clip", self.clip)
 
+    def of_one_draw(self, problem: BilevelProblem) -> bool:
+        """See `Estimator.of_one_draw`."""
+        return self.estimator.of_one_draw(problem)
+
     def _init(self, given: RestrictedProblem) -> InstancesState:
         states = _mapped(given, lambda one, _: begun(self.estimator, one), None)
         nothing = jnp.zeros((), jnp.int32)
@@ -135,7 +139,7 @@ class OverInstances(RestrictedEstimator):
         info = HypergradientInfo(
             inner_residual=jnp.max(infos.inner_residual),
             inner_iterations=jnp.sum(infos.inner_iterations),
-            linear_residual=jnp.max(infos.linear_residual),
+            linear_residual=jnp.where(whole, jnp.max(infos.linear_residual), jnp.nan),
             iterations=jnp.sum(infos.iterations),
             outcome=Outcome.where(jnp.any(intact), worst(outcomes), Outcome.not_finite),
             error=jnp.where(whole, jnp.mean(infos.error), jnp.nan),

@@ -14,6 +14,7 @@ from hypergrad.estimator import Hypergradient, HypergradientInfo
 from hypergrad.linear import vector
 from hypergrad.outcome import Outcome
 from hypergrad.paths import leaf_names, require_differentiable
+from hypergrad.problem import BilevelProblem
 from hypergrad.residual import residual_scale
 from hypergrad.restricted import RestrictedProblem
 from hypergrad.restricted_estimator import RestrictedEstimator
@@ -61,6 +62,10 @@ class SteppedEstimator(RestrictedEstimator):
         self.update = as_inner_step(update)
         self.initial = initial
         self.stacked = stacked
+
+    def of_one_draw(self, problem: BilevelProblem) -> bool:
+        """See `Estimator.of_one_draw`."""
+        return problem.stochastic or self.update.noisy
 
     def _check(self, given: RestrictedProblem) -> None:
         for name, leaf in zip(
@@ -138,12 +143,13 @@ class SteppedEstimator(RestrictedEstimator):
         grad = vector.cast_like(found.grad, run.like(found.grad))
         intact = found.intact & jnp.isfinite(value) & vector.all_finite(grad)
         grad = jax.tree.map(lambda a: jnp.where(jnp.isfinite(a), a, 0), grad)
+        ended = Outcome.partial if run.partial else Outcome.solved
         info = HypergradientInfo(
             inner_residual=residual,
             inner_iterations=state.inner_iterations,
             linear_residual=jnp.full((), jnp.nan, residual.dtype),
             iterations=found.steps,
-            outcome=Outcome.where(intact, Outcome.solved, Outcome.not_finite),
+            outcome=Outcome.where(intact, ended, Outcome.not_finite),
             error=jnp.where(intact, jnp.nan if run.partial else found.error, jnp.inf),
         )
         return Hypergradient(value, grad, state, info, found.aux)

@@ -20,6 +20,11 @@ from hypergrad.unrolled.gradient import grad
 class InnerStep(eqx.Module):
     """A step `(params, state) -> (params, state)` that is run, and differentiated, T times."""
 
+    @property
+    def noisy(self) -> bool:
+        """The step itself draws random numbers, besides those of the losses."""
+        return False
+
     @abstractmethod
     def init(self, params: PyTree, hparams: PyTree) -> PyTree:
         """The step's own state (momenta) at the start of a run."""
@@ -184,6 +189,11 @@ class StepFunction(InnerStep):
                 "StepFunction: state expected a function state(params, hparams), received a "
                 f"{type(self.state).__name__}; write `lambda params, hparams: ...`."
             )
+
+    @property
+    def noisy(self) -> bool:
+        """See `InnerStep.noisy`."""
+        return self.stochastic
 
     def init(self, params: PyTree, hparams: PyTree) -> PyTree:
         """The state at the start of a run."""

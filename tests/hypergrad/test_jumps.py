@@ -10,6 +10,7 @@ from hypergrad import (
     BilevelProblem,
     ForwardUnrolled,
     ImplicitDifferentiation,
+    InaccurateHypergradientError,
     Newton,
     ProximalStep,
     TruncatedUnrolled,
@@ -382,6 +383,22 @@ def test_a_dropout_rate_is_refused_by_name_unless_insisted_on(estimator):
         out = hypergradient(kept, jnp.zeros(3), h, estimator=estimator, key=KEY)
     assert jnp.isnan(out.info.error)
     assert out.grad["rate"] != 0
+
+
+@pytest.mark.filterwarnings("ignore::hypergrad.BiasedHypergradientWarning")
+def test_strict_refuses_the_kept_part():
+    """With small residuals, too: how far it is from the whole is not known."""
+    mean = BilevelProblem(
+        lambda w, h, b: 0.5 * jnp.sum((w - h * jnp.round(h)) ** 2),
+        lambda w, h, b: jnp.sum(w**2),
+        biased="keep",
+    )
+    out = hypergradient(mean, jnp.full(2, 2.4 * 2), 2.4)
+    assert out.grad == pytest.approx(4 * 4.8 * 2)
+    assert jnp.isnan(out.info.error)
+    assert "a part of the gradient only" in str(out.info)
+    with pytest.raises(InaccurateHypergradientError, match="leave the hyperparameter to a search"):
+        hypergradient(mean, jnp.full(2, 2.4 * 2), 2.4, strict=True)
 
 
 def test_the_kept_part_is_not_the_derivative_of_the_expectation():
