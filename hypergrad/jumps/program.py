@@ -1,6 +1,7 @@
 """A traced program with every call written out in its place."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -10,11 +11,12 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from hypergrad.programs import parts
 
 # Operations whose traced body is not looked into. Each is continuous, or discontinuous only where
-# a matrix loses rank, but computed by steps that are not: the normal quantile from the bits of a
-# number, since JAX 0.12.
+# a matrix loses rank or at a pole, but computed by steps that are not: the normal quantile from the
+# bits of a number, since JAX 0.12.
 _WHOLE = frozenset(
-    {"interp", "pinv", "lstsq", "det", "slogdet", "expm", "truncated_normal", "ndtri"}
+    {"interp", "pinv", "lstsq", "det", "slogdet", "expm", "truncated_normal", "ndtri", "gammasgn"}
 )
+_OF_JAX = str(Path(jax.__file__).parent)
 CONTROL = frozenset({"scan", "while", "cond"})
 _CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 
@@ -153,10 +155,15 @@ def _called(eqn: Any) -> Any:
 
 
 def _function(eqn: Any) -> str:
-    """The name of the function that a call was traced from, without its underscore."""
-    body = eqn.params.get("call_jaxpr")
+    """The name of the function of JAX that a call was traced from, without its underscore.
+
+    Empty for a function of somebody else, which may have any name.
+    """
+    body = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
     traced = getattr(getattr(body, "jaxpr", body), "debug_info", None)
-    return str(eqn.params.get("name", getattr(traced, "func_name", ""))).lstrip("_")
+    # "name at file:line"
+    name, _, source = str(getattr(traced, "func_src_info", "")).partition(" at ")
+    return name.lstrip("_") if source.startswith(_OF_JAX) else ""
 
 
 def _loops(jaxpr: Any) -> bool:

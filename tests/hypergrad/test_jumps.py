@@ -64,7 +64,14 @@ def one_drop(carry, key):
     return carry + jnp.where(jax.random.uniform(key) > carry, 0.1, 0.0), None
 
 
+@jax.jit
+def interp(h):
+    """Of the name of a function of JAX that has no jump."""
+    return jnp.round(h)
+
+
 GUILTY = {
+    "somebody's interp": (lambda h: h * interp(h), "a rounding"),
     "dropout": (dropout, "a comparison"),
     "bernoulli": (
         lambda h: (jax.random.bernoulli(KEY, 1 - h, X.shape) * X / (1 - h)).sum(),
@@ -265,6 +272,7 @@ INNOCENT = {
     "log sigmoid": lambda h: jax.nn.log_sigmoid(h * X).sum(),
     "clip": lambda h: jnp.clip(h * X, 0, h).sum(),
     "abs": lambda h: jnp.abs(h * X).sum(),
+    "gamma": lambda h: jax.scipy.special.gamma(h + V**2).sum(),
     "triangle wave": lambda h: jnp.abs(h - jnp.round(h)),
     "linear interpolation": interpolated,
     "interpolation of one number": lambda h: (
