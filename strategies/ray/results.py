@@ -1,6 +1,7 @@
 """What a result of Ray, as its driver has it, says of a trial."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,8 @@ def read_result(
 
     - `result`: of a trial, its names joined by slashes.
     - `metrics`: the names of the objectives.
-    - `bounds`: what further metrics must not be above, by name.
+    - `bounds`: what further metrics must not be above, by name. One that is missing is warned of,
+      and counts as not met.
     """
     values = [as_number(result.get(name)) for name in metrics]
     gradients = under(result, f"{RESERVED}/gradients")
@@ -27,6 +29,12 @@ def read_result(
         for name, entry in under(result, f"{RESERVED}/constraints").items()
     }
     for name, bound in bounds.items():
+        if name not in result:
+            warnings.warn(
+                f"'constraints': expected a metric {name!r} in every result, received one without; "
+                "its trial counts as infeasible",
+                stacklevel=2,
+            )
         found = as_number(result.get(name))
         constraints[name] = math.nan if found is None else found - bound
     return Report(
