@@ -1,6 +1,8 @@
 """The loop of both embedded engines: trials one by one, in threads or in an executor."""
 
-from collections.abc import Callable
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from typing import Any
 
@@ -30,9 +32,9 @@ def work(
     - `suspects`: numbers of the tasks that may kill their worker, for whoever continues after a
       `BrokenExecutor`; what is new is added here.
 
-    **Raises:** `KeyboardInterrupt`, after what had ended was recorded. What a call raises, after
-    what came with it was recorded. `BrokenExecutor` if the executor cannot be replaced, or dies of
-    itself.
+    **Raises:** `KeyboardInterrupt`, after what had ended was recorded. What `record` or a call
+    raises, after what was running beside it was recorded. `BrokenExecutor` if the executor cannot
+    be replaced, or dies of itself.
     """
     if workers == 1 and timeout is None:
         while (task := more(0)) is not None:
@@ -43,6 +45,9 @@ def work(
     running: Running[T] = Running(executor, timeout)
     slots = getattr(executor, "_max_workers", 1)
     alone: list[T] = []
+    #: What has ended and is not recorded yet.
+    batch: deque[tuple[T, Any]] = deque()
+
     try:
         while True:
             while not alone and len(running) < slots and (new := more(len(running))) is not None:
@@ -56,10 +61,12 @@ def work(
                 guilty_if_dead = task.number if task.number in suspects else None
                 running.start(task, *call(task))
             if not running:
-                return
+                break
             dead: list[tuple[T, Lost]] = []
             raised: list[Raised] = []
-            for task, found in sorted(running.finished(), key=lambda pair: pair[0].number):
+            batch.extend(sorted(running.finished(), key=lambda pair: pair[0].number))
+            while batch:
+                task, found = batch.popleft()
                 if isinstance(found, Lost) and found.is_death:
                     dead.append((task, found))
                 elif isinstance(found, Raised):
@@ -76,15 +83,24 @@ def work(
                 raise raised[0].error
             if dead:
                 running.renew(dead[0][1].error)
+        running.stop()
     except KeyboardInterrupt:
-        # What has ended by now is paid for; what runs is not waited for.
-        for task, found in running.ended():
-            if not isinstance(found, Lost | Raised):
-                record(task, found)
+        _record_rest([*batch, *running.ended()], record)
+        # What runs is not waited for.
         running.stop(wait_for=False)
         raise
-    finally:
+    except BaseException:
         running.stop()
+        _record_rest([*batch, *running.ended()], record)
+        raise
+
+
+def _record_rest(ended: Iterable[tuple[T, Any]], record: Callable[[T, Any], None]) -> None:
+    """Record results that are paid for, as something else ends the search by its error."""
+    for task, found in ended:
+        if not isinstance(found, Lost | Raised):
+            with contextlib.suppress(Exception):
+                record(task, found)
 
 
 def work_together(
@@ -100,5 +116,10 @@ def work_together(
             tasks.append(task)
         if not tasks:
             return
-        for task, result in zip(tasks, call(tasks), strict=True):
-            record(task, result)
+        batch = deque(zip(tasks, call(tasks), strict=True))
+        try:
+            while batch:
+                record(*batch.popleft())
+        except BaseException:
+            _record_rest(batch, record)
+            raise

@@ -220,12 +220,6 @@ def _search(
 
     def record(suggestion: Suggestion, found: Outcome | Lost) -> None:
         outcome = Outcome.of(found)
-        if outcome.error is not None and not raise_errors:
-            warnings.warn(
-                f"trial {suggestion.number} failed: {outcome.error!r} "
-                f"at {suggestion.config!r:.200}",
-                stacklevel=3,
-            )
         told = ledger.record(
             ledger.intake(
                 suggestion.point or suggestion.config,
@@ -238,6 +232,12 @@ def _search(
             save_if_there_is_space(ledger.save, state_path)
         if outcome.error is not None and raise_errors:
             raise outcome.error
+        if outcome.error is not None:
+            warnings.warn(
+                f"trial {suggestion.number} failed: {outcome.error!r} "
+                f"at {suggestion.config!r:.200}",
+                stacklevel=3,
+            )
         trial = Trial(
             number=suggestion.number,
             config=dict(told.config),

@@ -112,12 +112,12 @@ def _run(
 
     def record(job: Job, found: Outcome | Lost) -> None:
         outcome = Outcome.of(found)
-        if outcome.error is not None:
-            warnings.warn(f"configuration {job.number} failed: {outcome.error!r}", stacklevel=3)
         made = outcome.report
         scheduler.tell(job.number, made)
         if state_path is not None:
             save_if_there_is_space(scheduler.save, state_path)
+        if outcome.error is not None:
+            warnings.warn(f"configuration {job.number} failed: {outcome.error!r}", stacklevel=3)
         stops.extend(callback for callback in callbacks if asks_to_stop(callback(job, made)))
 
     def call(job: Job) -> tuple[Any, ...]:

@@ -1,6 +1,7 @@
 """The embedded engine when things go wrong: full disks, damaged files, trials that hang."""
 
 import json
+import math
 import multiprocessing
 import os
 import pathlib
@@ -16,6 +17,7 @@ from strategies.local import minimize
 from strategies.schedulers import ASHA, IterativeDeepeningHyperband, run
 from strategies.searchers import RandomSearcher
 from strategies.space import Float, SearchSpace
+from strategies.state import read_state
 
 SPACE = SearchSpace({"x": Float(0, 1)})
 
@@ -239,3 +241,58 @@ def test_value_that_is_no_number_is_a_failed_observation():
     with pytest.warns(UserWarning, match="'value': expected a number"):
         scheduler = run(lambda job: {}, ASHA(searcher(), 4, eta=2, configurations=2))
     assert [c.results[0].status for c in scheduler.candidates.values()] == ["failed"] * 2
+
+
+class EndedError(Exception):
+    """What a callback raises."""
+
+
+def ends(trial):
+    raise EndedError
+
+
+@pytest.mark.parametrize("options", [{"workers": 3}, {"population": 3}])
+def test_an_error_of_a_callback_loses_no_result(tmp_path, options):
+    path = tmp_path / "state.json"
+    with pytest.raises(EndedError):
+        minimize(
+            lambda config: config["x"],
+            SPACE,
+            trials=6,
+            searcher=RandomSearcher(SPACE),
+            callbacks=[ends],
+            state_path=path,
+            **options,
+        )
+    assert [item["number"] for item in read_state(path)["history"]] == [0, 1, 2]
+
+
+def test_an_error_that_ends_the_search_loses_no_result(tmp_path):
+    path, together = tmp_path / "state.json", threading.Barrier(3)
+
+    def objective(config):
+        if together.wait(60) == 0:
+            raise EndedError
+        return config["x"]
+
+    with pytest.raises(EndedError):
+        minimize(
+            objective,
+            SPACE,
+            trials=3,
+            searcher=RandomSearcher(SPACE),
+            workers=3,
+            raise_errors=True,
+            state_path=path,
+        )
+    history = read_state(path)["history"]
+    assert sorted(item["status"] for item in history) == ["complete", "complete", "failed"]
+    assert [item["number"] for item in history] == [0, 1, 2]
+
+
+@pytest.mark.filterwarnings("error")
+def test_warnings_that_are_errors_lose_no_result(tmp_path):
+    path = tmp_path / "state.json"
+    with pytest.raises(UserWarning, match="failed"):
+        minimize(lambda config: math.sqrt(-1.0), SPACE, trials=1, state_path=path)
+    assert [item["status"] for item in read_state(path)["history"]] == ["failed"]

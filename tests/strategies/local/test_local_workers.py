@@ -111,8 +111,8 @@ def test_what_kills_a_pool_that_cannot_be_replaced_is_found_by_later_calls(tmp_p
                 break
             except BrokenExecutor:
                 deaths += 1
-    # Each in company, and alone.
-    assert deaths == 4
+    # Each in company, which may be that of the other one, and alone.
+    assert 3 <= deaths <= 4
     assert {o.config["n"] for o in found.history if o.status == "failed"} == {2, 3, 5}
 
 
