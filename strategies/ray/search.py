@@ -132,7 +132,8 @@ class HypergradSearch(RaySearcher):
         elif isinstance(space, SearchSpace):
             self._set_up(Layout(space, None))
         elif space is not None:
-            self._set_up(read_layout(space))
+            # Ray knows nothing of this one, constants included.
+            self._set_up(read_layout(space, complete=True))
         self._own_space = self._ledger is not None
 
     #: What was pickled before there were any has none.

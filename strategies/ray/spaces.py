@@ -46,11 +46,14 @@ def space_from_ray(param_space: Mapping[str, Any]) -> SearchSpace:
     return read_layout(param_space).space
 
 
-def read_layout(param_space: Mapping[str, Any]) -> Layout:
-    """`space_from_ray`, and how configurations translate."""
+def read_layout(param_space: Mapping[str, Any], *, complete: bool = False) -> Layout:
+    """`space_from_ray`, and how configurations translate.
+
+    With `complete`, suggestions hold the constants, as they do not for Ray, which has them already.
+    """
     if not isinstance(param_space, Mapping):
         raise ValueError(f"'param_space': expected a mapping, received {param_space!r:.80}")
-    tree, root = _read_dict(param_space, "", complete=False)
+    tree, root = _read_dict(param_space, "", complete=complete)
     return Layout(SearchSpace(tree), root)
 
 

@@ -537,6 +537,14 @@ def test_a_point_that_cannot_be_meant_is_refused(points, named):
     assert (given["lr"], given["opt"]["kind"], given["norm"]) == (point["lr"], "adam", None)
 
 
+def test_a_space_of_its_own_brings_its_constants_along():
+    # Ray gives a trial what the search suggests, and the constants of its own `param_space`.
+    space = {"x": tune.uniform(0, 1), "epochs": 5, "opt": {"name": "sgd", "lr": tune.uniform(0, 1)}}
+    given = HypergradSearch(RandomSearcher, space=space, metric="loss", mode="min").suggest("0")
+    assert given["epochs"] == 5
+    assert given["opt"].keys() == {"name", "lr"}
+
+
 def test_results_in_one_direction_are_not_continued_in_another(tmp_path):
     def make(**options):
         return HypergradSearch(RandomSearcher, space={"x": tune.uniform(0, 1)}, **options)
