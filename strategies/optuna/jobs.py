@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from strategies.arguments import integer
 from strategies.optuna.names import Names
+from strategies.optuna.patience import patiently
 from strategies.optuna.trials import (
     read_attribute,
     report_of,
@@ -119,15 +120,14 @@ class StudyJobs:
         with contextlib.suppress(UpdateFinishedTrialError):
             # Another process may have taken this one for dead; then the job is done again there.
             if value is None or not math.isfinite(value):
-                trial.set_user_attr(FAILED, problem)
-                study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
-                return
-            step = int(job.resource) if float(job.resource).is_integer() else job.level
-            trial.report(value, step)
-            if job.level == self._schedule.top:
-                study.tell(trial, value, skip_if_finished=True)
+                patiently(lambda: trial.set_user_attr(FAILED, problem))
+                ended: dict[str, Any] = {"state": TrialState.FAIL}
             else:
-                study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
+                step = int(job.resource) if float(job.resource).is_integer() else job.level
+                patiently(lambda: trial.report(value, step))
+                top = job.level == self._schedule.top
+                ended = {"values": value} if top else {"state": TrialState.PRUNED}
+            patiently(lambda: study.tell(trial, **ended, skip_if_finished=True))
 
     def synchronise(self) -> None:
         """Bring the scheduler up to the study, in the order in which trials finished."""

@@ -16,6 +16,7 @@ from strategies.local.results import Trial as Told
 from strategies.observation import Observation, Report
 from strategies.optuna.jobs import FAILED, StudyJobs
 from strategies.optuna.names import Names
+from strategies.optuna.patience import patiently
 from strategies.optuna.study import NUMBER, trial_of
 from strategies.optuna.study_view import point_of
 from strategies.optuna.trials import keep_report, report_of, suggest
@@ -157,12 +158,12 @@ class StudyTrials(Trials):
         trial = self._given.pop(job.number)
         self._open.discard(job.number)
         keep_report(trial, report)
-        if told.status == "complete" and told.value is not None:
-            trial.report(told.value, self._steps)
-            self._study.tell(trial, told.value)
+        if told.status == "complete" and (value := told.value) is not None:
+            patiently(lambda: trial.report(value, self._steps))
+            patiently(lambda: self._study.tell(trial, value))
         else:
-            trial.set_user_attr(FAILED, "the value is not a finite number")
-            self._study.tell(trial, state=TrialState.FAIL)
+            patiently(lambda: trial.set_user_attr(FAILED, "the value is not a finite number"))
+            patiently(lambda: self._study.tell(trial, state=TrialState.FAIL))
         return self.ledger.record(told)
 
 

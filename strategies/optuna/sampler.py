@@ -27,6 +27,7 @@ from strategies.observation import Observation, Suggestion
 from strategies.optuna.branches import Asked
 from strategies.optuna.names import Names, names_found
 from strategies.optuna.parameters import Coordinate, from_distribution
+from strategies.optuna.patience import patiently
 from strategies.optuna.processes import OtherProcesses, holder
 from strategies.optuna.shared import SharedParameters
 from strategies.optuna.study_view import StudyView, context_of, point_of
@@ -160,7 +161,8 @@ class HypergradSampler(BaseSampler):
         if self._names is not None:
             return dict(self._names.offered)
         with self._lock:
-            return self._shared.of(self._trials.trials(study, trial)).distributions
+            trials = patiently(lambda: self._trials.trials(study, trial))
+            return self._shared.of(trials).distributions
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -172,7 +174,7 @@ class HypergradSampler(BaseSampler):
         while True:
             # One at a time: the next suggestion must see this one as pending.
             with self._lock:
-                trials = self._trials.trials(study, trial)
+                trials = patiently(lambda: self._trials.trials(study, trial))
                 unheard = self._others.unheard(trials, trial)
                 if time.monotonic() > patience:
                     self._others.give_up(unheard)
@@ -262,7 +264,7 @@ class HypergradSampler(BaseSampler):
         """What is known now, if another trial has the same suggestion."""
         patience = time.monotonic() + _UNDECIDED
         while True:
-            trials = study.get_trials(deepcopy=False)
+            trials = patiently(lambda: study.get_trials(deepcopy=False))
             history, pending = view.look(study, trials, trial)
             other = holder(names, suggestion, [*history, *pending])
             if other is None:
@@ -312,7 +314,9 @@ class HypergradSampler(BaseSampler):
                 )
         if self._constraints is not None and state in (TrialState.COMPLETE, TrialState.PRUNED):
             found = [float(each) for each in self._constraints(trial)]
-            study._storage.set_trial_system_attr(trial._trial_id, "constraints", found)
+            patiently(
+                lambda: study._storage.set_trial_system_attr(trial._trial_id, "constraints", found)
+            )
         if self._context is not None and state in (TrialState.COMPLETE, TrialState.PRUNED):
             self._keep_context(study, trial)
         with self._lock:

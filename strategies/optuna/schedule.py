@@ -12,6 +12,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
+from optuna.exceptions import StorageInternalError
 from optuna.pruners import BasePruner
 from optuna.storages._heartbeat import get_heartbeat_thread
 from optuna.study import Study, StudyDirection
@@ -104,7 +105,7 @@ def _evaluate(
             keep_report(trial, returned)
             returned = returned.value
         value = None if returned is None else float(returned)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, StorageInternalError):
         raise
     except BaseException as error:  # an exit, a cancellation, a panic of a library in Rust
         warnings.warn(f"configuration {job.number} failed: {error!r}", stacklevel=3)

@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 from strategies.intake import Intake
 from strategies.observation import Observation, Report, Suggestion
 from strategies.optuna.names import Names
+from strategies.optuna.patience import patiently
 from strategies.optuna.trials import (
     REPORT,
     read_attribute,
@@ -112,7 +113,9 @@ class StudyView:
         write_attribute(
             {"config": config, "note": dict(suggestion.note)},
             SUGGESTION,
-            lambda key, part: study._storage.set_trial_system_attr(trial._trial_id, key, part),
+            lambda key, part: patiently(
+                lambda: study._storage.set_trial_system_attr(trial._trial_id, key, part)
+            ),
         )
 
     def suggested(self, trial: FrozenTrial) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -14,12 +15,14 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from optuna.exceptions import StorageInternalError
 from optuna.trial import BaseTrial, FrozenTrial, Trial, TrialState
 
 from strategies.arguments import instance
 from strategies.observation import Report
 from strategies.observation import report as _report
 from strategies.optuna.names import Names
+from strategies.optuna.patience import patiently
 from strategies.plain import NoNumberError, python_number
 from strategies.space import Constant, SearchSpace
 from strategies.state import reading
@@ -68,7 +71,8 @@ def suggest(trial: BaseTrial, space: SearchSpace | Mapping[str, Any]) -> dict[st
             continue
         parameter = names.parameters[path]
         asked = parameter.names if given.isdisjoint(parameter.former) else parameter.former
-        flat[path] = parameter.value([_ask(trial, n, parameter.distribution) for n in asked])
+        ask = partial(_ask, trial, distribution=parameter.distribution)
+        flat[path] = parameter.value([patiently(partial(ask, name)) for name in asked])
     return space.validate(flat)
 
 
@@ -134,7 +138,26 @@ def returned(given: Report) -> Any:
 
 
 def keep_report(trial: BaseTrial, given: Report) -> None:
-    """Store a report with a running trial."""
+    """Store a report with a running trial.
+
+    What a storage does not take, even after a while, is left out with a warning: the value of a
+    trial must not be lost with its gradient.
+
+    **Raises:** `StorageInternalError` if that would make a trial feasible which is not.
+    """
+    try:
+        patiently(lambda: _store_report(trial, given))
+    except StorageInternalError as error:
+        if given.constraints:
+            raise
+        warnings.warn(
+            f"trial {trial.number}: the storage did not take the report, and only the value "
+            f"counts ({error.__cause__ or error!r:.200})",
+            stacklevel=3,
+        )
+
+
+def _store_report(trial: BaseTrial, given: Report) -> None:
     if isinstance(trial, Trial):  # a `FixedTrial` has no storage
         storage, number = trial.storage, trial._trial_id
         write_attribute(
