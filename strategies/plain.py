@@ -17,8 +17,14 @@ class NoNumberError(ValueError):
 def numbers_of(value: Any) -> np.ndarray | None:
     """NumPy's own integers, floats or booleans out of what any library has; `None` for all else.
 
-    Half precision of machine learning, long doubles, decimals and fractions become floats.
+    Half precision of machine learning, long doubles, decimals and fractions become floats. What a
+    masked array hides is NaN: NumPy would give what lies below the mask.
     """
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        try:
+            return np.ma.filled(value.astype(float), np.nan)
+        except (OverflowError, TypeError, ValueError):
+            return None
     try:
         array = np.asarray(value)
     except (TypeError, ValueError, RuntimeError):

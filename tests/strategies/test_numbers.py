@@ -216,3 +216,13 @@ def test_a_callback_may_answer_with_a_boolean_of_any_library():
                 callbacks=[lambda _, answer=answer: answer],
             )
         assert len(found.trials) == 1
+
+
+def test_what_a_masked_array_hides_is_not_known():
+    # NumPy's own conversion gives 0.0 for the constant, and what lies below the mask elsewhere.
+    found = minimize(lambda config: np.ma.masked, SPACE, trials=1)
+    assert [item.status for item in found.history] == ["failed"]
+    hidden = np.ma.array([1.0, 2.0], mask=[False, True])
+    gradient = report(0.0, {"x": hidden}).gradient["x"]
+    assert gradient[0] == 1.0
+    assert math.isnan(gradient[1])
