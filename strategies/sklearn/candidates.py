@@ -3,12 +3,19 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.metrics._scorer import _MultimetricScorer
 
 from strategies.sklearn.trials import Journal, Trial
+
+
+class Row(NamedTuple):
+    """A trial, and what scikit-learn found of each fold."""
+
+    trial: Trial
+    out: list[dict[str, Any]]
 
 
 @dataclass
@@ -18,37 +25,46 @@ class Candidates:
     - `journal`: where finished rows are kept.
     - `params`: what `set_params` takes, from a configuration.
     - `restored`: rows of an earlier run, and rows whose fits all failed.
-    - `trials`: those of all rows.
+    - `fitted`: trials of the rows that `BaseSearchCV` has.
     """
 
     journal: Journal
     params: Callable[[Mapping[str, Any]], dict[str, Any]]
-    restored: list[tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any]]] = field(
-        default_factory=list
-    )
-    trials: list[Trial] = field(default_factory=list)
-    current: Trial | None = None
+    restored: list[Row] = field(default_factory=list)
+    fitted: list[Trial] = field(default_factory=list)
 
     def restore(self) -> None:
         """Take over what the journal has."""
-        known = {(trial.stage, trial.number): trial for trial in self.journal.trials}
+        known = {trial.of: trial for trial in self.journal.trials}
         for fit in self.journal.fits:
             stage, number = fit["of"]
             trial = known.get((stage, number)) or Trial(stage, number, fit["config"], None)
-            self._hold(trial, fit["out"])
+            self.restored.append(Row(trial, fit["out"]))
 
-    def _hold(self, trial: Trial, out: list[dict[str, Any]]) -> None:
-        self.restored.append((self.params(trial.config), out, columns_of(trial)))
-        self.trials.append(trial)
+    @property
+    def known(self) -> list[tuple[str, int]]:
+        """Of which trials there is a row."""
+        return [trial.of for trial in (*(row.trial for row in self.restored), *self.fitted)]
 
-    def has(self, stage: str, number: int) -> bool:
-        """Whether there is a row of this trial."""
-        return any((trial.stage, trial.number) == (stage, number) for trial in self.trials)
+    @property
+    def last_restored(self) -> Trial:
+        """The trial of the last restored row that has a fit which did not fail."""
+        return next(
+            row.trial
+            for row in reversed(self.restored)
+            if any(item["fit_error"] is None for item in row.out)
+        )
 
-    def release_last(self) -> Trial:
-        """Give up the last restored row, to be fitted again."""
-        self.restored.pop()
-        return self.trials.pop()
+    def scores(self, trial: Trial, metric: Any) -> np.ndarray | None:
+        """Scores of all folds, for the metric that decides, if there is a restored row."""
+        for row in self.restored:
+            if row.trial.of == trial.of:
+                scores = [item["test_scores"] for item in row.out]
+                if isinstance(scores[0], dict):
+                    chosen = metric if metric in scores[0] else next(iter(scores[0]))
+                    scores = [each[chosen] for each in scores]
+                return np.array(scores, float)
+        return None
 
     def keep(self, trial: Trial, out: list[dict[str, Any]]) -> None:
         """Write a finished row to the journal."""
@@ -75,7 +91,7 @@ class Candidates:
         if train:
             item["train_scores"] = scores
         out = [dict(item) for _ in range(n_splits)]
-        self._hold(trial, out)
+        self.restored.append(Row(trial, out))
         self.keep(trial, out)
 
 
@@ -85,15 +101,20 @@ class Evaluation:
     def __init__(self, worker: Any, run: Any, evaluate: Any, context: Any):
         self.worker, self.run, self.evaluate, self.context = worker, run, evaluate, context
         self.count = 0
-        self._trial: Trial | None = None
+        self.trial: Trial | None = None
 
     def __call__(self, trial: Trial) -> np.ndarray:
-        """Scores of all folds, for the metric that decides."""
+        """Scores of all folds, for the metric that decides; known ones are not fitted again."""
+        known = self.run.candidates.scores(trial, self.run.metric)
+        return self.fit(trial) if known is None else known
+
+    def fit(self, trial: Trial) -> np.ndarray:
+        """The same, fitted."""
         worker, candidates = self.worker, self.run.candidates
         context = self.context.subcontext(
             task_name="candidate", max_subtasks=worker.n_splits_, sequential_subtasks=False
         ).call_on_fit_task_begin(estimator=worker)
-        self._trial = trial
+        self.trial = trial
         more = {name: [value] for name, value in columns_of(trial).items()}
         try:
             results = self.evaluate(
@@ -102,7 +123,7 @@ class Evaluation:
         except ValueError as error:
             # All folds of one candidate failed; that others may not, scikit-learn cannot know.
             text = str(error).strip()
-            first = not candidates.trials
+            first = not candidates.known
             if worker.error_score == "raise" or first or not text.startswith("All the"):
                 raise
             score = worker.error_score
@@ -122,9 +143,9 @@ class Evaluation:
 
     def fitted(self, out: list[dict[str, Any]]) -> None:
         """Called while results are formed, after the fits of a candidate."""
-        assert self._trial is not None
-        self.run.candidates.trials.append(self._trial)
-        self.run.candidates.keep(self._trial, out)
+        assert self.trial is not None
+        self.run.candidates.fitted.append(self.trial)
+        self.run.candidates.keep(self.trial, out)
 
 
 def columns_of(trial: Trial) -> dict[str, Any]:

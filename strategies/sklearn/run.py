@@ -17,7 +17,7 @@ from sklearn.utils.validation import _check_method_params
 
 from strategies.ledger import Ledger
 from strategies.searchers import BayesSearcher, HypergradientSearcher
-from strategies.sklearn.candidates import Candidates, Evaluation
+from strategies.sklearn.candidates import Candidates, Evaluation, columns_of
 from strategies.sklearn.folds import Table
 from strategies.sklearn.objective import CrossValidation, NotDifferentiableError, feature_names
 from strategies.sklearn.penalties import STEP, groups_of, step_name
@@ -103,8 +103,8 @@ class Run:
             else:
                 self._by_gradients(kept, budget)
             if not self.evaluate.count:
-                # `BaseSearchCV` must see a fit of its own.
-                self.evaluate(self.candidates.release_last())
+                # `BaseSearchCV` must see a fit of its own; `results` does without it.
+                self.evaluate.fit(self.candidates.last_restored)
             self.trials, self.stopped = kept.trials, budget.stopped
         context.call_on_fit_task_end(estimator=worker)
 
@@ -234,8 +234,7 @@ class Run:
                 f"{[trial.error for stage in stages for trial in stage.trials]}"
             )
         for trial in sorted(trials, key=lambda t: t.value or 0.0)[: search.finalists]:
-            if not self.candidates.has(trial.stage, trial.number):
-                self.evaluate(trial)
+            self.evaluate(trial)
 
     def _by_scores(self, kept: Journal, budget: Budget) -> None:
         if self.only is not None:
@@ -255,18 +254,24 @@ class Run:
         self, form: Any, candidates: list, n_splits: int, out: Any, more: Any
     ) -> dict[str, Any]:
         """`cv_results_`: restored rows first."""
-        self.evaluate.fitted(out[len(out) - n_splits :])
+        trial = self.evaluate.trial
+        assert trial is not None
+        if trial.of in self.candidates.known:
+            # Fitted once more for `BaseSearchCV`; what was found before stands.
+            candidates, out, more = [], [], {}
+        else:
+            self.evaluate.fitted(out[len(out) - n_splits :])
         restored = self.candidates.restored
         columns: dict[str, list] = {}
-        for _, _, row in restored:
-            for name, value in row.items():
+        for row in restored:
+            for name, value in columns_of(row.trial).items():
                 columns.setdefault(name, []).append(value)
         for name, values in (more or {}).items():
             columns[name] = [*columns.get(name, []), *values]
         return form(
-            [*(params for params, _, _ in restored), *candidates],
+            [*(self.candidates.params(row.trial.config) for row in restored), *candidates],
             n_splits,
-            [*(item for _, fits, _ in restored for item in fits), *out],
+            [*(item for row in restored for item in row.out), *out],
             columns,
         )
 

@@ -46,6 +46,11 @@ class Trial:
     note: Mapping[str, Any] = field(default_factory=dict)
     error: str | None = None
 
+    @property
+    def of(self) -> tuple[str, int]:
+        """Which trial it is."""
+        return self.stage, self.number
+
 
 class Journal:
     """Trials and scikit-learn's fits, a JSON line each with its checksum, on disk at once.

@@ -50,7 +50,10 @@ def test_every_choice_is_tried_and_found_again(case, tmp_path):
         )
         for _ in range(2)
     ]
+    # Nothing is drawn anew: trees without a seed differ from fit to fit.
     assert repr(found[0].best_params_) == repr(found[1].best_params_)
+    scores = [search.cv_results_["mean_test_score"] for search in found]
+    np.testing.assert_array_equal(*map(sorted, scores))
     assert len(found[1].trials_) == len(found[0].trials_)
 
 

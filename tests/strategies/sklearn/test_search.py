@@ -423,6 +423,24 @@ def test_a_killed_search_goes_on_where_it_was(tmp_path, kind):
     assert numbers == list(range(len(numbers)))
 
 
+def test_a_candidate_is_fitted_once_though_the_trial_was_cut_off_after_its_fits(tmp_path):
+    path = tmp_path / "trials"
+
+    def start():
+        tree = DecisionTreeRegressor(max_features=1)
+        space = {"max_depth": [1, 2, 3]}
+        return HypergradSearchCV(tree, space, n_trials=3, resume=path).fit(X, Y)
+
+    whole = start()
+    lines = path.read_text().splitlines(keepends=True)
+    assert ["trial" in line for line in lines] == [False, False, True] + [False, True] * 2
+    path.write_text("".join(lines[:-1]))
+    resumed = start()
+    scores = [search.cv_results_["mean_test_score"] for search in (whole, resumed)]
+    np.testing.assert_array_equal(*scores)
+    assert path.read_text().count('"fit"') == 3
+
+
 def test_a_file_of_another_search_is_refused(tmp_path):
     path = tmp_path / "search"
     HypergradSearchCV(Ridge(), SPACE, n_trials=3, resume=path).fit(X, Y)
