@@ -62,7 +62,7 @@ from hypergrad.unrolled import ForwardUnrolled, OnlineUnrolled, TruncatedUnrolle
 BUDGETS = ((1e-1, 1000), (1e-3, 1000), (1e-6, 1000), (1e-10, 1000), (0.0, 15))
 GENERAL = (GMRES(), BiCGStab(), NormalCG(), Dense(), Neumann(), Identity())
 SYMMETRIC = (CG(), PCG(), RecyclingCG(), MINRES(), Fallback(), Nystrom(), *GENERAL)
-QUICK = ("poisson", "deficient", "half", "spectrum_products", "weak_products", "unrolled")
+QUICK = ("poisson", "deficient", "half", "spectrum_products", "units_products", "unrolled")
 
 CLAIMS = (
     Claim("covered", "share of the true errors that the estimate covers", at_least=0.99),

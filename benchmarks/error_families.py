@@ -343,6 +343,26 @@ def single(rng: np.random.Generator) -> Case:
     return logistic(rng)._replace(dtype=jnp.float32, levels=(0.0, 1e-4, 1e-2))
 
 
+def _in_units(w: Any, lam: Any, b: Any) -> Any:
+    x, y, units = b
+    ridge = 0.5 * jnp.exp(lam) * jnp.sum((w * units) ** 2)
+    return _squares(w * units, lam, (x, y)) + ridge
+
+
+UNITS = BilevelProblem(_in_units, lambda w, lam, b: _squares(w * b[2], lam, b[:2]))
+
+
+def units(rng: np.random.Generator, size: int = 12) -> Case:
+    """Parameters in units from three millimetres to three hundred metres, in float32."""
+    x = rng.normal(size=(60, size))
+    y = x @ rng.normal(size=size) + 0.3 * rng.normal(size=60)
+    scales = 10.0 ** rng.uniform(-2.5, 2.5, size)
+    train, valid = _halves(x, y)
+    start = jnp.zeros(size)
+    case = Case(UNITS, start, jnp.asarray(-2.0), (*train, scales), (*valid, scales))
+    return case._replace(dtype=jnp.float32, levels=(0.0, 1e-4, 1e-2))
+
+
 def _dropped(w: Any, lam: Any, b: Any, key: Any) -> Any:
     mask = jax.random.bernoulli(key, 0.7, b[0].shape) / 0.7
     return _squares(w, lam, (b[0] * mask, b[1]))
@@ -433,11 +453,21 @@ FAMILIES: tuple[Callable[[np.random.Generator], Case], ...] = (
     half,
     half_inside,
     single,
+    units,
     stochastic,
     equilibrium,
     network,
     *(
         _without_matrix(make)
-        for make in (logistic, factorisation, spectrum, weak, singular_root, equilibrium, network)
+        for make in (
+            logistic,
+            factorisation,
+            spectrum,
+            weak,
+            units,
+            singular_root,
+            equilibrium,
+            network,
+        )
     ),
 )

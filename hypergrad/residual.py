@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree, Scalar
 
 from hypergrad.linear import vector
+from hypergrad.linear.random import random_signs
 from hypergrad.problem import BilevelProblem
 from hypergrad.restricted import RestrictedProblem
 
@@ -43,17 +44,6 @@ def oriented(
     trace = vector.vdot(signs, image)
     signed = _Signed(problem.optimality, jnp.where(trace < 0, -1, 1))
     return eqx.tree_at(lambda p: p.optimality, problem, signed)
-
-
-def random_signs(tree: PyTree) -> PyTree:
-    """A vector of independent random signs, the same at every call."""
-    leaves, structure = jax.tree.flatten(tree)
-    keys = jax.random.split(jax.random.key(0), max(len(leaves), 1))
-    signs = [
-        vector.placed(jax.random.rademacher(k, leaf.shape).astype(leaf.dtype), leaf)
-        for k, leaf in zip(keys, leaves, strict=False)
-    ]
-    return jax.tree.unflatten(structure, signs)
 
 
 def residual_scale(residual: Callable[[PyTree], PyTree], start: PyTree) -> tuple[Scalar, Scalar]:

@@ -33,7 +33,7 @@ from jaxtyping import Array, Int, PyTree, Scalar
 
 from hypergrad.implicit.inverse import Inverse
 from hypergrad.linear import vector
-from hypergrad.residual import random_signs
+from hypergrad.linear.random import random_signs
 
 # A part of the cotangent above this that no solve reaches: the adjoint system has no solution.
 _UNREACHED = 0.5

@@ -9,13 +9,13 @@ from hypergrad.expected import require
 from hypergrad.implicit.adjoint import LinearSystem
 from hypergrad.implicit.curvature import Curvature
 from hypergrad.implicit.error import Estimated, Measured, Sensitivity, estimate_error
-from hypergrad.implicit.inverse import Inverse, KrylovInverse, dense_inverse
+from hypergrad.implicit.inverse import Inverse, dense_inverse, krylov_inverse
 from hypergrad.implicit.linearisation import Linearisation, is_narrow, linearised, widened
 from hypergrad.linear import vector
 from hypergrad.linear.base import LinearSolver
 from hypergrad.linear.gmres import GMRES
 from hypergrad.linear.minres import MINRES
-from hypergrad.residual import random_signs
+from hypergrad.linear.random import random_signs
 from hypergrad.restricted import RestrictedProblem
 
 # Steps of the Krylov solves at least, and their tolerance.
@@ -103,12 +103,15 @@ class ErrorEstimate(eqx.Module):
         size = result.size
         inverse_size = 1 / jnp.where(jnp.isfinite(size) & (size > 0), size, 1)
 
-        def lagrangian(p: PyTree, lam: PyTree, q: PyTree) -> Scalar:
+        inverse = self._inverse(here.system, result, unit)
+        units = inverse.units
+
+        def lagrangian(point: PyTree, lam: PyTree, adjoint: PyTree) -> Scalar:
+            p, q = (vector.cast_like(units.back(t), w) for t in (point, adjoint))
             loss = here.given.outer_loss(p, lam)
             return (inverse_size * loss).astype(loss.dtype) - here.slope(p, lam, q)
 
         def at(point: PyTree, adjoint: PyTree) -> Sensitivity:
-            point, adjoint = (vector.cast_like(t, w) for t in (point, adjoint))
             pieces = jax.grad(lagrangian, argnums=(1, 0, 2))(point, h, adjoint)
             gradient, linear, inner = (vector.widen(piece) for piece in pieces)
             return Sensitivity(gradient, linear, vector.scale(-1, inner))
@@ -116,8 +119,6 @@ class ErrorEstimate(eqx.Module):
         along = random_signs(h)
 
         def bent(point: PyTree, adjoint: PyTree, z: PyTree) -> PyTree:
-            point, adjoint, z = (vector.cast_like(t, w) for t in (point, adjoint, z))
-
             def slope(p: PyTree) -> Scalar:
                 by_w, by_h = jax.grad(lagrangian, argnums=(0, 1))(p, h, adjoint)
                 return vector.vdot(by_h, along) - vector.vdot(by_w, z)
@@ -128,16 +129,17 @@ class ErrorEstimate(eqx.Module):
         return estimate_error(
             self.safety,
             at,
-            vector.widen(here.moved(along)),
+            units.back(vector.widen(here.moved(along))),
             bent,
-            self._inverse(here.system, result, unit),
+            inverse,
             Measured(
-                point=vector.widen(w),
-                adjoint=result.adjoint,
+                point=units.into(vector.widen(w)),
+                adjoint=units.into(result.adjoint),
                 gradient=vector.sub(direct, result.mixed),
                 magnitude=vector.norm(direct) + vector.norm(result.mixed),
-                cotangent=inverse_size * vector.norm(result.cotangent),
-                noise=unit * scale,
+                cotangent=inverse_size * vector.norm(units.back(result.cotangent)),
+                # Rounding of a residual is spread as its entries are: evenly in these units.
+                noise=unit * scale / units.spread,
                 unit=unit,
                 minimum=here.given.problem.optimality is None,
             ),
@@ -145,11 +147,12 @@ class ErrorEstimate(eqx.Module):
 
     def _inverse(self, system: LinearSystem, result: Result, unit: float) -> Inverse:
         if self.solver is not None:
-            return KrylovInverse(system, self.solver)
+            return krylov_inverse(system, result.adjoint, self.solver)
         if vector.size(result.adjoint) <= self.dense:
             return dense_inverse(system, result.adjoint, unit)
         method = MINRES if system.symmetric else GMRES
-        return KrylovInverse(system, method(_TOL, jnp.maximum(result.products, _STEPS)))
+        solver = method(_TOL, jnp.maximum(result.products, _STEPS))
+        return krylov_inverse(system, result.adjoint, solver)
 
 
 def _widened(given: RestrictedProblem, curvature: Curvature, here: Linearisation) -> Linearisation:

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
-from hypergrad.implicit.adjoint import LinearSystem
+from hypergrad.implicit.adjoint import JacobianSystem, LinearSystem
+from hypergrad.implicit.units import Units
 from hypergrad.linear import vector
 from hypergrad.linear.base import LinearSolver
 from hypergrad.linear.dense import materialise
@@ -38,12 +39,13 @@ class Answer(eqx.Module):
 
 
 class Inverse(eqx.Module):
-    """Solves `J x = b` and `Jᵀ x = b`.
+    """Solves `J x = b` and `Jᵀ x = b`, everything in `units`.
 
     `partial`: it may leave a part of `b`, which is then to be judged as well.
     """
 
     partial: ClassVar[bool]
+    units: eqx.AbstractVar[Units]
 
     @property
     @abstractmethod
@@ -76,13 +78,14 @@ class KrylovInverse(Inverse):
     """By a Krylov method, within its tolerance and number of steps."""
 
     partial: ClassVar[bool] = True
+    units: Units
     system: LinearSystem
     solver: LinearSolver
 
     @property
     def products(self) -> int:
         """See `Inverse.products`."""
-        return 0
+        return self.units.products
 
     def solve(self, rhs: PyTree) -> Answer:
         """See `Inverse.solve`."""
@@ -113,6 +116,7 @@ class DenseInverse(Inverse):
     """
 
     partial: ClassVar[bool] = False
+    units: Units
     left: Float[Array, "n n"]
     values: Float[Array, " n"]
     right: Float[Array, "n n"]
@@ -167,6 +171,8 @@ def dense_inverse(system: LinearSystem, like: PyTree, unit: Scalar | float) -> D
     matrix = materialise(operator, like)
     finite = jnp.all(jnp.isfinite(matrix))
     matrix = jnp.where(finite, matrix, 0)
+    units = Units.by_matrix(matrix)
+    matrix = units.diagonal[:, None] * matrix * units.diagonal
     if operator.symmetric:
         values, left = jnp.linalg.eigh((matrix + matrix.T) / 2)
         right = left
@@ -176,4 +182,14 @@ def dense_inverse(system: LinearSystem, like: PyTree, unit: Scalar | float) -> D
     # Rounding moves a singular value by about the unit times the largest, and more with the size.
     noise = unit * (4 + jnp.sqrt(matrix.shape[0])) * jnp.max(jnp.abs(values), initial=0)
     tiny = jnp.finfo(values.dtype).tiny
-    return DenseInverse(left, values, right, jnp.maximum(noise, tiny).astype(values.dtype))
+    smallest = jnp.maximum(noise, tiny).astype(values.dtype)
+    units = Units(vector.flattened(like)[1](units.diagonal))
+    return DenseInverse(units, left, values, right, smallest)
+
+
+def krylov_inverse(system: LinearSystem, like: PyTree, solver: LinearSolver) -> KrylovInverse:
+    """By products with `system`, in units that even its rows where the system can be scaled."""
+    if not isinstance(system, JacobianSystem):
+        return KrylovInverse(Units.of_user(like), system, solver)
+    units = Units.by_products(system.operator, like)
+    return KrylovInverse(units, JacobianSystem(units.scaled(system.operator)), solver)

@@ -14,7 +14,7 @@ from hypergrad.expected import require_count, require_positive
 from hypergrad.linear import vector
 from hypergrad.linear.base import LinearSolver
 from hypergrad.linear.operator import LinearOperator
-from hypergrad.linear.preconditioner import random_like
+from hypergrad.linear.random import random_like
 from hypergrad.linear.solution import LinearSolution, Spectrum, nothing_met
 from hypergrad.linear.system import System
 from hypergrad.outcome import Outcome

@@ -17,7 +17,8 @@ from hypergrad.expected import require_choice, require_count, require_positive
 from hypergrad.linear import vector
 from hypergrad.linear.base import LinearSolver
 from hypergrad.linear.operator import LinearOperator, symmetric_operator
-from hypergrad.linear.preconditioner import BuiltPreconditioner, Preconditioner, random_like
+from hypergrad.linear.preconditioner import BuiltPreconditioner, Preconditioner
+from hypergrad.linear.random import random_like
 from hypergrad.linear.solution import LinearSolution, nothing_met
 from hypergrad.linear.system import System
 from hypergrad.outcome import Outcome

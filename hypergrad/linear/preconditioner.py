@@ -1,7 +1,6 @@
 """Preconditioners: cheap approximate inverses, built from the operator's products alone."""
 
 from abc import abstractmethod
-from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -9,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
 from hypergrad.expected import require_count
-from hypergrad.linear import vector
 from hypergrad.linear.operator import LinearOperator
+from hypergrad.linear.random import random_like
 
 
 class Preconditioner(eqx.Module):
@@ -118,17 +117,3 @@ class Jacobi(Preconditioner):
 
         diagonal = jax.tree.map(entry, products)
         return Diagonal(diagonal), jnp.asarray(self.probes, jnp.int32)
-
-
-def random_like(draw: Callable[..., Array], key: Array, like: PyTree, count: int) -> PyTree:
-    """`count` random vectors of the space of `like`, stacked along a new first axis.
-
-    `draw(key, shape, dtype)` is one of the samplers of `jax.random`.
-    """
-    leaves, structure = jax.tree.flatten(like)
-    keys = jax.random.split(key, max(len(leaves), 1))
-    drawn = [
-        vector.placed(draw(k, (count, *leaf.shape), leaf.dtype), leaf)
-        for k, leaf in zip(keys, leaves, strict=False)
-    ]
-    return jax.tree.unflatten(structure, drawn)
