@@ -21,7 +21,14 @@ import numpy as np
 from hypergrad.jumps.boundary import jumps
 from hypergrad.jumps.crossing import seen_to_jump, stop_seen_to_hide
 from hypergrad.jumps.neighbourhood import Neighbourhood
-from hypergrad.jumps.program import CONTROL, Equation, Program, flat, inner_program
+from hypergrad.jumps.program import (
+    CONTROL,
+    Equation,
+    Program,
+    continuous_inputs,
+    flat,
+    inner_program,
+)
 
 _DECISIONS = dict.fromkeys(("lt", "le", "gt", "ge", "lt_to", "le_to"), "a comparison")
 _DECISIONS["sign"] = "a sign"
@@ -105,7 +112,8 @@ def _through(
     hides: Callable,
     stops: Callable,
 ) -> list[Taint]:
-    taint = _union(entering)
+    smooth = continuous_inputs(equation.traced)
+    taint = _union(entering[:smooth]) | _union(entering[smooth:]).hidden("a comparison")
     name = equation.name
     if not (taint.reads or taint.blind):
         return [taint] * len(equation.outputs)

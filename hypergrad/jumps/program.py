@@ -16,6 +16,9 @@ from hypergrad.programs import parts
 _WHOLE = frozenset(
     {"interp", "pinv", "lstsq", "det", "slogdet", "expm", "truncated_normal", "ndtri", "gammasgn"}
 )
+# Their leading arguments in which they are continuous, where those are not all: the rest is a
+# tolerance, to which singular values are compared.
+_CONTINUOUS = {"lstsq": 2, "pinv": 1}
 _OF_JAX = str(Path(jax.__file__).parent)
 CONTROL = frozenset({"scan", "while", "cond"})
 _CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
@@ -164,6 +167,11 @@ def _function(eqn: Any) -> str:
     # "name at file:line"
     name, _, source = str(getattr(traced, "func_src_info", "")).partition(" at ")
     return name.lstrip("_") if source.startswith(_OF_JAX) else ""
+
+
+def continuous_inputs(eqn: Any) -> int:
+    """How many of the first inputs of a whole operation it does not jump in: mostly all."""
+    return _CONTINUOUS.get(_function(eqn), len(eqn.invars))
 
 
 def _loops(jaxpr: Any) -> bool:

@@ -158,6 +158,10 @@ GUILTY = {
         lambda h: jax.lax.scan(lambda c, u: (c + (u > h) * h, None), 0.0, h * V)[0],
         "a comparison",
     ),
+    "cut-off": (
+        lambda h: jnp.linalg.lstsq(X * jnp.array([1, 0.5, 0.1]), Y, rcond=h)[0].sum(),
+        "a comparison",
+    ),
 }
 
 
@@ -324,6 +328,7 @@ INNOCENT = {
     "log-determinant": lambda h: jnp.linalg.slogdet(h * jnp.eye(3))[1],
     "cholesky": lambda h: jnp.linalg.cholesky(h * jnp.eye(3)).sum(),
     "pseudo-inverse": lambda h: jnp.linalg.pinv(h * jnp.eye(3)).sum(),
+    "least squares": lambda h: jnp.linalg.lstsq(h * X, Y)[0].sum(),
     "interpolation": lambda h: jnp.interp(h, jnp.sort(V), V),
     "quantile": lambda h: jnp.quantile(h * V, 0.3),
     "sort": lambda h: jnp.sort(h * V)[0],
