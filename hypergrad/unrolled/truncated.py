@@ -18,7 +18,8 @@ from hypergrad.linear import vector
 from hypergrad.unrolled.base import UnrolledEstimator
 from hypergrad.unrolled.checkpointing import bytes_allowed
 from hypergrad.unrolled.effect import require_effect
-from hypergrad.unrolled.reverse import Reversed, reverse, rounding_error
+from hypergrad.unrolled.reverse import Reversed, reverse
+from hypergrad.unrolled.roundings import rounding_error
 from hypergrad.unrolled.run import Dynamics
 from hypergrad.unrolled.stepped import Differentiated, positive_int
 
@@ -85,11 +86,10 @@ class TruncatedUnrolled(UnrolledEstimator):
         )
         x, rest = run.advance(run.x, run.rest, run.h, 0, edge)
         result = reverse(run, x, rest, edge, self.window, self.memory)
-        total = jnp.sum(result.contributions)
-        error = rounding_error(run, self.window, total, result.grad)
+        error = rounding_error(run, self.window, result.total, result.grad)
         if edge:
             dropped = _dropped(run, result, edge) / vector.norm(result.grad)
-            error = error + jnp.where(total > 0, dropped, jnp.inf)
+            error = error + jnp.where(jnp.any(result.contributions > 0), dropped, jnp.inf)
         value, aux, steps = result.value, result.aux, result.differentiated
         found = Differentiated(run, value, aux, result.grad, steps, error, result.intact)
         return found, (result.x, result.rest)

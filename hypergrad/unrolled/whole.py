@@ -16,7 +16,8 @@ from hypergrad.restricted import RestrictedProblem
 from hypergrad.unrolled.base import UnrolledEstimator, UnrolledState
 from hypergrad.unrolled.checkpointing import CheckpointSchedule, bytes_allowed
 from hypergrad.unrolled.effect import reaches, require_effect
-from hypergrad.unrolled.reverse import plan, reverse, rounding_error
+from hypergrad.unrolled.reverse import plan, reverse
+from hypergrad.unrolled.roundings import rounding_error
 from hypergrad.unrolled.run import Dynamics
 from hypergrad.unrolled.stepped import Differentiated
 
@@ -84,7 +85,7 @@ class Unrolled(UnrolledEstimator):
         (from_start,) = pull_start(result.adjoint)
         usable = result.intact & vector.all_finite(from_start)
         grad = jax.tree.map(lambda g, s: g + jnp.where(usable, s, 0), result.grad, from_start)
-        total = jnp.sum(result.contributions) + vector.norm(from_start)
+        total = result.total + result.growth * vector.norm(from_start)
         error = rounding_error(run, self.steps, total, grad)
         value, aux, steps = result.value, result.aux, result.differentiated
         found = Differentiated(run, value, aux, grad, steps, error, usable)
