@@ -117,10 +117,9 @@ def contract(cotangent: PyTree, carried: Carried, direct: PyTree) -> tuple[PyTre
     spread = vector.norm(cotangent) / max(vector.size(cotangent), 1) ** 0.5
     entries = jax.vmap(lambda z: vector.norm(jax.tree.map(jnp.multiply, cotangent, z)))(tangents)
     lengths = jnp.hypot(entries, spread * jax.vmap(vector.norm)(tangents)).astype(flat.dtype)
-    # A rounding is spread evenly over one unit; those that have grown are all of a step's together.
-    multiplied = 1 / 12**0.5 + carried.growth.most - 1
-    total = (vector.norm(lengths) + vector.norm(flat)) * multiplied
-    return unravel(flat + indirect), total
+    # A rounding is spread evenly over one unit.
+    total = (vector.norm(lengths) + vector.norm(flat)) / 12**0.5
+    return unravel(flat + indirect), total * carried.growth.counted
 
 
 def _last(columns: PyTree) -> PyTree:
