@@ -25,13 +25,16 @@ class ForwardUnrolled(UnrolledEstimator):
     """The exact derivative of the T steps that are run, by forward mode.
 
     Time and memory are those of about as many runs as there are hyperparameters (scalar entries),
-    whatever the number of steps: the choice for a few of them, up to about ten, or when the steps
-    hold something that reverse mode cannot cross, such as a line search.
+    and one more, whatever the number of steps: the choice for a few of them, up to about ten, or
+    when the steps hold something that reverse mode cannot cross, such as a line search.
 
     **Arguments:** those of `UnrolledEstimator`.
 
-    `info.error` estimates the rounding error, as in `Unrolled`. Entries of the derivative that are
-    not finite come back as zero with `info.breakdown` set and an infinite `error`.
+    `info.error` estimates the rounding error, as in `Unrolled`. How much an unstable run multiplies
+    its roundings is followed along one direction: in the first steps of such a run, before it turns
+    into the one that grows most, the estimate may be several times too small. Entries of the
+    derivative that are not finite come back as zero with `info.breakdown` set and an infinite
+    `error`.
     """
 
     # Said here as well: type checkers take a module without one for a dataclass.

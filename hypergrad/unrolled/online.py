@@ -56,9 +56,9 @@ class OnlineUnrolled(SteppedEstimator):
     of `UnrolledEstimator`. Give each `fit` its own key.
 
     As long as the hyperparameters have not changed since `init`, the derivative is that of all
-    steps taken so far, and `info.error` the rounding error. Afterwards it mixes derivatives taken
-    at different values; the bias is small when they change slowly compared to how fast the run
-    forgets, and `info.error` is NaN: not known.
+    steps taken so far, and `info.error` the rounding error, as in `ForwardUnrolled`. Afterwards it
+    mixes derivatives taken at different values; the bias is small when they change slowly compared
+    to how fast the run forgets, and `info.error` is NaN: not known.
     """
 
     state_type: ClassVar[type] = OnlineState

@@ -2,15 +2,16 @@
 
 Every step rounds the params by about a unit of their size, and the run carries that on: the
 rounding `δ_s` of `w_s` is `(∂w_t/∂w_s) δ_s` at step `t`. Where that grows, as in an unstable or
-chaotic run, what is computed from `w_t` has lost as many digits: to first order the relative error
-of `B_t` and `A_t` is that of `w_t`. The growth relative to the size of the params is
+chaotic run, what is computed from `w_t` has lost as many digits: `B_t` and `A_t` of a step that is
+no linear map have a relative error of the order of that of `w_t`. It has grown by
 
     P_t = max over s ≤ t of ‖∂w_t/∂w_s‖ ‖w_s‖ / ‖w_t‖
 
-and 1 for a run that forgets. Both modes have lower bounds of `‖∂w_t/∂w_s‖` at hand. In reverse
-mode `a_s = (∂w_t/∂w_s)ᵀ a_t`: it is at least `‖a_s‖ / ‖a_t‖`. In forward mode one more direction
-is carried along, which turns into the one that grows most, as in power iteration. For `‖w_s‖` the
-largest so far is taken, so that params that pass through zero do not count as a loss of digits.
+which is 1 for a run that forgets, or whose params grow alike. Both modes have a lower bound of
+`‖∂w_t/∂w_s‖` at hand. In reverse mode, momenta aside, `a_s = (∂w_t/∂w_s)ᵀ a_t`: it is at least
+`‖a_s‖ / ‖a_t‖`. In forward mode one more direction is carried along, which turns into the one that
+grows most, as in power iteration. For `‖w_s‖` the largest so far is taken, so that params that pass
+through zero do not count as a loss of digits.
 """
 
 import equinox as eqx
@@ -31,8 +32,8 @@ _CAUTION = 3.0
 def rounding_error(run: Dynamics, steps: int, total: Scalar, grad: PyTree) -> Scalar:
     """Estimate of the relative rounding error of a sum whose terms have norms adding to `total`.
 
-    Each norm comes times the growth of the roundings that its term is computed from: a term with
-    the cotangent `a_t` has the error of every later `w`, as `a_t` is a product of Jacobians there.
+    Each norm comes times the growth `P` of the roundings that its term is computed from: `B_tᵀ a_t`
+    has the error of `w_t` and of every later `w`, as `a_t` is a product of Jacobians there.
 
     Three deviations of a random walk with a rounding a step, of the sum and of the parameters that
     it is taken at: which way roundings fall differs from one processor to the next. The last
@@ -49,8 +50,8 @@ def rounding_error(run: Dynamics, steps: int, total: Scalar, grad: PyTree) -> Sc
 def growth_by_adjoints(sizes: Array, adjoints: Array) -> Array:
     """Of the roundings that each term of a reverse pass is computed from, in the order of time.
 
-    From `‖w_t‖` and the norms of its cotangents. It is 1 throughout where steps contract all
-    directions alike or in an inner product of their own, whatever the outer loss.
+    From `‖w_t‖` and the norms of its cotangents. It is 1 throughout where no step makes a cotangent
+    longer: gradient descent on a convex loss, whatever the outer loss.
     """
     seen = lax.cummax(sizes) * adjoints
     known = (seen > 0) & jnp.isfinite(seen)

@@ -48,7 +48,9 @@ class TruncatedUnrolled(UnrolledEstimator):
     slower of two: that of the contributions in the window, and that of the adjoint times the growth
     of a step's answer to the hyperparameters towards the first step. It is an extrapolation, with a
     factor of caution, and no bound: directions that decay more slowly than what the window shows
-    are underestimated. Above 1 it only says that the estimate is not usable.
+    are underestimated. Above 1 it only says that the estimate is not usable. Roundings are in it as
+    in `Unrolled`, those of the window only: what an unstable run has made of earlier ones is not
+    seen. There the contributions grow backwards, and what was dropped comes out above 1.
     """
 
     window: int = eqx.field(static=True)

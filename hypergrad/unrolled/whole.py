@@ -41,9 +41,11 @@ class Unrolled(UnrolledEstimator):
 
     `info.error` is an estimate of the rounding error, relative to the hypergradient: machine
     epsilon of the params, times the root of `T`, times how much the contributions of the steps
-    cancel. It says nothing of how far T steps are from convergence: what is differentiated is what
-    was run. Nor does it see that an unstable or chaotic run multiplies its own roundings: in
-    float32 such a derivative may have no digit right. `Metasmooth` measures how far it can be used.
+    cancel, times how much an unstable or chaotic run multiplies its own roundings
+    (`hypergrad.unrolled.roundings`): above 1 no digit is right, and float64 has more. It says
+    nothing of how far T steps are from convergence: what is differentiated is what was run. Nor
+    does it say over what steps of the hyperparameters a chaotic derivative holds: `Metasmooth`
+    measures it.
 
     If a step's derivative is not finite, the contributions of the steps after it are returned, with
     `info.breakdown` set, an infinite `error`, and `info.iterations` counting the steps that they
