@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hypergrad import BilevelProblem, ErrorEstimate, FixedPoint, ProximalStep
+from hypergrad.unrolled import StepFunction
 
 
 class Case(NamedTuple):
@@ -82,6 +83,18 @@ def logistic(rng: np.random.Generator) -> Case:
     y = np.argmax(x @ rng.normal(size=(6, 3)) + rng.gumbel(size=(120, 3)), axis=1)
     lam = jnp.asarray(0.5 * rng.normal(size=(6, 3)) - 4)
     return Case(LOGISTIC, jnp.zeros((6, 3)), lam, *_halves(x, y))
+
+
+LOGISTIC_MAP = BilevelProblem(
+    lambda w, h, b: jnp.sum(w**2),
+    lambda w, h, b: jnp.sum(w * jnp.arange(1, w.size + 1, dtype=w.dtype)),
+)
+MAP_STEP = StepFunction(lambda w, state, h, b: (h * w * (1 - w), state))
+
+
+def logistic_map(rng: np.random.Generator) -> Case:
+    """No training but a chaotic run: three starts of the logistic map, its rate."""
+    return Case(LOGISTIC_MAP, jnp.asarray(rng.uniform(0.1, 0.9, 3)), jnp.asarray(3.9))
 
 
 def _poisson(w: Any, lam: Any, b: Any) -> Any:

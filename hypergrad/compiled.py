@@ -163,7 +163,8 @@ _UNSEEN = (Outcome.partial, Outcome.one_draw)
 _ERROR_ABOVE_NORM = (
     "the estimated error of the hypergradient exceeds its norm (info.error > 1). Solve the inner "
     "problem (info.inner_residual) or the linear system (info.linear_residual) further; of losses "
-    "with noise take more keys."
+    "with noise take more keys; of an unstable unrolled run fewer steps, smaller learning rates "
+    "or float64."
 )
 _INACCURATE = (
     "the inner problem or the linear system is not solved well enough: the hypergradient may be "

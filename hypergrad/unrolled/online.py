@@ -15,8 +15,8 @@ from hypergrad.estimator import FitInfo, Hypergradient
 from hypergrad.linear import vector
 from hypergrad.restricted import RestrictedProblem
 from hypergrad.unrolled.effect import require_effect
-from hypergrad.unrolled.forward import advance_tangents, contract, start_tangents
-from hypergrad.unrolled.reverse import rounding_error
+from hypergrad.unrolled.forward import Carried, advance, contract, start_carried
+from hypergrad.unrolled.roundings import Growth, rounding_error
 from hypergrad.unrolled.stepped import Differentiated, SteppedEstimator
 
 
@@ -24,9 +24,10 @@ class OnlineState(eqx.Module):
     """What the online estimator carries.
 
     - `params`, `step_state`: the current inner point and the inner step's own state there.
-    - `tangents`: `Z`, like the differentiable part of `(params, step_state)` with one more leading
-      axis over all entries of the hyperparameters.
-    - `hparams`: the values that `tangents` were begun with.
+    - `columns`, `growth`: as in `hypergrad.unrolled.forward.Carried`. The first of `columns` are
+      `Z`, like the differentiable part of `(params, step_state)` with one more leading axis over
+      all entries of the hyperparameters.
+    - `hparams`: the values that `Z` was begun with.
     - `drifted`: the hyperparameters have changed since.
     - `scale`: the larger of `‖∂f/∂w‖` and `‖H w‖` at the point given to `init`.
     - `steps`: steps taken since `init`.
@@ -35,7 +36,8 @@ class OnlineState(eqx.Module):
 
     params: PyTree
     step_state: PyTree
-    tangents: PyTree
+    columns: PyTree
+    growth: Growth
     hparams: PyTree
     drifted: Bool[Array, ""]
     scale: Scalar
@@ -54,9 +56,9 @@ class OnlineUnrolled(SteppedEstimator):
     of `UnrolledEstimator`. Give each `fit` its own key.
 
     As long as the hyperparameters have not changed since `init`, the derivative is that of all
-    steps taken so far, and `info.error` the rounding error. Afterwards it mixes derivatives taken
-    at different values; the bias is small when they change slowly compared to how fast the run
-    forgets, and `info.error` is NaN: not known.
+    steps taken so far, and `info.error` the rounding error, as in `ForwardUnrolled`. Afterwards it
+    mixes derivatives taken at different values; the bias is small when they change slowly compared
+    to how fast the run forgets, and `info.error` is NaN: not known.
     """
 
     state_type: ClassVar[type] = OnlineState
@@ -67,11 +69,13 @@ class OnlineUnrolled(SteppedEstimator):
     def _init(self, given: RestrictedProblem) -> OnlineState:
         run = self._begun(given)
         at, step_state = run.unpack(run.x, run.rest)
+        carried = start_carried(run)
         zero = jnp.zeros((), jnp.int32)
         return OnlineState(
             params=at,
             step_state=step_state,
-            tangents=start_tangents(run),
+            columns=carried.columns,
+            growth=carried.growth,
             hparams=run.h,
             drifted=jnp.asarray(False),
             scale=self._scale(replace(given, params=at)),
@@ -81,14 +85,15 @@ class OnlineUnrolled(SteppedEstimator):
 
     def _fit(self, given: RestrictedProblem, state: OnlineState) -> tuple[OnlineState, FitInfo]:
         run = self._continued(given, state.step_state)
-        x, rest, tangents = advance_tangents(run, state.tangents, self.steps)
-        params, step_state = run.unpack(x, rest)
+        carried = advance(run, Carried(run.x, run.rest, state.columns, state.growth), self.steps)
+        params, step_state = run.unpack(carried.x, carried.rest)
         taken = jnp.asarray(self.steps, jnp.int32)
         state = replace(
             state,
             params=params,
             step_state=step_state,
-            tangents=tangents,
+            columns=carried.columns,
+            growth=carried.growth,
             drifted=state.drifted | _differ(state.hparams, run.h),
             steps=state.steps + taken,
             inner_iterations=taken,
@@ -97,12 +102,13 @@ class OnlineUnrolled(SteppedEstimator):
 
     def _hypergradient(self, given: RestrictedProblem, state: OnlineState) -> Hypergradient:
         run = self._continued(given, state.step_state)
-        # What acts through `initial` only is in the tangents already.
+        # What acts through `initial` only is in `Z` already.
         if self.initial is None:
             name = type(self).__name__
             run = require_effect(run, 0, self.steps, estimator=name, forward=True)
         value, aux, cotangent, direct = run.outer_derivative(run.x)
-        grad, total = contract(cotangent, state.tangents, direct)
+        carried = Carried(run.x, run.rest, state.columns, state.growth)
+        grad, total = contract(cotangent, carried, direct)
         drifted = state.drifted | _differ(state.hparams, run.h)
         rounding = rounding_error(run, 1, total, grad) * jnp.sqrt(jnp.maximum(state.steps, 1))
         error = jnp.where(drifted, jnp.nan, rounding)

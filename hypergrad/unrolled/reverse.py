@@ -19,6 +19,7 @@ from jaxtyping import Array, Int, PyTree, Scalar
 
 from hypergrad.linear import vector
 from hypergrad.unrolled.checkpointing import CheckpointSchedule, schedule
+from hypergrad.unrolled.roundings import growth_by_adjoints
 from hypergrad.unrolled.run import Dynamics
 
 
@@ -32,6 +33,8 @@ class Reversed(NamedTuple):
     - `differentiated`: steps whose contribution is in `grad`.
     - `contributions`: `‖B_tᵀ a_t‖` for each step in the order of time.
     - `adjoints`: `‖a_t‖` from the start of the pass to its end, one more than steps.
+    - `total`: the norms of all terms of `grad` added up, each times `growth` of what it is made of.
+    - `growth`: of roundings from the start of the pass (`hypergrad.unrolled.roundings`).
     - `x`, `rest`: the end of the run.
     """
 
@@ -43,6 +46,8 @@ class Reversed(NamedTuple):
     differentiated: Int[Array, ""]
     contributions: Array
     adjoints: Array
+    total: Scalar
+    growth: Scalar
     x: PyTree
     rest: PyTree
 
@@ -98,11 +103,11 @@ def reverse(
             def body(carry: tuple, at: tuple) -> tuple:
                 x, rest = carry
                 t, probe = at
-                return run(_tap(x, probe[0]), rest, _tap(h, probe[1]), t), None
+                return run(_tap_state(x, probe[:3]), rest, _tap(h, probe[3]), t), None
 
             return lax.scan(body, (x, rest), (begin + jnp.arange(size), probes))[0]
 
-        probes = jnp.broadcast_to(nothing, (size, 2))
+        probes = jnp.broadcast_to(nothing, (size, 4))
         return jax.vjp(run_block, x, h, probes, has_aux=True)
 
     def collect(size: int, pull: Callable, at: Array | int, carry: tuple) -> tuple:
@@ -135,10 +140,10 @@ def reverse(
         end_x, end_rest = end
 
     value, aux, adjoint, direct = run.outer_derivative(end_x)
-    size_at_end = vector.norm(adjoint)
+    at_end = jnp.stack([vector.norm(adjoint), vector.norm(adjoint[0]), vector.norm(end_x[0])])
     intact = vector.all_finite((adjoint, direct))
     direct = jax.tree.map(lambda d: jnp.where(jnp.isfinite(d), d, 0), direct)
-    norms = jnp.broadcast_to(nothing, (steps, 2))
+    norms = jnp.broadcast_to(nothing, (steps, 4))
     carry = (adjoint, direct, intact, jnp.zeros((), jnp.int32), norms)
     if tail:
         carry = collect(tail, pull_tail, blocks * block, carry)
@@ -155,6 +160,10 @@ def reverse(
         loop = (slots, jnp.asarray(moved, jnp.int32), carry)
         _, _, carry = lax.fori_loop(0, blocks, earlier, loop)
     adjoint, grad, intact, count, norms = carry
+    contributions = norms[:, 3]
+    adjoints, of_params, sizes = jnp.concatenate([norms[:, :3], at_end[None]]).T
+    growth = growth_by_adjoints(sizes, of_params)
+    total = jnp.sum(jnp.append(contributions, vector.norm(direct)) * growth)
     return Reversed(
         value,
         aux,
@@ -162,8 +171,10 @@ def reverse(
         adjoint,
         intact,
         count,
-        norms[:, 1],
-        jnp.append(norms[:, 0], size_at_end),
+        contributions,
+        adjoints,
+        total,
+        growth[0],
         end_x,
         end_rest,
     )
@@ -191,25 +202,6 @@ def plan(run: Dynamics, steps: int, memory: int | None) -> CheckpointSchedule:
     return schedule(steps, state_bytes, step_bytes, memory)
 
 
-def rounding_error(run: Dynamics, steps: int, total: Scalar, grad: PyTree) -> Scalar:
-    """Estimate of the relative rounding error of a sum whose terms have norms adding to `total`.
-
-    Three deviations of a random walk with a rounding a step, of the sum and of the parameters that
-    it is taken at: which way roundings fall differs from one processor to the next. The last
-    rounding is that to the user's hyperparameters, at most half of their unit.
-    """
-    size = vector.norm(grad)
-    returned = vector.cast_like(grad, run.like(grad))
-    last = max(map(_unit, jax.tree.leaves(returned))) / 2
-    error = 3 * max(map(_unit, jax.tree.leaves((grad, run.x)))) * steps**0.5
-    error = jnp.maximum(error * jnp.maximum(total / size, 1), last)
-    return jnp.where(size > 0, error, jnp.where(total > 0, jnp.inf, 0))
-
-
-def _unit(leaf: Array) -> float:
-    return float(jnp.finfo(leaf.dtype).eps) if eqx.is_inexact_array(leaf) else 0.0
-
-
 @jax.custom_vjp
 def _tap(x: PyTree, probe: Array) -> PyTree:
     """`x`; the cotangent of `probe` is the norm of the cotangent that passes here."""
@@ -226,6 +218,25 @@ def _tap_backward(probe: Array, cotangent: PyTree) -> tuple:
 
 
 _tap.defvjp(_tap_forward, _tap_backward)
+
+
+@jax.custom_vjp
+def _tap_state(x: PyTree, probe: Array) -> PyTree:
+    """`x`; the cotangent of `probe`: norms of the cotangent, of the params' part, of the params."""
+    return x
+
+
+def _tap_state_forward(x: PyTree, probe: Array) -> tuple:
+    return x, (vector.length(x[0]), probe)
+
+
+def _tap_state_backward(kept: tuple, cotangent: PyTree) -> tuple:
+    size, probe = kept
+    norms = [vector.length(cotangent), vector.length(cotangent[0]), size]
+    return cotangent, jnp.stack([a.astype(probe.dtype) for a in norms])
+
+
+_tap_state.defvjp(_tap_state_forward, _tap_state_backward)
 
 
 def _placed(tree: PyTree, space: Any) -> PyTree:

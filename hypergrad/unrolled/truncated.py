@@ -18,7 +18,8 @@ from hypergrad.linear import vector
 from hypergrad.unrolled.base import UnrolledEstimator
 from hypergrad.unrolled.checkpointing import bytes_allowed
 from hypergrad.unrolled.effect import require_effect
-from hypergrad.unrolled.reverse import Reversed, reverse, rounding_error
+from hypergrad.unrolled.reverse import Reversed, reverse
+from hypergrad.unrolled.roundings import rounding_error
 from hypergrad.unrolled.run import Dynamics
 from hypergrad.unrolled.stepped import Differentiated, positive_int
 
@@ -47,7 +48,9 @@ class TruncatedUnrolled(UnrolledEstimator):
     slower of two: that of the contributions in the window, and that of the adjoint times the growth
     of a step's answer to the hyperparameters towards the first step. It is an extrapolation, with a
     factor of caution, and no bound: directions that decay more slowly than what the window shows
-    are underestimated. Above 1 it only says that the estimate is not usable.
+    are underestimated. Above 1 it only says that the estimate is not usable. Roundings are in it as
+    in `Unrolled`, those of the window only: what an unstable run has made of earlier ones is not
+    seen. There the contributions grow backwards, and what was dropped comes out above 1.
     """
 
     window: int = eqx.field(static=True)
@@ -85,11 +88,10 @@ class TruncatedUnrolled(UnrolledEstimator):
         )
         x, rest = run.advance(run.x, run.rest, run.h, 0, edge)
         result = reverse(run, x, rest, edge, self.window, self.memory)
-        total = jnp.sum(result.contributions)
-        error = rounding_error(run, self.window, total, result.grad)
+        error = rounding_error(run, self.window, result.total, result.grad)
         if edge:
             dropped = _dropped(run, result, edge) / vector.norm(result.grad)
-            error = error + jnp.where(total > 0, dropped, jnp.inf)
+            error = error + jnp.where(jnp.any(result.contributions > 0), dropped, jnp.inf)
         value, aux, steps = result.value, result.aux, result.differentiated
         found = Differentiated(run, value, aux, result.grad, steps, error, result.intact)
         return found, (result.x, result.rest)

@@ -16,7 +16,8 @@ from hypergrad.restricted import RestrictedProblem
 from hypergrad.unrolled.base import UnrolledEstimator, UnrolledState
 from hypergrad.unrolled.checkpointing import CheckpointSchedule, bytes_allowed
 from hypergrad.unrolled.effect import reaches, require_effect
-from hypergrad.unrolled.reverse import plan, reverse, rounding_error
+from hypergrad.unrolled.reverse import plan, reverse
+from hypergrad.unrolled.roundings import rounding_error
 from hypergrad.unrolled.run import Dynamics
 from hypergrad.unrolled.stepped import Differentiated
 
@@ -40,9 +41,11 @@ class Unrolled(UnrolledEstimator):
 
     `info.error` is an estimate of the rounding error, relative to the hypergradient: machine
     epsilon of the params, times the root of `T`, times how much the contributions of the steps
-    cancel. It says nothing of how far T steps are from convergence: what is differentiated is what
-    was run. Nor does it see that an unstable or chaotic run multiplies its own roundings: in
-    float32 such a derivative may have no digit right. `Metasmooth` measures how far it can be used.
+    cancel, times how much an unstable or chaotic run multiplies its own roundings
+    (`hypergrad.unrolled.roundings`): above 1 no digit is right, and float64 has more. It says
+    nothing of how far T steps are from convergence: what is differentiated is what was run. Nor
+    does it say over what steps of the hyperparameters a chaotic derivative holds: `Metasmooth`
+    measures it.
 
     If a step's derivative is not finite, the contributions of the steps after it are returned, with
     `info.breakdown` set, an infinite `error`, and `info.iterations` counting the steps that they
@@ -84,7 +87,7 @@ class Unrolled(UnrolledEstimator):
         (from_start,) = pull_start(result.adjoint)
         usable = result.intact & vector.all_finite(from_start)
         grad = jax.tree.map(lambda g, s: g + jnp.where(usable, s, 0), result.grad, from_start)
-        total = jnp.sum(result.contributions) + vector.norm(from_start)
+        total = result.total + result.growth * vector.norm(from_start)
         error = rounding_error(run, self.steps, total, grad)
         value, aux, steps = result.value, result.aux, result.differentiated
         found = Differentiated(run, value, aux, grad, steps, error, usable)
