@@ -132,7 +132,10 @@ def test_a_first_trial_waits_for_dearer_solves_or_for_its_share():
     means = np.cumsum(alone) / np.arange(1, len(alone) + 1)
     assert (alone[1:] < means[:-1]).all()
     assert len(alone) > 10
-    assert alone[-1] <= 0.05 * float(before.spent) < alone[-2]
+    spent = np.cumsum(alone)
+    assert spent[-2] == float(before.spent)
+    assert alone[-1] <= 0.05 * spent[-2]
+    assert alone[-2] > 0.05 * spent[-3]
 
 
 def test_on_short_solves_nothing_is_tried():
