@@ -2,9 +2,10 @@
 
 An outer search solves a sequence of related systems. Khodak et al., "Learning to relax: setting
 solver parameters across a sequence of linear system instances" (ICLR 2024), choose the settings of
-a solver by a bandit that sees nothing but iteration counts. An outer search has tens of systems
-rather than thousands, so that here what is tried is cut short where it is worse, and is finished by
-the setting that is known to be good.
+a solver by a bandit that sees nothing but iteration counts, and only of the one that it played. An
+outer search has tens of systems rather than thousands, and they become harder along the way: here
+two settings are compared on one and the same system, which says more than many solves of different
+ones.
 """
 
 from collections.abc import Sequence
@@ -13,9 +14,8 @@ from typing import ClassVar, Self
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree, Scalar
+from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
-from hypergrad.bandit import tsallis_inf
 from hypergrad.expected import received
 from hypergrad.linear import vector
 from hypergrad.linear.base import IterativeSolver, LinearSolver
@@ -23,47 +23,58 @@ from hypergrad.linear.operator import LinearOperator
 from hypergrad.linear.solution import LinearSolution
 from hypergrad.linear.system import System
 
-#: Weight of the last solve in the cost of an arm: systems change along a run.
-_NEWEST = 0.5
-#: Solves by which an arm is judged: the first one begins with nothing; those that learn from solve
-#: to solve need a few until they know something.
-_ONCE, _FIRST, _LEARNS = 1, 2, 5
-#: Fewest steps that an arm is tried for.
-_LEAST = 3
+#: Solves in a row of one trial, of arms that do not and that do learn from solve to solve: after a
+#: pause, the first solve of `RecyclingCG` takes about as many products as that of `CG`.
+_ONCE, _LEARNS = 1, 2
+#: Products of later solves of an arm that learns, relative to its second one: 0.86 in the median of
+#: outer runs of the experiment `relax`, of which a little less is counted upon.
+_LATER = 0.9
+#: Below which cost an arm takes the place of the best one: by chance alone, two solves of one
+#: system differ by this much.
+_CHEAPER = 0.95
+#: Products of a solve from which on another arm is tried on it: below, it has little to save.
+_WORTH = 10
 #: Steps of an arm that nothing limits.
 _MOST = 10**6
-#: How much worse than the limit an arm is taken to be at most, when it was cut short.
+#: How many times as many products one arm is taken to need as another, at most.
 _WORST = 10.0
 
 
 class TunedState(eqx.Module):
     """What `Tuned` knows of its arms.
 
-    - `costs`: products for each decade of the residual, a running mean; infinite if never tried.
-    - `plays`: solves that each arm began.
-    - `arm`: the one that began the last solve.
-    - `spent`: products of all solves, and `tried` what of them went into trying, beyond what the
-      best arm was expected to take.
+    - `costs`: products of each arm relative to those of the best one, by their last comparison.
+    - `arm`: the best one.
+    - `tried`: products that went into trying each arm.
+    - `trial`, `left`: the arm that is being tried, and on how many more systems.
+    - `solves`, `spent`: how many there were, and the products of all of them.
     - `learned`: what the arms themselves learn from solve to solve.
     """
 
     costs: Float[Array, " arms"]
-    plays: Int[Array, " arms"]
     arm: Int[Array, ""]
+    tried: Float[Array, " arms"]
+    trial: Int[Array, ""]
+    left: Int[Array, ""]
+    solves: Int[Array, ""]
     spent: Scalar
-    tried: Scalar
     learned: tuple
 
 
 class Tuned(LinearSolver):
-    """Several solvers, of which the one is used that has needed fewest products so far.
+    """Several solvers, of which the one is used that needed fewest products when last compared.
 
-    The first two solves are the first arm's. Then each of the others is tried once, and later again
-    at times, drawn by the Tsallis-INF rule of their costs, while `share` of all products allows it.
-    Arms that learn from solve to solve (`RecyclingCG`) have five solves to begin with. An arm whose
-    preconditioner costs half a solve to build is left alone. One that is tried may take
-    as many steps as the best arm is expected to need; then the best arm goes on from where it
-    stopped. So all answers reach the same tolerance, and what is chosen changes the products only.
+    That one, at first the first, solves every system. Now and then another one is given the same
+    system, from the same start and with no more products than the best one took: what it takes, or
+    at its pace would have taken, relative to that, is its cost from then on, and clearly below one
+    it takes over. What goes into trying an arm stays below a `share` of all products, divided by
+    the square of its cost.
+
+    An arm that was never tried is tried as soon as that leaves room for a solve, or solves become
+    dearer than they were; none is on solves of fewer than ten products, and one whose
+    preconditioner costs half a solve to build is left alone. Arms that learn from solve to solve
+    (`RecyclingCG`) are tried on two systems in a row and judged by the second. All answers are the
+    best arm's, or, if it breaks down, those of one that was tried and did not.
 
     It learns where it is given its state back: within `ImplicitDifferentiation(warm_start=True)`,
     and so in all outer algorithms, and in their checkpoints. Without a state it is its first arm.
@@ -77,23 +88,21 @@ class Tuned(LinearSolver):
     - `arms`: two or more solvers of one tolerance that iterate: `RecyclingCG()`, `CG()`,
       `PCG(Jacobi(4))`, `PCG(NystromPreconditioner(20))`. For systems that may be indefinite, put it
       into a `Fallback`.
-    - `share`: of all products, the most that is spent on trying an arm again. Default 0.03.
-    - `seed`: of the draws. Default 0.
+    - `share`: of all products, what is spent on trying an arm that is as good as the best one.
+      Default 0.05.
     """
 
     symmetric_only: ClassVar[bool] = False
 
     arms: tuple[IterativeSolver, ...]
     share: float = eqx.field(static=True)
-    seed: int = eqx.field(static=True)
     state: TunedState | None
 
     def __init__(
         self,
         arms: Sequence[IterativeSolver],
         *,
-        share: float = 0.03,
-        seed: int = 0,
+        share: float = 0.05,
         state: TunedState | None = None,
     ) -> None:
         if not isinstance(arms, Sequence) or isinstance(arms, str):
@@ -115,7 +124,7 @@ class Tuned(LinearSolver):
             )
         if not 0 <= share <= 1:
             raise ValueError(f"Tuned: share expected from 0 to 1, received {share}.")
-        self.share, self.seed, self.state = share, seed, state
+        self.share, self.state = share, state
 
     @property
     def tol(self) -> float | Scalar:
@@ -136,102 +145,108 @@ class Tuned(LinearSolver):
         """See `LinearSolver.init_state`."""
         dtype = vector.vdot(vector.widen(like), vector.widen(like)).dtype
         count = len(self.arms)
-        zero = jnp.zeros((), dtype)
+        none = jnp.zeros((), jnp.int32)
         return TunedState(
-            costs=jnp.full(count, jnp.inf, dtype),
-            plays=jnp.zeros(count, jnp.int32),
-            arm=jnp.zeros((), jnp.int32),
-            spent=zero,
-            tried=zero,
+            costs=jnp.ones(count, dtype),
+            arm=none,
+            tried=jnp.zeros(count, dtype),
+            trial=none,
+            left=none,
+            solves=none,
+            spent=jnp.zeros((), dtype),
             learned=tuple(arm.init_state(like) for arm in self.arms),
         )
 
     def with_state(self, state: PyTree) -> Self:
         """See `LinearSolver.with_state`."""
-        return eqx.tree_at(lambda s: s.state, self, state, is_leaf=lambda leaf: leaf is None)
+        return eqx.tree_at(lambda s: s.state, self, state, is_leaf=_is_none)
 
     def solve_scaled(self, system: System) -> LinearSolution:
         """See `LinearSolver.solve_scaled`."""
         state = self.state
         if state is None:
             return self.arms[0].solve_scaled(system)
-        decades = self._decades(state.costs.dtype)
-        best = jnp.argmin(state.costs).astype(jnp.int32)
-        expected = state.costs[best] * decades
-        arm = self._arm(state, best, expected)
-        trying = (arm != best) & jnp.isfinite(expected)
-        # No float is compared with the largest integer: in float32 it would be one more than that.
-        steps = jnp.clip(jnp.ceil(expected), _LEAST, _MOST).astype(jnp.int32)
-        limit = jnp.where(trying, steps, _MOST)
-        known = state.learned
-        start = vector.zeros_like(system.rhs) if system.start is None else system.start
+        if system.start is None:
+            system = system.started_at(vector.zeros_like(system.rhs))
 
+        # The best arm, then one to be tried. In a loop: every arm is compiled once.
         def stage(carry: tuple, number: Array) -> tuple[tuple, LinearSolution]:
-            x, learned, last = carry
-            needed = (number == 0) | (trying & ~self._reached(last))
-            playing = jnp.where(number == 0, arm, best)
-            most = jnp.where(number == 0, limit, _MOST)
-            idle = eqx.tree_at(lambda s: s.products, last, jnp.zeros((), jnp.int32))
+            learned, best = carry
+            trial, due = self._trial(state, best)
+            is_first = number == 0
             solution, learned = jax.lax.cond(
-                needed,
-                lambda: self._play(system.started_at(x), learned, playing, most),
-                lambda: (idle, learned),
+                is_first | due,
+                lambda: self._play(
+                    system,
+                    learned,
+                    jnp.where(is_first, state.arm, trial),
+                    jnp.where(is_first | best.breakdown, _MOST, best.products),
+                ),
+                lambda: (best, learned),
             )
-            return (solution.value, learned, solution), solution
+            return (learned, solution), solution
 
         nothing = jax.tree.map(
             lambda a: jnp.zeros(a.shape, a.dtype),
-            jax.eval_shape(lambda: self._play(system.started_at(start), known, arm, limit)[0]),
+            jax.eval_shape(lambda: self._play(system, state.learned, state.arm, state.arm)[0]),
         )
-        (_, learned, last), both = jax.lax.scan(stage, (start, known, nothing), jnp.arange(2))
-        products = jnp.sum(both.products).astype(jnp.int32)
-        first = jax.tree.map(lambda a: a[0], both)
-        state = self._learned(state, arm, trying, expected, decades, first, products)
-        state = eqx.tree_at(lambda s: s.learned, state, learned)
+        (learned, _), both = jax.lax.scan(stage, (state.learned, nothing), jnp.arange(2))
+        best, tried = (jax.tree.map(lambda a, i=i: a[i], both) for i in range(2))
+        trial, due = self._trial(state, best)
+        answer = vector.where(best.breakdown & ~tried.breakdown, tried, best)
+        after = self._compared(state, trial, due, best, tried)
+        products = best.products + jnp.where(due, tried.products, 0)
+        after = eqx.tree_at(
+            lambda s: (s.solves, s.spent, s.learned),
+            after,
+            (
+                state.solves + (products > 0).astype(jnp.int32),
+                state.spent + products.astype(state.spent.dtype),
+                learned,
+            ),
+        )
         return eqx.tree_at(
             lambda s: (s.products, s.curvature_min, s.curvature_max, s.state),
-            last,
-            (products, jnp.fmin(*both.curvature_min), jnp.fmax(*both.curvature_max), state),
-            is_leaf=lambda leaf: leaf is None,
+            answer,
+            (
+                products,
+                jnp.fmin(best.curvature_min, tried.curvature_min),
+                jnp.fmax(best.curvature_max, tried.curvature_max),
+                after,
+            ),
+            is_leaf=_is_none,
         )
 
-    def _arm(self, state: TunedState, best: Array, expected: Scalar) -> Array:
-        """Which arm begins: one not yet tried, else the best one, or one to try again."""
-        # Where building alone would cost half of a solve there is little to be gained.
-        building = jnp.asarray([arm.building for arm in self.arms], state.costs.dtype)
-        untried = (state.plays < self._wanted(state)) & (2 * building < expected)
-        first = jnp.argmax(untried).astype(jnp.int32)
-        solves = jnp.sum(state.plays)
-        key = jax.random.fold_in(jax.random.key(self.seed), solves)
-        rounds = jnp.maximum(solves, 1).astype(state.costs.dtype)
-        # Of costs that are all known, where it is used.
-        lowest = jnp.min(state.costs)
-        relative = rounds * jnp.minimum(state.costs / lowest, _WORST)
-        relative = jnp.where(jnp.any(untried), 0, relative)
-        weights = tsallis_inf(relative, 2 / jnp.sqrt(rounds))
-        drawn = jax.random.choice(key, len(self.arms), p=weights).astype(jnp.int32)
-        affordable = state.tried + expected <= self.share * state.spent
-        settled = jnp.where(affordable, drawn, best)
-        return jnp.where(jnp.any(untried), first, settled)
-
-    def _wanted(self, state: TunedState) -> Int[Array, " arms"]:
-        """The solves by which each arm is judged."""
-        least = [_FIRST, *[_ONCE] * (len(self.arms) - 1)]
-        return jnp.asarray(
-            [
-                _LEARNS if jax.tree.leaves(m) else n
-                for m, n in zip(state.learned, least, strict=True)
-            ]
-        )
+    def _trial(self, state: TunedState, best: LinearSolution) -> tuple[Array, Bool[Array, ""]]:
+        """Which arm is the next to be tried, and whether on this system."""
+        dtype = state.costs.dtype
+        # Nor does one save much whose building alone would cost half of a solve.
+        worth = jnp.asarray([max(_WORTH, 2 * arm.building + 1) for arm in self.arms])
+        left_alone = (best.products < worth) & ~best.breakdown
+        left_alone = left_alone.at[state.arm].set(True)
+        needed = jnp.where(left_alone, jnp.inf, state.tried * state.costs**2)
+        going = state.left > 0
+        trial = jnp.where(going, state.trial, jnp.argmin(needed).astype(jnp.int32))
+        took = best.products.astype(dtype)
+        # What is not known yet is worth a solve where solves become dearer; else it can wait.
+        first = state.tried[trial] == 0
+        dearer = (state.solves > 0) & (took * state.solves >= state.spent)
+        price = jnp.where(first, took, needed[trial])
+        due = (price <= self.share * state.spent) | (first & (dearer | best.breakdown))
+        due = going | (due & jnp.isfinite(needed[trial]))
+        # A right-hand side of zero says nothing.
+        return trial, due & (best.products > 0)
 
     def _play(
         self, system: System, learned: tuple, arm: Array, most: Array
     ) -> tuple[LinearSolution, tuple]:
-        """One arm on the system, at most so many steps."""
+        """One arm on the system, with at most so many products."""
 
         def of(number: int) -> tuple[LinearSolution, tuple]:
             solver = self.arms[number].with_state(learned[number])
-            steps = jnp.minimum(jnp.asarray(solver.max_steps, jnp.int32), most)
+            steps = jnp.minimum(
+                jnp.asarray(solver.max_steps, jnp.int32), jnp.maximum(most - solver.building, 0)
+            )
             solver = eqx.tree_at(lambda s: s.max_steps, solver, steps)
             solution = solver.solve_scaled(system)
             after = tuple(solution.state if i == number else old for i, old in enumerate(learned))
@@ -239,50 +254,48 @@ class Tuned(LinearSolver):
 
         return jax.lax.switch(arm, [lambda n=n: of(n) for n in range(len(self.arms))])
 
-    def _reached(self, solution: LinearSolution) -> Array:
-        return (solution.residual <= self.tol) & ~solution.breakdown
-
-    def _decades(self, dtype: jnp.dtype) -> Scalar:
-        """Of the residual that are asked for."""
-        tol = jnp.asarray(self.tol, dtype)
-        return jnp.maximum(-jnp.log10(jnp.maximum(tol, jnp.finfo(dtype).eps)), 1).astype(dtype)
-
-    def _learned(
+    def _compared(
         self,
         state: TunedState,
-        arm: Array,
-        trying: Array,
-        expected: Scalar,
-        decades: Scalar,
-        first: LinearSolution,
-        products: Array,
+        trial: Array,
+        due: Array,
+        best: LinearSolution,
+        tried: LinearSolution,
     ) -> TunedState:
-        """With what the arm took, or would have taken, had it not been cut short."""
-        dtype = state.costs.dtype
-        took = first.products.astype(dtype)
-        # What is left of the way, at the pace so far.
-        pace = -jnp.log10(jnp.clip(first.residual.astype(dtype), jnp.finfo(dtype).eps, 0.9))
-        ahead = took * jnp.clip(decades / pace, 1, _WORST)
-        fine = self._reached(first)
-        cost = jnp.where(fine, took, jnp.where(first.breakdown, _WORST * took, ahead)) / decades
-        # A right-hand side of zero says nothing.
-        told = took > 0
-        old = state.costs[arm]
-        judged = state.plays[arm] >= self._wanted(state)[arm]
-        mean = jnp.where(judged, (1 - _NEWEST) * old + _NEWEST * cost, cost)
-        # Systems that have become harder for one arm have for all: between two solves in a row by
-        # the same arm, the others move along, so that one tried long ago does not look better.
-        again = told & (state.arm == arm) & judged & ~trying
-        others = jnp.where(again, mean / old, 1) * state.costs
-        extra = jnp.where(trying, jnp.maximum(products - expected, 0), 0)
+        """With what a trial has shown."""
+        learns = jnp.asarray([bool(jax.tree.leaves(known)) for known in state.learned])
+        row = jnp.where(learns[trial], _LEARNS, _ONCE)
+        left = jnp.where(state.left > 0, state.left, row) - 1
+        took, compared = self._needed(tried), jnp.maximum(self._needed(best), 1)
+        later = jnp.where(learns[trial], _LATER, 1)
+        cost = jnp.clip(later * took / compared, 1 / _WORST, _WORST)
+        cost = jnp.where(best.breakdown & ~tried.breakdown, 1 / _WORST, cost)
+        cost = jnp.where(tried.breakdown, _WORST, cost)
+        judged = due & (left == 0)
+        costs = jnp.where(judged, state.costs.at[trial].set(cost), state.costs)
+        cheaper = costs[trial] < _CHEAPER * costs[state.arm]
+        arm = jnp.where(cheaper, trial, state.arm)
+        arm = jnp.where(judged, arm, state.arm).astype(jnp.int32)
+        paid = jnp.where(due, tried.products, 0).astype(state.tried.dtype)
         return TunedState(
-            costs=others.at[arm].set(jnp.where(told, mean, old)),
-            plays=state.plays.at[arm].add(told.astype(jnp.int32)),
+            costs=costs / costs[arm],
             arm=arm,
-            spent=state.spent + products.astype(dtype),
-            tried=state.tried + extra.astype(dtype),
+            tried=state.tried.at[trial].add(paid),
+            trial=jnp.where(due, trial, state.trial),
+            left=jnp.where(due, left, state.left).astype(jnp.int32),
+            solves=state.solves,
+            spent=state.spent,
             learned=state.learned,
         )
+
+    def _needed(self, solution: LinearSolution) -> Scalar:
+        """Products to the tolerance; of an arm that was cut short, at its pace so far."""
+        dtype = solution.residual.dtype
+        tol = jnp.maximum(jnp.asarray(self.tol, dtype), jnp.finfo(dtype).eps)
+        pace = jnp.log(jnp.clip(solution.residual, jnp.finfo(dtype).eps, 0.9))
+        ahead = jnp.clip(jnp.log(tol) / pace, 1, _WORST)
+        reached = solution.residual <= self.tol
+        return solution.products * jnp.where(reached, 1, ahead).astype(dtype)
 
 
 def _is_none(leaf: object) -> bool:
