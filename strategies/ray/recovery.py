@@ -35,6 +35,9 @@ EXPERIMENT = "experiment_state-{}.json"
 GENERATOR = "search_gen_state-{}.json"
 SEARCHER = "searcher-state-{}.pkl"
 
+#: In the generator's state: what belongs to a `Repeater` around the search.
+_REPEATER = "name:Repeater"
+
 #: Ray writes the reports of all trials into one file; a copy that is larger is not one of ours.
 _LARGEST = 4 * 2**30
 
@@ -166,10 +169,13 @@ def _reopen(folder: Path) -> None:
     state = json.loads(experiment.read_bytes())
     for name in _ENDED:
         state["runner_data"].pop(name, None)
+    # Of the trials that a repeater makes of one of ours, the searcher knows the first only.
+    repeated = _REPEATER in given
     for stored in state["trial_data"]:
         trial = json.loads(stored[0])
         result = json.loads(stored[1]).get("last_result")
-        if trial["trial_id"] in live and was_cut_off(trial["status"], result):
+        ours = repeated or trial["trial_id"] in live
+        if ours and was_cut_off(trial["status"], result):
             stored[0] = json.dumps(trial | {"status": Trial.PENDING})
     _put(experiment, json.dumps(state).encode())
     # A searcher that has finished says so again.
@@ -179,7 +185,7 @@ def _reopen(folder: Path) -> None:
 def is_repeated(folder: Path) -> bool:
     """Whether the searches in a folder were wrapped by Ray's `Repeater`; loads no pickle."""
     found = sorted(folder.glob(GENERATOR.format("*")))
-    return bool(found) and b"name:Repeater" in found[-1].read_bytes()
+    return bool(found) and _REPEATER.encode() in found[-1].read_bytes()
 
 
 def _put(path: Path, content: bytes) -> None:
