@@ -84,6 +84,10 @@ class OtherSearchError(ValueError):
     """A state that is whole, but of another search than the one it is given to."""
 
 
+class DamagedError(ValueError):
+    """A state that is not whole."""
+
+
 #: What reading a damaged state may run into.
 _DAMAGE = (
     ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError,
@@ -94,14 +98,14 @@ _DAMAGE = (
 def reading() -> Iterator[None]:
     """Whatever goes wrong inside is a damaged state: the one place that decides.
 
-    **Raises:** `OtherSearchError`, which is none, as it is; `ValueError` for all else.
+    **Raises:** `OtherSearchError`, which is none, as it is; `DamagedError` for all else.
     """
     try:
         yield
-    except OtherSearchError:
+    except (OtherSearchError, DamagedError):
         raise
     except _DAMAGE as error:
-        raise ValueError(
+        raise DamagedError(
             f"state: expected a whole one, but it is damaged ({error!r:.200})"
         ) from error
 
@@ -191,6 +195,18 @@ def unseal(content: bytes) -> dict[str, Any]:
         if found is None and state.get("version") != 1:
             raise ValueError("it has no checksum")
         return state
+
+
+def whole_line(rest: bytes) -> list[bytes]:
+    """The sealed line in what follows a file's last newline, if it lacks no more than its end.
+
+    None if a kill has left its beginning only.
+    """
+    for line in (rest, rest[:-1]):
+        with contextlib.suppress(ValueError):
+            unseal(line)
+            return [line]
+    return []
 
 
 def checksum(content: str | bytes | memoryview) -> str:

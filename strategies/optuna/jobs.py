@@ -52,7 +52,7 @@ class StudyJobs:
         self._last: dict[int, int] = {}
         self._interrupted: dict[tuple[int, int], int] = {}
         if alone:
-            for trial, _ in _jobs(study, self._names):
+            for trial, _ in _jobs(study, self._names, self._schedule):
                 if trial.state == TrialState.RUNNING:
                     study.tell(trial.number, state=TrialState.FAIL)
 
@@ -98,7 +98,7 @@ class StudyJobs:
                 "the study has an enqueued trial that is no job of a scheduler; enqueue points as "
                 "the searcher's `first`"
             )
-        if _superseded(study, self._names, mine.number, stored):
+        if _superseded(study, self._names, self._schedule, mine.number, stored):
             mine.set_user_attr(SUPERSEDED, True)
             study.tell(mine, state=TrialState.FAIL, skip_if_finished=True)
             return None
@@ -136,7 +136,7 @@ class StudyJobs:
         # it is grown, too.
         new = [
             (t, j)
-            for t, j in _jobs(self._study, self._names)
+            for t, j in _jobs(self._study, self._names, schedule)
             if t.number not in self._told and j["level"] <= schedule.top
         ]
         for trial, stored in new:
@@ -161,19 +161,24 @@ class StudyJobs:
                 _resume(schedule, stored)
 
 
-def _jobs(study: Study, names: Names) -> list[tuple[FrozenTrial, dict[str, Any]]]:
+def _jobs(
+    study: Study, names: Names, schedule: Scheduler
+) -> list[tuple[FrozenTrial, dict[str, Any]]]:
     """The trials of a study that are jobs of a scheduler, with what is known of the job.
 
-    A trial whose job is damaged is passed over with a warning.
+    A trial whose job is damaged, or of a rung with another resource, is passed over with a warning.
 
-    **Raises:** `ValueError` if no job fits the space.
+    **Raises:** `ValueError` if no job fits space and rungs.
     """
+    resources = schedule.resources
     found, damaged = [], []
     for trial in study.get_trials(deepcopy=False):
         if SUPERSEDED in trial.user_attrs:
             continue
         try:
             stored = _job(trial, names)
+            if stored is not None and stored["level"] < len(resources):
+                _expect_resource(trial, stored, resources[stored["level"]])
         except ValueError as error:
             damaged.append(error)
             continue
@@ -208,18 +213,29 @@ def _job(trial: FrozenTrial, names: Names) -> dict[str, Any] | None:
         raise ValueError(f"trial {trial.number}: {JOB!r}: {error}") from None
 
 
+def _expect_resource(trial: FrozenTrial, stored: dict[str, Any], resource: int | float) -> None:
+    if stored["resource"] != resource:
+        raise ValueError(
+            f"trial {trial.number}: {JOB!r}: expected the resource {resource} at level "
+            f"{stored['level']}, received {stored['resource']!r:.40}, as of another max_resource, "
+            "min_resource or eta"
+        )
+
+
 def _resume(schedule: Scheduler, stored: dict[str, Any]) -> None:
     """Make a job of a known configuration pending, unless it has its result."""
     candidate = schedule.candidates[stored["number"]]
     schedule.take_up(candidate.number, stored["level"], candidate.config, candidate.note)
 
 
-def _superseded(study: Study, names: Names, number: int, stored: dict[str, Any]) -> bool:
+def _superseded(
+    study: Study, names: Names, schedule: Scheduler, number: int, stored: dict[str, Any]
+) -> bool:
     """Whether another process was faster with the same job, or proposed for the same number.
 
     The trial with the smaller number wins; it exists before this one does, so all processes agree.
     """
-    for trial, other in _jobs(study, names):
+    for trial, other in _jobs(study, names, schedule):
         if trial.number >= number or other["number"] != stored["number"]:
             continue
         dead = trial.state == TrialState.FAIL and FAILED not in trial.user_attrs

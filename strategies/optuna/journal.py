@@ -9,7 +9,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import get_lock_file
 
 from strategies import arguments
-from strategies.state import checksum, seal
+from strategies.state import checksum, seal, whole_line
 
 
 class JournalFile(JournalFileBackend):
@@ -53,7 +53,7 @@ class JournalFile(JournalFileBackend):
         with open(self._file_path, "rb") as file:
             file.seek(offsets[start])
             for number, line in enumerate(file, start):
-                if not line.endswith(b"\n"):
+                if not line.endswith(b"\n") and whole_line(line) != [line[:-1]]:
                     return  # another process is writing it, or was killed
                 if number >= log_number_from:
                     yield self._log(number, line)

@@ -35,6 +35,9 @@ EXPERIMENT = "experiment_state-{}.json"
 GENERATOR = "search_gen_state-{}.json"
 SEARCHER = "searcher-state-{}.pkl"
 
+#: In the generator's state: what belongs to a `Repeater` around the search.
+_REPEATER = "name:Repeater"
+
 #: Ray writes the reports of all trials into one file; a copy that is larger is not one of ours.
 _LARGEST = 4 * 2**30
 
@@ -76,9 +79,7 @@ def can_restore(path: str | os.PathLike[str]) -> bool:
     only: nothing is written, and no pickle is loaded.
     """
     path = _place(path)
-    if not tune.Tuner.can_restore(path):
-        return False
-    return not os.path.isdir(path) or _restorable(Path(path))
+    return _restorable(Path(path)) if os.path.isdir(path) else tune.Tuner.can_restore(path)
 
 
 def _place(path: str | os.PathLike[str]) -> str:
@@ -158,7 +159,7 @@ def _reopen(folder: Path) -> None:
     searcher, experiment, generator = (found[0] for found in newest)
     try:
         live = unseal(searcher.read_bytes())["live"]
-    except (ValueError, LookupError):
+    except (OSError, ValueError, LookupError):
         return  # no search of ours, or one that its backup replaces
     given = cloudpickle.loads(generator.read_bytes())
     if not given.get("finished"):
@@ -166,10 +167,13 @@ def _reopen(folder: Path) -> None:
     state = json.loads(experiment.read_bytes())
     for name in _ENDED:
         state["runner_data"].pop(name, None)
+    # Of the trials that a repeater makes of one of ours, the searcher knows the first only.
+    repeated = _REPEATER in given
     for stored in state["trial_data"]:
         trial = json.loads(stored[0])
         result = json.loads(stored[1]).get("last_result")
-        if trial["trial_id"] in live and was_cut_off(trial["status"], result):
+        ours = repeated or trial["trial_id"] in live
+        if ours and was_cut_off(trial["status"], result):
             stored[0] = json.dumps(trial | {"status": Trial.PENDING})
     _put(experiment, json.dumps(state).encode())
     # A searcher that has finished says so again.
@@ -179,7 +183,7 @@ def _reopen(folder: Path) -> None:
 def is_repeated(folder: Path) -> bool:
     """Whether the searches in a folder were wrapped by Ray's `Repeater`; loads no pickle."""
     found = sorted(folder.glob(GENERATOR.format("*")))
-    return bool(found) and b"name:Repeater" in found[-1].read_bytes()
+    return bool(found) and _REPEATER.encode() in found[-1].read_bytes()
 
 
 def _put(path: Path, content: bytes) -> None:
@@ -206,7 +210,7 @@ def _problems(folder: Path, checks: _Checks) -> tuple[list[str], bool]:
     damaged = _damaged(folder, checks)
     # A searcher has its backup, which may be older than Ray's trials; the copy fits together.
     begun = any(folder.glob(SEARCHER.format("*")))
-    searcher = _damaged(folder, {SEARCHER: json.loads}) if begun else []
+    searcher = _damaged(folder, {SEARCHER: unseal}) if begun else []
     return [*damaged, *searcher], bool(damaged)
 
 
@@ -216,7 +220,7 @@ def _copy(folder: Path, damaged: list[str], checks: _Checks) -> dict[str, bytes]
     **Raises:** `ValueError` saying what is wrong with it.
     """
     files: dict[str, bytes] = {}
-    known = {**checks, SEARCHER: json.loads}
+    known = {**checks, SEARCHER: unseal}
     kinds: dict[str, str] = {}
     try:
         with zipfile.ZipFile(folder / SNAPSHOT) as archive:
@@ -239,6 +243,8 @@ def _copy(folder: Path, damaged: list[str], checks: _Checks) -> dict[str, bytes]
         raise ValueError(f"{damaged[0]}, and so is its copy ({error})") from None
     if not RAYS.keys() <= set(kinds.values()):
         raise ValueError(f"{damaged[0]}, and its copy was made before the first trial")
+    if any((folder / name).is_dir() for name in files):
+        raise ValueError(f"{damaged[0]}, and a folder stands where its copy belongs")
     if checks is LOADED:
         trials = next(
             len(json.loads(content)["trial_data"])
@@ -280,12 +286,21 @@ def _walk(pickled: bytes) -> None:
         pass
 
 
-def _read_experiment(content: bytes) -> None:
-    """Raise an error unless this is what Ray reads of its trials."""
+def _parse_experiment(content: bytes) -> list[list[str]]:
+    """The trials of an experiment as Ray writes them, state and reports as texts."""
     state = json.loads(content)
     if not isinstance(state["runner_data"], dict) or not isinstance(state["stats"], dict):
         raise TypeError("expected mappings of what the run was")
-    for trial, metadata in state["trial_data"]:
+    trials: list[list[str]] = state["trial_data"]
+    for trial, metadata in trials:
+        if not isinstance(json.loads(trial), dict) or not isinstance(json.loads(metadata), dict):
+            raise TypeError("expected mappings of what a trial is")
+    return trials
+
+
+def _read_experiment(content: bytes) -> None:
+    """Raise an error unless this is what Ray reads of its trials, which may be pickled."""
+    for trial, metadata in _parse_experiment(content):
         Trial.from_json_state(trial, stub=True).restore_run_metadata(metadata)
 
 
@@ -296,6 +311,6 @@ def _load_mapping(content: bytes) -> None:
 
 
 #: What Ray would stumble over, and how it is read without running anything.
-RAYS: _Checks = {TUNER: _walk, EXPERIMENT: json.loads, GENERATOR: _walk}
+RAYS: _Checks = {TUNER: _walk, EXPERIMENT: _parse_experiment, GENERATOR: _walk}
 #: The same where the folder is trusted: a flipped bit may leave a pickle whole and make it another.
 LOADED: _Checks = {TUNER: _load_mapping, EXPERIMENT: _read_experiment, GENERATOR: _load_mapping}

@@ -69,6 +69,8 @@ class ScheduledSearch(HypergradSearch):
     experiment with it: trials are continued from the checkpoints of the old one.
     """
 
+    _scheduled = True
+
     def __init__(
         self,
         schedule: Callable[[Searcher], Scheduler],
@@ -263,6 +265,9 @@ class ScheduledSearch(HypergradSearch):
         """A trial that was started after the last save: its job is handed out again to another."""
 
     # State
+
+    def _aim(self) -> dict[str, Any]:
+        return super()._aim() | {"resource": self.resource}
 
     def get_state(self) -> dict[str, Any]:
         """See `HypergradSearch`; with the scheduler's state."""

@@ -19,6 +19,7 @@ from strategies.arguments import integer, mapping
 from strategies.intake import Intake
 from strategies.ledger import Ledger, ledger_of
 from strategies.observation import Observation, Report
+from strategies.plain import constraints_to_json
 from strategies.ray.aims import expected_aim, expected_bounds
 from strategies.ray.layout import Layout
 from strategies.ray.recovery import (
@@ -142,6 +143,16 @@ class HypergradSearch(RaySearcher):
     #: Upper bounds of metrics; what was pickled before there were any has none.
     _bounds: Mapping[str, float] = MappingProxyType({})
 
+    #: Whether a scheduler of ours decides how long trials run.
+    _scheduled = False
+
+    #: Whether this is a copy, as Ray restores an experiment with.
+    _pickled = False
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._pickled = True
+
     # Set-up
 
     @property
@@ -219,7 +230,9 @@ class HypergradSearch(RaySearcher):
         return True
 
     def _aim(self) -> dict[str, Any]:
-        return {"metric": self._metric, "mode": self._mode}
+        """What results are of, as JSON values."""
+        bounds = constraints_to_json(self._bounds)
+        return {"metric": self._metric, "mode": self._mode, "constraints": bounds}
 
     def set_max_concurrency(self, max_concurrent: int) -> bool:
         """Take over the limit of a `ConcurrencyLimiter`: here paused trials do not count."""
@@ -458,8 +471,7 @@ class HypergradSearch(RaySearcher):
         return {
             "format": _FORMAT,
             "version": _VERSION,
-            "metric": self._metric,
-            "mode": self._mode,
+            **self._aim(),
             "max_concurrent": self.max_concurrent,
             "param_space": None if self._param_space is None else encode(self._param_space),
             "searcher": None if self._ledger is None else self._ledger.state_dict(),
@@ -483,8 +495,10 @@ class HypergradSearch(RaySearcher):
                 f"state: expected {_FORMAT!r} version {_VERSION}, received "
                 f"{state.get('format')!r} version {state.get('version')!r}"
             )
+        expect({"scheduled": "schedule" in state}, {"scheduled": self._scheduled})
         for name, mine in self._aim().items():
-            if mine is not None and state[name] is not None:
+            # Constraints and the resource are in later states only.
+            if mine is not None and state.get(name) is not None:
                 expect({name: state[name]}, {name: mine})
         # Ray pickles us before it tells us the space, so after a restore the space is here.
         if self._ledger is None and state["param_space"] is not None:
@@ -559,6 +573,10 @@ class HypergradSearch(RaySearcher):
 
         If neither can be read this logs an error and begins with an empty history. To raise would
         be worse: Ray would then start the whole experiment over, with one sample.
+
+        **Raises:** `OtherSearchError` (a `ValueError`) if the state is of another search than this
+        one, and nothing has changed then; for Ray's own copy of the search that is an error that is
+        logged, too.
         """
         # It may have been moved, or another experiment goes on from here.
         self._folder = None
@@ -568,6 +586,8 @@ class HypergradSearch(RaySearcher):
                 self.restore(os.path.join(checkpoint_dir, name))
                 break
             except Exception as error:
+                if isinstance(error, OtherSearchError) and not self._pickled:
+                    raise
                 logger.error("%s cannot be used: %s", name, error)
         else:
             logger.error("No state of the searcher in %s: the search begins anew.", checkpoint_dir)

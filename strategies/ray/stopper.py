@@ -15,7 +15,8 @@ class SearchStopper(tune.Stopper):
     """Ends an experiment as `minimize(stop=...)` would: `tune.RunConfig(stop=SearchStopper(...))`.
 
     Ray ends running trials with it; they count as far as they came, and `strategies.ray.restore`
-    runs them on. Why it ended is `reason`, and in the log.
+    runs them on. Why it ended is `reason`, and in the log. A restored run keeps its stop, and what
+    ends it may still hold: costs, for instance, are those of all runs together.
 
     **Arguments:**
 

@@ -22,7 +22,14 @@ from strategies.arguments import integer, mapping, positive, switch
 from strategies.intake import Intake
 from strategies.observation import Observation, Report, Suggestion
 from strategies.schedulers.flips import warn_if_unsafe
-from strategies.schedulers.job import Candidate, Job, plain, resource_from_text, rung_resources
+from strategies.schedulers.job import (
+    Candidate,
+    Job,
+    is_power,
+    plain,
+    resource_from_text,
+    rung_resources,
+)
 from strategies.searchers.base import Searcher, require_searcher
 from strategies.state import (
     OtherSearchError,
@@ -89,6 +96,7 @@ class Scheduler(abc.ABC):
         self.searcher = searcher
         # Decimal fractions as they were written: 0.9 is 9 times 0.1 here, and not in binary.
         self._low, self._high = Fraction(str(low)), Fraction(str(high))
+        self._constructed_high = self._high
         self.eta = arguments.integer("eta", eta, 2)
         self.integer = bool(integer)
         self.candidates: dict[int, Candidate] = {}
@@ -363,7 +371,7 @@ class Scheduler(abc.ABC):
         """Take over a state: all of it, or nothing if that fails.
 
         The searcher is not part of it: construct the scheduler as before, or with more to do
-        (`iterations`, `configurations`).
+        (`iterations`, `configurations`). A maximum that has grown comes with the state.
 
         **Raises:** `ValueError` if it is damaged, or of another kind of scheduler, other options,
         or another searcher.
@@ -380,10 +388,11 @@ class Scheduler(abc.ABC):
             )
         if version > 1:
             expect_search(state, self.searcher)
-        # The maximum may have grown since the scheduler was constructed.
         options, mine = {**state["options"]}, self._options()
-        high = resource_from_text(options.pop("max_resource"))
-        del mine["max_resource"]
+        high = resource_from_text(options["max_resource"])
+        mine["max_resource"] = str(self._constructed_high)
+        if self._grows and is_power(high / self._constructed_high, self.eta):
+            options["max_resource"] = mine["max_resource"]
         if self._extent in mine and _reaches(mine[self._extent], options[self._extent]):
             # It may be given more to do than it had.
             options[self._extent] = mine[self._extent]
@@ -435,6 +444,9 @@ class Scheduler(abc.ABC):
         `FileNotFoundError` if there is neither.
         """
         restore_state(path, self.load_state_dict)
+
+    #: Whether the maximum resource can be raised, by powers of `eta`.
+    _grows: ClassVar[bool] = False
 
     #: The option that says how much there is to do; `None` is without end.
     _extent: ClassVar[str] = ""

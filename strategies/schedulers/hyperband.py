@@ -230,10 +230,9 @@ class Hyperband(Scheduler):
                     return number, bracket.bottom
         return None
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """See `Scheduler.load_state_dict`."""
+    def _load(self, state: Mapping[str, Any]) -> None:
         self._ended, self._lacking = set(), {}
-        super().load_state_dict(state)
+        super()._load(state)
 
     _extent = "iterations"
 

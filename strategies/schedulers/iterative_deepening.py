@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 from strategies.arguments import positive
 from strategies.schedulers.hyperband import Bracket, Hyperband
+from strategies.schedulers.job import is_power
 from strategies.searchers.base import Searcher
 
 Variant = Literal["discarding", "preserving", "efficient"]
@@ -33,6 +34,8 @@ class IterativeDeepeningHyperband(Hyperband):
           before go on without competition, and the best of the rest fill the remaining places. No
           evaluation is wasted: the total cost equals that of Hyperband at the new maximum.
     """
+
+    _grows = True
 
     def __init__(
         self,
@@ -75,10 +78,7 @@ class IterativeDeepeningHyperband(Hyperband):
         target = self._high * self.eta
         if max_resource is not None:
             target = Fraction(str(positive("max_resource", max_resource)))
-        ratio = target / self._high
-        while ratio > 1:
-            ratio /= self.eta
-        if ratio != 1:
+        if not is_power(target / self._high, self.eta):
             raise ValueError(
                 f"'max_resource': expected {self.max_resource} times a power of {self.eta}, "
                 f"received {max_resource}"

@@ -65,6 +65,13 @@ def plain(resource: Fraction) -> int | float:
     return resource.numerator if resource.denominator == 1 else float(resource)
 
 
+def is_power(ratio: Fraction, base: int) -> bool:
+    """Whether a ratio is a power of the base, 1 included."""
+    while ratio > 1:
+        ratio /= base
+    return ratio == 1
+
+
 def resource_from_text(text: str) -> Fraction:
     """A stored resource; not one whose digits would take for ever to compute with."""
     if not re.fullmatch(r"\d{1,30}(/\d{1,30})?", text) or not Fraction(text):

@@ -15,7 +15,7 @@ import numpy as np
 from strategies.ledger import Ledger
 from strategies.observation import Observation, Suggestion
 from strategies.searchers.base import Searcher
-from strategies.state import exclusive_lock, reading, seal, unseal
+from strategies.state import exclusive_lock, reading, seal, unseal, whole_line
 
 _FORMAT = "hypergrad sklearn search, version 2"
 
@@ -78,25 +78,37 @@ class Journal:
         assert self.path is not None
         with open(self.path, "rb") as file:
             content = file.read()
+        *lines, rest = content.split(b"\n")
         # A kill may leave a last line that is not whole.
-        whole = content[: content.rfind(b"\n") + 1]
-        try:
-            with reading():
-                head, *lines = [unseal(line) for line in whole.split(b"\n")[:-1]] or [{}]
-        except ValueError as error:
-            raise ValueError(f"'resume': expected whole lines in {self.path}, {error}") from None
-        if head.get("format") != _FORMAT:
+        last = whole_line(rest)
+        lines += last
+        head, *found = [self._line(number, line) for number, line in enumerate(lines, 1)] or [{}]
+        if head.get("format") != _FORMAT or "identity" not in head:
             raise ValueError(f"'resume': expected a file of {_FORMAT}, received {self.path}")
         if head["identity"] != identity:
             raise ValueError(
                 f"'resume': expected a file of this search, received {self.path}, whose estimator, "
                 "space, data, weights, splits or scoring differ"
             )
-        if len(whole) < len(content):
+        if rest:
             with open(self.path, "r+b") as file:
-                file.truncate(len(whole))
-        self.trials = [Trial(**line["trial"]) for line in lines if "trial" in line]
-        self.fits = [line["fit"] for line in lines if "fit" in line]
+                file.seek(len(content) - len(rest))
+                file.writelines(line + b"\n" for line in last)
+                file.truncate()
+        self.trials = [line["trial"] for line in found if "trial" in line]
+        self.fits = [line["fit"] for line in found if "fit" in line]
+
+    def _line(self, number: int, content: bytes) -> dict[str, Any]:
+        """The head, a trial or a fit, each under its name."""
+        try:
+            with reading():
+                line = unseal(content)
+                return {**line, "trial": Trial(**line["trial"])} if "trial" in line else line
+        except ValueError as error:
+            raise ValueError(
+                f"'resume': expected whole lines in {self.path}, but line {number} is damaged "
+                f"({error}); without that line, what it held is done again"
+            ) from None
 
     def add_trial(self, trial: Trial) -> None:
         """Keep a trial."""

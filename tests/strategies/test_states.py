@@ -28,7 +28,7 @@ from strategies import (
     report,
 )
 from strategies.local import minimize
-from strategies.schedulers import ASHA, Hyperband, run
+from strategies.schedulers import ASHA, Hyperband, IterativeDeepeningHyperband, run
 from strategies.space.identity import content
 from strategies.state import OtherSearchError, unseal, write_state
 
@@ -188,6 +188,20 @@ def test_a_scheduler_with_another_searcher_refuses_the_state(other):
     with pytest.raises(OtherSearchError):
         again.load_state_dict(scheduler.state_dict())
     assert again.candidates == {}
+
+
+@pytest.mark.parametrize("kind", [Hyperband, ASHA, IterativeDeepeningHyperband])
+def test_a_state_of_another_maximum_is_refused_unless_it_has_grown(kind):
+    state = kind(RandomSearcher(SPACE), 9).state_dict()
+    with pytest.raises(OtherSearchError, match="'max_resource': expected '27', received '9'"):
+        kind(RandomSearcher(SPACE), 27).load_state_dict(state)
+    shorter = kind(RandomSearcher(SPACE), 3)
+    if kind is IterativeDeepeningHyperband:
+        shorter.load_state_dict(state)
+        assert shorter.max_resource == 9
+    else:
+        with pytest.raises(OtherSearchError, match="'max_resource'"):
+            shorter.load_state_dict(state)
 
 
 def test_functions_as_choices_are_resumed_in_another_process(tmp_path):

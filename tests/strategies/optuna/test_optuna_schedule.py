@@ -287,3 +287,17 @@ def test_hyperband_of_any_storage_reports_progress():
     schedule = Hyperband(RandomSearcher(SPACE), 3, eta=3)
     run_schedule(optuna.create_study(), objective, schedule, jobs=4)
     assert schedule.progress().startswith("iteration 0, bracket from 1: 1: 3/3, 3: 1/1")
+
+
+def test_jobs_of_other_rungs_are_not_taken_for_those_of_these():
+    def train(trial, job):
+        return job.config["x"] + 1 / job.resource
+
+    study = optuna.create_study()
+    run_schedule(study, train, ASHA(RandomSearcher(SPACE), 9, configurations=4))
+    with pytest.raises(ValueError, match="expected the resource 3 at level 0, received 1"):
+        run_schedule(study, train, ASHA(RandomSearcher(SPACE), 9, min_resource=3, configurations=4))
+    with pytest.warns(UserWarning, match="expected the resource 2 at level 1, received 3"):
+        halved = run_schedule(study, train, ASHA(RandomSearcher(SPACE), 9, eta=2, configurations=4))
+    for one in halved.everything():
+        assert one.value == pytest.approx(one.config["x"] + 1 / one.resource)

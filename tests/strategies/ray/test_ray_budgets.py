@@ -174,3 +174,22 @@ def test_restored_repeater_counts_each_group_once(tmp_path):
     again, _ = repeated()
     again.restore_from_dir(str(tmp_path / "a"))
     assert [(o.number, o.value) for o in again.ledger.history] == told
+
+
+@pytest.mark.slow
+def test_a_repeat_that_was_cut_off_is_trained_after_a_restore(tmp_path):
+    def repeated(folder, stop):
+        search = HypergradSearch(RandomSearcher, seed=3, metric="loss", mode="min")
+        limited = tune.stopper.CombinedStopper(stop, tune.stopper.MaximumIterationStopper(2))
+        tuner(Repeater(search, repeat=2), tmp_path, folder, samples=6, stop=limited).fit()
+
+    def told(folder):
+        search = HypergradSearch(RandomSearcher, seed=3, metric="loss", mode="min")
+        search.restore_from_dir(str(tmp_path / folder))
+        return [(o.number, o.value) for o in search.ledger.history]
+
+    repeated("whole", Budget(100))
+    repeated("cut", Budget(7))  # within the second repeat of the second group
+    assert len(told("cut")) == 1
+    restore(tmp_path / "cut", Train).fit()
+    assert told("cut") == told("whole")

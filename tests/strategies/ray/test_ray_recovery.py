@@ -11,6 +11,10 @@ from ray.tune import Tuner
 
 from strategies.ray import can_restore, restore
 from strategies.ray.recovery import SNAPSHOT
+from strategies.state import seal
+
+STATE = {"trial_data": [], "runner_data": {}, "stats": {}}
+SEARCHER = seal(json.dumps({"version": 2, "live": {}}))
 
 
 class Code:
@@ -28,7 +32,7 @@ def experiment(folder, generator, **more):
     (folder / "tuner.pkl").write_bytes(pickle.dumps({}))
     with zipfile.ZipFile(folder / SNAPSHOT, "w") as archive:
         archive.writestr("tuner.pkl", pickle.dumps({}))
-        archive.writestr("experiment_state-1.json", json.dumps({"trial_data": []}))
+        archive.writestr("experiment_state-1.json", json.dumps(STATE))
         archive.writestr("search_gen_state-1.json", pickle.dumps(generator))
         for name, content in more.items():
             archive.writestr(name, content)
@@ -59,15 +63,11 @@ def test_an_absolute_path_is_not_written(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["run"]
 
 
-STATE = {"trial_data": [], "runner_data": {}, "stats": {}}
-
-
 def whole(folder):
     """An experiment whose files are all there, and their copy."""
-    experiment(folder, {"counter": 0, "searcher": print}, **{"searcher-state-1.pkl": "{}"})
+    experiment(folder, {"counter": 0, "searcher": print}, **{"searcher-state-1.pkl": SEARCHER})
     with zipfile.ZipFile(folder / SNAPSHOT, "a") as archive:
         archive.extractall(folder)
-    (folder / "experiment_state-1.json").write_text(json.dumps(STATE))
     files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != SNAPSHOT}
     with zipfile.ZipFile(folder / SNAPSHOT, "w") as archive:
         for name, content in files.items():
@@ -94,6 +94,45 @@ def test_a_bit_that_flipped_where_ray_has_no_checksum_is_put_back(name, tmp_path
         assert isinstance(state, dict)
         if name.startswith("experiment"):
             assert state.keys() == STATE.keys()
+
+
+def test_a_digit_that_flipped_in_the_searchers_state_is_put_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(Tuner, "restore", lambda *_, **__: None)
+    whole(tmp_path / "run")
+    file = tmp_path / "run" / "searcher-state-1.pkl"
+    file.write_text(SEARCHER.replace('"version": 2', '"version": 3'))
+    assert can_restore(tmp_path / "run")
+    restore(tmp_path / "run", print)
+    assert file.read_text() == SEARCHER
+
+
+@pytest.mark.parametrize("name", ["tuner.pkl", "experiment_state-1.json"])
+def test_a_folder_in_place_of_a_file_is_said_and_nothing_is_put_back(name, tmp_path):
+    folder = tmp_path / "run"
+    whole(folder)
+    (folder / "search_gen_state-1.json").write_bytes(b"")
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    assert not can_restore(folder)
+    with pytest.raises(ValueError, match="a folder stands where its copy belongs"):
+        restore(folder, print)
+    assert (folder / "search_gen_state-1.json").read_bytes() == b""
+
+
+def test_the_question_and_the_restore_agree(tmp_path, monkeypatch):
+    monkeypatch.setattr(Tuner, "restore", lambda *_, **__: None)
+    folder = tmp_path / "run"
+    whole(folder)
+    (folder / "tuner.pkl").unlink()
+    assert can_restore(folder)
+    restore(folder, print)
+    assert (folder / "tuner.pkl").exists()
+    # Whole as JSON, and yet nothing that Ray could read.
+    (folder / "experiment_state-1.json").write_text("{}")
+    (folder / SNAPSHOT).unlink()
+    assert not can_restore(folder)
+    with pytest.raises(ValueError, match="there is no copy"):
+        restore(folder, print)
 
 
 def test_what_is_put_back_is_not_written_through_a_link(tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ from ray.tune.search import ConcurrencyLimiter, Repeater, SearchGenerator
 from strategies.observation import Suggestion
 from strategies.ray import MAX_NUMBERS, HypergradSearch, result, space_from_ray
 from strategies.ray.grid import seen_by
-from strategies.searchers import RandomSearcher, Searcher
+from strategies.searchers import RandomSearcher, Searcher, SobolSearcher
 from strategies.space import Float, SearchSpace
 
 SPACE = {"lr": tune.loguniform(1e-4, 1e-1), "n": {"depth": tune.randint(1, 5)}}
@@ -386,6 +386,40 @@ def test_state_of_another_search_is_refused(tmp_path):
         started(param_space={"lr": tune.uniform(0, 1)}, seed=1).set_state(state)
     with pytest.raises(ValueError, match="version"):
         started().set_state({**state, "version": 99})
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"seed": 2},
+        {"mode": "max"},
+        {"metric": "accuracy"},
+        {"constraints": ["memory"]},
+        {"searcher": SobolSearcher},
+    ],
+)
+def test_a_folder_of_another_search_is_refused_and_its_trials_are_not_taken(other, tmp_path):
+    options = {"searcher": RandomSearcher, "seed": 1, "metric": "loss", "mode": "min"}
+    search = HypergradSearch(space=SPACE, **options)
+    drive(search, 0, 3)
+    search.save_to_dir(str(tmp_path), "s")
+    (tmp_path / "experiment_state-s.json").write_text(json.dumps({"trial_data": []}))
+    again = HypergradSearch(space=SPACE, **options | other)
+    before = again.get_state()
+    with pytest.raises(ValueError, match=f"state: '{next(iter(other))}'"):
+        again.restore_from_dir(str(tmp_path))
+    assert again.get_state() == before
+
+
+def test_a_search_and_a_scheduled_search_do_not_take_each_others_states():
+    plain, schedule = started(seed=3), scheduled()
+    for one, other in ((plain, schedule), (schedule, plain)):
+        before = one.get_state()
+        with pytest.raises(ValueError, match="'scheduled'"):
+            one.set_state(other.get_state())
+        assert one.get_state() == before
+    with pytest.raises(ValueError, match="'resource'"):
+        scheduled().set_state(schedule.get_state() | {"resource": "epochs"})
 
 
 @pytest.mark.parametrize("kind", ["search", "schedule"])

@@ -463,9 +463,12 @@ def test_a_flipped_bit_in_its_file_is_damage(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match="'resume': expected"), journal(path, "of this"):
             pass
-    path.write_bytes(good)
-    with journal(path, "of this") as whole:
-        assert (whole.trials, whole.fits) == (trials, fits)
+    # What is whole but for the end of the last line is all there.
+    for end in (b"\n", b"", *(bytes([ord("\n") ^ 1 << bit]) for bit in range(8))):
+        path.write_bytes(good[:-1] + end)
+        with journal(path, "of this") as whole:
+            assert (whole.trials, whole.fits) == (trials, fits)
+        assert path.read_bytes() == good
 
 
 ALPHA, C = {"alpha": [0.1, 1.0]}, {"C": [0.1, 1.0]}
