@@ -9,8 +9,9 @@ from hypergrad.expected import require
 from hypergrad.implicit.adjoint import LinearSystem
 from hypergrad.implicit.curvature import Curvature
 from hypergrad.implicit.error import Estimated, Measured, Sensitivity, estimate_error
-from hypergrad.implicit.inverse import Inverse, dense_inverse, krylov_inverse
+from hypergrad.implicit.inverse import Inverse, KrylovInverse, dense_inverse, krylov_inverse
 from hypergrad.implicit.linearisation import Linearisation, is_narrow, linearised, widened
+from hypergrad.implicit.units import Units
 from hypergrad.linear import vector
 from hypergrad.linear.base import LinearSolver
 from hypergrad.linear.gmres import GMRES
@@ -49,7 +50,8 @@ class ErrorEstimate(eqx.Module):
 
     **Arguments:**
 
-    - `solver`: for the solves of the estimate. `None` forms the matrix of up to `dense` parameters;
+    - `solver`: for the solves of the estimate, which are then in the units of the params. `None`
+      forms the matrix of up to `dense` parameters;
       above it takes MINRES, or for a system that is not symmetric GMRES, to a relative residual
       of 1e-3 within the number of products that the hypergradient itself took, or 50 if it took
       fewer.
@@ -147,7 +149,7 @@ class ErrorEstimate(eqx.Module):
 
     def _inverse(self, system: LinearSystem, result: Result, unit: float) -> Inverse:
         if self.solver is not None:
-            return krylov_inverse(system, result.adjoint, self.solver)
+            return KrylovInverse(Units.of_user(result.adjoint), system, self.solver)
         if vector.size(result.adjoint) <= self.dense:
             return dense_inverse(system, result.adjoint, unit)
         method = MINRES if system.symmetric else GMRES

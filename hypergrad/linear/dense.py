@@ -164,9 +164,9 @@ def _symmetric(matrix: Array, b: Array) -> tuple[Array, Array, Array, Array]:
     matrix = (matrix + matrix.T) / 2
     factor = jnp.linalg.cholesky(matrix)
     diagonal = jnp.diagonal(matrix)
-    # Rounding may let a singular matrix pass, with a last pivot of its own size: that of its row,
-    # as a factorisation does not see the units of the unknowns (Demmel 1989).
-    noise = 10 * matrix.shape[0] * jnp.finfo(matrix.dtype).eps * diagonal
+    # Rounding may let a singular matrix pass, with a last pivot of its own size.
+    eps = jnp.finfo(matrix.dtype).eps
+    noise = 10 * matrix.shape[0] * eps * jnp.max(diagonal, initial=0)
     definite = jnp.all(jnp.diagonal(factor) ** 2 > noise)
 
     def direct() -> tuple[Array, Array, Array, Array]:
